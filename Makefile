@@ -1,0 +1,40 @@
+# make demo: a network trained to its limit, and the page that shows it.   make test: the whole suite.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench gallery docs clean
+
+demo: $(VENV)/.report
+	$(BIN)/equipoise demo
+
+test: $(VENV)/.test
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/flow_depth.py
+
+gallery: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m slow
+
+docs: $(VENV)/.test
+	$(BIN)/python -m pytest -q docs README.md
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras: `make test` after `make demo` adds only what is missing.
+$(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[$*]'
+	@touch $@

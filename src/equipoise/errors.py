@@ -1,0 +1,27 @@
+"""What goes wrong because of what was passed in: one line that says expected, found, and what to type."""
+
+
+class EquipoiseError(Exception):
+    """Base of every error that Equipoise raises on purpose.
+
+    The message is one line: what was expected, what was found, and the remedy.
+
+    >>> print(InputError(expected="labels in {-1, +1}", found="label 7", remedy="pass classes=(0, 7)"))
+    expected labels in {-1, +1}; found label 7; pass classes=(0, 7)
+    """
+
+    def __init__(self, *, expected: str, found: str, remedy: str):
+        self.expected, self.found, self.remedy = expected, found, remedy
+        super().__init__(f"expected {expected}; found {found}; {remedy}")
+
+
+class InputError(EquipoiseError, ValueError):
+    """An argument, a data set or a file that cannot be used as it is."""
+
+
+class CaptureError(EquipoiseError):
+    """A model whose computation cannot be read, with the reason."""
+
+
+class StoreError(EquipoiseError, OSError):
+    """A run folder that cannot be written or read."""

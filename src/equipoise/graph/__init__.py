@@ -1,0 +1,1 @@
+"""A model read as interfaces: capture, evaluation, matchers, coverage."""

@@ -1,0 +1,1 @@
+"""Conserved quantities as values: commutants, laws, their derivation and completeness."""

@@ -1,0 +1,1 @@
+"""What flow and watch record, one observer a file."""

@@ -1,0 +1,146 @@
+"""The papers behind the laws, steppers and theorems, each under one key."""
+
+from dataclasses import dataclass
+
+from equipoise.errors import InputError
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A paper, printable as BibTeX."""
+
+    key: str
+    authors: str
+    title: str
+    venue: str
+    year: int
+    url: str
+
+    def bibtex(self) -> str:
+        """The entry as BibTeX.
+
+        >>> print(REFERENCES["le2022training"].bibtex().splitlines()[0])
+        @misc{le2022training,
+        """
+        fields = {
+            "author": self.authors,
+            "title": self.title,
+            "note": self.venue,
+            "year": str(self.year),
+            "url": self.url,
+        }
+        body = ",\n".join(f"  {name} = {{{text}}}" for name, text in fields.items())
+        return f"@misc{{{self.key},\n{body}\n}}"
+
+
+REFERENCES: dict[str, Reference] = {
+    reference.key: reference
+    for reference in [
+        Reference(
+            "le2022training",
+            "Thien Le and Stefanie Jegelka",
+            "Training invariances and the low-rank phenomenon: beyond linear networks",
+            "ICLR",
+            2022,
+            "https://arxiv.org/abs/2201.11968",
+        ),
+        Reference(
+            "du2018algorithmic",
+            "Simon S. Du and Wei Hu and Jason D. Lee",
+            "Algorithmic regularization in learning deep homogeneous models: layers are automatically balanced",
+            "NeurIPS",
+            2018,
+            "https://arxiv.org/abs/1806.00900",
+        ),
+        Reference(
+            "ji2019gradient",
+            "Ziwei Ji and Matus Telgarsky",
+            "Gradient descent aligns the layers of deep linear networks",
+            "ICLR",
+            2019,
+            "https://arxiv.org/abs/1810.02032",
+        ),
+        Reference(
+            "lyu2020gradient",
+            "Kaifeng Lyu and Jian Li",
+            "Gradient descent maximizes the margin of homogeneous neural networks",
+            "ICLR",
+            2020,
+            "https://arxiv.org/abs/1906.05890",
+        ),
+        Reference(
+            "ji2020directional",
+            "Ziwei Ji and Matus Telgarsky",
+            "Directional convergence and alignment in deep learning",
+            "NeurIPS",
+            2020,
+            "https://arxiv.org/abs/2006.06657",
+        ),
+        Reference(
+            "davis2020stochastic",
+            "Damek Davis and Dmitriy Drusvyatskiy and Sham Kakade and Jason D. Lee",
+            "Stochastic subgradient method converges on tame functions",
+            "Foundations of Computational Mathematics",
+            2020,
+            "https://arxiv.org/abs/1804.07795",
+        ),
+        Reference(
+            "marcotte2023abide",
+            "Sibylle Marcotte and Rémi Gribonval and Gabriel Peyré",
+            "Abide by the law and follow the flow: conservation laws for gradient flows",
+            "NeurIPS",
+            2023,
+            "https://arxiv.org/abs/2307.00144",
+        ),
+        Reference(
+            "mustafa2023gats",
+            "Nimrah Mustafa and Aleksandar Bojchevski and Rebekka Burkholz",
+            "Are GATs out of balance?",
+            "NeurIPS",
+            2023,
+            "https://arxiv.org/abs/2310.07235",
+        ),
+        Reference(
+            "gonon2024path",
+            "Antoine Gonon and Nicolas Brisebarre and Elisa Riccietti and Rémi Gribonval",
+            "A path-norm toolkit for modern networks: consequences, promises and challenges",
+            "ICLR",
+            2024,
+            "https://arxiv.org/abs/2310.01225",
+        ),
+        Reference(
+            "timor2022implicit",
+            "Nadav Timor and Gal Vardi and Ohad Shamir",
+            "Implicit regularization towards rank minimization in ReLU networks",
+            "ALT",
+            2023,
+            "https://arxiv.org/abs/2201.12760",
+        ),
+        Reference(
+            "roy2007effective",
+            "Olivier Roy and Martin Vetterli",
+            "The effective rank: a measure of effective dimensionality",
+            "EUSIPCO",
+            2007,
+            "https://ieeexplore.ieee.org/document/7098875",
+        ),
+    ]
+}
+
+
+def cite(*keys: str) -> str:
+    """BibTeX of the named references, or of all of them.
+
+    >>> print(cite("du2018algorithmic").splitlines()[0])
+    @misc{du2018algorithmic,
+
+    Raises `InputError` for an unknown key.
+    """
+    unknown = [key for key in keys if key not in REFERENCES]
+    if unknown:
+        raise InputError(
+            expected=f"reference keys among {', '.join(REFERENCES)}",
+            found=", ".join(unknown),
+            remedy="call cite() for all of them",
+        )
+    return "\n\n".join(REFERENCES[key].bibtex() for key in keys or REFERENCES)

@@ -1,0 +1,1 @@
+"""Theorems as checks: assumptions, claims, bounds, measurements."""

@@ -1,0 +1,1 @@
+"""The zoo of networks that the tests share."""

@@ -1,0 +1,1 @@
+"""Slow, obvious twins: every fast implementation is compared with one of these."""
