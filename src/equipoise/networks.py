@@ -1,0 +1,161 @@
+"""Small reference networks in float64: a multilayer perceptron and a residual network, both with a linear tail.
+
+They are ordinary modules: nothing in Equipoise recognises them by type.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from numbers import Integral
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from equipoise.errors import InputError
+
+INITS: dict[str, Callable[..., Tensor]] = {
+    "fan_in": partial(nn.init.kaiming_normal_, nonlinearity="linear"),
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "kaiming_uniform": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),
+    "xavier": nn.init.xavier_normal_,
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "orthogonal": nn.init.orthogonal_,
+}
+"""How weights may start: N(0, 1/fan_in), N(0, 2/fan_in), and others of `torch.nn.init`."""
+
+SKIPS = ("identity", "dense")
+
+
+def mlp(
+    widths: Iterable[Any],
+    linear_tail: int = 1,
+    bias: bool = False,
+    seed: int = 0,
+    init: str = "fan_in",
+    scale: float | int = 1.0,
+) -> nn.Sequential:
+    """A feedforward ReLU network whose last `linear_tail` weight matrices have no activation between them (T3.4).
+
+    `widths` counts input and output, so `len(widths) - 1` matrices, named `layer1`, `layer2`, …; each of the first
+    ones is followed by `relu1`, `relu2`, …. `linear_tail=1` is the usual ReLU network, `linear_tail=len(widths) - 1`
+    a deep linear one. Weights are float64, drawn in order from a generator of its own seeded with `seed`:
+    N(0, 1/fan_in), or `init` among `INITS`; then multiplied by `scale`. Biases, where asked for, start at zero.
+
+    >>> mlp([784, 64, 64, 1], linear_tail=2)
+    Sequential(
+      (layer1): Linear(in_features=784, out_features=64, bias=False)
+      (relu1): ReLU()
+      (layer2): Linear(in_features=64, out_features=64, bias=False)
+      (layer3): Linear(in_features=64, out_features=1, bias=False)
+    )
+
+    Raises `InputError` for widths that are not positive integers, fewer than two of them, a tail outside
+    1 … `len(widths) - 1`, an unknown `init`, and a scale that is not positive and finite.
+    """
+    sizes = _widths(widths)
+    depth = len(sizes) - 1
+    rectified = depth - _integer("linear_tail", linear_tail, 1, depth)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for k in range(1, depth + 1):
+        layers[f"layer{k}"] = _linear(sizes[k - 1], sizes[k], bias)
+        if k <= rectified:
+            layers[f"relu{k}"] = nn.ReLU()
+    model = nn.Sequential(layers)
+    _start(model, seed, init, scale)
+    return model
+
+
+class ResidualBlock(nn.Module):
+    """`h ↦ skip(h) + down(relu(up(h)))`, the skip an identity or a trained dense map (T2.5)."""
+
+    def __init__(self, width: int, hidden: int, skip: str, bias: bool):
+        super().__init__()
+        self.up = _linear(width, hidden, bias)
+        self.relu = nn.ReLU()
+        self.down = _linear(hidden, width, bias)
+        self.skip = nn.Identity() if skip == "identity" else _linear(width, width, bias=False)
+
+    def forward(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """The residual branch added to the skip."""
+        return self.skip(h) + self.down(self.relu(self.up(h)))
+
+
+def residual_mlp(
+    inputs: int,
+    width: int,
+    hidden: int,
+    outputs: int = 1,
+    *,
+    blocks: int = 1,
+    skip: str = "identity",
+    linear_tail: int = 2,
+    bias: bool = False,
+    seed: int = 0,
+    init: str = "fan_in",
+    scale: float | int = 1.0,
+) -> nn.Sequential:
+    """A linear embedding, ReLU blocks with skips on a stream of `width`, and a tail of linear layers (T2.5, T3.4).
+
+    `embed` maps `inputs` to `width`; `block1`, `block2`, … add `down(relu(up(h)))`, through `hidden` neurons, to `h`
+    (`skip="identity"`) or to a trained `Z h` (`skip="dense"`); `layer1`, … are the `linear_tail` last matrices.
+    Weights start as in `mlp`. An identity skip breaks homogeneity.
+
+    >>> model = residual_mlp(4, 8, 16)
+    >>> [name for name, _ in model.named_parameters()]
+    ['embed.weight', 'block1.up.weight', 'block1.down.weight', 'layer1.weight', 'layer2.weight']
+
+    Raises `InputError` for sizes that are not positive integers, an unknown `skip` or `init`, a senseless `scale`.
+    """
+    d_in, d, d_hidden, d_out = _widths([inputs, width, hidden, outputs])
+    depth = _integer("linear_tail", linear_tail, 1)
+    if skip not in SKIPS:
+        raise InputError(expected=f"skip among {', '.join(SKIPS)}", found=repr(skip), remedy="pass skip='identity'")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(embed=_linear(d_in, d, bias))
+    for b in range(1, _integer("blocks", blocks, 1) + 1):
+        layers[f"block{b}"] = ResidualBlock(d, d_hidden, skip, bias)
+    for k in range(1, depth + 1):
+        layers[f"layer{k}"] = _linear(d, d_out if k == depth else d, bias)
+    model = nn.Sequential(layers)
+    _start(model, seed, init, scale)
+    return model
+
+
+def _linear(fan_in: int, fan_out: int, bias: bool) -> nn.Linear:
+    # nn.Linear(...) would draw from the global generator
+    return cast(nn.Linear, skip_init(nn.Linear, fan_in, fan_out, bias=bias, dtype=torch.float64))
+
+
+def _start(model: nn.Module, seed: int, init: str, scale: float | int) -> None:
+    if init not in INITS:
+        raise InputError(expected=f"init among {', '.join(INITS)}", found=repr(init), remedy="pass init='fan_in'")
+    if not (math.isfinite(scale) and scale > 0):
+        raise InputError(expected="a positive finite scale", found=str(scale), remedy="pass scale=1.0")
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            INITS[init](layer.weight, generator=generator)
+            with torch.no_grad():
+                layer.weight.mul_(scale)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+
+def _widths(widths: Iterable[Any]) -> list[int]:
+    sizes = [_integer("every width", width, 1) for width in widths]
+    if len(sizes) < 2:
+        raise InputError(
+            expected="at least two widths, input and output", found=str(sizes), remedy="pass e.g. [784, 64, 1]"
+        )
+    return sizes
+
+
+def _integer(what: str, value: Any, low: int, high: int | None = None) -> int:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(expected=f"{what} an integer {bounds}", found=repr(value), remedy=f"pass e.g. {low}")
+    return int(value)
