@@ -1,1 +1,28 @@
 """Slow, obvious twins: every fast implementation is compared with one of these."""
+
+import numpy as np
+import torch
+
+# --- spectra and alignment ---
+
+
+def spectrum_measures(matrix: torch.Tensor) -> dict[str, float]:
+    """Every measure of THEORY §6 from its formula as printed, in numpy and float64; right when nothing cancels."""
+    sigma = np.linalg.svd(matrix.double().flatten(1).numpy(), compute_uv=False)
+    p = sigma / sigma.sum()
+    p = p[p > 0]
+    return {
+        "frobenius_norm": np.sqrt((sigma**2).sum()),
+        "rank_one_residual": 1 - sigma[0] ** 2 / (sigma**2).sum(),
+        "stable_rank": (sigma**2).sum() / sigma[0] ** 2,
+        "effective_rank": np.exp(-(p * np.log(p)).sum()),
+        "participation_ratio": (sigma**2).sum() ** 2 / (sigma**4).sum(),
+    }
+
+
+def circular_convolution_matrix(kernel: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The dense matrix of a stride-1 convolution with circular padding, one unit image at a time."""
+    channels, height, width = kernel.shape[1], *size
+    units = torch.eye(channels * height * width, dtype=kernel.dtype).view(-1, channels, height, width)
+    wrapped = torch.nn.functional.pad(units, (0, kernel.shape[3] - 1, 0, kernel.shape[2] - 1), mode="circular")
+    return torch.nn.functional.conv2d(wrapped, kernel).flatten(1).T

@@ -1,0 +1,91 @@
+"""How well the output directions of a layer match the input directions of the next one."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise import linalg
+from equipoise.errors import InputError
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Alignment of consecutive layers: `cosine = |⟨v_{k+1}, u_k⟩|`, its `sine`, and the top-`r` principal angles.
+
+    The sine is the norm of the rejected component `v - u⟨u, v⟩`, so `sine²` is `1 - cosine²` without the subtraction
+    and keeps its digits where the cosine has rounded to 1. Angles are in radians, ascending.
+    """
+
+    cosine: float
+    sine: float
+    angles: Float[Tensor, " r"]
+
+
+def alignment(
+    lower: Float[Tensor, "d inputs *lower_taps"],
+    upper: Float[Tensor, "out _ *upper_taps"],
+    r: int = 1,
+    *,
+    bias: Float[Tensor, " _"] | None = None,
+) -> Alignment:
+    """Alignment of the layer `lower` (`W_k`) with the next one, `upper` (`W_{k+1}`), as in `upper @ lower` (T3.2).
+
+    `u_k` is the top left singular vector of `lower` (with `bias`, of `[W_k b_k]`) and `v_{k+1}` the top right one of
+    `upper`. Convolution kernels are taken as `d × (inputs·taps)` below and `(out·taps) × d` above. The angles are those
+    between the top-`r` left and right singular spaces; directions whose singular value is at rounding level
+    (`max(rows, columns) · eps · σ_1`) do not count, so there may be fewer than `r`.
+
+    A zero matrix has no directions: cosine 0 and sine 1, by convention. Where `σ_1 = σ_2` the top vector, and hence the
+    figure, is arbitrary. Float32 or float64. Raises `InputError` for NaN or infinite entries, shapes that do not
+    compose, and `r < 1`.
+
+    >>> u = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    >>> found = alignment(torch.outer(u, torch.ones(3, dtype=torch.float64)), 5 * u[None])
+    >>> round(found.cosine, 12), found.sine < 1e-15
+    (1.0, True)
+    """
+    _require_composable(lower, upper, bias)
+    below = lower.flatten(1)
+    if bias is not None:
+        below = torch.cat([below, bias[:, None]], dim=1)
+    above = upper.transpose(1, -1).flatten(0, -2) if upper.ndim > 2 else upper
+    return compare(linalg.leading_triplets(below, r), linalg.leading_triplets(above, r))
+
+
+def compare(lower: linalg.Triplets, upper: linalg.Triplets) -> Alignment:
+    """`alignment` from leading triplets that are already at hand: left vectors of `lower`, right ones of `upper`.
+
+    >>> turned = torch.tensor([[0.6], [0.8]])
+    >>> flat = linalg.Triplets(torch.eye(2)[:, :1], torch.ones(1), torch.ones(1, 1))
+    >>> found = compare(flat, linalg.Triplets(torch.ones(1, 1), torch.ones(1), turned))
+    >>> round(found.cosine, 6), round(found.sine, 6)
+    (0.6, 0.8)
+    """
+    u, v = lower.left[:, _significant(lower)], upper.right[:, _significant(upper)]
+    if u.shape[1] == 0 or v.shape[1] == 0:
+        return Alignment(0.0, 1.0, u.new_zeros(0))
+    cosine = u[:, 0] @ v[:, 0]
+    sine = torch.linalg.vector_norm(v[:, 0] - cosine * u[:, 0])
+    return Alignment(min(abs(float(cosine)), 1.0), min(float(sine), 1.0), linalg.principal_angles(u, v))
+
+
+def _significant(triplets: linalg.Triplets) -> Tensor:
+    size = max(triplets.left.shape[0], triplets.right.shape[0])
+    return triplets.values > size * torch.finfo(triplets.values.dtype).eps * triplets.values[0]
+
+
+def _require_composable(lower: Tensor, upper: Tensor, bias: Tensor | None) -> None:
+    if upper.shape[1] != lower.shape[0]:
+        raise InputError(
+            expected=f"an upper layer that reads the {lower.shape[0]} outputs of the lower one",
+            found=f"shapes {tuple(lower.shape)} and {tuple(upper.shape)}",
+            remedy="pass weights as (out, in, *taps), lower layer first",
+        )
+    if bias is not None and bias.shape != lower.shape[:1]:
+        raise InputError(
+            expected=f"a bias of the lower layer, of shape {tuple(lower.shape[:1])}",
+            found=f"shape {tuple(bias.shape)}",
+            remedy="pass the bias that is added to lower @ x",
+        )
