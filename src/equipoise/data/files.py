@@ -1,0 +1,190 @@
+"""The files of MNIST and Fashion-MNIST: found, downloaded, continued, checked."""
+
+import gzip
+import hashlib
+import http
+import http.client
+import os
+import shutil
+import urllib.error
+import urllib.request
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from filelock import FileLock
+
+from equipoise.errors import InputError
+
+TIMEOUT = 30.0
+"""Seconds that a download waits for the next bytes."""
+
+
+class Download(NamedTuple):
+    """A file of a data set: its name, and the SHA-256 of what it holds once unpacked.
+
+    Mirrors pack the same images with other gzip headers and levels, so the packed bytes say nothing.
+    """
+
+    file: str
+    sha256: str
+
+
+class Archive(NamedTuple):
+    """A training set in two IDX files: its folder, its mirrors, its images and its labels."""
+
+    folder: str
+    mirrors: tuple[str, ...]
+    images: Download
+    labels: Download
+
+
+ARCHIVES = {
+    "mnist": Archive(
+        "mnist",
+        ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
+        Download("train-images-idx3-ubyte.gz", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+        Download("train-labels-idx1-ubyte.gz", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    ),
+    "fashion_mnist": Archive(
+        "fashion-mnist",
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+        ),
+        Download("train-images-idx3-ubyte.gz", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+        Download("train-labels-idx1-ubyte.gz", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+    ),
+}
+
+
+def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a training set, as stored: bytes of shape (n, height, width) and (n,).
+
+    The files are taken from the folder EQUIPOISE_DATA, else from the user's cache, where they are downloaded when
+    missing: from EQUIPOISE_MIRROR if that is set, an address with the same folders below it. An interrupted download
+    goes on where it stopped, and nothing wrong is ever kept.
+
+    Raises `InputError` that names the file when it is missing, truncated, wrong or out of reach.
+    """
+    archive = ARCHIVES[name]
+    return _idx(_content(archive, archive.images)), _idx(_content(archive, archive.labels))
+
+
+def _idx(content: bytes) -> np.ndarray:
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _content(archive: Archive, wanted: Download) -> bytes:
+    """What the file holds: from EQUIPOISE_DATA, else from the cache, downloaded when it is not there."""
+    if folder := os.environ.get("EQUIPOISE_DATA"):
+        path = Path(folder) / archive.folder / wanted.file
+        if not path.exists():
+            raise InputError(
+                expected=f"the file {path}",
+                found="nothing there",
+                remedy="put it there, or unset EQUIPOISE_DATA to download",
+            )
+        return _unpack(path, wanted.sha256)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "equipoise" / archive.folder / wanted.file
+    if not path.exists():
+        _download(archive, wanted, path)
+    return _unpack(path, wanted.sha256)
+
+
+def _unpack(path: Path, sha256: str) -> bytes:
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except EOFError:
+        raise _bad_file(path, "the whole gzip file", f"a file that ends after {path.stat().st_size} bytes") from None
+    except (OSError, zlib.error) as error:
+        raise _bad_file(path, "a gzip file", str(error)) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise _bad_file(path, f"content with SHA-256 {sha256}", found)
+    return content
+
+
+def _bad_file(path: Path, expected: str, found: str) -> InputError:
+    return InputError(expected=f"{expected} in {path}", found=found, remedy="delete it, and it can be downloaded again")
+
+
+def _download(archive: Archive, wanted: Download, path: Path) -> None:
+    """Download to `path`, which appears once its content is right and not before."""
+    mirror = os.environ.get("EQUIPOISE_MIRROR")
+    bases = [f"{mirror.rstrip('/')}/{archive.folder}"] if mirror else archive.mirrors
+    urls = [f"{base}/{wanted.file}" for base in bases]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            failures = [] if path.exists() else _try_mirrors(urls, path, wanted.sha256)
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder {path.parent} to download to", found=str(error), remedy="set XDG_CACHE_HOME to another"
+        ) from None
+    if failures:
+        raise InputError(
+            expected=f"{wanted.file} with content of SHA-256 {wanted.sha256}",
+            found="; ".join(dict.fromkeys(failures)),
+            remedy=f"run again to continue the download, or put the file into {path.parent}",
+        )
+
+
+def _try_mirrors(urls: list[str], path: Path, sha256: str) -> list[str]:
+    """Nothing once the file is in its place, else what went wrong at each mirror."""
+    part = path.with_name(f"{path.name}.part")
+    failures = []
+    # twice, because a part that was begun at one mirror may not continue at another: it is dropped, then fetched anew
+    for url in urls * 2:
+        try:
+            _transfer(url, part)
+            _unpack(part, sha256)
+            os.replace(part, path)
+            return []
+        except InputError as error:
+            part.unlink(missing_ok=True)
+            failures.append(f"{url}: {error.found}")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            failures.append(f"{url}: {error}")
+    return failures
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Append to `part` until the answer is complete, asking again for the rest as long as it grows."""
+    before, size = -1, _size(part)
+    while size > before:
+        if _request(url, part):
+            return
+        before, size = size, _size(part)
+    raise ConnectionError(f"the answer ends after {size} bytes")
+
+
+def _request(url: str, part: Path) -> bool:
+    """Ask for what is missing of `part`, and whether it is all there now."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return True  # nothing is missing, or the part is longer than the file: its content decides
+        raise
+    with answer, open(part, "ab") as file:
+        if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+            file.seek(0)  # a server that does not know ranges begins again
+            file.truncate()
+        total = file.tell() + int(answer.headers.get("Content-Length", 0))
+        with suppress(ConnectionError, TimeoutError, http.client.IncompleteRead):
+            shutil.copyfileobj(answer, file)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell() >= total
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
