@@ -1,0 +1,301 @@
+"""A model as one flat graph of operations on its parameters, buffers and inputs, read by `torch.export`."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from equipoise.errors import CaptureError
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+Intercept = Callable[[fx.Node, tuple[Any, ...]], Any]
+
+_GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The computation of a model: a functional `torch.fx` graph whose placeholders are parameters, buffers and inputs.
+
+    Nothing is updated in place; tied parameters have one placeholder and one canonical name (the first under which
+    the model lists them); guards are stripped. The batch dimension stays free where the model allows it.
+    """
+
+    module: fx.GraphModule
+    parameters: dict[str, str]  # placeholder -> canonical parameter name, in order of first use
+    buffers: dict[str, str]  # placeholder -> buffer name
+    constants: dict[str, Tensor]  # placeholder -> value, for buffers and for tensors the model closes over
+    inputs: tuple[str, ...]  # placeholders of the tensor inputs, in order
+    examples: tuple[Tensor, ...]  # the inputs the model was captured with
+    aliases: dict[str, str]  # every other name of a tied parameter -> its canonical name
+    mutates_buffers: bool  # running the model updates its buffers (BatchNorm in training)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The operations in execution order."""
+        return self.module.graph
+
+    @property
+    def output(self) -> tuple[fx.Node, ...]:
+        """The nodes that the model returns, flattened; updates of buffers are not among them."""
+        return tuple(node for node in pytree.tree_leaves(self.graph.output_node().args[0]) if isinstance(node, fx.Node))
+
+    def run(self, parameters: Mapping[str, Tensor], *inputs: Tensor, intercept: Intercept | None = None) -> Any:
+        """The model's output at `parameters` (canonical name -> tensor); one tensor, or a tuple if it returns several.
+
+        `intercept(node, args)` may give the value of an operation in its place, or `NotImplemented`. A buffer of the
+        same name in `parameters` takes precedence over the captured one.
+
+        >>> captured = capture(nn.Linear(2, 1, bias=False), torch.ones(3, 2))
+        >>> captured.run({"weight": torch.ones(1, 2)}, torch.ones(5, 2)).shape
+        torch.Size([5, 1])
+        """
+        known = dict(zip(self.inputs, inputs, strict=True))
+        known |= {placeholder: parameters[name] for placeholder, name in self.parameters.items()}
+        known |= {
+            placeholder: parameters.get(self.buffers.get(placeholder, ""), value)
+            for placeholder, value in self.constants.items()
+        }
+        values = _Interpreter(self.module, intercept).run(*(known[node.name] for node in placeholders(self.graph)))
+        outputs = tuple(value for value in values if isinstance(value, Tensor))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, intercept: Intercept | None):
+        super().__init__(module)
+        self.intercept = intercept
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.intercept is not None and n.op == "call_function":
+            value = self.intercept(n, self.fetch_args_kwargs_from_env(n)[0])
+            if value is not NotImplemented:
+                return value
+        return super().run_node(n)
+
+
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders of a graph, in order."""
+    return list(graph.find_nodes(op="placeholder"))
+
+
+def capture(model: nn.Module, example_inputs: Inputs) -> Captured:
+    """Read the computation of `model` on `example_inputs`: a tensor, a sequence of arguments, or a mapping of keywords.
+
+    The first dimension is left dynamic where the model allows it. Works in the dtype and on the device of the model,
+    `meta` included (inputs then stay on the CPU), and changes neither model nor inputs. Raises `CaptureError` with
+    the reason when export refuses.
+
+    >>> captured = capture(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.ones(4, 3))
+    >>> [str(node.target) for node in captured.graph.nodes if node.op == "call_function"]
+    ['aten.linear.default', 'aten.relu.default']
+    >>> captured.parameters
+    {'p_0_weight': '0.weight', 'p_0_bias': '0.bias'}
+    """
+    args, kwargs = _arguments(example_inputs)
+    program = _export(_materialised(model), args, kwargs)
+    signature, graph = program.graph_signature, program.graph
+    _inline_regions(program.graph_module)
+    _strip_guards(graph)
+    names = _canonical_names(model)
+    parameters = _targets(signature, InputKind.PARAMETER)
+    parameters = _merge_tied(graph, {placeholder: names[name] for placeholder, name in parameters.items()})
+    mutates = _drop_mutations(graph, signature)
+    _drop_plain_arguments(graph)
+    graph.lint()
+    module = fx.GraphModule(program.graph_module, graph)
+    return Captured(
+        module=module,
+        parameters=parameters,
+        buffers=_targets(signature, InputKind.BUFFER),
+        constants=_constants(program),
+        inputs=tuple(_input_names(graph, signature)),
+        examples=tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)),
+        aliases={name: canonical for name, canonical in names.items() if name != canonical},
+        mutates_buffers=mutates,
+    )
+
+
+def _arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments."""
+    keywords = isinstance(example_inputs, Mapping)
+    args = () if keywords else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    return args, dict(example_inputs) if keywords else {}
+
+
+def _materialised(model: nn.Module) -> nn.Module:
+    """A model on `meta` as one on the CPU whose weights take no memory: export mixes the two devices badly."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if not any(tensor.is_meta for tensor in tensors):
+        return model
+    stand_in = {id(tensor): _hollow(tensor) for tensor in tensors if tensor.is_meta}
+    return copy.deepcopy(model, memo=stand_in)
+
+
+def _hollow(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, nn.Parameter):
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(torch.zeros((), dtype=tensor.dtype).expand(tensor.shape), tensor.requires_grad)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    doubled = _doubled(args, kwargs)
+    try:
+        with _quiet():
+            if doubled is not None:
+                try:
+                    return _exported(model, *doubled)
+                except Exception:  # the model wants this batch and no other
+                    pass
+            return _exported(model, args, kwargs)
+    except Exception as error:
+        raise CaptureError(
+            expected="a model that torch.export can read",
+            found=_reason(error),
+            remedy="remove what depends on the values of tensors, or state interfaces= by hand",
+        ) from error
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    shapes = _dynamic_shapes(args, kwargs)
+    return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False).run_decompositions({})
+
+
+def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    sizes = [leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+    return sizes[0] if sizes else None
+
+
+def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A batch of one, doubled: export takes a size of one for a constant."""
+    if _batch(args, kwargs) != 1:
+        return None
+    double = lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim and leaf.shape[0] == 1 else leaf  # noqa: E731
+    return pytree.tree_map_only(Tensor, double, (args, kwargs))
+
+
+def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    batch = _batch(args, kwargs)
+
+    def dims(leaf: Any) -> dict[int, Any] | None:
+        shares = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+        return {0: torch.export.Dim.AUTO} if shares else None
+
+    return pytree.tree_map(dims, kwargs or args)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Export checks its own pytrees with an `isinstance` that torch 2.13 has deprecated; not the caller's concern."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
+        yield
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:300]
+
+
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Replace `no_grad` and `autocast` regions by their bodies."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and str(node.target).startswith("wrap_with_"):
+            _inline(module, node)
+    module.graph.eliminate_dead_code()
+
+
+def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+    index, target = next(
+        (position, str(argument.target))
+        for position, argument in enumerate(node.args)
+        if isinstance(argument, fx.Node) and argument.op == "get_attr"
+    )
+    body: Any = getattr(module, target)
+    _inline_regions(body)
+    known: Any = dict(zip(placeholders(body.graph), node.args[index + 1 :], strict=True))
+    with module.graph.inserting_before(node):
+        results: Any = module.graph.graph_copy(body.graph, known)
+    for user in list(node.users):
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
+def _strip_guards(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if not node.users and getattr(node.target, "__name__", "").split(".")[0] in _GUARDS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> the first name of the same storage."""
+    first: dict[Any, str] = {}
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        key = id(parameter) if parameter.is_meta else (parameter.data_ptr(), parameter.shape, parameter.stride())
+        key = key if parameter.numel() else id(parameter)
+        names[name] = first.setdefault(key, name)
+    return names
+
+
+def _merge_tied(graph: fx.Graph, names: dict[str, str]) -> dict[str, str]:
+    """Give every tied parameter the one placeholder that comes first; returns placeholder -> name by order of use."""
+    keeper: dict[str, fx.Node] = {}
+    for node in placeholders(graph):
+        if (name := names.get(node.name)) is None:
+            continue
+        if name not in keeper:
+            keeper[name] = node
+        else:
+            node.replace_all_uses_with(keeper[name])
+            graph.erase_node(node)
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    used = sorted(keeper.items(), key=lambda item: min((order[user] for user in item[1].users), default=len(order)))
+    return {node.name: name for name, node in used}
+
+
+def _drop_mutations(graph: fx.Graph, signature: ExportGraphSignature) -> bool:
+    """Keep of the outputs only what the model returns; says whether there were updates of buffers."""
+    output = graph.output_node()
+    values: Any = output.args[0]
+    kinds = [spec.kind for spec in signature.output_specs]
+    output.args = (tuple(value for value, kind in zip(values, kinds, strict=True) if kind is OutputKind.USER_OUTPUT),)
+    graph.eliminate_dead_code()
+    return OutputKind.BUFFER_MUTATION in kinds
+
+
+def _drop_plain_arguments(graph: fx.Graph) -> None:
+    """Arguments that are not tensors are already written into the graph."""
+    for node in placeholders(graph):
+        if not isinstance(node.meta.get("val"), Tensor):
+            graph.erase_node(node)
+
+
+def _targets(signature: ExportGraphSignature, kind: InputKind) -> dict[str, str]:
+    return {spec.arg.name: str(spec.target) for spec in signature.input_specs if spec.kind is kind}
+
+
+def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    stored = {**dict(program.named_buffers()), **program.constants}
+    kinds = (InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    return {
+        spec.arg.name: stored[spec.target]
+        for spec in program.graph_signature.input_specs
+        if spec.kind in kinds and spec.target in stored
+    }
+
+
+def _input_names(graph: fx.Graph, signature: ExportGraphSignature) -> Iterator[str]:
+    kinds = {spec.arg.name: spec.kind for spec in signature.input_specs}
+    for node in placeholders(graph):
+        if kinds[node.name] is InputKind.USER_INPUT:
+            yield node.name

@@ -1,0 +1,144 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev, vmap
+from torch.nn import functional as F
+
+from equipoise.errors import CaptureError
+from equipoise.graph.capture import capture
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(7, 4), nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        with torch.no_grad():
+            phase = torch.arange(4.0).cos()
+        hidden = F.relu_(self.embed(tokens) * phase)
+        return self.head(self.norm(hidden.mean(1)))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x) if x.sum() > 0 else x
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.offset = torch.ones(2)
+
+    def forward(self, *, a, doubled=True, nothing=None):
+        return {"out": self.linear(a) * (2 if doubled else 1) + self.offset, "nothing": nothing}
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 7, (5, 3), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_run_equals_the_model_at_any_batch(tokens, training):
+    model = Tied().train(training)
+    captured = capture(model, tokens[:2])
+    assert captured.mutates_buffers is training
+    torch.testing.assert_close(captured.run(dict(model.named_parameters()), tokens), copy.deepcopy(model)(tokens))
+
+
+def test_tied_parameters_have_one_canonical_name(tokens):
+    captured = capture(Tied(), tokens)
+    assert list(captured.parameters.values()) == ["embed.weight", "norm.weight", "norm.bias"]
+    assert captured.aliases == {"head.weight": "embed.weight"}
+
+
+def test_parameters_sharing_storage_are_tied_too():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False))
+    model[2].weight = nn.Parameter(model[0].weight.data)
+    captured = capture(model, torch.ones(2, 3))
+    assert list(captured.parameters.values()) == ["0.weight"]
+    assert captured.aliases == {"2.weight": "0.weight"}
+
+
+def test_graph_is_functional_and_free_of_guards_and_regions(tokens):
+    names = {str(node.target) for node in capture(Tied(), tokens).graph.nodes}
+    assert "aten.relu.default" in names
+    assert not any(name.endswith("_.default") or "assert" in name or "wrap_with" in name for name in names)
+
+
+def test_capture_leaves_the_model_as_it_was(tokens):
+    model = Tied().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    capture(model, tokens)
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_batch_of_one_stays_dynamic():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 2))
+    captured = capture(model, torch.ones(1, 2, 3))
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(captured.run(dict(model.named_parameters()), x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_keeps_the_dtype(dtype):
+    model = nn.Linear(3, 2).to(dtype)
+    captured = capture(model, torch.ones(2, 3, dtype=dtype))
+    assert captured.run(dict(model.named_parameters()), torch.ones(2, 3, dtype=dtype)).dtype is dtype
+
+
+def test_reads_models_without_values(tokens):
+    with torch.device("meta"):
+        model = Tied()
+    captured = capture(model, tokens)
+    assert captured.parameters == capture(Tied(), tokens).parameters
+    assert model.embed.weight.is_meta
+
+
+def test_keyword_arguments_plain_arguments_and_closed_over_tensors():
+    model = Keywords()
+    captured = capture(model, {"a": torch.ones(2, 3), "doubled": True})
+    assert captured.inputs == ("a",)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(captured.run(dict(model.named_parameters()), x), model(a=x)["out"])
+
+
+def test_intercept_replaces_an_operation_under_vmap_and_jacrev():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    captured = capture(model, torch.ones(2, 3).double())
+    x = torch.randn(5, 3, dtype=torch.float64)
+    half = lambda node, args: 0.5 * args[0] if node.target is torch.ops.aten.relu.default else NotImplemented  # noqa: E731
+    linear = nn.Sequential(model[0], nn.Identity(), model[2])
+    parameters = dict(model.named_parameters())
+    weight, bias = parameters["2.weight"], parameters["2.bias"]
+    run = lambda p, row: captured.run(p, row[None], intercept=half)[0, 0]  # noqa: E731
+    torch.testing.assert_close(vmap(lambda row: run(parameters, row))(x), ((model[0](x) * 0.5) @ weight.T + bias)[:, 0])
+    jacobian = vmap(jacrev(run), in_dims=(None, 0))(parameters, x)
+    expected = vmap(jacrev(lambda p, row: functional_call(linear, p, row)[0]), in_dims=(None, 0))(parameters, x)
+    torch.testing.assert_close(jacobian["2.weight"], 0.5 * expected["2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "reason"),
+    [
+        (Branching(), torch.ones(2, 2), "found GuardOnDataDependentSymNode"),
+        (nn.Linear(3, 3), torch.ones(2, 4), "found RuntimeError"),
+    ],
+)
+def test_says_in_one_line_why_export_refused(model, x, reason):
+    with pytest.raises(CaptureError, match=reason) as info:
+        capture(model, x)
+    assert "\n" not in str(info.value)
+    assert "interfaces=" in str(info.value)
