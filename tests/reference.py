@@ -26,3 +26,13 @@ def circular_convolution_matrix(kernel: torch.Tensor, size: tuple[int, int]) -> 
     units = torch.eye(channels * height * width, dtype=kernel.dtype).view(-1, channels, height, width)
     wrapped = torch.nn.functional.pad(units, (0, kernel.shape[3] - 1, 0, kernel.shape[2] - 1), mode="circular")
     return torch.nn.functional.conv2d(wrapped, kernel).flatten(1).T
+
+
+# --- activity ---
+
+
+def pattern_classes(z: torch.Tensor) -> set[tuple[int, ...]]:
+    """Groups of neurons with equal on/off patterns, not all-off, by comparing every pair of neurons."""
+    on = (z > 0).T.tolist()
+    groups = [tuple(v for v, other in enumerate(on) if other == pattern) for pattern in on if any(pattern)]
+    return set(groups)
