@@ -7,9 +7,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
-from numbers import Integral
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ def _widths(widths: Iterable[Any]) -> list[int]:
 
 
 def _integer(what: str, value: Any, low: int, high: int | None = None) -> int:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise InputError(expected=f"{what} an integer {bounds}", found=repr(value), remedy=f"pass e.g. {low}")
