@@ -244,9 +244,15 @@ def _writing(folder: Path) -> sqlite3.Connection:
 
 def _reading(folder: Path) -> sqlite3.Connection:
     path = folder / RECORDS
-    # in a folder that cannot be written, sqlite reads a WAL database only when told that nobody will change it
-    settled = not os.access(folder, os.W_OK) and not path.with_name(f"{RECORDS}-wal").exists()
-    return sqlite3.connect(f"{path.resolve().as_uri()}?{'immutable=1' if settled else 'mode=ro'}", uri=True)
+    if os.access(folder, os.W_OK):
+        mode = "mode=rw"  # a connection that may not write would leave its shared memory file behind
+    elif path.with_name(f"{RECORDS}-wal").exists():
+        mode = "mode=ro"
+    else:
+        mode = "immutable=1"  # without this, sqlite cannot read a WAL database where it cannot write
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True)
+    connection.execute("PRAGMA query_only = 1")
+    return connection
 
 
 def _row(record: Record) -> tuple[int | float | str, ...]:

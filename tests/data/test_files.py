@@ -127,6 +127,7 @@ def test_server_without_ranges_begins_again(server, cache):
     server.ranges = False
     (cache / f"{IMAGES}.part").write_bytes(PACKED[IMAGES][:300])
     loads_right()
+    assert server.asked_for(IMAGES) == ["bytes=300-"]
     assert (cache / IMAGES).read_bytes() == PACKED[IMAGES]
 
 
