@@ -1,0 +1,78 @@
+"""Feedforward chains: networks that are one linear map after another, with activations between."""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from equipoise.graph.capture import Captured
+from equipoise.graph.evaluate import Kink, kinks
+
+_aten = torch.ops.aten
+_SHAPING = frozenset(
+    {
+        _aten.view.default,
+        _aten.reshape.default,
+        _aten.flatten.using_ints,
+        _aten.clone.default,
+        _aten.alias.default,
+        _aten.squeeze.dim,
+        _aten.squeeze.dims,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear map `z = W h + b` and the activation that follows it, if any."""
+
+    weight: str
+    bias: str | None
+    negative_slope: float | None  # of the activation; None: linear
+
+    @property
+    def kind(self) -> str:
+        """`relu` (any piecewise-linear activation) or `linear`."""
+        return "linear" if self.negative_slope is None else "relu"
+
+
+def read_chain(captured: Captured) -> tuple[Layer, ...] | None:
+    """The layers of a feedforward chain from the input to the output, or `None` for any other network.
+
+    >>> from equipoise.graph.capture import capture
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
+    >>> [(layer.weight, layer.bias, layer.kind) for layer in read_chain(capture(model, torch.ones(4, 3)))]
+    [('0.weight', '0.bias', 'relu'), ('2.weight', None, 'linear')]
+    """
+    slopes = {kink.node: kink for kink in kinks(captured)}
+    layers: list[Layer] = []
+    current = _only([node for node in captured.graph.nodes if node.name in captured.inputs])
+    while current is not None and current not in captured.output:
+        current = _only([user for user in current.users if not _reads_a_size(user)])
+        if current is None or not _extend(layers, current, captured.parameters, slopes):
+            return None
+    used = [name for layer in layers for name in (layer.weight, layer.bias) if name]
+    return tuple(layers) if current is not None and sorted(used) == sorted(captured.parameters.values()) else None
+
+
+def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slopes: dict[fx.Node, Kink]) -> bool:
+    """Take one more operation into the chain; False where it does not belong to one."""
+    if node.target is _aten.linear.default:
+        names = [parameters.get(argument.name) for argument in node.args[1:] if isinstance(argument, fx.Node)]
+        if not names or None in names:
+            return False
+        layers.append(Layer(str(names[0]), names[1] if len(names) > 1 else None, None))
+        return True
+    if node in slopes and layers and layers[-1].negative_slope is None:
+        layers[-1] = Layer(layers[-1].weight, layers[-1].bias, slopes[node].negative_slope)
+        return True
+    return node.target in _SHAPING or node.target is operator.getitem
+
+
+def _reads_a_size(node: fx.Node) -> bool:
+    return node.target is _aten.sym_size.int
+
+
+def _only(found: list[fx.Node]) -> fx.Node | None:
+    return found[0] if len(found) == 1 else None

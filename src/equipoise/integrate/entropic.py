@@ -1,0 +1,147 @@
+"""The convex problem inside an entropic step (THEORY T6.1).
+
+One implicit Euler step of `du/dτ = K softmax(-u)` over `[0, h]` is the strictly convex problem
+
+    p = argmin over the simplex of  ½ pᵀ A p + bᵀp + T Σ p log p,      A = hK,  T = 1,
+
+whose optimality condition is `p = softmax(-(b + A p)/T)`. With `A` up to 1e14 it is a hard-margin SVM in all but name,
+and with `A` small it is a softmax; Newton's method in `log p` covers both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_TOLERANCE = 1e-9  # Σ p |residual| / T at which an iterate is a solution
+_ITERATIONS = 60
+_FLOOR = 1e-9  # weight below which a warm start may not fall: Newton cannot revive an exact zero
+_LADDER = 20.0  # factor between temperatures when a warm start fails
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights on the simplex, the residual `Σ p |b + Ap + T log p + λ| / T` left, and what they cost."""
+
+    weights: Float[Tensor, " a"]
+    residual: float
+    iterations: int
+    converged: bool
+
+
+def entropic_minimum(
+    quadratic: Float[Tensor, "a a"],
+    linear: Float[Tensor, " a"],
+    start: Float[Tensor, " a"],
+    temperature: float = 1.0,
+) -> Solution:
+    """The minimum of `½ pᵀAp + bᵀp + T Σ p log p` over the simplex (THEORY T6.1), warm-started.
+
+    `quadratic` is `A` (symmetric, positive semi-definite), `linear` is `b`, `start` any non-negative weights. When
+    Newton's method fails from `start`, the temperature is lowered to `T` in factors of 20 from the scale of `A`.
+
+    >>> flat = entropic_minimum(torch.zeros(2, 2).double(), torch.zeros(2).double(), torch.tensor([0.9, 0.1]).double())
+    >>> flat.weights
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    linear = linear - linear.min()
+    found = _newton(quadratic, linear, start, temperature)
+    if found.converged:
+        return found
+    weights, iterations = torch.full_like(linear, 1 / len(linear)), found.iterations
+    for rung in _rungs(quadratic, linear, temperature):
+        found = _newton(quadratic, linear, weights, rung)
+        weights, iterations = found.weights, iterations + found.iterations
+    return Solution(weights, found.residual, iterations, found.converged)
+
+
+def extrapolated_average(
+    quadratic: Float[Tensor, "a a"],
+    initial: Float[Tensor, " a"],
+    drift: Float[Tensor, " a"],
+    start: tuple[Float[Tensor, " a"], Float[Tensor, " a"], Float[Tensor, " a"]],
+    temperature: float = 1.0,
+) -> tuple[Solution, Solution, Solution]:
+    """One implicit Euler step over `[0, h]`, and two over its halves, of `du/dτ = K softmax(-u) + drift/h`.
+
+    The time average of `softmax(-u)` is `p̄ = p_a + p_b - p_1` to second order (THEORY T6.1); `p_1` alone is first.
+    Returned as `(p_1, p_a, p_b)`. `quadratic` is `hK`, `initial` is `u(0)`, `start` three warm starts.
+    """
+    half = quadratic / 2
+    whole = entropic_minimum(quadratic, initial + drift, start[0], temperature)
+    first = entropic_minimum(half, initial + drift / 2, start[1], temperature)
+    second = entropic_minimum(half, initial + drift + half @ first.weights, start[2], temperature)
+    return whole, first, second
+
+
+def _rungs(quadratic: Tensor, linear: Tensor, temperature: float) -> list[float]:
+    """Temperatures from the scale of the problem down to the one asked for."""
+    rungs = [temperature]
+    scale = float(quadratic.diagonal().max() + linear.max())
+    while rungs[-1] < scale:
+        rungs.append(rungs[-1] * _LADDER)
+    return rungs[::-1]
+
+
+def _newton(quadratic: Tensor, linear: Tensor, start: Tensor, temperature: float) -> Solution:
+    """Newton's method in `log p`, with steps that stay positive; stops where rounding does."""
+    weights = _normalised(start.clamp(min=_FLOOR))
+    epsilon = torch.finfo(linear.dtype).eps
+    rounding = 4 * epsilon * (linear + quadratic.diagonal() + (quadratic @ weights).abs())
+    slope = _slope(quadratic, linear, weights, temperature)
+    residual = float("inf")
+    for iteration in range(_ITERATIONS):
+        slope = slope - weights @ slope
+        floor = float(weights @ rounding) / temperature
+        residual = float(weights @ slope.abs()) / temperature
+        if residual <= max(_TOLERANCE, floor):
+            return Solution(weights, residual, iteration, True)
+        direction = _direction(quadratic, slope, weights, temperature)
+        weights, slope = _advance(quadratic, linear, weights, slope, direction, temperature, floor)
+    return Solution(weights, residual, _ITERATIONS, False)
+
+
+def _slope(quadratic: Tensor, linear: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """The objective's gradient, up to a constant."""
+    return linear + quadratic @ weights + temperature * torch.log(weights)
+
+
+def _direction(quadratic: Tensor, slope: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """The Newton direction `d(log p)` on the simplex, by Cholesky in variables scaled by `√p`."""
+    root = weights.sqrt()
+    scaled = root[:, None] * quadratic * root
+    scaled.diagonal().add_(temperature)
+    both = torch.cholesky_solve(torch.stack([-root * slope, root], 1), torch.linalg.cholesky(scaled))
+    newton, normal = both.unbind(1)
+    return (newton - (root @ newton) / (root @ normal) * normal) / root
+
+
+def _advance(
+    quadratic: Tensor,
+    linear: Tensor,
+    weights: Tensor,
+    slope: Tensor,
+    direction: Tensor,
+    temperature: float,
+    floor: float,
+) -> tuple[Tensor, Tensor]:
+    """The longest step `t = 1, ½, ¼, …` at whose end the objective does not rise faster than it fell at the start.
+
+    A growing weight moves along `p(1 + t d)`, a shrinking one along `p/(1 - t d)`: both are Newton's step to first
+    order and neither leaves the simplex. A gradient test, unlike one of objective values, survives `A = 1e14`.
+    """
+    length = 1.0
+    while True:
+        move = length * direction
+        trial = _normalised(torch.where(move >= 0, weights * (1 + move), weights / (1 - move)))
+        trial_slope = _slope(quadratic, linear, trial, temperature)
+        change = trial - weights
+        if float(change @ trial_slope) <= 0.5 * abs(float(change @ slope)) + temperature * floor or length < 1e-6:
+            return trial, trial_slope
+        length /= 2
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    weights = weights.clamp(min=torch.finfo(weights.dtype).tiny)
+    return weights / weights.sum()

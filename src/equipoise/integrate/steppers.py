@@ -1,0 +1,313 @@
+"""Steppers: how gradient flow is advanced. Values with `init` and `step`; whatever changes is in the state."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise.integrate.entropic import extrapolated_average
+from equipoise.integrate.losses import Loss, log_risk
+from equipoise.integrate.margins import (
+    Evaluation,
+    Linearisation,
+    Margins,
+    Rows,
+    Slopes,
+    Weights,
+    local_slopes,
+    secant_slopes,
+)
+from equipoise.integrate.slopes import Settling
+
+_SETTLING = 24  # iterations of w_mid, slopes and p̄ together before a step is given up
+_SETTLED = 1e-4  # change of w₁ relative to ‖w‖ at which slopes that chatter are frozen as they are
+_CONVERGING = 100  # iterations of w_mid alone
+_NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under e^-25 of the heaviest
+_UNSEEN = 1e-10  # weight that an example outside the active set may have after the step
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a step needs; saved, it resumes a run bit for bit."""
+
+    weights: Weights
+    evaluation: Evaluation
+    slopes: Slopes  # settled slopes of the last step: pairs that slide keep theirs
+    dual: Float[Tensor, " n"]  # p of the last implicit step, the next one's warm start
+    sizes: dict[str, float]  # relative size of the next step, by route
+    log_time: float = -math.inf  # log of physical time
+    temperature: float = 1.0  # of the entropic term; above 1 at the precision floor
+    examples_visited: int = 0  # examples propagated forward and backward, all told
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one accepted step did."""
+
+    route: str
+    size: float  # ‖Δw‖ / ‖w‖
+    error: float  # local error estimate, relative to ‖w‖
+    rejected: int
+    active: int  # examples that entered the implicit problem
+    mismatch: float  # relative distance of w_mid from self-consistency: what laws may drift by
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The flow at the start of a step: its velocity and where that would lead."""
+
+    potential: Float[Tensor, " n"]  # u
+    forces: Float[Tensor, " n"]  # softmax(-u)
+    velocity: Weights  # -∇ log R
+    rates: Float[Tensor, " n"]  # du/dτ
+    speed: float  # ‖velocity‖ / ‖w‖
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A step before its midpoint is made exact, and whether it may be accepted."""
+
+    rows: Rows
+    settling: Settling
+    forces: Float[Tensor, " rows"]  # D p̄, frozen
+    weights: Weights
+    dual: Float[Tensor, " n"]
+    error: float
+    settled: bool
+    active: int
+    temperature: float
+    visited: int
+
+
+# Given the linearisation, u at both ends on these rows, and a warm start: (p̄, p of lower order, next warm start).
+Average = Callable[[Linearisation, Tensor, Tensor, tuple | None], tuple[Tensor, Tensor, tuple | None]]
+
+
+@dataclass(frozen=True)
+class EntropicMidpoint:
+    """The entropic midpoint step (THEORY T6.1–T6.3): second order, free of stiffness, exact in every quadratic law.
+
+    Each step is the implicit midpoint rule on a network with frozen secant slopes. The weights `p̄` of the examples come
+    from the cheaper of two routes per unit of progress, by a count of operations: `trapezoid`,
+    `p̄ = ½(softmax(-u₀) + softmax(-u₁))`, while the margins move by about one a step; `entropic`, the extrapolated
+    solution of the stiff system of margins, at any depth of loss.
+
+    `step_size` is the largest `‖Δw‖/‖w‖` of a step; `tolerance` bounds the difference of `p̄` at two orders, in
+    the same unit. A step that does not settle, or exceeds it, is rejected and halved.
+    """
+
+    step_size: float = 0.05
+    tolerance: float = 0.01
+    smallest: float = 1e-10  # a step below this has stalled
+    name: ClassVar[str] = "entropic_midpoint"
+
+    def init(self, margins: Margins, weights: Weights) -> State:
+        """The state at the start of a run."""
+        evaluation = margins.evaluate(weights)
+        uniform = torch.full_like(evaluation.margins, 1 / margins.count)
+        sizes = {"trapezoid": self.step_size, "entropic": self.step_size}
+        return State(weights, evaluation, local_slopes(margins, evaluation), uniform, sizes)
+
+    def restore(self, margins: Margins, state: State) -> State:
+        """A saved state with its evaluation computed anew."""
+        return replace(state, evaluation=margins.evaluate(state.weights))
+
+    def step(self, margins: Margins, loss: Loss, state: State) -> tuple[State, Step] | None:
+        """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
+        outlook = _outlook(margins, loss, state)
+        sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + margins.count
+        while outlook.speed > 0 and math.isfinite(outlook.speed):
+            route = self._cheaper(margins, outlook, sizes)
+            span = sizes[route] / outlook.speed
+            attempt = _ROUTES[route](margins, loss, state, outlook, span)
+            visited += attempt.visited
+            if attempt.settled and attempt.error <= self.tolerance:
+                sizes[route] = min(self.step_size, sizes[route] * 1.3)
+                return self._accept(margins, loss, state, attempt, span, sizes, visited, route, rejected)
+            sizes[route], rejected = sizes[route] / 2, rejected + 1
+            if sizes[route] < self.smallest:
+                break
+        return None
+
+    def _accept(self, margins, loss, state, attempt, span, sizes, visited, route, rejected) -> tuple[State, Step]:
+        """Converge the midpoint to rounding with everything else frozen, then move."""
+        weights, mismatch, iterations = _converged(margins, state, attempt, span)
+        evaluation = margins.evaluate(weights)
+        passed = _physical_time(state, loss, evaluation, span)
+        size = float((weights - state.weights).norm() / state.weights.norm())
+        after = State(
+            weights,
+            evaluation,
+            _merged(local_slopes(margins, evaluation), attempt),
+            attempt.dual,
+            sizes,
+            float(torch.logaddexp(torch.tensor(state.log_time), torch.tensor(passed))),
+            attempt.temperature,
+            visited + iterations * attempt.active,
+        )
+        return after, Step(route, size, attempt.error, rejected, attempt.active, mismatch)
+
+    def _cheaper(self, margins: Margins, outlook: Outlook, sizes: dict[str, float]) -> str:
+        """The route with the lower estimated cost per unit of progress, from counts of operations alone."""
+        parameters = len(outlook.velocity)
+        fastest = float(outlook.rates.abs().max())
+        gentle = outlook.speed / fastest if fastest > 0 else math.inf  # the size at which a margin moves by one
+        active = len(_active(outlook, sizes["entropic"] / outlook.speed))
+        passes = 16 * 6 * parameters
+        newton = 60 * (active**3 / 3 + 6 * active**2) + 12 * active**2 * math.sqrt(parameters)
+        trapezoid = passes * margins.count / min(sizes["trapezoid"], gentle)
+        entropic = (passes * active + newton + 2 * parameters * margins.count) / sizes["entropic"]
+        if sizes["trapezoid"] > gentle and trapezoid < entropic:
+            sizes["trapezoid"] = gentle
+        return "trapezoid" if trapezoid < entropic else "entropic"
+
+
+def _outlook(margins: Margins, loss: Loss, state: State) -> Outlook:
+    potential = loss.potential(state.evaluation.margins)
+    forces = torch.softmax(-potential, 0)
+    slope = loss.slope(state.evaluation.margins)
+    here = margins.linearise(state.weights, state.slopes)
+    velocity = here.pullback(forces * slope)
+    speed = float(velocity.norm() / state.weights.norm())
+    return Outlook(potential, forces, velocity, slope * here.pushforward(velocity), speed)
+
+
+def _active(outlook: Outlook, span: float) -> Tensor:
+    """Examples that weigh at the start of the step, or would at its end."""
+    after = outlook.potential + span * outlook.rates
+    travelled = span * outlook.rates.abs().max()
+    near = (outlook.potential - outlook.potential.min() < _NEGLIGIBLE) | (
+        after - after.min() < _NEGLIGIBLE + 0.01 * travelled
+    )
+    return near.nonzero().squeeze(1)
+
+
+def _trapezoid(margins: Margins, loss: Loss, state: State, outlook: Outlook, span: float) -> Attempt:
+    """The cheap route: all examples, no kernel."""
+
+    def average(_, before: Tensor, after: Tensor, __) -> tuple[Tensor, Tensor, None]:
+        start, end = torch.softmax(-before, 0), torch.softmax(-after, 0)
+        return (start + end) / 2, start, None
+
+    return _settle(margins, loss, state, outlook, span, None, average, 1.0)
+
+
+def _entropic(margins: Margins, loss: Loss, state: State, outlook: Outlook, span: float) -> Attempt:
+    """The implicit route on the examples that matter, verified on all of them afterwards."""
+    largest = float(outlook.potential.abs().max())
+    temperature = max(1.0, 4 * torch.finfo(outlook.potential.dtype).eps * largest)
+    rows, visited = _active(outlook, span), 0
+    while True:
+        attempt = _entropic_on(margins, loss, state, outlook, span, rows, temperature)
+        visited += attempt.visited + margins.count // 3
+        if not attempt.settled:
+            return replace(attempt, visited=visited)
+        after = torch.softmax(-loss.potential(margins.evaluate(attempt.weights).margins) / temperature, 0)
+        after[rows] = 0.0
+        missed = (after > _UNSEEN).nonzero().squeeze(1)
+        if len(missed) == 0:
+            return replace(attempt, visited=visited)
+        rows = torch.cat([rows, missed]).sort().values
+
+
+def _entropic_on(margins, loss, state, outlook, span, rows: Tensor, temperature: float) -> Attempt:
+    start = state.dual[rows]
+
+    def average(here: Linearisation, before: Tensor, after: Tensor, warm: tuple | None):
+        slope = loss.slope(here.margins)
+        kernel = slope[:, None] * here.kernel() * slope
+        # What the frozen kernel does not explain of the way to u₁; with it the margins end where they really are.
+        drift = torch.zeros_like(before) if warm is None else after - before - span * (kernel @ warm[3])
+        starts = (start, start, start) if warm is None else warm[:3]
+        whole, first, second = (
+            solution.weights for solution in extrapolated_average(span * kernel, before, drift, starts, temperature)
+        )
+        mean = first + second - whole
+        return mean, whole, (whole, first, second, mean)
+
+    attempt = _settle(margins, loss, state, outlook, span, rows, average, temperature)
+    return attempt
+
+
+def _settle(margins, loss, state, outlook, span, rows, average: Average, temperature) -> Attempt:
+    """Iterate p̄, slopes and w_mid together until the end of the step moves by less than its own error."""
+    before = state.evaluation.take(rows)
+    potential = loss.potential(before.margins)
+    settling = Settling.start(tuple(slope if rows is None else slope[rows] for slope in state.slopes))
+    end, warm, changes = state.weights + span * outlook.velocity, None, []
+    size = span * outlook.speed
+    forces = lower = torch.zeros_like(potential)
+    here = None
+    while len(changes) < _SETTLING and not _finished(changes, size) and not _diverges(changes):
+        after = margins.evaluate(end, rows)
+        settling = settling.towards(secant_slopes(margins, before, after))
+        here = margins.linearise((state.weights + end) / 2, settling.slopes, rows)
+        slope = loss.slope(here.margins)
+        mean, low, warm = average(here, potential, loss.potential(after.margins), warm)
+        forces, lower = slope * mean, slope * low
+        moved = state.weights + span * here.pullback(forces)
+        changes.append(float((moved - end).norm() / state.weights.norm()))
+        end = moved
+    assert here is not None
+    norm = float(state.weights.norm())
+    error = span * float(here.pullback(forces - lower).norm()) / norm
+    dual = state.dual if warm is None else _scattered(warm[0], rows, state.dual)
+    visited = len(changes) * len(potential)
+    settled = changes[-1] <= max(size**3, _SETTLED)
+    return Attempt(rows, settling, forces, end, dual, error, settled, len(potential), temperature, visited)
+
+
+def _finished(changes: list[float], size: float) -> bool:
+    """The last change is of the order of the step's own error, `size³`; or acceptable, and falling no further."""
+    if len(changes) < 2:
+        return False
+    stuck = len(changes) > 10 or changes[-1] > 0.8 * changes[-2]
+    return changes[-1] <= max(size**3, 1e-14) or (stuck and changes[-1] <= _SETTLED)
+
+
+def _diverges(changes: list[float]) -> bool:
+    """No progress over the last four iterations, or worse than none."""
+    return not math.isfinite(sum(changes)) or (len(changes) > 8 and min(changes[-4:]) > min(changes[:-4]))
+
+
+def _converged(margins: Margins, state: State, attempt: Attempt, span: float) -> tuple[Weights, float, int]:
+    """Fixed-point iteration of `w_mid` alone, to rounding: the only source of drift in the laws (T6.2)."""
+    end, mismatch = attempt.weights, math.inf
+    for iteration in range(_CONVERGING):
+        here = margins.linearise((state.weights + end) / 2, attempt.settling.slopes, attempt.rows)
+        moved = state.weights + span * here.pullback(attempt.forces)
+        previous, mismatch = mismatch, float((moved - end).norm() / moved.norm())
+        end = moved
+        if mismatch <= 1e-16 or (mismatch < 1e-14 and mismatch >= previous / 2):
+            return end, mismatch, iteration + 1
+    return end, mismatch, _CONVERGING
+
+
+def _merged(local: Slopes, attempt: Attempt) -> Slopes:
+    """Settled slopes of the active examples, one-sided slopes of the others."""
+    if attempt.rows is None:
+        return attempt.settling.slopes
+    for all_rows, active in zip(local, attempt.settling.slopes, strict=True):
+        all_rows[attempt.rows] = active
+    return local
+
+
+def _scattered(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    scattered = torch.zeros_like(like)
+    scattered[rows] = values
+    return scattered
+
+
+def _physical_time(state: State, loss: Loss, after: Evaluation, span: float) -> float:
+    """`log ∫ dτ / R`, the physical time of a step, with `log R` linear in `τ` across it."""
+    start = log_risk(loss.potential(state.evaluation.margins))
+    fall = start - log_risk(loss.potential(after.margins))
+    shape = 0.0 if abs(fall) < 1e-12 else math.log(abs(-math.expm1(-abs(fall)) / fall))
+    return math.log(span) - start + max(fall, 0.0) + shape
+
+
+_ROUTES = {"trapezoid": _trapezoid, "entropic": _entropic}
