@@ -1,5 +1,6 @@
 """Singular values and vectors, exact and iterative, with residuals that are never computed by subtraction."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -101,6 +102,173 @@ def singular_values(matrices: Iterable[Float[Tensor, "_ _"]]) -> list[Float[Tens
         batch = torch.linalg.svdvals(torch.stack([matrices[index] for index in indices]))
         values.update(zip(indices, batch, strict=True))
     return [values[index] for index in range(len(matrices))]
+
+
+@dataclass(frozen=True)
+class KrylovTriplets:
+    """Leading triplets from a block Krylov space, with what is certain about them.
+
+    - `triplets`: `W v = σ̂ u` holds to rounding, and `σ̂_i ≤ σ_i` for every `i`;
+    - `residuals[i] = ‖Wᵀu_i - σ̂_i v_i‖`: *a* singular value of `W` lies within this of `σ̂_i`, not always the `i`-th;
+    - `captured = Σσ̂_i² / ‖W‖_F²` over these triplets, 1 for a zero matrix;
+    - `upper ≥ σ_1`, deterministic, rounding included; on flat spectra it is far above `σ_1`, and says so;
+    - `start`: pass it to the next call, when the matrix has moved a little.
+    """
+
+    triplets: Triplets
+    residuals: Float[Tensor, "*batch r"]
+    captured: Float[Tensor, "*batch"]
+    upper: Float[Tensor, "*batch"]
+    start: Float[Tensor, "*batch columns block"]
+
+    @property
+    def error_bound(self) -> Float[Tensor, "*batch"]:
+        """`upper - σ̂_1`, at least `|σ̂_1 - σ_1|`."""
+        return self.upper - self.triplets.values[..., 0]
+
+
+def krylov_triplets(
+    matrix: Float[Tensor, "*batch rows columns"],
+    r: int = 1,
+    *,
+    start: Float[Tensor, "*batch columns _"] | None = None,
+    steps: int = 4,
+    oversample: int = 4,
+    generator: torch.Generator | None = None,
+) -> KrylovTriplets:
+    """The `r` leading triplets within the space of `X, WᵀWX, …, (WᵀW)^steps X` (block Golub–Kahan; Musco & Musco 2015).
+
+    `X` is `start` or, cold, `r + oversample` Gaussian columns; one Gaussian column always comes with it, so that a
+    direction which the warm start has lost can return. The default generator is seeded with 0. `W` is read
+    `2 steps + 2` times, `steps=0` being enough for a warm start; leading dimensions are a batch. Raises `InputError` as
+    `require_matrix` does, for norms that overflow, and for `r < 1`.
+
+    >>> W = torch.diag(torch.tensor([9.0, 3.0, 1.0, 0.1, 0.1, 0.0], dtype=torch.float64))
+    >>> found = krylov_triplets(W, r=2)
+    >>> found.triplets.values, bool(found.error_bound < 1e-10)
+    (tensor([9.0000, 3.0000], dtype=torch.float64), True)
+    """
+    if r < 1:
+        raise InputError(expected="at least one singular triplet", found=f"r={r}", remedy="pass r=1 or more")
+    norm = _finite_norm(matrix)
+    block = min(r + oversample, *matrix.shape[-2:])
+    basis = _orthonormal(_first_block(matrix, start, block, generator))
+    width = basis.shape[-1]
+    for _ in range(steps):
+        basis = _orthonormal(torch.cat([basis, matrix.mT @ (matrix @ basis[..., -width:])], dim=-1))
+    left, values, turn = torch.linalg.svd(matrix @ basis, full_matrices=False)
+    right, pulled = basis @ turn.mT, matrix.mT @ left
+    residuals = torch.linalg.vector_norm(pulled - right * values.unsqueeze(-2), dim=-2)
+    return KrylovTriplets(
+        Triplets(left[..., :r], values[..., :r], right[..., :r]),
+        residuals[..., :r],
+        torch.where(norm > 0, (values[..., :r] / norm.clamp(min=_tiny(norm)).unsqueeze(-1)).square().sum(-1), 1.0),
+        _norm_bound(values, residuals, norm, sum(matrix.shape[-2:])),
+        pulled[..., :block],
+    )
+
+
+def _norm_bound(values: Tensor, residuals: Tensor, norm: Tensor, size: int) -> Tensor:
+    """An upper bound for `σ_1` from a whole Ritz decomposition, rounding included.
+
+    In the bases completed from `U` and `V`, `W` is `[[S, Rᵀ], [0, E]]` with `‖E‖_F² = ‖W‖_F² - ‖S‖_F² - ‖R‖_F²`, and no
+    block matrix exceeds the matrix of its blocks' norms. The difference is an upper bound here, so that its rounding,
+    put at `4 √size · eps · ‖W‖_F²` after Higham & Mary (2019), is added and not lost; the same is added to the bound.
+    """
+    rounding = 4 * size**0.5 * torch.finfo(norm.dtype).eps
+    scale = norm.clamp(min=_tiny(norm)).unsqueeze(-1)
+    shares, couplings = values / scale, residuals / scale
+    unseen = (1 - shares.square().sum(-1) - couplings.square().sum(-1)).clamp(min=0) + rounding
+    last_column = torch.cat([couplings, unseen.sqrt().unsqueeze(-1)], dim=-1)
+    diagonal = torch.diag_embed(torch.nn.functional.pad(shares, (0, 1)))
+    arrow = torch.cat([diagonal[..., :-1], last_column.unsqueeze(-1)], dim=-1)
+    return norm * (torch.linalg.matrix_norm(arrow, 2) + rounding)
+
+
+def _first_block(matrix: Tensor, start: Tensor | None, block: int, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        generator = torch.Generator(matrix.device).manual_seed(0)
+    fresh = 1 if start is not None else block + 1
+    shape = (*matrix.shape[:-2], matrix.shape[-1], fresh)
+    noise = torch.randn(shape, generator=generator, dtype=matrix.dtype, device=matrix.device)
+    return noise if start is None else torch.cat([start, noise], dim=-1)
+
+
+def _orthonormal(block: Tensor) -> Tensor:
+    """Orthonormal columns whose span contains the block's, by Householder QR: sound for dependent and zero columns."""
+    size = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
+    return torch.linalg.qr(block / size.clamp(min=_tiny(size))).Q
+
+
+def _finite_norm(matrix: Tensor) -> Tensor:
+    """`‖W‖_F`, one read; whatever is wrong with the matrix shows in it."""
+    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1)) if matrix.numel() else matrix.new_zeros(())
+    if matrix.numel() == 0 or matrix.dtype not in (torch.float32, torch.float64) or not torch.isfinite(norm).all():
+        require_matrix(matrix)
+        raise InputError(
+            expected="a matrix whose Frobenius norm the dtype can hold",
+            found=f"entries up to {float(matrix.abs().max()):.3g} in {matrix.dtype}",
+            remedy="scale it down or convert it with .double()",
+        )
+    return norm
+
+
+def _tiny(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).tiny
+
+
+def probable_norm_bound(
+    matrix: Float[Tensor, "*batch rows columns"],
+    *,
+    steps: int = 12,
+    failure: float = 1e-9,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*batch"]:
+    """`t ≥ σ_1` except with probability `failure` over the random start, for each matrix (Hochstenbach 2013).
+
+    `k` Golub–Kahan steps from a uniform unit vector `v` on the shorter side (length `n`) give the monic Ritz polynomial
+    `p` and `‖p(WᵀW) v‖ = Π α_j β_j`. Whatever `p` is, `p(σ_1²) |⟨v, v_1⟩|` is at most that; and `|⟨v, v_1⟩| < δ` has
+    probability at most `δ √(2n/π)`. So `σ_1²` is at most the `t` with `p(t) = Π α_j β_j / δ`. Unlike
+    `KrylovTriplets.upper` this is tight on flat spectra: about 1.5 `σ_1` for 768 columns, nearer with more steps.
+    `W` is read `2 steps` times. Raises as `krylov_triplets` does, and for a `failure` outside (0, 1).
+
+    >>> W = torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))
+    >>> [round(float(probable_norm_bound(W, steps=steps)), 1) for steps in (12, 24, 48)]
+    [149.1, 110.5, 100.2]
+    """
+    if steps < 1 or not 0 < failure < 1:
+        raise InputError(
+            expected="one or more steps and a probability of failure between 0 and 1",
+            found=f"steps={steps}, failure={failure}",
+            remedy="pass steps=12, failure=1e-9",
+        )
+    norm = _finite_norm(matrix)
+    scaled_norm = norm.clamp(min=_tiny(norm))[..., None, None]
+    if matrix.shape[-2] < matrix.shape[-1]:
+        matrix = matrix.mT
+    n = matrix.shape[-1]
+    basis = _orthonormal(_first_block(matrix, None, 0, generator))
+    for _ in range(min(steps, n) - 1):
+        basis = _orthonormal(torch.cat([basis, matrix.mT @ (matrix @ basis[..., -1:] / scaled_norm)], dim=-1))
+    images = matrix @ basis / scaled_norm
+    ritz = torch.linalg.svdvals(images).square()
+    last = matrix.mT @ images[..., -1:] / scaled_norm
+    coupling = torch.linalg.vector_norm(last - basis @ (basis.mT @ last), dim=(-2, -1))
+    off_diagonal = (images[..., :-1] * images[..., 1:]).sum(-2).abs()
+    factors = torch.cat([off_diagonal, coupling.unsqueeze(-1)], dim=-1)
+    rounding = 4 * sum(matrix.shape[-2:]) ** 0.5 * torch.finfo(matrix.dtype).eps
+    log_target = (factors + rounding).log().sum(-1) - math.log(failure * math.sqrt(math.pi / (2 * n)))
+    return norm * (_largest_root(ritz, log_target).sqrt() + rounding)
+
+
+def _largest_root(roots: Tensor, log_value: Tensor) -> Tensor:
+    """The `t` above all roots, and at most 1, with `Σ log(t - root_i) = log_value`, from above, by bisection."""
+    low, high = roots.amax(-1), torch.ones_like(log_value)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = (middle.unsqueeze(-1) - roots).clamp(min=_tiny(roots)).log().sum(-1) >= log_value
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return high
 
 
 def principal_angles(
