@@ -156,6 +156,17 @@ def test_batched_singular_values_are_those_of_each(matrix):
     assert found[1].tolist() == [1, 1]
 
 
+@given(matrix=matrices(), r=st.integers(1, 50))
+def test_leading_triplets_are_the_matrix_up_to_its_tail(matrix, r):
+    top, norm = leading_triplets(matrix, r), float(matrix.double().norm())
+    exact = exact_values(matrix)
+    for vectors in (top.left, top.right):
+        torch.testing.assert_close(vectors.T @ vectors, torch.eye(min(r, len(exact)), dtype=matrix.dtype))
+    np.testing.assert_allclose(top.values.double().numpy(), exact[:r], rtol=0, atol=40 * _eps(matrix) * norm)
+    missing = float((matrix - top.left @ torch.diag(top.values) @ top.right.T).double().norm())
+    assert missing == pytest.approx(np.linalg.norm(exact[r:]), abs=40 * _eps(matrix) * norm)
+
+
 @given(matrix=matrices(), r=st.integers(1, 3))
 def test_the_deflated_residual_is_the_tail(matrix, r):
     top = leading_triplets(matrix, r)
@@ -194,6 +205,8 @@ def test_bad_input_says_what_to_do():
         require_matrix(torch.tensor([[float("nan"), float("inf")]]), "weight")
     with pytest.raises(InputError, match=r"one row and one column; found shape \(3,\)"):
         require_matrix(torch.ones(3))
+    with pytest.raises(InputError, match=r"one row and one column; found shape \(1, 0\)"):
+        leading_triplets(torch.ones(1, 0))
     with pytest.raises(InputError, match=r"finite numbers; found 1 of 4 entries"):
         krylov_triplets(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
     with pytest.raises(InputError, match=r"norm the dtype can hold; found entries up to 1e\+30 in torch\.float32"):

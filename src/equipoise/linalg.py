@@ -19,6 +19,10 @@ class Triplets:
     values: Float[Tensor, "*batch r"]
     right: Float[Tensor, "*batch columns r"]
 
+    def top(self, r: int) -> "Triplets":
+        """The first `r` of them, or all if there are fewer."""
+        return Triplets(self.left[..., :r], self.values[..., :r], self.right[..., :r])
+
 
 def require_matrix(matrix: Tensor, name: str = "matrix") -> Tensor:
     """The matrix itself (or a stack of them), once it is known to have a singular value decomposition.
@@ -61,8 +65,11 @@ def leading_triplets(matrix: Float[Tensor, "*batch rows columns"], r: int | None
     """
     if r is not None and r < 1:
         raise InputError(expected="at least one singular triplet", found=f"r={r}", remedy="pass r=1 or more")
-    left, values, right = torch.linalg.svd(require_matrix(matrix), full_matrices=False)
-    return Triplets(left[..., :r], values[..., :r], right[..., :r, :].mT)
+    require_matrix(matrix)
+    tall = matrix.shape[-2] >= matrix.shape[-1]  # LAPACK is about twice as fast on the tall one of the two
+    left, values, right = torch.linalg.svd(matrix if tall else matrix.mT, full_matrices=False)
+    triplets = Triplets(left, values, right.mT) if tall else Triplets(right.mT, values, left)
+    return triplets if r is None else triplets.top(r)
 
 
 def deflated_residual(
@@ -160,7 +167,7 @@ def krylov_triplets(
     right, pulled = basis @ turn.mT, _pull(matrix, left)
     residuals = torch.linalg.vector_norm(pulled - right * values.unsqueeze(-2), dim=-2)
     return KrylovTriplets(
-        Triplets(left[..., :r], values[..., :r], right[..., :r]),
+        Triplets(left, values, right).top(r),
         residuals[..., :r],
         torch.where(norm > 0, (values[..., :r] / norm.clamp(min=_tiny(norm)).unsqueeze(-1)).square().sum(-1), 1.0),
         _norm_bound(values, residuals, norm, sum(matrix.shape[-2:])),

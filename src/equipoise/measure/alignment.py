@@ -55,7 +55,9 @@ def alignment(
 
 
 def compare(lower: linalg.Triplets, upper: linalg.Triplets) -> Alignment:
-    """`alignment` from leading triplets that are already at hand: left vectors of `lower`, right ones of `upper`.
+    """`alignment` from triplets that are already at hand: left vectors of `lower`, right ones of `upper`.
+
+    The angles are between the spaces of all triplets given: pass `triplets.top(r)` for those of the leading ones.
 
     >>> turned = torch.tensor([[0.6], [0.8]])
     >>> flat = linalg.Triplets(torch.eye(2)[:, :1], torch.ones(1), torch.ones(1, 1))
