@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_TOLERANCE = 1e-9  # Σ p |residual| / T at which an iterate is a solution
+_TOLERANCE = 1e-8  # Σ p |residual| / T at which an iterate is a solution
 _ITERATIONS = 60
 _FLOOR = 1e-9  # weight below which a warm start may not fall: Newton cannot revive an exact zero
 _LADDER = 20.0  # factor between temperatures when a warm start fails

@@ -6,7 +6,7 @@ through `torch.func`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.evaluate import Kink, activation, frozen, kinks, recorded, secant_slope
 
 Weights = Float[Tensor, " parameters"]
-Rows = Int[Tensor, " rows"] | None  # the examples concerned; None: all
+Rows = Int[Tensor, " rows"]  # the examples concerned
 Slopes = tuple[Tensor, ...]  # one per kink: (rows, neurons, …)
 
 
@@ -53,8 +53,6 @@ class Evaluation:
 
     def take(self, rows: Rows) -> "Evaluation":
         """The same for some of the examples."""
-        if rows is None:
-            return self
         return Evaluation(self.margins[rows], tuple(z[rows] for z in self.preactivations))
 
 
@@ -97,11 +95,15 @@ class Margins(Protocol):
         """The slope below zero of every kink, in execution order."""
         ...
 
-    def evaluate(self, weights: Weights, rows: Rows = None) -> Evaluation:
+    def restricted(self, rows: Rows) -> "Margins":
+        """The same for some of the examples."""
+        ...
+
+    def evaluate(self, weights: Weights) -> Evaluation:
         """The network itself."""
         ...
 
-    def linearise(self, weights: Weights, slopes: Slopes, rows: Rows = None) -> Linearisation:
+    def linearise(self, weights: Weights, slopes: Slopes) -> Linearisation:
         """The network with these slopes, around these weights."""
         ...
 
@@ -127,10 +129,6 @@ def local_slopes(margins: Margins, at: Evaluation) -> Slopes:
     return secant_slopes(margins, at, at)
 
 
-def _sized(data: Tensor, rows: Rows) -> Tensor:
-    return data if rows is None else data[rows]
-
-
 # --- feedforward chains ----------------------------------------------------------------------------------------------
 
 
@@ -153,19 +151,28 @@ class FeedforwardMargins:
         """The slope below zero of every kink."""
         return tuple(layer.negative_slope for layer in self.chain if layer.negative_slope is not None)
 
-    def evaluate(self, weights: Weights, rows: Rows = None) -> Evaluation:
+    @cached_property
+    def gram(self) -> Float[Tensor, "n n"]:
+        """Inner products of the inputs: the widest part of the kernel, and the one that never changes."""
+        return self.inputs @ self.inputs.T
+
+    def restricted(self, rows: Rows) -> "FeedforwardMargins":
+        """The same for some of the examples."""
+        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows])
+
+    def evaluate(self, weights: Weights) -> Evaluation:
         """The network itself."""
-        views, hidden, seen = self.layout.views(weights), _sized(self.inputs, rows), []
+        views, hidden, seen = self.layout.views(weights), self.inputs, []
         for layer in self.chain:
             hidden = _affine(hidden, layer, views)
             if layer.negative_slope is not None:
                 seen.append(hidden)
                 hidden = activation(hidden, layer.negative_slope)
-        return Evaluation(_sized(self.labels, rows) * hidden.squeeze(1), tuple(seen))
+        return Evaluation(self.labels * hidden.squeeze(1), tuple(seen))
 
-    def linearise(self, weights: Weights, slopes: Slopes, rows: Rows = None) -> "_FeedforwardLinearisation":
+    def linearise(self, weights: Weights, slopes: Slopes) -> "_FeedforwardLinearisation":
         """Forward with `h_k = α_k ∘ z_k`, then backward from the margin."""
-        views, hidden, labels = self.layout.views(weights), _sized(self.inputs, rows), _sized(self.labels, rows)
+        views, hidden, labels = self.layout.views(weights), self.inputs, self.labels
         aligned = self._aligned(slopes)
         entering = []
         for layer, slope in zip(self.chain, aligned, strict=True):
@@ -218,7 +225,7 @@ class _FeedforwardLinearisation:
         """`K = Σ_k (H_{k-1} H_{k-1}ᵀ + 1 if biased) ∘ (Δ_k Δ_kᵀ)`."""
         total = torch.zeros(len(self.margins), len(self.margins)).to(self.margins)
         for layer, hidden, sensitivity in zip(self.owner.chain, self.entering, self.leaving, strict=True):
-            gram = hidden @ hidden.T
+            gram = self.owner.gram if hidden is self.owner.inputs else hidden @ hidden.T
             total += (gram + 1 if layer.bias else gram) * (sensitivity @ sensitivity.T)
         return total
 
@@ -249,15 +256,18 @@ class CapturedMargins:
         """The slope below zero of every kink."""
         return tuple(kink.negative_slope for kink in self.kinks)
 
-    def evaluate(self, weights: Weights, rows: Rows = None) -> Evaluation:
-        """The network itself."""
-        inputs, labels = _sized(self.inputs, rows), _sized(self.labels, rows)
-        output, seen = recorded(self.captured, self.kinks, self.layout.views(weights), inputs)
-        return Evaluation(labels * output.reshape(len(labels)), seen)
+    def restricted(self, rows: Rows) -> "CapturedMargins":
+        """The same for some of the examples."""
+        return CapturedMargins(self.captured, self.layout, self.inputs[rows], self.labels[rows])
 
-    def linearise(self, weights: Weights, slopes: Slopes, rows: Rows = None) -> "_CapturedLinearisation":
+    def evaluate(self, weights: Weights) -> Evaluation:
+        """The network itself."""
+        output, seen = recorded(self.captured, self.kinks, self.layout.views(weights), self.inputs)
+        return Evaluation(self.labels * output.reshape(self.count), seen)
+
+    def linearise(self, weights: Weights, slopes: Slopes) -> "_CapturedLinearisation":
         """The frozen network around these weights; its Jacobian is formed when first needed."""
-        return _CapturedLinearisation(self, weights, slopes, _sized(self.inputs, rows), _sized(self.labels, rows))
+        return _CapturedLinearisation(self, weights, slopes)
 
     def frozen(self, weights: Weights, inputs: Tensor, labels: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """Margins of the network with frozen slopes."""
@@ -270,11 +280,9 @@ class _CapturedLinearisation:
     owner: CapturedMargins
     weights: Weights
     slopes: Slopes
-    inputs: Tensor
-    labels: Tensor
 
     def _frozen(self, weights: Weights) -> Tensor:
-        return self.owner.frozen(weights, self.inputs, self.labels, self.slopes)
+        return self.owner.frozen(weights, self.owner.inputs, self.owner.labels, self.slopes)
 
     @cached_property
     def margins(self) -> Float[Tensor, " rows"]:
@@ -296,5 +304,5 @@ class _CapturedLinearisation:
             return self.owner.frozen(weights, example[None], label[None], [slope[None] for slope in slopes])[0]
 
         per_example = torch.func.vmap(torch.func.grad(margin), in_dims=(None, 0, 0, 0))
-        jacobian = per_example(self.weights, self.inputs, self.labels, self.slopes)
+        jacobian = per_example(self.weights, self.owner.inputs, self.owner.labels, self.slopes)
         return jacobian @ jacobian.T

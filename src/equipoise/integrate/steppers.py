@@ -38,6 +38,7 @@ class State:
     evaluation: Evaluation
     slopes: Slopes  # settled slopes of the last step: pairs that slide keep theirs
     dual: Float[Tensor, " n"]  # p of the last implicit step, the next one's warm start
+    velocity: Weights | None  # mean velocity over the last implicit step: where margins balance, the next one's too
     sizes: dict[str, float]  # relative size of the next step, by route
     log_time: float = -math.inf  # log of physical time
     temperature: float = 1.0  # of the entropic term; above 1 at the precision floor
@@ -62,7 +63,7 @@ class Outlook:
 
     potential: Float[Tensor, " n"]  # u
     forces: Float[Tensor, " n"]  # softmax(-u)
-    velocity: Weights  # -∇ log R
+    velocity: Weights  # -∇ log R, or its mean over the last implicit step
     rates: Float[Tensor, " n"]  # du/dτ
     speed: float  # ‖velocity‖ / ‖w‖
 
@@ -71,7 +72,8 @@ class Outlook:
 class Attempt:
     """A step before its midpoint is made exact, and whether it may be accepted."""
 
-    rows: Rows
+    on: Margins  # the examples that enter
+    rows: Rows | None
     settling: Settling
     forces: Float[Tensor, " rows"]  # D p̄, frozen
     weights: Weights
@@ -110,7 +112,7 @@ class EntropicMidpoint:
         evaluation = margins.evaluate(weights)
         uniform = torch.full_like(evaluation.margins, 1 / margins.count)
         sizes = {"trapezoid": self.step_size, "entropic": self.step_size}
-        return State(weights, evaluation, local_slopes(margins, evaluation), uniform, sizes)
+        return State(weights, evaluation, local_slopes(margins, evaluation), uniform, None, sizes)
 
     def restore(self, margins: Margins, state: State) -> State:
         """A saved state with its evaluation computed anew."""
@@ -135,7 +137,7 @@ class EntropicMidpoint:
 
     def _accept(self, margins, loss, state, attempt, span, sizes, visited, route, rejected) -> tuple[State, Step]:
         """Converge the midpoint to rounding with everything else frozen, then move."""
-        weights, mismatch, iterations = _converged(margins, state, attempt, span)
+        weights, mismatch, iterations = _converged(state, attempt, span)
         evaluation = margins.evaluate(weights)
         passed = _physical_time(state, loss, evaluation, span)
         size = float((weights - state.weights).norm() / state.weights.norm())
@@ -144,6 +146,7 @@ class EntropicMidpoint:
             evaluation,
             _merged(local_slopes(margins, evaluation), attempt),
             attempt.dual,
+            None if route == "trapezoid" else (weights - state.weights) / span,
             sizes,
             float(torch.logaddexp(torch.tensor(state.log_time), torch.tensor(passed))),
             attempt.temperature,
@@ -158,7 +161,7 @@ class EntropicMidpoint:
         gentle = outlook.speed / fastest if fastest > 0 else math.inf  # the size at which a margin moves by one
         active = len(_active(outlook, sizes["entropic"] / outlook.speed))
         passes = 16 * 6 * parameters
-        newton = 60 * (active**3 / 3 + 6 * active**2) + 12 * active**2 * math.sqrt(parameters)
+        newton = 600 * (active**3 / 3 + 6 * active**2)  # three solves, some four Newton steps each, slower than products
         trapezoid = passes * margins.count / min(sizes["trapezoid"], gentle)
         entropic = (passes * active + newton + 2 * parameters * margins.count) / sizes["entropic"]
         if sizes["trapezoid"] > gentle and trapezoid < entropic:
@@ -171,7 +174,7 @@ def _outlook(margins: Margins, loss: Loss, state: State) -> Outlook:
     forces = torch.softmax(-potential, 0)
     slope = loss.slope(state.evaluation.margins)
     here = margins.linearise(state.weights, state.slopes)
-    velocity = here.pullback(forces * slope)
+    velocity = here.pullback(forces * slope) if state.velocity is None else state.velocity
     speed = float(velocity.norm() / state.weights.norm())
     return Outlook(potential, forces, velocity, slope * here.pushforward(velocity), speed)
 
@@ -193,7 +196,7 @@ def _trapezoid(margins: Margins, loss: Loss, state: State, outlook: Outlook, spa
         start, end = torch.softmax(-before, 0), torch.softmax(-after, 0)
         return (start + end) / 2, start, None
 
-    return _settle(margins, loss, state, outlook, span, None, average, 1.0)
+    return _settle(margins, None, loss, state, outlook, span, average, 1.0)
 
 
 def _entropic(margins: Margins, loss: Loss, state: State, outlook: Outlook, span: float) -> Attempt:
@@ -202,7 +205,7 @@ def _entropic(margins: Margins, loss: Loss, state: State, outlook: Outlook, span
     temperature = max(1.0, 4 * torch.finfo(outlook.potential.dtype).eps * largest)
     rows, visited = _active(outlook, span), 0
     while True:
-        attempt = _entropic_on(margins, loss, state, outlook, span, rows, temperature)
+        attempt = _entropic_on(margins.restricted(rows), rows, loss, state, outlook, span, temperature)
         visited += attempt.visited + margins.count // 3
         if not attempt.settled:
             return replace(attempt, visited=visited)
@@ -214,7 +217,7 @@ def _entropic(margins: Margins, loss: Loss, state: State, outlook: Outlook, span
         rows = torch.cat([rows, missed]).sort().values
 
 
-def _entropic_on(margins, loss, state, outlook, span, rows: Tensor, temperature: float) -> Attempt:
+def _entropic_on(on, rows, loss, state, outlook, span, temperature: float) -> Attempt:
     start = state.dual[rows]
 
     def average(here: Linearisation, before: Tensor, after: Tensor, warm: tuple | None):
@@ -229,36 +232,30 @@ def _entropic_on(margins, loss, state, outlook, span, rows: Tensor, temperature:
         mean = first + second - whole
         return mean, whole, (whole, first, second, mean)
 
-    attempt = _settle(margins, loss, state, outlook, span, rows, average, temperature)
-    return attempt
+    return _settle(on, rows, loss, state, outlook, span, average, temperature)
 
 
-def _settle(margins, loss, state, outlook, span, rows, average: Average, temperature) -> Attempt:
+def _settle(on, rows, loss, state, outlook, span, average: Average, temperature) -> Attempt:
     """Iterate p̄, slopes and w_mid together until the end of the step moves by less than its own error."""
-    before = state.evaluation.take(rows)
+    before = state.evaluation if rows is None else state.evaluation.take(rows)
     potential = loss.potential(before.margins)
     settling = Settling.start(tuple(slope if rows is None else slope[rows] for slope in state.slopes))
+    norm, size = float(state.weights.norm()), span * outlook.speed
     end, warm, changes = state.weights + span * outlook.velocity, None, []
-    size = span * outlook.speed
-    forces = lower = torch.zeros_like(potential)
-    here = None
     while len(changes) < _SETTLING and not _finished(changes, size) and not _diverges(changes):
-        after = margins.evaluate(end, rows)
-        settling = settling.towards(secant_slopes(margins, before, after))
-        here = margins.linearise((state.weights + end) / 2, settling.slopes, rows)
+        after = on.evaluate(end)
+        settling = settling.towards(secant_slopes(on, before, after))
+        here = on.linearise((state.weights + end) / 2, settling.slopes)
         slope = loss.slope(here.margins)
-        mean, low, warm = average(here, potential, loss.potential(after.margins), warm)
-        forces, lower = slope * mean, slope * low
-        moved = state.weights + span * here.pullback(forces)
-        changes.append(float((moved - end).norm() / state.weights.norm()))
+        mean, lower, warm = average(here, potential, loss.potential(after.margins), warm)
+        moved = state.weights + span * here.pullback(slope * mean)
+        changes.append(float((moved - end).norm()) / norm)
         end = moved
-    assert here is not None
-    norm = float(state.weights.norm())
-    error = span * float(here.pullback(forces - lower).norm()) / norm
-    dual = state.dual if warm is None else _scattered(warm[0], rows, state.dual)
-    visited = len(changes) * len(potential)
+    error = span * float(here.pullback(slope * (mean - lower)).norm()) / norm
+    dual = state.dual if rows is None else _scattered(warm[0], rows, state.dual)
     settled = changes[-1] <= max(size**3, _SETTLED)
-    return Attempt(rows, settling, forces, end, dual, error, settled, len(potential), temperature, visited)
+    visited = len(changes) * on.count
+    return Attempt(on, rows, settling, slope * mean, end, dual, error, settled, on.count, temperature, visited)
 
 
 def _finished(changes: list[float], size: float) -> bool:
@@ -274,11 +271,11 @@ def _diverges(changes: list[float]) -> bool:
     return not math.isfinite(sum(changes)) or (len(changes) > 8 and min(changes[-4:]) > min(changes[:-4]))
 
 
-def _converged(margins: Margins, state: State, attempt: Attempt, span: float) -> tuple[Weights, float, int]:
+def _converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, float, int]:
     """Fixed-point iteration of `w_mid` alone, to rounding: the only source of drift in the laws (T6.2)."""
     end, mismatch = attempt.weights, math.inf
     for iteration in range(_CONVERGING):
-        here = margins.linearise((state.weights + end) / 2, attempt.settling.slopes, attempt.rows)
+        here = attempt.on.linearise((state.weights + end) / 2, attempt.settling.slopes)
         moved = state.weights + span * here.pullback(attempt.forces)
         previous, mismatch = mismatch, float((moved - end).norm() / moved.norm())
         end = moved
