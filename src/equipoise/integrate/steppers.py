@@ -161,7 +161,9 @@ class EntropicMidpoint:
         gentle = outlook.speed / fastest if fastest > 0 else math.inf  # the size at which a margin moves by one
         active = len(_active(outlook, sizes["entropic"] / outlook.speed))
         passes = 16 * 6 * parameters
-        newton = 600 * (active**3 / 3 + 6 * active**2)  # three solves, some four Newton steps each, slower than products
+        newton = 600 * (
+            active**3 / 3 + 6 * active**2
+        )  # three solves, some four Newton steps each, slower than products
         trapezoid = passes * margins.count / min(sizes["trapezoid"], gentle)
         entropic = (passes * active + newton + 2 * parameters * margins.count) / sizes["entropic"]
         if sizes["trapezoid"] > gentle and trapezoid < entropic:
