@@ -35,10 +35,6 @@ class Loss(Protocol):
         """`log ℓ(0)`: the data are separated once `n R < ℓ(0)`."""
         ...
 
-    def smoothed_margin(self, log_total: float) -> float:
-        """`ℓ^{-1}(n R)` from `log(n R)`: the smoothed margin before it is divided by `‖w‖^L`."""
-        ...
-
 
 @dataclass(frozen=True)
 class Exponential:
@@ -61,10 +57,6 @@ class Exponential:
     def log_at_zero(self) -> float:
         """`log ℓ(0) = 0`."""
         return 0.0
-
-    def smoothed_margin(self, log_total: float) -> float:
-        """`-log(n R)`."""
-        return -log_total
 
 
 @dataclass(frozen=True)
@@ -91,13 +83,6 @@ class Logistic:
     def log_at_zero(self) -> float:
         """`log log 2`."""
         return math.log(math.log(2))
-
-    def smoothed_margin(self, log_total: float) -> float:
-        """`-log(e^{nR} - 1)`; for `nR` below rounding, `-log(nR)`."""
-        if log_total < -40:
-            return -log_total
-        total = math.exp(min(log_total, 700.0))
-        return -(total + math.log(-math.expm1(-total)))
 
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (Exponential(), Logistic())}

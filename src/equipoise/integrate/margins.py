@@ -109,7 +109,7 @@ class Margins(Protocol):
 
 
 def build_margins(
-    captured: Captured, layout: Layout, inputs: Float[Tensor, "n *features"], labels: Float[Tensor, " n"]
+    captured: Captured, layout: Layout, inputs: Float[Tensor, "n ..."], labels: Float[Tensor, " n"]
 ) -> Margins:
     """The fast path where the network is a feedforward chain, `torch.func` everywhere else."""
     chain = read_chain(captured)
@@ -239,7 +239,7 @@ class CapturedMargins:
 
     captured: Captured
     layout: Layout
-    inputs: Float[Tensor, "n *features"]
+    inputs: Float[Tensor, "n ..."]
     labels: Float[Tensor, " n"]
     kinks: tuple[Kink, ...] = field(init=False)
 

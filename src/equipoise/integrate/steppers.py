@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -114,10 +115,6 @@ class EntropicMidpoint:
         sizes = {"trapezoid": self.step_size, "entropic": self.step_size}
         return State(weights, evaluation, local_slopes(margins, evaluation), uniform, None, sizes)
 
-    def restore(self, margins: Margins, state: State) -> State:
-        """A saved state with its evaluation computed anew."""
-        return replace(state, evaluation=margins.evaluate(state.weights))
-
     def step(self, margins: Margins, loss: Loss, state: State) -> tuple[State, Step] | None:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
         outlook = _outlook(margins, loss, state)
@@ -148,7 +145,7 @@ class EntropicMidpoint:
             attempt.dual,
             None if route == "trapezoid" else (weights - state.weights) / span,
             sizes,
-            float(torch.logaddexp(torch.tensor(state.log_time), torch.tensor(passed))),
+            float(np.logaddexp(state.log_time, passed)),
             attempt.temperature,
             visited + iterations * attempt.active,
         )
@@ -161,9 +158,7 @@ class EntropicMidpoint:
         gentle = outlook.speed / fastest if fastest > 0 else math.inf  # the size at which a margin moves by one
         active = len(_active(outlook, sizes["entropic"] / outlook.speed))
         passes = 16 * 6 * parameters
-        newton = 600 * (
-            active**3 / 3 + 6 * active**2
-        )  # three solves, some four Newton steps each, slower than products
+        newton = 600 * (active**3 / 3 + 6 * active**2)  # three solves of some four steps each
         trapezoid = passes * margins.count / min(sizes["trapezoid"], gentle)
         entropic = (passes * active + newton + 2 * parameters * margins.count) / sizes["entropic"]
         if sizes["trapezoid"] > gentle and trapezoid < entropic:

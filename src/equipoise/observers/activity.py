@@ -53,7 +53,7 @@ class Activity:
 
 
 def _updated(memory: Memory, place: str, on: Tensor, inside: Tensor, growth: float) -> tuple[Tensor, Tensor, int]:
-    """Growth at each pair's last flip (-inf: never), consecutive steps inside its kink, and flips since the last look."""
+    """Growth at each pair's last flip (-inf: never), consecutive steps inside its kink, and recent flips."""
     if f"{place}/on" not in memory:
         return torch.full(on.shape, -torch.inf, device=on.device), inside.int(), 0
     changed = on != memory[f"{place}/on"]

@@ -1,6 +1,7 @@
 """Alignment of consecutive layers."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from equipoise.measure.alignment import alignment
@@ -20,7 +21,7 @@ class Alignment:
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """Cosine and sine at each interface, under the name of the lower layer."""
         readings = []
-        for (lower, bias), (upper, _) in zip(scene.consecutive, scene.consecutive[1:], strict=False):
+        for (lower, bias), (upper, _) in pairwise(scene.consecutive):
             tensors = snapshot.parameters
             seen = alignment(tensors[lower], tensors[upper], bias=tensors[bias] if bias else None)
             readings.append(Reading(lower, "alignment_next", float(seen.cosine)))

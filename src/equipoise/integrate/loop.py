@@ -1,0 +1,362 @@
+"""The loop behind `eq.flow`: steps, observers, records, checkpoints, and the decision to stop."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from equipoise.integrate.goals import Goal, LogLoss, parse_goal
+from equipoise.integrate.losses import Loss, log_risk
+from equipoise.integrate.margins import Linearisation, Weights
+from equipoise.integrate.problem import Problem, build_problem, why_not_separable
+from equipoise.integrate.run import Run, Status, stored_problem
+from equipoise.integrate.steppers import EntropicMidpoint, State, Step
+from equipoise.observers import Activity, Alignment, Drift, Margin, Memory, Observer, Scene, Snapshot, Spectrum
+from equipoise.store import Checkpoint, Record, Store
+
+_CHECKPOINT_SECONDS = 1.0
+_STALL_STEPS = 60  # steps over which the loss must fall by more than _STALL_FALL of itself
+_STALL_FALL = 1e-6
+
+Watcher = Callable[[int, float, float, "Step | None"], None]  # step, log-loss, growth, what the step did
+
+
+def default_observers() -> tuple[Observer, ...]:
+    """Spectra, alignment, drift of the laws, activity and margins."""
+    return (Spectrum(), Alignment(), Drift(), Activity(), Margin())
+
+
+def flow(
+    model: nn.Module,
+    data: Any,
+    loss: str | Loss = "exponential",
+    until: Goal | str = LogLoss(-1e6),  # noqa: B008 - a frozen value
+    *,
+    observe: Sequence[Observer] | None = None,
+    out: str | Path | None = None,
+    stepper: EntropicMidpoint | None = None,
+    save_at: Iterable[Goal] = (),
+    max_steps: int = 10_000,
+    arguments: dict[str, Any] | None = None,
+    watcher: Watcher | None = None,
+) -> Run:
+    """Run gradient flow of `model` on `data = (X, y)` until a goal (THEORY T6).
+
+    `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}. The flow runs on a copy in float64 on the
+    model's device; the caller's model and data never change. `out` names a folder for the run: manifest, records,
+    weights, checkpoints. `save_at` lists goals at which weights are saved besides the first and the last.
+
+    How it ended is `run.status`, a value. Raises `InputError` for data or a model that cannot be used.
+
+    >>> from equipoise.data import load
+    >>> from equipoise.networks import mlp
+    >>> run = flow(mlp([5, 4, 4, 1], linear_tail=2), load("separable", n=20, d=5), until=LogLoss(-1e4))
+    >>> run.status.value, run.log_loss < -1e4
+    ('reached', True)
+    """
+    goal = parse_goal(until) if isinstance(until, str) else until
+    problem = build_problem(model, data, loss)
+    stepper = stepper or EntropicMidpoint()
+    with ExitStack() as stack:
+        store = None
+        if out is not None:
+            store = stack.enter_context(
+                Store.create(out, _manifest(problem, goal, stepper, max_steps, arguments or {}))
+            )
+            store.save_weights("initial", problem.initial)
+        loop = _Loop(
+            problem, goal, stepper, tuple(observe or default_observers()), tuple(save_at), max_steps, store, watcher
+        )
+        return loop.finish(loop.start())
+
+
+def resume(folder: str | Path, model: nn.Module | None = None, data: Any = None, watcher: Watcher | None = None) -> Run:
+    """Go on with a run from its last checkpoint; it ends with the numbers of an uninterrupted one.
+
+    Only runs with the default observers can be resumed from the folder alone; a model or data of one's own are passed
+    again. Raises `InputError` or `StoreError` for a folder that is not such a run.
+    """
+    with Store.resume(folder) as store:
+        problem, manifest = stored_problem(store, model, data), store.manifest
+        asked = manifest["arguments"]
+        stepper = EntropicMidpoint(**asked["stepper"])
+        goal = parse_goal(asked["until"])
+        loop = _Loop(problem, goal, stepper, default_observers(), (), asked["max_steps"], store, watcher)
+        saved = store.checkpoint()
+        return loop.finish(loop.start() if saved is None else loop.restored(saved))
+
+
+def _manifest(
+    problem: Problem, goal: Goal, stepper: EntropicMidpoint, max_steps: int, arguments: dict
+) -> dict[str, Any]:
+    return {
+        "network": arguments.get("network"),
+        "layers": [{"weight": layer.weight, "bias": layer.bias, "kind": layer.kind} for layer in problem.chain or ()],
+        "data": asdict(problem.data.provenance),
+        "loss": problem.loss.name,
+        "seed": arguments.get("seed"),
+        "arguments": {
+            "until": goal.describe(),
+            "stepper": asdict(stepper),
+            "max_steps": max_steps,
+            "command": arguments.get("command"),
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: the whole of what a checkpoint holds."""
+
+    step: int
+    state: State
+    memories: tuple[Memory, ...]
+    falls: tuple[float, ...] = ()  # log-losses of the last steps, to see a stall
+    fresh: tuple[Record, ...] = ()  # records not yet on disk
+    records: tuple[Record, ...] = field(default=(), repr=False)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Loop:
+    problem: Problem
+    goal: Goal
+    stepper: EntropicMidpoint
+    observers: tuple[Observer, ...]
+    save_at: tuple[Goal, ...]
+    max_steps: int
+    store: Store | None
+    watcher: Watcher | None
+
+    @cached_property
+    def scene(self) -> Scene:
+        """What the observers are told once."""
+        problem = self.problem
+        return Scene(
+            initial=problem.initial,
+            consecutive=tuple((layer.weight, layer.bias) for layer in problem.chain or ()),
+            laws=problem.laws,
+            kinks=problem.kink_names,
+            examples=problem.margins.count,
+            homogeneity=problem.homogeneity,
+            loss=problem.loss.name,
+        )
+
+    def start(self) -> Progress:
+        """Before the first step, with the initial weights observed."""
+        state = self.stepper.init(self.problem.margins, self.problem.weights)
+        scene = self.scene
+        return self._observed(Progress(0, state, tuple(observer.init(scene) for observer in self.observers)), None)
+
+    def finish(self, progress: Progress) -> Run:
+        """Step until the goal, or until there is a reason to stop."""
+        begun = time.perf_counter() - progress.seconds
+        status, written = self._hopeless(), time.perf_counter()
+        pending = list(self.save_at)
+        try:
+            while status is None and (status := self._status(progress)) is None:
+                advanced = self.stepper.step(self.problem.margins, self.problem.loss, progress.state)
+                if advanced is None:
+                    status = Status.stalled
+                    break
+                state, step = advanced
+                progress = replace(progress, step=progress.step + 1, state=state, seconds=time.perf_counter() - begun)
+                progress = self._observed(progress, step)
+                pending = self._save(progress, pending)
+                if self.store is not None and time.perf_counter() - written > _CHECKPOINT_SECONDS:
+                    progress, written = self._commit(progress), time.perf_counter()
+        except KeyboardInterrupt:
+            self._commit(progress)
+            raise
+        return self._run(progress, status)
+
+    # --- where it stands ---
+
+    def _log_loss(self, state: State) -> float:
+        return log_risk(self.problem.loss.potential(state.evaluation.margins))
+
+    @cached_property
+    def _initial_norm(self) -> float:
+        return float(self.problem.weights.norm())
+
+    def _growth(self, weights: Weights) -> float:
+        return math.log(float(weights.norm()) / self._initial_norm)
+
+    def _hopeless(self) -> Status | None:
+        """`not_separable` where a goal of loss is proved out of reach."""
+        bottomless = isinstance(self.goal, LogLoss) and self.goal.value < -math.log(self.problem.margins.count) - 1
+        return Status.not_separable if bottomless and why_not_separable(self.problem) else None
+
+    def _status(self, progress: Progress) -> Status | None:
+        log_loss, growth = self._log_loss(progress.state), self._growth(progress.state.weights)
+        if self.goal.reached(log_loss=log_loss, growth=growth, steps=progress.step):
+            return Status.precision_floor if progress.state.temperature > 1 else Status.reached
+        if progress.step >= self.max_steps:
+            return Status.step_limit
+        fell = progress.falls
+        if len(fell) == _STALL_STEPS and fell[0] - fell[-1] < _STALL_FALL * max(1.0, abs(fell[-1])):
+            return Status.stalled
+        return None
+
+    # --- looking ---
+
+    def _observed(self, progress: Progress, step: Step | None) -> Progress:
+        scene, snapshot = self.scene, self._snapshot(progress)
+        moment = (progress.step, snapshot.growth, snapshot.log_loss, progress.state.log_time)
+        memories, records = [], []
+        for observer, memory in zip(self.observers, progress.memories, strict=True):
+            memory, readings = observer.observe(scene, memory, snapshot)
+            memories.append(memory)
+            records += [Record(*moment, observer.name, *reading) for reading in readings]
+        records += [Record(*moment, "flow", "", name, value) for name, value in _told(step, progress.state)]
+        if self.watcher is not None:
+            self.watcher(progress.step, snapshot.log_loss, snapshot.growth, step)
+        return replace(
+            progress,
+            memories=tuple(memories),
+            falls=(*progress.falls, snapshot.log_loss)[-_STALL_STEPS:],
+            fresh=(*progress.fresh, *records),
+            records=(*progress.records, *records),
+        )
+
+    def _snapshot(self, progress: Progress) -> Snapshot:
+        state = progress.state
+        return Snapshot(
+            step=progress.step,
+            growth=self._growth(state.weights),
+            log_loss=self._log_loss(state),
+            parameters=self.problem.layout.views(state.weights),
+            norm=float(state.weights.norm()),
+            margins=state.evaluation.margins,
+            preactivations=state.evaluation.preactivations,
+            slopes=state.slopes,
+            linearisation=_Here(self.problem, state),
+            final=self._status(progress) is not None,
+        )
+
+    # --- keeping ---
+
+    def _save(self, progress: Progress, pending: list[Goal]) -> list[Goal]:
+        log_loss, growth = self._log_loss(progress.state), self._growth(progress.state.weights)
+        due = [goal for goal in pending if goal.reached(log_loss=log_loss, growth=growth, steps=progress.step)]
+        for goal in due:
+            if self.store is not None:
+                self.store.save_weights(goal.describe(), self.problem.layout.views(progress.state.weights))
+        return [goal for goal in pending if goal not in due]
+
+    def _commit(self, progress: Progress) -> Progress:
+        if self.store is None:
+            return progress
+        self.store.commit(progress.fresh, _checkpoint(progress))
+        return replace(progress, fresh=())
+
+    def restored(self, saved: Checkpoint) -> Progress:
+        """The progress of a checkpoint."""
+        assert self.store is not None
+        records = tuple(Record(*row) for row in self.store.table().itertuples(index=False))
+        state = _state(saved, len(self.problem.margins.negative_slopes), self.problem)
+        memories = tuple(_memory(saved, index) for index in range(len(self.observers)))
+        told = saved.metadata
+        return Progress(saved.step, state, memories, tuple(told["falls"]), (), records, told["seconds"])
+
+    def _run(self, progress: Progress, status: Status) -> Run:
+        state, problem = progress.state, self.problem
+        final = {name: view.clone() for name, view in problem.layout.views(state.weights).items()}
+        run = Run(
+            model=problem.trained(state.weights),
+            initial=problem.initial,
+            final=self._status(progress) is not None,
+            data=problem.data,
+            loss=problem.loss,
+            chain=problem.chain,
+            homogeneity=problem.homogeneity,
+            status=status,
+            log_loss=self._log_loss(state),
+            growth=self._growth(state.weights),
+            log_time=state.log_time,
+            steps=progress.step,
+            gradient_evaluations=state.examples_visited / problem.margins.count,
+            seconds=progress.seconds,
+            records=list(progress.records),
+            folder=None if self.store is None else Path(self.store.folder),
+        )
+        if self.store is not None:
+            self._commit(progress)
+            self.store.save_weights("final", final)
+            self.store.finish(run.summary())
+        return run
+
+
+@dataclass(frozen=True)
+class _Here:
+    """The Jacobian of the margins at a state, formed when an observer asks."""
+
+    problem: Problem
+    state: State
+
+    def _linearisation(self) -> Linearisation:
+        return self.problem.margins.linearise(self.state.weights, self.state.slopes)
+
+    def kernel(self) -> Tensor:
+        return self._linearisation().kernel()
+
+    def pullback(self, forces: Tensor) -> Tensor:
+        return self._linearisation().pullback(forces)
+
+    def weights(self) -> Tensor:
+        return self.state.weights
+
+
+def _told(step: Step | None, state: State) -> list[tuple[str, float]]:
+    if step is None:
+        return []
+    told = {"step_size": step.size, "error": step.error, "active": step.active, "rejected": step.rejected}
+    return [(name, float(value)) for name, value in (told | {"temperature": state.temperature}).items()]
+
+
+# --- checkpoints: everything in tensors, floats in JSON (which keeps every bit of them) --------------------------------
+
+
+def _checkpoint(progress: Progress) -> Checkpoint:
+    state = progress.state
+    tensors = {"weights": state.weights, "dual": state.dual}
+    tensors |= {f"slopes/{index}": slope for index, slope in enumerate(state.slopes)}
+    if state.velocity is not None:
+        tensors["velocity"] = state.velocity
+    for index, memory in enumerate(progress.memories):
+        tensors |= {f"memory/{index}/{name}": tensor for name, tensor in memory.items()}
+    told = {
+        "sizes": state.sizes,
+        "log_time": state.log_time,
+        "temperature": state.temperature,
+        "examples_visited": state.examples_visited,
+        "falls": list(progress.falls),
+        "seconds": progress.seconds,
+    }
+    return Checkpoint(progress.step, {name: tensor.contiguous() for name, tensor in tensors.items()}, told)
+
+
+def _state(saved: Checkpoint, kinks: int, problem: Problem) -> State:
+    tensors, told = {name: tensor.to(problem.weights.device) for name, tensor in saved.tensors.items()}, saved.metadata
+    return State(
+        weights=tensors["weights"],
+        evaluation=problem.margins.evaluate(tensors["weights"]),
+        slopes=tuple(tensors[f"slopes/{index}"] for index in range(kinks)),
+        dual=tensors["dual"],
+        velocity=tensors.get("velocity"),
+        sizes=told["sizes"],
+        log_time=told["log_time"],
+        temperature=told["temperature"],
+        examples_visited=told["examples_visited"],
+    )
+
+
+def _memory(saved: Checkpoint, index: int) -> Memory:
+    prefix = f"memory/{index}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,163 @@
+"""What a flow is about: a network read once, its data, its loss, and everything derived from them."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from equipoise.data import Dataset, validate
+from equipoise.errors import InputError
+from equipoise.graph.capture import Captured, capture
+from equipoise.graph.chain import Layer, read_chain
+from equipoise.graph.evaluate import kinks
+from equipoise.integrate.losses import Loss, named_loss
+from equipoise.integrate.margins import Layout, Margins, Weights, build_margins
+from equipoise.laws import Laws, invariances
+from equipoise.networks import mlp
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network in float64, captured, with its data and loss."""
+
+    model: nn.Module
+    data: Dataset
+    loss: Loss
+    captured: Captured
+    chain: tuple[Layer, ...] | None
+    layout: Layout
+    margins: Margins
+
+    @cached_property
+    def initial(self) -> dict[str, Tensor]:
+        """The weights of the model as it was given."""
+        return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+    @property
+    def weights(self) -> Weights:
+        """The same as one vector."""
+        return self.layout.flatten(self.initial)
+
+    @cached_property
+    def laws(self) -> Laws:
+        """Every law of the network."""
+        return invariances(self.model, self.data.X[:2].to(next(self.model.parameters()).device))
+
+    @property
+    def homogeneity(self) -> int | None:
+        """`L` with `f(x; aw) = a^L f(x; w)`: the depth of a chain without biases, unknown for any other network."""
+        if self.chain is None or any(layer.bias for layer in self.chain):
+            return None
+        return len(self.chain)
+
+    @property
+    def kink_names(self) -> tuple[str, ...]:
+        """The layer whose activation each kink is; for other networks the node that computes it."""
+        if self.chain is not None:
+            return tuple(layer.weight for layer in self.chain if layer.negative_slope is not None)
+        return tuple(kink.source.name for kink in kinks(self.captured))
+
+    def trained(self, weights: Weights) -> nn.Module:
+        """A copy of the model with these weights."""
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.layout.views(weights)[name])
+        return model
+
+
+def build_problem(model: nn.Module, data: Any, loss: str | Loss) -> Problem:
+    """Read the model, check the data, and plan the computation once. The model and the data are not changed.
+
+    Raises `InputError` for data that cannot be used, for outputs that are not one score for each example, and for an
+    activation that is not homogeneous; `CaptureError` for a model that cannot be read.
+    """
+    checked, chosen = validate(data), named_loss(loss)
+    own = copy.deepcopy(model).double()
+    device = next((parameter.device for parameter in own.parameters()), None)
+    if device is None:
+        raise InputError(
+            expected="a model with parameters", found="none", remedy="pass a network with weights to train"
+        )
+    inputs, labels = checked.X.to(device), checked.y.to(device)
+    _check_fit(own, inputs)
+    captured = capture(own, inputs[: min(2, len(inputs))])
+    layout = Layout.of(dict(own.named_parameters()))
+    _check_parameters(own, captured)
+    return Problem(
+        own, checked, chosen, captured, read_chain(captured), layout, build_margins(captured, layout, inputs, labels)
+    )
+
+
+def _check_fit(model: nn.Module, inputs: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            output = model(inputs[:2])
+    except RuntimeError as error:
+        raise InputError(
+            expected="inputs that the model accepts",
+            found=f"examples of shape {tuple(inputs.shape[1:])} ({str(error).splitlines()[0]})",
+            remedy="match the width of the first layer to the data",
+        ) from None
+    if not isinstance(output, Tensor) or output.numel() != len(inputs[:2]):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            expected="one score for each example, of shape (n,) or (n, 1)",
+            found=f"output {shape} for 2 examples",
+            remedy="end the network with a layer of width 1",
+        )
+
+
+def _check_parameters(model: nn.Module, captured: Captured) -> None:
+    unused = sorted(set(dict(model.named_parameters())) - set(captured.parameters.values()))
+    if unused:
+        raise InputError(
+            expected="a model whose every parameter takes part",
+            found=f"{', '.join(unused)} unused",
+            remedy="remove them, or freeze them outside the flow",
+        )
+    if captured.mutates_buffers:
+        raise InputError(
+            expected="a model whose forward pass changes no buffer",
+            found="buffers that change (BatchNorm in training mode)",
+            remedy="call model.eval() first",
+        )
+
+
+def why_not_separable(problem: Problem) -> str | None:
+    """A proof that no weights fit the data, in words, or `None`.
+
+    Two kinds are known: one input with both labels, and a network without activations (linear in its input) whose data
+    no hyperplane separates, by a linear programme.
+    """
+    inputs, labels = problem.data.X.flatten(1).cpu().numpy(), problem.data.y.cpu().numpy()
+    _, group = np.unique(inputs, axis=0, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    same = np.diff(group.ravel()[order]) == 0
+    clash = np.flatnonzero(same & (np.diff(labels[order]) != 0))
+    if len(clash):
+        i, j = sorted(order[clash[0] : clash[0] + 2])
+        return f"examples {i} and {j} are the same input with both labels"
+    if problem.chain is None or problem.kink_names:
+        return None
+    biased = any(layer.bias for layer in problem.chain)
+    rows = np.hstack([inputs, np.ones((len(inputs), 1))]) if biased else inputs
+    programme = linprog(
+        np.zeros(rows.shape[1]),
+        A_ub=-labels[:, None] * rows,
+        b_ub=-np.ones(len(rows)),
+        bounds=(None, None),
+        method="highs",
+    )
+    return "the network is linear and no hyperplane separates the classes" if programme.status == 2 else None
+
+
+def network_recipe(arguments: Mapping[str, Any]) -> nn.Module:
+    """The reference network of a run's manifest."""
+    return mlp(**{**arguments, "widths": list(arguments["widths"])})

@@ -1,0 +1,178 @@
+"""A finished flow: where it ended, why, and everything recorded on the way."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from equipoise.data import Dataset, Provenance, rebuild
+from equipoise.errors import InputError
+from equipoise.graph.chain import Layer
+from equipoise.integrate.losses import Loss
+from equipoise.integrate.problem import Problem, build_problem, network_recipe
+from equipoise.store import Record, Store
+
+
+class Status(StrEnum):
+    """How a flow ended. As text, it says what to do.
+
+    >>> Status.stalled == "stalled"
+    True
+    >>> print(Status.step_limit)
+    step_limit: the goal lies further; raise max_steps, or resume the run
+    """
+
+    reached = "reached"
+    precision_floor = "precision_floor"
+    stalled = "stalled"
+    not_separable = "not_separable"
+    step_limit = "step_limit"
+
+    @property
+    def remedy(self) -> str:
+        """What it means, and what to do."""
+        return _REMEDIES[self]
+
+    def __str__(self) -> str:
+        return f"{self.value}: {self.remedy}"
+
+
+_REMEDIES = {
+    Status.reached: "the goal was reached",
+    Status.precision_floor: "the goal was reached, but the last margins differ by less than float64 resolves; "
+    "trust the run down to log R = -1e14",
+    Status.stalled: "the loss stopped falling short of the goal; widen the network, remove contradictory examples, "
+    "or try another seed",
+    Status.not_separable: "no weights can fit these data; remove contradictory examples, or add an activation",
+    Status.step_limit: "the goal lies further; raise max_steps, or resume the run",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of `eq.flow`. `model` is the trained copy; weights are float64, by parameter name."""
+
+    model: nn.Module
+    initial: dict[str, Tensor]
+    final: dict[str, Tensor]
+    data: Dataset
+    loss: Loss
+    chain: tuple[Layer, ...] | None
+    homogeneity: int | None
+    status: Status
+    log_loss: float
+    growth: float
+    log_time: float
+    steps: int
+    gradient_evaluations: float
+    seconds: float
+    records: list[Record]
+    folder: Path | None = None
+
+    def table(self) -> pd.DataFrame:
+        """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""
+        return pd.DataFrame(self.records, columns=list(Record._fields))
+
+    def last(self, observer: str, quantity: str, place: str = "") -> float | None:
+        """The latest value of a quantity, or `None` if it was never recorded."""
+        for record in reversed(self.records):
+            if (record.observer, record.quantity, record.place) == (observer, quantity, place):
+                return record.value
+        return None
+
+    def summary(self) -> dict[str, Any]:
+        """What the command line prints as JSON, but for the certificate.
+
+        `growth` is `log(‖w‖/‖w₀‖)`; drifts are `‖C - C₀‖_F/‖w‖²`; gradient evaluations count full passes over the data.
+        """
+        return {
+            "status": self.status.value,
+            "log_loss": self.log_loss,
+            "growth": self.growth,
+            "log_time": self.log_time,
+            "steps": self.steps,
+            "gradient_evaluations": self.gradient_evaluations,
+            "seconds": self.seconds,
+            "precision": "float64",
+            "layers": [self._layer(layer) for layer in self.chain or ()],
+            "laws": {
+                f"worst_{kind}_relative_drift": self.last("drift", "relative_drift", f"worst {kind}")
+                for kind in ("linear", "vertex")
+            },
+            "activity": {"layers": [self._activity(layer) for layer in self.chain or () if layer.kind == "relu"]},
+            "margin": {
+                name: self.last("margin", name)
+                for name in ("minimum", "normalised", "support", "kkt_epsilon", "kkt_delta")
+            },
+        }
+
+    def _layer(self, layer: Layer) -> dict[str, Any]:
+        return {
+            "name": layer.weight,
+            "kind": layer.kind,
+            "rank_one_residual": self.last("spectrum", "rank_one_residual", layer.weight),
+            "alignment_next": self.last("alignment", "alignment_next", layer.weight),
+        }
+
+    def _activity(self, layer: Layer) -> dict[str, Any]:
+        names = ("neurons", "stably_active", "stably_inactive", "sliding_pairs", "pattern_classes")
+        counts = {name: self.last("activity", name, layer.weight) for name in names}
+        return {"name": layer.weight} | {name: None if count is None else int(count) for name, count in counts.items()}
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module | None = None, data: Any = None) -> "Run":
+        """A finished run from its folder.
+
+        A model or data of one's own are not in the folder: pass them again. Raises `InputError` without them, or for a
+        run that has not finished.
+        """
+        with Store.open(folder) as store:
+            result = store.result()
+            if result is None:
+                raise InputError(
+                    expected="a finished run",
+                    found=f"{folder} without result.json",
+                    remedy=f"type equipoise flow --resume {folder}",
+                )
+            problem = stored_problem(store, model, data)
+            initial, final = store.load_weights("initial")[0], store.load_weights("final")[0]
+            records = [Record(*row) for row in store.table().itertuples(index=False)]
+        weights = problem.layout.flatten({name: final[name] for name in problem.layout.shapes})
+        names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
+        return cls(
+            model=problem.trained(weights),
+            initial=initial,
+            final=final,
+            data=problem.data,
+            loss=problem.loss,
+            chain=problem.chain,
+            homogeneity=problem.homogeneity,
+            status=Status(result["status"]),
+            records=records,
+            folder=Path(folder),
+            **{name: result[name] for name in names},
+        )
+
+
+def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
+    """The problem of a run folder; what is not in the folder must be passed."""
+    manifest = store.manifest
+    network = manifest.get("network")
+    if model is None and network is None:
+        raise InputError(
+            expected="the model of this run, which is not in its folder",
+            found="none",
+            remedy="pass model= with the architecture that was trained",
+        )
+    given = data if data is not None else rebuild(Provenance.from_json(manifest["data"]))
+    problem = build_problem(model if model is not None else network_recipe(network), given, manifest["loss"])
+    if problem.data.provenance.sha256 != manifest["data"]["sha256"]:
+        raise InputError(
+            expected=f"the data of the run, SHA-256 {manifest['data']['sha256'][:12]}…",
+            found=f"{problem.data.provenance.sha256[:12]}…",
+            remedy="pass the data that the run was trained on",
+        )
+    return problem
