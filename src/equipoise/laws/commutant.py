@@ -1,37 +1,75 @@
-"""Commutants: which changes of basis an interface allows, and the quantity that each conserves (THEORY §1)."""
+"""The matrices that commute with the map at an interface, and what follows from each kind.
 
+A commutant says which part of the moments `M = Σ_p X_p Y_pᵀ - Σ_c Y_cᵀ X_c` (one `width × width` matrix for each
+block) belongs to a symmetry. With `Y = W` and `X = G`, the gradient, that part vanishes (T1); with `X = Y = W` its
+symmetric part is conserved (T2); with `X = Y = G` it is the drift of a gradient step (T2.2).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Moments = Float[Tensor, "blocks width width"]
+Slices = Float[Tensor, "blocks copies width rest"]
 
+
+@runtime_checkable
 class Commutant(Protocol):
-    """The matrices `A` with `φ(e^{tA} z) = e^{tA} φ(z)`."""
+    """Which matrices act on the `blocks` pieces of `width` components at an interface."""
+
+    kind: ClassVar[str]
 
     @property
-    def kind(self) -> str:
-        """`linear` or `vertex`."""
+    def shape(self) -> tuple[int, int]:
+        """Blocks and width."""
         ...
 
     @property
     def count(self) -> int:
-        """Linearly independent conserved quadratics."""
+        """Linearly independent conserved quantities."""
         ...
 
-    def project(self, matrix: Float[Tensor, "d d"]) -> Tensor:
-        """The part of a `d × d` matrix that the commutant sees."""
+    def moments(self, left: Sequence[Slices], right: Sequence[Slices], degrees: Sequence[float]) -> Moments:
+        """`Σ degree · X Yᵀ` over the members, transposed for consumers."""
         ...
 
-    def second_moment(self, rows: Float[Tensor, "d k"]) -> Tensor:
-        """The projection of `W Wᵀ`, without forming what it discards."""
+    def project(self, moments: Moments) -> Moments:
+        """The part of each matrix that lies in the commutant (orthogonal projection)."""
         ...
+
+    def folded(self, moments: Moments) -> Tensor:
+        """Projected moments in their natural shape: a vector of rates, a matrix, or one matrix for each block."""
+        ...
+
+
+class _Matrices:
+    """All matrices on each block: the base of the commutants that differ only in how many blocks there are."""
+
+    def moments(self, left: Sequence[Slices], right: Sequence[Slices], degrees: Sequence[float]) -> Moments:
+        """`Σ degree · X Yᵀ`, summed over copies; a consumer (negative degree) acts by `-Aᵀ`, which swaps the two."""
+        total = 0
+        for x, y, degree in zip(left, right, degrees, strict=True):
+            total = total + degree * (_gram(x, y) if degree > 0 else _gram(y, x))
+        return torch.as_tensor(total)
+
+    def project(self, moments: Moments) -> Moments:
+        """Everything."""
+        return moments
+
+
+def _gram(x: Slices, y: Slices) -> Moments:
+    if x.shape[2] == 1:  # one rate a block: no need for matrices
+        return torch.einsum("bcwr,bcwr->b", x, y)[:, None, None]
+    return torch.einsum("bcwr,bcvr->bwv", x, y)
 
 
 @dataclass(frozen=True)
-class Full:
-    """All `d × d` matrices: an interface that is the identity, as between linear layers.
+class Full(_Matrices):
+    """All `d × d` matrices: the map between is linear (matrix-wise laws).
 
     >>> Full(3).count
     6
@@ -41,39 +79,181 @@ class Full:
     kind: ClassVar[str] = "linear"
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """One block of `d` components."""
+        return 1, self.size
+
+    @property
     def count(self) -> int:
-        """`d (d + 1) / 2`: a symmetric matrix."""
+        """Symmetric matrices."""
         return self.size * (self.size + 1) // 2
 
-    def project(self, matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-        """The matrix itself."""
-        return matrix
-
-    def second_moment(self, rows: Float[Tensor, "d k"]) -> Float[Tensor, "d d"]:
-        """`W Wᵀ`."""
-        return rows @ rows.T
+    def folded(self, moments: Moments) -> Float[Tensor, "d d"]:
+        """The `d × d` matrix."""
+        return moments[0]
 
 
 @dataclass(frozen=True)
-class Diagonal:
-    """Diagonal matrices: an elementwise positively homogeneous map, as ReLU.
+class Diagonal(_Matrices):
+    """One rate for each of `d` units: an elementwise positively homogeneous map, as ReLU (vertex-wise laws).
 
-    >>> Diagonal(3).project(torch.ones(3, 3))
-    tensor([1., 1., 1.])
+    >>> Diagonal(3).folded(torch.arange(3.0)[:, None, None])
+    tensor([0., 1., 2.])
     """
 
     size: int
     kind: ClassVar[str] = "vertex"
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """`d` blocks of one component."""
+        return self.size, 1
+
+    @property
     def count(self) -> int:
-        """One for each neuron."""
+        """One for each unit."""
         return self.size
 
-    def project(self, matrix: Float[Tensor, "d d"]) -> Float[Tensor, " d"]:
-        """The diagonal."""
-        return matrix.diagonal()
+    def folded(self, moments: Moments) -> Float[Tensor, " d"]:
+        """The vector of `d`."""
+        return moments[:, 0, 0]
 
-    def second_moment(self, rows: Float[Tensor, "d k"]) -> Float[Tensor, " d"]:
-        """`‖W_v‖²` for each row."""
-        return rows.square().sum(1)
+
+@dataclass(frozen=True)
+class Scalar(_Matrices):
+    """One rate for all components together: a normalisation, or units that a map ties to each other.
+
+    >>> Scalar().folded(torch.ones(1, 1, 1))
+    tensor(1.)
+    """
+
+    kind: ClassVar[str] = "scalar"
+    shape: ClassVar[tuple[int, int]] = (1, 1)
+    count: ClassVar[int] = 1
+
+    def folded(self, moments: Moments) -> Float[Tensor, ""]:
+        """A number."""
+        return moments[0, 0, 0]
+
+
+@dataclass(frozen=True)
+class Blocks(_Matrices):
+    """All matrices within each of `number` blocks of `width` components: heads, groups, pattern classes.
+
+    >>> Blocks(2, 3).count
+    12
+    """
+
+    number: int
+    width: int
+    kind: ClassVar[str] = "blocks"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As many blocks, each of that width."""
+        return self.number, self.width
+
+    @property
+    def count(self) -> int:
+        """Symmetric matrices in each block."""
+        return self.number * self.width * (self.width + 1) // 2
+
+    def folded(self, moments: Moments) -> Moments:
+        """One matrix for each block."""
+        return moments
+
+
+@dataclass(frozen=True)
+class ComplexPlanes(_Matrices):
+    """Complex numbers on each of `number` planes: the commutant of rotations by distinct angles.
+
+    >>> ComplexPlanes(1).project(torch.tensor([[[3.0, 1.0], [0.0, 1.0]]]))
+    tensor([[[ 2.0000,  0.5000],
+             [-0.5000,  2.0000]]])
+    """
+
+    number: int
+    kind: ClassVar[str] = "planes"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As many blocks of two components."""
+        return self.number, 2
+
+    @property
+    def count(self) -> int:
+        """The trace on each plane; the rotation itself is antisymmetric and conserves nothing."""
+        return self.number
+
+    def project(self, moments: Moments) -> Moments:
+        """`½ tr M` on the diagonal and `½ (M_12 - M_21)` beside it."""
+        real = moments.diagonal(dim1=-2, dim2=-1).mean(-1)
+        imaginary = (moments[:, 0, 1] - moments[:, 1, 0]) / 2
+        return torch.stack([torch.stack([real, imaginary], -1), torch.stack([-imaginary, real], -1)], -2)
+
+    def folded(self, moments: Moments) -> Float[Tensor, " planes"]:
+        """The trace on each plane."""
+        return moments.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+@dataclass(frozen=True)
+class Antisymmetric(_Matrices):
+    """Antisymmetric matrices only, as under tied weights: an identity between gradients, and nothing conserved.
+
+    >>> Antisymmetric(1, 3).count
+    0
+    """
+
+    number: int
+    width: int
+    kind: ClassVar[str] = "antisymmetric"
+    count: ClassVar[int] = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Blocks of `d` components."""
+        return self.number, self.width
+
+    def project(self, moments: Moments) -> Moments:
+        """The antisymmetric part."""
+        return (moments - moments.mT) / 2
+
+    def folded(self, moments: Moments) -> Tensor:
+        """One matrix, or one for each block."""
+        return moments if self.number > 1 else moments[0]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Translations along one direction: what reads the vector ignores its mean over each group of `width`.
+
+    The law is linear in the weights: the sum of every producer's slices over a group. There are `number` groups and
+    `columns` such sums for each.
+    """
+
+    number: int
+    width: int
+    columns: int
+    kind: ClassVar[str] = "shift"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Groups and their size."""
+        return self.number, self.width
+
+    @property
+    def count(self) -> int:
+        """One for each group and each column of a producer."""
+        return self.number * self.columns
+
+    def moments(self, left: Sequence[Slices], right: Sequence[Slices], degrees: Sequence[float]) -> Tensor:
+        """`1ᵀ X` for each producer, side by side."""
+        return torch.cat([x.sum(2).flatten(1) for x in left], 1)
+
+    def project(self, moments: Tensor) -> Tensor:
+        """Everything."""
+        return moments
+
+    def folded(self, moments: Tensor) -> Tensor:
+        """One row for each group."""
+        return moments

@@ -1,0 +1,281 @@
+"""Roles under the operations that all matchers are made of: restrict, share, multiply, sum over axes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise.graph.signal import INERT, ZERO, Role, Signal, blank
+from equipoise.graph.symmetry import STILL, Symmetry
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """Coordinates whose scale a normalisation with a positive `eps` takes away, and the node that does it."""
+
+    coordinates: np.ndarray
+    eps: float
+    place: str
+
+
+class Algebra:
+    """The verbs of the matchers; each one restricts the unknown generators of `symmetry` and returns new labels."""
+
+    def __init__(self):
+        self.symmetry = Symmetry()
+        self.absorbed: list[Absorbed] = []
+        self.place = ""
+        self._scaled: dict[tuple[int, Fraction], int] = {}
+
+    # Labels ---------------------------------------------------------------------------------------------------------
+
+    def renewed(self, role: Role) -> Role:
+        """Fresh fibre numbers, for values that are no longer copies of what they were computed from."""
+        if role.fibres.numel() == 0:
+            return role
+        top = int(role.fibres.max()) + 1
+        return Role(role.coordinates, role.fibres + self.symmetry.fibres(max(top, 1)))
+
+    def distinct(self, role: Role) -> Role:
+        """Tell copies apart: the r-th copy of every coordinate of a fibre goes into the r-th new fibre."""
+        labels = torch.stack([role.fibres, role.coordinates]).reshape(2, -1)
+        _, group = torch.unique(labels, dim=1, return_inverse=True)
+        copy = _rank(group)
+        if not copy.any():
+            return self.renewed(role)
+        fibre = torch.unique(torch.stack([labels[0], copy]), dim=1, return_inverse=True)[1]
+        fibre += self.symmetry.fibres(int(fibre.max()) + 1)
+        return Role(role.coordinates, fibre.reshape(role.fibres.shape))
+
+    def expanded(self, role: Role, shape: Sequence[int]) -> Role:
+        """Broadcast to a shape; the copies are told apart."""
+        if tuple(role.coordinates.shape) == tuple(shape):
+            return role
+        return self.distinct(role.moved(lambda labels: labels.expand(tuple(shape))))
+
+    def fresh(self, shape: Sequence[int], axes: Sequence[int]) -> tuple[Role, np.ndarray]:
+        """A new role over the given axes of a tensor, one coordinate for each index into them, and its coordinates."""
+        sizes = [shape[axis] for axis in axes]
+        others = [axis for axis in range(len(shape)) if axis not in axes]
+        coordinates = self.symmetry.fresh(int(np.prod(sizes, dtype=int)))
+        count = int(np.prod([shape[axis] for axis in others], dtype=int))
+        fibres = self.symmetry.fibres(count) + torch.arange(count)
+        labels = _spread(torch.from_numpy(coordinates), axes, shape)
+        return Role(labels, _spread(fibres, others, shape)), coordinates
+
+    # Restrictions ---------------------------------------------------------------------------------------------------
+
+    def still(self, *signals: Signal) -> None:
+        """These tensors must not move: the sum of their roles vanishes on every element."""
+        for signal in signals:
+            self.vanish(signal.roles)
+
+    def pin(self, role: Role) -> None:
+        """Nothing acts under this role."""
+        self.symmetry.still(role.acting.numpy())
+
+    def diagonal(self, signal: Signal) -> Signal:
+        """No mixing between elements, as under every map that acts on each element by itself."""
+        for role in signal.roles:
+            self.symmetry.single(role.acting.numpy())
+        return signal
+
+    def absorb(self, role: Role, eps: float | int) -> None:
+        """The scale of this role is normalised away at the current place, exactly if `eps` is zero."""
+        if eps:
+            self.absorbed.append(Absorbed(np.unique(role.acting.numpy()), float(eps), self.place))
+
+    def separate(self, role: Role, key: Tensor) -> None:
+        """No mixing between elements whose keys differ."""
+        key = key.expand(role.coordinates.shape)
+        moving = role.coordinates >= 0
+        fibres = _pair(role.fibres[moving], key[moving])
+        self.symmetry.close(role.coordinates[moving].numpy(), fibres.numpy())
+
+    def close(self, role: Role) -> Role:
+        """No mixing with what a selection has left out."""
+        moving = role.coordinates >= 0
+        self.symmetry.close(role.coordinates[moving].numpy(), role.fibres[moving].numpy())
+        return role
+
+    def agree(self, left: Role, right: Role, ratio: int) -> None:
+        """`generator(left) = ratio · generator(right)` on every element, mixing included."""
+        a, b = left.coordinates, right.coordinates
+        self.symmetry.still(a[(a >= 0) & (b == INERT)].numpy())
+        self.symmetry.still(b[(b >= 0) & (a == INERT)].numpy())
+        both = (a >= 0) & (b >= 0)
+        a, b, f, g = (labels[both] for labels in (a, b, left.fibres, right.fibres))
+        if torch.equal(a, b) and torch.equal(f, g) and ratio == 1:
+            return
+        cells_a, cells_b = (torch.from_numpy(self.symmetry.cells(labels.numpy())) for labels in (a, b))
+        self.symmetry.close(a.numpy(), _pair(f, _pair(g, cells_b)).numpy())
+        self.symmetry.close(b.numpy(), _pair(g, _pair(f, cells_a)).numpy())
+        self.symmetry.relate(a.numpy(), b.numpy(), float(ratio))
+
+    def vanish(self, roles: Sequence[Role]) -> None:
+        """The generators sum to zero on every element."""
+        moving = self.reduced(roles)
+        if not moving:
+            return
+        if len(moving) == 1:
+            self.pin(moving[0])
+        elif len(moving) == 2:
+            self.agree(moving[0], moving[1], -1)
+        else:
+            self._balance(moving)
+
+    def _balance(self, roles: Sequence[Role], weights: Sequence[float] | None = None) -> None:
+        labels = torch.stack([role.coordinates.reshape(-1) for role in roles])
+        labels = torch.unique(labels[:, (labels != ZERO).all(0)], dim=1)
+        for role in roles:
+            self.symmetry.single(role.acting.numpy())
+        roots, ratios = self.symmetry.find(labels.clamp(min=STILL).numpy())
+        ratios = ratios * np.asarray(weights or [1.0] * len(roles))[:, None]
+        for terms in zip(roots.T.tolist(), ratios.T.tolist(), strict=True):
+            self.symmetry.balance(list(zip(*terms, strict=True)))
+
+    def reduced(self, roles: Sequence[Role]) -> tuple[Role, ...]:
+        """Roles that move something, without pairs that cancel."""
+        kept: list[tuple[Role, np.ndarray, np.ndarray]] = []
+        for role in roles:
+            roots, ratios = self.symmetry.find(role.compact.clamp(min=STILL).numpy())
+            if not (roots != STILL).any():
+                if (role.compact == ZERO).any():
+                    kept.append((role, roots, ratios))
+                continue
+            opposite = [i for i, (_, r, q) in enumerate(kept) if (r == roots).all() and (q == -ratios).all()]
+            if opposite:
+                kept.pop(opposite[0])
+            else:
+                kept.append((role, roots, ratios))
+        return tuple(role for role, _, _ in kept)
+
+    def equal(self, left: Signal, right: Signal) -> None:
+        """Two tensors of one shape must move alike (the condition for adding them)."""
+        a, b = self.reduced(left.roles), self.reduced(right.roles)
+        partners = _matched(a, b)
+        if partners is not None:
+            for one, other in partners:
+                self.agree(one, other, 1)
+        else:
+            self._balance([*a, *b], [1.0] * len(a) + [-1.0] * len(b))
+
+    # Operations -----------------------------------------------------------------------------------------------------
+
+    def scaled(self, signal: Signal, degree: Fraction) -> Signal:
+        """The roles of a power of a tensor: every rate times the degree."""
+        self.diagonal(signal)
+        return signal.with_roles([self._scaled_role(role, degree) for role in signal.roles])
+
+    def _scaled_role(self, role: Role, degree: Fraction) -> Role:
+        labels, inverse = torch.unique(role.coordinates, return_inverse=True)
+        images = torch.tensor([label if label < 0 else self._multiple(label, degree) for label in labels.tolist()])
+        return self.renewed(Role(images[inverse], role.fibres))
+
+    def _multiple(self, coordinate: int, degree: Fraction) -> int:
+        key = (coordinate, degree)
+        if key not in self._scaled:
+            image = self.symmetry.fresh(1)
+            self.symmetry.relate(image, np.array([coordinate]), float(degree))
+            self._scaled[key] = int(image[0])
+        return self._scaled[key]
+
+    def broadcast(self, *signals: Signal) -> list[Signal]:
+        """Tensors at their common shape."""
+        shape = tuple(torch.broadcast_shapes(*(signal.shape for signal in signals)))
+        return [
+            Signal(shape, tuple(self.expanded(role, shape) for role in signal.roles), None, signal.weights)
+            if signal.shape != shape
+            else signal
+            for signal in signals
+        ]
+
+    def product(self, left: Signal, right: Signal) -> Signal:
+        """Element by element: generators add; neither factor's matrices may mix elements that the other tells apart."""
+        shape = tuple(torch.broadcast_shapes(left.shape, right.shape))
+        keys = [signal.identity().expand(shape) for signal in (left, right)]
+        factors = self.broadcast(left, right)
+        for factor, key in zip(factors, reversed(keys), strict=True):
+            for role in factor.roles:
+                self.separate(role, key)
+        roles = self.reduced([*factors[0].roles, *factors[1].roles])
+        weights = left.weights | right.weights if left.weights and right.weights else frozenset()
+        return Signal(shape, tuple(self.renewed(role) for role in roles), None, weights)
+
+    def total(self, signal: Signal, axes: Sequence[int], *, keep: bool = False) -> Signal:
+        """The sum over axes, for linear reductions: what is summed must move alike."""
+        axes = sorted(signal.axis(axis) for axis in axes)
+        varying = [role for role in signal.roles if role.varies(*axes)]
+        roles = [self.uniform(role, axes) for role in signal.roles if role not in varying or len(varying) == 1]
+        if len(varying) > 1:
+            self.vanish(varying)
+        if not keep:
+            roles = [role.moved(lambda labels: _squeezed(labels, axes)) for role in roles]
+        shape = [1 if axis in axes else size for axis, size in enumerate(signal.shape)]
+        shape = shape if keep else [size for axis, size in enumerate(signal.shape) if axis not in axes]
+        return Signal(tuple(shape), tuple(self.renewed(role) for role in roles))
+
+    def uniform(self, role: Role, axes: Sequence[int]) -> Role:
+        """The role at index 0 of the axes, after demanding that it is the same at every other index."""
+        for axis in axes:
+            labels = role.coordinates
+            first = role.moved(lambda labels, axis=axis: labels.narrow(axis, 0, 1))
+            if labels.shape[axis] > 1 and labels.stride(axis) != 0:
+                rest = role.moved(lambda labels, axis=axis: labels.narrow(axis, 1, labels.shape[axis] - 1))
+                copies = first.moved(lambda labels, like=rest.coordinates: labels.expand_as(like))
+                told_apart = _pair(copies.fibres, rest.fibres).reshape(rest.fibres.shape)
+                self.agree(rest, Role(copies.coordinates, told_apart), 1)
+            role = first
+        return role
+
+
+def _matched(a: Sequence[Role], b: Sequence[Role]) -> list[tuple[Role, Role]] | None:
+    """Pairs of roles that act along the same axes; what has no partner is paired with rest. None if ambiguous."""
+    if len(a) == len(b) == 1:
+        return [(a[0], b[0])]
+    axes_a, axes_b = ([_axes(role) for role in roles] for roles in (a, b))
+    if len(set(axes_a)) < len(a) or len(set(axes_b)) < len(b):
+        return None
+    by_axes = dict(zip(axes_b, b, strict=True))
+    if not (set(axes_a) & set(by_axes)) and a and b:
+        return None
+    pairs = [(role, by_axes.pop(axes, blank(role.coordinates.shape))) for role, axes in zip(a, axes_a, strict=True)]
+    return pairs + [(role, blank(role.coordinates.shape)) for role in by_axes.values()]
+
+
+def _axes(role: Role) -> tuple[int, ...]:
+    return tuple(axis for axis in range(role.coordinates.ndim) if role.varies(axis))
+
+
+def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
+    for axis in reversed(axes):
+        labels = labels.squeeze(axis)
+    return labels
+
+
+def _pair(left: Tensor, right: Tensor) -> Tensor:
+    """One number for each pair of numbers."""
+    if left.numel() == 0:
+        return left
+    low = right.min()
+    return torch.unique(left * (right.max() - low + 1) + (right - low), return_inverse=True)[1]
+
+
+def _rank(group: Tensor) -> Tensor:
+    """For each element, how many of its group come before it."""
+    order = torch.argsort(group, stable=True)
+    ordered = group[order]
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    position = torch.arange(len(group))
+    rank = torch.empty_like(group)
+    rank[order] = position - torch.cummax(torch.where(starts, position, 0), 0).values
+    return rank
+
+
+def _spread(numbers: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Numbers laid out along some axes of a shape, with stride 0 along the others."""
+    sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+    return numbers.reshape(sizes).expand(tuple(shape))

@@ -1,0 +1,51 @@
+"""Proof that every use of every parameter was read by a matcher, or the list of what was not."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from equipoise.graph.walk import Unmatched, Walk
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Uses of parameters that were matched, and what was not.
+
+    An operation without a matcher holds still whatever it reads: the laws that are returned stay proved, those that it
+    might have had are missing. `unused` parameters take no part in the output; `frozen` ones are not trained.
+    """
+
+    uses: Mapping[str, tuple[str, ...]]
+    unmatched: tuple[Unmatched, ...] = ()
+    unused: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every operation had a matcher."""
+        return not self.unmatched
+
+    def __str__(self) -> str:
+        head = f"{sum(map(len, self.uses.values()))} uses of {len(self.uses)} parameters read"
+        missing = [f"{u.operation} at {u.node} (touches {', '.join(u.parameters) or 'none'})" for u in self.unmatched]
+        parts = [("not read", missing), ("unused", self.unused), ("frozen", self.frozen)]
+        return "; ".join([head, *(f"{label}: {', '.join(names)}" for label, names in parts if names)])
+
+
+def coverage(walk: Walk, frozen: Collection[str] = ()) -> Coverage:
+    """What the walk has read.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from equipoise.graph.capture import capture
+    >>> print(coverage(Walk(capture(nn.Linear(2, 1), torch.ones(2, 2)))))
+    2 uses of 2 parameters read
+    """
+    captured = walk.captured
+    users = {node.name: tuple(user.name for user in node.users) for node in captured.graph.find_nodes(op="placeholder")}
+    uses = {name: users[placeholder] for placeholder, name in captured.parameters.items()}
+    return Coverage(
+        uses={name: nodes for name, nodes in uses.items() if nodes},
+        unmatched=tuple(walk.unmatched),
+        unused=tuple(name for name, nodes in uses.items() if not nodes),
+        frozen=tuple(name for name in uses if name in frozen),
+    )

@@ -1,0 +1,149 @@
+"""Interfaces: where producers write a vector, a map acts on it, and consumers read the result (THEORY §1)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from equipoise.graph.symmetry import STILL, Block, Solution
+from equipoise.graph.walk import Leaf, Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A parameter at an interface: which of its slices carry which component, and with which degree.
+
+    `parameter.reshape(view)`, its `axes` brought to the front and flattened, is indexed by `index`: one row of slices
+    for each block, copy and component. The generator acts on the slices by `degree · A` (a producer) or, for negative
+    degree, by `-|degree| · Aᵀ` (a consumer).
+    """
+
+    parameter: str
+    view: tuple[int, ...]
+    axes: tuple[int, ...]
+    index: Int64[Tensor, "blocks copies width"]
+    degree: float
+
+    @property
+    def label(self) -> str:
+        """The parameter, and which of its slices if not all of one axis."""
+        low, high = int(self.index.min()), int(self.index.max()) + 1
+        whole = math.prod(self.view[axis] for axis in self.axes)
+        if len(self.index.unique()) == whole:
+            return self.parameter
+        part = f"{low}:{high}" if high - low == self.index.numel() else f"{low}…{high - 1}"
+        before = ":, " * self.axes[-1] if len(self.axes) == 1 else ""
+        return f"{self.parameter}[{before}{part}]"
+
+    def slices(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "blocks copies width rest"]:
+        """The slices of a tensor shaped like the parameter; a view of it where the memory allows."""
+        front = tensor.reshape(self.view).movedim(self.axes, tuple(range(len(self.axes))))
+        rows = front.flatten(0, len(self.axes) - 1) if len(self.axes) > 1 else front
+        rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+        start, count = int(self.index.reshape(-1)[0]), self.index.numel()
+        if self._contiguous:
+            return rows[start : start + count].reshape(*self.index.shape, -1)
+        return rows[self.index.to(tensor.device)]
+
+    @property
+    def _contiguous(self) -> bool:
+        flat = self.index.reshape(-1)
+        return bool((flat[1:] - flat[:-1] == 1).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Interface:
+    """Producers and consumers of one vector, and how much of the matrices on it commutes with the map in between.
+
+    There are `blocks` independent pieces of `width` components; on each acts every `width × width` matrix (only the
+    antisymmetric ones if `skew`). `breaks` names normalisations whose `eps` breaks the symmetry by a little.
+    """
+
+    members: tuple[Member, ...]
+    blocks: int
+    width: int
+    skew: bool = False
+    breaks: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Parameters that write into the vector."""
+        return tuple(dict.fromkeys(member.parameter for member in self.members if member.degree > 0))
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """Parameters that read from it."""
+        return tuple(dict.fromkeys(member.parameter for member in self.members if member.degree < 0))
+
+
+def find_interfaces(walk: Walk) -> list[Interface]:
+    """Every interface with a symmetry, in the order in which the model uses its first producer.
+
+    >>> from torch import nn
+    >>> from equipoise.graph.capture import capture
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> found = find_interfaces(Walk(capture(model, torch.ones(2, 3))))
+    >>> [(i.producers, i.consumers, i.blocks, i.width) for i in found]
+    [(('0.weight', '0.bias'), ('2.weight',), 4, 1)]
+    """
+    order = {name: place for place, name in enumerate(walk.captured.parameters.values())}
+    leaves = sorted(walk.leaves, key=lambda leaf: order[leaf.parameter])
+    solution = walk.algebra.symmetry.solution()
+    places = _places(solution, leaves)
+    breaks = _breaks(walk, solution)
+    groups: dict[tuple, list[tuple[Block, dict]]] = defaultdict(list)
+    for number, block in enumerate(solution.blocks):
+        slots = places.get(number, {})
+        if slots:
+            shape = tuple((leaf, degree, len(found) // block.width) for (leaf, degree), found in slots.items())
+            lost = tuple(sorted({note for root in block.rates for note in breaks.get(root, ())}))
+            groups[block.width, block.skew, shape, lost].append((block, slots))
+    found = [_interface(leaves, key, members) for key, members in groups.items()]
+    return sorted(found, key=lambda interface: [order[member.parameter] for member in interface.members])
+
+
+Slots = dict[tuple[int, float], list[tuple[int, int, int]]]
+
+
+def _places(solution: Solution, leaves: Sequence[Leaf]) -> dict[int, Slots]:
+    """For each block, which positions of which leaf it moves: `(leaf, degree) -> [(copy, component, position)]`."""
+    of_root: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
+    for number, block in enumerate(solution.blocks):
+        for root, (component, rate) in block.rates.items():
+            of_root[root].append((number, component, float(rate)))
+    places: dict[int, Slots] = defaultdict(lambda: defaultdict(list))
+    for number, leaf in enumerate(leaves):
+        columns = (array[leaf.coordinates].tolist() for array in (solution.root, solution.ratio, solution.cell))
+        for position, (root, ratio, cell) in enumerate(zip(*columns, strict=True)):
+            for block, component, rate in of_root.get(root, ()):
+                copy = cell if solution.blocks[block].width > 1 else position
+                places[block][number, ratio * rate].append((copy, component, position))
+    return places
+
+
+def _breaks(walk: Walk, solution: Solution) -> Mapping[int, list[tuple[str, float]]]:
+    found: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    for absorbed in walk.algebra.absorbed:
+        for root in np.unique(solution.root[absorbed.coordinates]).tolist():
+            if root != STILL:
+                found[root].append((absorbed.place, absorbed.eps))
+    return found
+
+
+def _interface(leaves: Sequence[Leaf], key: tuple, members: list[tuple[Block, Slots]]) -> Interface:
+    width, skew, shape, breaks = key
+    unit = next(degree for _, degree, _ in shape)
+    return Interface(tuple(_members(leaves, shape, members, unit)), len(members), width, skew, breaks)
+
+
+def _members(leaves: Sequence[Leaf], shape: tuple, blocks: list[tuple[Block, Slots]], unit: float) -> Iterator[Member]:
+    for number, degree, copies in shape:
+        positions = [position for _, slots in blocks for *_, position in sorted(slots[number, degree])]
+        index = torch.tensor(positions).reshape(len(blocks), copies, blocks[0][0].width)
+        leaf = leaves[number]
+        yield Member(leaf.parameter, leaf.view, leaf.axes, index, degree / unit)

@@ -1,0 +1,246 @@
+"""Linear maps, convolutions and matrix products: generators of what is summed over cancel, the others pass on."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.graph.algebra import Algebra
+from equipoise.graph.matchers.pointwise import add
+from equipoise.graph.matchers.registry import matches
+from equipoise.graph.signal import Role, Signal
+
+
+def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
+    """`out[b, i, j] = Σ_k left[b, i, k] right[b, j, k]`.
+
+    Roles that live on `i` or `j` are carried over. Those that live on `k` must cancel: `V e^{-tA}` reads `e^{tA} x`.
+    """
+    carried, summed = zip(_parted(algebra, left), _parted(algebra, right), strict=True)
+    batch, rows, inner = left.shape
+    columns = right.shape[1]
+    shape = (batch, rows, columns)
+    out = [_placed(role, (batch, rows, 1), shape) for role in carried[0]]
+    out += [_placed(role, (batch, 1, columns), shape) for role in (_swapped(role) for role in carried[1])]
+    sums = [*summed[0], *summed[1]]
+    if summed[0] and summed[1]:
+        algebra.vanish(sums)
+    elif sums:
+        out += _passed_on(algebra, sums, (left, right)[0 if summed[0] else 1], shape)
+    roles = [algebra.distinct(role) for role in out]
+    weights = left.weights | right.weights if left.weights and right.weights else frozenset()
+    return Signal(shape, tuple(roles), None, weights)
+
+
+def _parted(algebra: Algebra, signal: Signal) -> tuple[list[Role], list[Role]]:
+    """Roles of a `(b, i, k)` tensor: carried ones at `k = 0`, summed ones at `i = 0`."""
+    roles = algebra.reduced(signal.roles)
+    summed = [role for role in roles if role.varies(2)]
+    neutral = [role for role in roles if not role.varies(1) and not role.varies(2)]
+    if not summed and neutral:
+        summed = neutral[-1:]
+    carried = [role for role in roles if role not in summed]
+    return [_across(algebra, role, 2, 1) for role in carried], [_across(algebra, role, 1, 2) for role in summed]
+
+
+def _across(algebra: Algebra, role: Role, axis: int, other: int) -> Role:
+    """The role at index 0 of `axis`, mixing only within one index of it and of the batch."""
+    if role.coordinates.stride(axis) != 0 or role.coordinates.shape[0] > 1:
+        sizes = [size if place != other else 1 for place, size in enumerate(role.coordinates.shape)]
+        algebra.separate(role, torch.arange(math.prod(sizes)).reshape(sizes))
+    return algebra.uniform(role, [axis])
+
+
+def _swapped(role: Role) -> Role:
+    return role.moved(lambda labels: labels.transpose(1, 2))
+
+
+def _placed(role: Role, compact: tuple[int, ...], shape: tuple[int, ...]) -> Role:
+    return role.moved(lambda labels: labels.expand(compact).expand(shape))
+
+
+def _passed_on(algebra: Algebra, sums: Sequence[Role], source: Signal, shape: tuple[int, ...]) -> list[Role]:
+    """A sum against something at rest: a weight has its rows to move by, so its columns rest; data move on alike."""
+    if source.weights:
+        algebra.vanish(sums)
+        return []
+    if len(sums) > 1:
+        algebra.vanish(sums)
+        return []
+    alike = algebra.uniform(sums[0], [2])
+    return [_placed(alike, (shape[0], 1, 1), shape)]
+
+
+def _flat(signal: Signal, shape: Sequence[int], *, swap: bool = False) -> Signal:
+    """A tensor as `(b, i, k)`, or `(b, k, i)` swapped to it."""
+    move = lambda labels: _reshaped(labels, shape).transpose(1, 2) if swap else _reshaped(labels, shape)  # noqa: E731
+    final = (shape[0], shape[2], shape[1]) if swap else tuple(shape)
+    return Signal(tuple(final), tuple(role.moved(move) for role in signal.roles), None, signal.weights)
+
+
+def _reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Reshape; axes of stride 0 stay so where torch allows it."""
+    return labels.reshape(tuple(shape))
+
+
+@matches("linear")
+def linear(algebra: Algebra, x: Signal, weight: Signal, bias: Signal | None = None) -> Signal:
+    """`x Wᵀ + b`."""
+    inner = x.shape[-1]
+    rows = weight.shape[0] if weight.ndim == 2 else 1
+    out = contract(algebra, _flat(x, (1, math.prod(x.shape[:-1]), inner)), _flat(weight, (1, rows, inner)))
+    result = _flat_back(out, (*x.shape[:-1], *weight.shape[:-1]))
+    return result if bias is None else add(algebra, result, bias)
+
+
+def _flat_back(signal: Signal, shape: Sequence[int]) -> Signal:
+    roles = tuple(role.moved(lambda labels: labels.reshape(tuple(shape))) for role in signal.roles)
+    return Signal(tuple(shape), roles, None, signal.weights)
+
+
+@matches("matmul", "mm", "bmm", "mv", "dot")
+def matmul(algebra: Algebra, left: Signal, right: Signal) -> Signal:
+    """`left @ right`, broadcast over leading axes."""
+    like = torch.matmul(torch.empty(left.shape, device="meta"), torch.empty(right.shape, device="meta"))
+    inner = left.shape[-1]
+    if right.ndim <= 2:
+        columns = right.shape[1] if right.ndim == 2 else 1
+        a = _flat(left, (1, math.prod(left.shape[:-1]), inner))
+        b = _flat(right, (1, inner, columns), swap=True)
+        return _flat_back(contract(algebra, a, b), like.shape)
+    rows = left.shape[-2] if left.ndim > 1 else 1
+    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    count = math.prod(batch)
+    a = _broadcast(algebra, left, (*batch, rows, inner))
+    b = _broadcast(algebra, right, (*batch, inner, right.shape[-1]))
+    out = contract(algebra, _flat(a, (count, rows, inner)), _flat(b, (count, inner, right.shape[-1]), swap=True))
+    return _flat_back(out, like.shape)
+
+
+def _broadcast(algebra: Algebra, signal: Signal, shape: tuple[int, ...]) -> Signal:
+    return Signal(shape, tuple(algebra.expanded(role, shape) for role in signal.roles), None, signal.weights)
+
+
+@matches("addmm", "baddbmm", "addmv")
+def addmm(algebra: Algebra, bias: Signal, left: Signal, right: Signal, **kwargs: Any) -> Signal:
+    """`bias + left @ right`."""
+    return add(algebra, matmul(algebra, left, right), bias)
+
+
+@matches("einsum")
+def einsum(algebra: Algebra, equation: str, operands: Sequence[Signal], **kwargs: Any) -> Signal:
+    """Two operands as a batched matrix product; one as a permutation and a sum."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(operands) != 2 or "." in equation or any(len(set(term)) < len(term) for term in terms):
+        algebra.still(*operands)
+        sizes = {axis: s for term, op in zip(terms, operands, strict=True) for axis, s in zip(term, op.shape)}  # noqa: B905
+        return Signal(tuple(sizes.get(axis, 1) for axis in output))
+    return _einsum_pair(algebra, terms, output, operands)
+
+
+def _einsum_pair(algebra: Algebra, terms: Sequence[str], output: str, operands: Sequence[Signal]) -> Signal:
+    left, right = terms
+    sizes = {axis: s for term, op in zip(terms, operands, strict=True) for axis, s in zip(term, op.shape, strict=True)}
+    batch = [axis for axis in left if axis in right and axis in output]
+    inner = [axis for axis in left if axis in right and axis not in output]
+    alone = [[axis for axis in term if axis not in other] for term, other in ((left, right), (right, left))]
+    size = lambda axes: math.prod(sizes[axis] for axis in axes)  # noqa: E731
+    sides = [
+        _flat(_permuted(op, term, [*batch, *own, *inner]), (size(batch), size(own), size(inner)))
+        for op, term, own in zip(operands, terms, alone, strict=True)
+    ]
+    order = [*batch, *alone[0], *alone[1]]
+    out = _flat_back(contract(algebra, *sides), [sizes[axis] for axis in order])
+    kept = algebra.total(out, [place for place, axis in enumerate(order) if axis not in output], keep=False)
+    return _permuted(kept, "".join(axis for axis in order if axis in output), list(output))
+
+
+def _permuted(signal: Signal, term: str, order: Sequence[str]) -> Signal:
+    places = [term.index(axis) for axis in order]
+    roles = tuple(role.moved(lambda labels: labels.permute(places)) for role in signal.roles)
+    return Signal(tuple(signal.shape[place] for place in places), roles, None, signal.weights)
+
+
+@matches("bilinear")
+def bilinear(algebra: Algebra, x: Signal, y: Signal, weight: Signal, bias: Signal | None = None) -> Signal:
+    """`x A_k y + b_k`; the form itself is left alone."""
+    algebra.still(x, y, weight, *([bias] if bias else []))
+    return Signal((*x.shape[:-1], weight.shape[0]))
+
+
+@matches("conv1d", "conv2d", "conv3d")
+def convolution(
+    algebra: Algebra,
+    x: Signal,
+    weight: Signal,
+    bias: Signal | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Signal:
+    """A linear map on channels, the same at every position; zero padding moves with anything."""
+    name = f"conv{weight.ndim - 2}d"
+    meta = [torch.empty(signal.shape, device="meta") for signal in (x, weight)]
+    like = getattr(torch.nn.functional, name)(*meta, None, stride, padding, dilation, groups)
+    return _convolved(algebra, x, weight, bias, like.shape, groups, transposed=False)
+
+
+@matches("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    algebra: Algebra,
+    x: Signal,
+    weight: Signal,
+    bias: Signal | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Signal:
+    """The transposed map on channels."""
+    name = f"conv_transpose{weight.ndim - 2}d"
+    meta = [torch.empty(signal.shape, device="meta") for signal in (x, weight)]
+    like = getattr(torch.nn.functional, name)(*meta, None, stride, padding, output_padding, groups, dilation)
+    return _convolved(algebra, x, weight, bias, like.shape, groups, transposed=True)
+
+
+def _convolved(
+    algebra: Algebra,
+    x: Signal,
+    weight: Signal,
+    bias: Signal | None,
+    shape: Sequence[int],
+    groups: int,
+    *,
+    transposed: bool,
+) -> Signal:
+    batch, channels, *_ = x.shape
+    at_one_place = [algebra.uniform(role, range(2, x.ndim)) for role in x.roles]
+    grouped = lambda labels: labels.reshape(batch, groups, channels // groups).transpose(0, 1)  # noqa: E731
+    data = Signal((groups, batch, channels // groups), tuple(role.moved(grouped) for role in at_one_place))
+    out = contract(algebra, data, _kernel(algebra, weight, groups, transposed=transposed))
+    ungrouped = lambda labels: labels.transpose(0, 1).reshape(batch, -1, *([1] * (x.ndim - 2)))  # noqa: E731
+    roles = [algebra.expanded(role.moved(ungrouped), tuple(shape)) for role in out.roles]
+    result = Signal(tuple(shape), tuple(roles))
+    if bias is None:
+        return result
+    spread = lambda labels: labels.reshape(-1, *([1] * (x.ndim - 2)))  # noqa: E731
+    column = Signal((bias.shape[0], *([1] * (x.ndim - 2))), tuple(role.moved(spread) for role in bias.roles))
+    return add(algebra, result, column)
+
+
+def _kernel(algebra: Algebra, weight: Signal, groups: int, *, transposed: bool) -> Signal:
+    """A convolution's weight at one tap, as `(groups, out, in)`."""
+    at_one_tap = [algebra.uniform(role, range(2, weight.ndim)) for role in weight.roles]
+    outer, inner = weight.shape[:2]
+    swap = lambda labels: labels.reshape(groups, outer // groups, inner)  # noqa: E731
+    shape = (groups, outer // groups, inner)
+    signal = Signal(shape, tuple(role.moved(swap) for role in at_one_tap), None, weight.weights)
+    if transposed:
+        turned = tuple(_swapped(role) for role in signal.roles)
+        return Signal((groups, inner, outer // groups), turned, None, weight.weights)
+    return signal

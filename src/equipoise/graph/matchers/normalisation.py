@@ -1,0 +1,127 @@
+"""Normalisations: they absorb the scale of what they read (exactly only for `eps = 0`); their gain is a producer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from equipoise.graph.algebra import Algebra
+from equipoise.graph.matchers.pointwise import add, multiply
+from equipoise.graph.matchers.registry import matches
+from equipoise.graph.signal import Signal
+
+
+def _normalised(
+    algebra: Algebra, x: Signal, axes: Sequence[int], gain: Signal | None, bias: Signal | None, eps: float | int
+) -> Signal:
+    for role in algebra.diagonal(x).roles:
+        algebra.absorb(algebra.uniform(role, axes), eps)
+    out = Signal(x.shape)
+    out = out if gain is None else multiply(algebra, out, gain)
+    return out if bias is None else add(algebra, out, bias)
+
+
+@matches("layer_norm", "native_layer_norm")
+def layer_norm(
+    algebra: Algebra,
+    x: Signal,
+    shape: Sequence[int],
+    gain: Signal | None = None,
+    bias: Signal | None = None,
+    eps: float | int = 1e-5,
+    *args: Any,
+) -> Signal:
+    """Over the last axes."""
+    return _normalised(algebra, x, range(x.ndim - len(shape), x.ndim), gain, bias, eps)
+
+
+@matches("rms_norm", "_fused_rms_norm")
+def rms_norm(
+    algebra: Algebra, x: Signal, shape: Sequence[int], gain: Signal | None = None, eps: float | int | None = None
+) -> Signal:
+    """Over the last axes, without centring."""
+    return _normalised(algebra, x, range(x.ndim - len(shape), x.ndim), gain, None, 1e-7 if eps is None else eps)
+
+
+@matches("group_norm")
+def group_norm(
+    algebra: Algebra,
+    x: Signal,
+    groups: int,
+    gain: Signal | None = None,
+    bias: Signal | None = None,
+    eps: float | int = 1e-5,
+    *args: Any,
+) -> Signal:
+    """Over the channels and positions of each group."""
+    batch, channels, *spatial = x.shape
+    parted = (batch, groups, channels // groups, *spatial)
+    grouped = Signal(parted, tuple(role.moved(lambda labels: labels.reshape(parted)) for role in x.roles))
+    _normalised(algebra, grouped, range(2, len(parted)), None, None, eps)
+    return _channelwise(algebra, x, gain, bias)
+
+
+@matches("_native_batch_norm_legit_functional", "batch_norm", "_native_batch_norm_legit", "native_batch_norm")
+def batch_norm(
+    algebra: Algebra,
+    x: Signal,
+    gain: Signal | None,
+    bias: Signal | None,
+    mean: Any,
+    var: Any,
+    training: Any,
+    momentum: float | int,
+    eps: float | int,
+    *args: Any,
+) -> Signal:
+    """In training over the batch and all positions, channel by channel; otherwise a fixed affine map."""
+    if not training:
+        return batch_norm_fixed(algebra, x, gain, bias, mean, var, momentum, eps)
+    _normalised(algebra, x, [axis for axis in range(x.ndim) if axis != 1], None, None, eps)
+    return _channelwise(algebra, x, gain, bias)
+
+
+@matches("_native_batch_norm_legit_no_training")
+def batch_norm_fixed(algebra: Algebra, x: Signal, gain: Signal | None, bias: Signal | None, *args: Any) -> Signal:
+    """Running statistics are constants: shifting by them pins the input."""
+    algebra.still(x)
+    return _channelwise(algebra, x, gain, bias)
+
+
+@matches("instance_norm")
+def instance_norm(
+    algebra: Algebra,
+    x: Signal,
+    gain: Signal | None,
+    bias: Signal | None,
+    mean: Any,
+    var: Any,
+    own: Any,
+    momentum: float | int,
+    eps: float | int,
+    *args: Any,
+) -> Signal:
+    """Over the positions of each channel."""
+    if not own:
+        return batch_norm_fixed(algebra, x, gain, bias)
+    _normalised(algebra, x, range(2, x.ndim), None, None, eps)
+    return _channelwise(algebra, x, gain, bias)
+
+
+def _channelwise(algebra: Algebra, x: Signal, gain: Signal | None, bias: Signal | None) -> Signal:
+    """Gain and bias along axis 1."""
+    out = Signal(x.shape)
+    for parameter, apply in ((gain, multiply), (bias, add)):
+        if parameter is not None:
+            shape = (-1, *([1] * (x.ndim - 2)))
+            roles = tuple(role.moved(lambda labels, shape=shape: labels.reshape(shape)) for role in parameter.roles)
+            column = Signal((parameter.shape[0], *([1] * (x.ndim - 2))), roles, None, parameter.weights)
+            out = apply(algebra, out, column)
+    return out
+
+
+@matches("_weight_norm", "_weight_norm_interface")
+def weight_norm(algebra: Algebra, direction: Signal, gain: Signal, dim: int = 0) -> Signal:
+    """`g v / ‖v‖`, row by row: the direction's scale is absorbed exactly."""
+    axes = [axis for axis in range(direction.ndim) if axis != dim]
+    for role in algebra.diagonal(direction).roles:
+        algebra.absorb(algebra.uniform(role, axes), 0)
+    return multiply(algebra, Signal(direction.shape, (), None, direction.weights), gain)

@@ -1,0 +1,208 @@
+"""Operations on each element by itself: piecewise linear, powers, sums, products, and those with no symmetry."""
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.graph.algebra import Algebra
+from equipoise.graph.matchers.registry import matches, moving, rest
+from equipoise.graph.signal import ZERO, Signal
+
+TINY = 1e-2  # constants below this, added under a square root, are read as an `eps`
+
+_LAWLESS = [
+    "gelu",
+    "silu",
+    "tanh",
+    "sigmoid",
+    "exp",
+    "log",
+    "softplus",
+    "elu",
+    "selu",
+    "celu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "softmax",
+    "_softmax",
+    "log_softmax",
+    "_log_softmax",
+    "erf",
+    "sin",
+    "cos",
+    "logsigmoid",
+    "log_sigmoid_forward",
+    "relu6",
+    "softsign",
+    "exp2",
+    "expm1",
+    "log1p",
+    "log2",
+    "atan",
+]
+
+
+@matches(*_LAWLESS)
+def lawless(algebra: Algebra, signal: Signal, *args: Any, **kwargs: Any) -> Signal:
+    """A map that commutes with no linear flow."""
+    return rest(algebra, signal.shape, signal)
+
+
+@matches("relu", "leaky_relu", "abs", "rrelu", "threshold_at_zero")
+def positively_homogeneous(algebra: Algebra, signal: Signal, *args: Any, **kwargs: Any) -> Signal:
+    """`φ(a z) = a φ(z)` for `a > 0`, unit by unit."""
+    same = algebra.diagonal(signal)
+    return same.with_roles([algebra.renewed(role) for role in same.roles])
+
+
+@matches("prelu")
+def prelu(algebra: Algebra, signal: Signal, slope: Signal) -> Signal:
+    """As leaky ReLU; the slope itself belongs to neither side."""
+    algebra.still(slope)
+    return positively_homogeneous(algebra, signal)
+
+
+@matches("clamp", "clamp_min")
+def clamp(algebra: Algebra, signal: Signal, low: Any = None, high: Any = None) -> Signal:
+    """A clamp at zero is a ReLU; one at a tiny positive floor guards a division and is taken as inactive."""
+    if high is None and isinstance(low, (int, float)) and (low == 0 or 0 < low <= 1e-6):
+        return positively_homogeneous(algebra, signal) if low == 0 else signal
+    return rest(algebra, signal.shape, signal, *(bound for bound in (low, high) if isinstance(bound, Signal)))
+
+
+@matches("native_dropout", "dropout", "feature_dropout", "alpha_dropout")
+def dropout(algebra: Algebra, signal: Signal, probability: Any = 0.5, training: Any = True) -> Any:
+    """In training a mask on each element, exact for the mask drawn; the identity otherwise."""
+    result = positively_homogeneous(algebra, signal) if training and probability else signal
+    return result
+
+
+@matches("gt", "lt", "ge", "le", "eq", "ne", "sign", "isnan", "isinf", "logical_not", "signbit")
+def comparison(algebra: Algebra, signal: Signal, other: Any = 0) -> Signal:
+    """The side of zero does not change under positive scaling; any other comparison pins what it compares."""
+    threshold = other if isinstance(other, Signal) else None
+    shape = torch.broadcast_shapes(signal.shape, threshold.shape) if threshold else signal.shape
+    if other == 0:
+        algebra.diagonal(signal)
+        return Signal(tuple(shape))
+    return rest(algebra, tuple(shape), signal, *([threshold] if threshold else []))
+
+
+@matches("where")
+def where(algebra: Algebra, condition: Signal, left: Any, right: Any) -> Signal:
+    """Either of two tensors, element by element."""
+    algebra.still(condition)
+    sides = [side if isinstance(side, Signal) else _constant(side) for side in (left, right)]
+    *sides, chosen = algebra.broadcast(*sides, condition)
+    for side in sides:
+        for role in side.roles:
+            algebra.separate(role, condition.identity().expand(chosen.shape))
+    return _sum(algebra, *sides)
+
+
+@matches("masked_fill")
+def masked_fill(algebra: Algebra, signal: Signal, mask: Signal, value: Any) -> Signal:
+    """A constant where the mask says so."""
+    return where(algebra, mask, value, signal)
+
+
+def _constant(value: float | int) -> Signal:
+    return Signal((), value=torch.tensor(value))
+
+
+@matches("add", "sub", "rsub")
+def add(algebra: Algebra, left: Any, right: Any, *, alpha: Any = 1) -> Signal:
+    """Summands must move alike; adding zero demands nothing."""
+    left, right = (side if isinstance(side, Signal) else _constant(side) for side in (left, right))
+    return _sum(algebra, left, right)
+
+
+def _sum(algebra: Algebra, left: Signal, right: Signal) -> Signal:
+    left, right = (_as_wildcard(signal) for signal in algebra.broadcast(left, right))
+    if left.roles or right.roles:
+        algebra.equal(left, right)
+    richer = left if len(left.roles) <= len(right.roles) and left.roles else right
+    richer = richer if richer.roles and not _wild(richer) else left if _wild(right) else right
+    return Signal(left.shape, tuple(algebra.renewed(role) for role in richer.roles), None, left.weights & right.weights)
+
+
+def _wild(signal: Signal) -> bool:
+    return bool(signal.roles) and all(bool((role.compact == ZERO).all()) for role in signal.roles)
+
+
+def _as_wildcard(signal: Signal) -> Signal:
+    """A tensor of zeros moves with anything."""
+    from equipoise.graph.signal import blank
+
+    zero = signal.value is not None and not bool(signal.value.any())
+    return signal.with_roles([blank(signal.shape, ZERO)]) if zero else signal
+
+
+@matches("mul")
+def multiply(algebra: Algebra, left: Signal, right: Any) -> Signal:
+    """Generators add; a number changes nothing."""
+    if not isinstance(right, Signal):
+        return left.with_roles([algebra.renewed(role) for role in left.roles])
+    return algebra.product(left, right)
+
+
+@matches("div", "true_divide")
+def divide(algebra: Algebra, left: Signal, right: Any, **kwargs: Any) -> Signal:
+    """Generators subtract."""
+    if not isinstance(right, Signal):
+        return multiply(algebra, left, right)
+    if kwargs.get("rounding_mode"):
+        return rest(algebra, tuple(torch.broadcast_shapes(left.shape, right.shape)), left, right)
+    return algebra.product(left, reciprocal(algebra, right))
+
+
+@matches("reciprocal")
+def reciprocal(algebra: Algebra, signal: Signal) -> Signal:
+    """Degree -1."""
+    return power(algebra, signal, -1)
+
+
+@matches("sqrt")
+def sqrt(algebra: Algebra, signal: Signal) -> Signal:
+    """Degree 1/2."""
+    return power(algebra, signal, Fraction(1, 2))
+
+
+@matches("rsqrt")
+def rsqrt(algebra: Algebra, signal: Signal) -> Signal:
+    """Degree -1/2."""
+    return power(algebra, signal, Fraction(-1, 2))
+
+
+@matches("square")
+def square(algebra: Algebra, signal: Signal) -> Signal:
+    """Degree 2."""
+    return power(algebra, signal, 2)
+
+
+@matches("pow")
+def power(algebra: Algebra, signal: Any, exponent: Any) -> Signal:
+    """Homogeneous of the exponent's degree."""
+    if not isinstance(signal, Signal) or isinstance(exponent, Signal):
+        operands = [side for side in (signal, exponent) if isinstance(side, Signal)]
+        return rest(algebra, tuple(torch.broadcast_shapes(*(side.shape for side in operands))), *operands)
+    if not moving(signal):
+        return Signal(signal.shape)
+    return algebra.scaled(signal, Fraction(exponent).limit_denominator(1000))
+
+
+@matches("zeros_like", "ones_like", "empty_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
+@matches("rand_like", "randn_like", "bernoulli")
+def filled(algebra: Algebra, signal: Signal, size: Any = None, *args: Any, **kwargs: Any) -> Signal:
+    """Only the shape is read."""
+    shape = tuple(size) if isinstance(size, (list, tuple)) else signal.shape
+    return Signal(shape)
+
+
+def is_zero(tensor: Tensor) -> bool:
+    """Whether all elements are zero."""
+    return not bool(tensor.any())

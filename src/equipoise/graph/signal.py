@@ -1,0 +1,88 @@
+"""What the walk knows of a tensor: its shape, which unknown rates act on each of its elements, and constants."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+INERT, ZERO = -1, -2  # labels of elements that do not move, and of zeros (which any linear map leaves alone)
+
+
+@dataclass(frozen=True, eq=False)
+class Role:
+    """One action on a tensor: every element's coordinate, and the fibre (vector) of which it is that component.
+
+    Elements with the same coordinate and the same fibre are copies of each other. Both arrays have the tensor's shape
+    (axes along which nothing changes have stride 0), so whatever moves data moves labels in the same way.
+    """
+
+    coordinates: Int64[Tensor, "..."]
+    fibres: Int64[Tensor, "..."]
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Role":
+        """The labels after an operation that only moves elements."""
+        return Role(move(self.coordinates), move(self.fibres))
+
+    @property
+    def compact(self) -> Tensor:
+        """The coordinates at index 0 of the axes along which they do not change in memory."""
+        compact = self.coordinates
+        for axis, stride in enumerate(compact.stride()):
+            compact = compact.narrow(axis, 0, min(1, compact.shape[axis])) if stride == 0 else compact
+        return compact
+
+    @property
+    def acting(self) -> Tensor:
+        """The coordinates that occur."""
+        return self.compact[self.compact >= 0]
+
+    def varies(self, *axes: int) -> bool:
+        """Whether the coordinate changes along any of the axes."""
+        for axis in axes:
+            labels = self.coordinates
+            if labels.shape[axis] > 1 and labels.stride(axis) != 0:
+                first = labels.narrow(axis, 0, 1)
+                if not torch.equal(labels, first.expand_as(labels)):
+                    return True
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """A tensor of the graph: the generator of each element is the sum of its `roles`; no roles, no motion.
+
+    `value` is the tensor itself where it depends on neither inputs nor parameters. `weights` names the parameters of
+    a tensor made of parameters alone.
+    """
+
+    shape: tuple[int, ...]
+    roles: tuple[Role, ...] = ()
+    value: Tensor | None = None
+    weights: frozenset[str] = frozenset()
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def with_roles(self, roles: Sequence[Role]) -> "Signal":
+        """The same tensor under other actions."""
+        return replace(self, roles=tuple(roles))
+
+    def identity(self) -> Int64[Tensor, "..."]:
+        """A number for each element; equal numbers promise equal values."""
+        if self.value is not None and self.value.numel():
+            return torch.unique(self.value, return_inverse=True)[1].reshape(self.shape)
+        count = int(torch.Size(self.shape).numel())
+        return torch.arange(count).reshape(self.shape)
+
+    def axis(self, axis: int) -> int:
+        """The axis counted from the front."""
+        return axis % max(self.ndim, 1)
+
+
+def blank(shape: Sequence[int], label: int = INERT) -> Role:
+    """The role under which nothing moves."""
+    return Role(torch.full((), label).expand(tuple(shape)), torch.zeros((), dtype=torch.int64).expand(tuple(shape)))

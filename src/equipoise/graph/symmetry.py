@@ -1,0 +1,301 @@
+"""Unknown generators, and everything the operations of a model demand of them.
+
+A *coordinate* is one unknown rate: the generator acts on what it labels by `dx = a x`. Coordinates that may also be
+mixed with each other share a *cell*: on it acts a whole matrix `A` (`dx = A x`). Operations only ever restrict:
+
+- `relate`: `a = ratio · b`; a ratio of -1 between cells means the contragredient, `A = -Bᵀ`;
+- `split`: a cell falls into smaller cells, down to single coordinates (a diagonal generator);
+- `still`: the generator is zero there;
+- `balance`: a linear equation between three or more rates.
+
+`solution` then gives the largest set of generators that satisfies all of it (THEORY §1).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import networkx
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+STILL = 0  # the coordinate whose rate is zero
+
+
+@dataclass(frozen=True)
+class Block:
+    """An independent family of generators: `width` roots mixed by one matrix, or one rate shared in proportions.
+
+    `rates` maps a root coordinate to its place in the matrix and its rate; for a block of width one there may be
+    several roots, each moving at its own rate.
+    """
+
+    width: int
+    rates: dict[int, tuple[int, Fraction]]
+    skew: bool = False
+
+
+@dataclass(frozen=True)
+class Solution:
+    """For every coordinate: its root, its ratio to the root, and its cell; and the blocks of free roots."""
+
+    root: Int64[ndarray, " n"]
+    ratio: ndarray
+    cell: Int64[ndarray, " n"]
+    blocks: tuple[Block, ...]
+
+
+class Symmetry:
+    """The restrictions gathered so far on a growing set of coordinates."""
+
+    def __init__(self):
+        self._parent = np.zeros(1, np.int64)
+        self._ratio = np.ones(1)
+        self._cell = np.zeros(1, np.int64)
+        self._cells = 1
+        self._fibres = 0
+        self._skew: set[int] = set()
+        self._pairs: list[ndarray] = []
+        self._equations: set[tuple[tuple[int, float], ...]] = set()
+
+    def fresh(self, count: int) -> Int64[ndarray, " count"]:
+        """New coordinates, all in one new cell: any matrix may act on them."""
+        start = len(self._parent)
+        coordinates = np.arange(start, start + count)
+        self._parent = np.concatenate([self._parent, coordinates])
+        self._ratio = np.concatenate([self._ratio, np.ones(count)])
+        self._cell = np.concatenate([self._cell, np.full(count, self._cells)])
+        self._cells += 1
+        return coordinates
+
+    def fibres(self, count: int) -> int:
+        """The first of `count` new fibre numbers (a fibre is one vector on which a cell's matrix acts)."""
+        self._fibres += count
+        return self._fibres - count
+
+    def find(self, coordinates: ndarray) -> tuple[ndarray, ndarray]:
+        """The root of each coordinate and its rate relative to it."""
+        roots, ratios = coordinates, np.ones(coordinates.shape)
+        while True:
+            parents = self._parent[roots]
+            if np.array_equal(parents, roots):
+                return roots, ratios
+            ratios = ratios * self._ratio[roots]
+            roots = parents
+
+    def cells(self, coordinates: ndarray) -> ndarray:
+        """The cell of each coordinate."""
+        return self._cell[coordinates]
+
+    def still(self, coordinates: ndarray) -> None:
+        """The rates of these coordinates are zero."""
+        for root in np.unique(self.find(np.unique(coordinates))[0]).tolist():
+            self._parent[root] = STILL
+
+    def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
+        """`rate(left) = ratio · rate(right)`, pair by pair."""
+        pairs = np.unique(np.stack([left, right]), axis=1)
+        self._pairs.append(pairs)
+        for a, b in pairs.T.tolist():
+            self._relate(a, b, ratio)
+
+    def _relate(self, a: int, b: int, ratio: float) -> None:
+        root_a, of_a = self._climb(a)
+        root_b, of_b = self._climb(b)
+        if root_a == root_b:
+            if root_a != STILL and of_a != ratio * of_b:
+                self._contradict(root_a, of_a, ratio * of_b)
+        elif root_a == STILL:
+            self._parent[root_b] = STILL
+        else:
+            self._parent[root_a], self._ratio[root_a] = root_b, ratio * of_b / of_a
+            if root_a in self._skew:
+                self._skew.add(root_b)
+
+    def _contradict(self, root: int, rate: float, other: float) -> None:
+        """`a = -a` leaves the antisymmetric matrices of a cell; any other ratio leaves nothing."""
+        if rate == -other:
+            self._skew.add(root)
+        else:
+            self._parent[root] = STILL
+
+    def _climb(self, coordinate: int) -> tuple[int, float]:
+        ratio, path = 1.0, []
+        while (parent := int(self._parent[coordinate])) != coordinate:
+            path.append(coordinate)
+            ratio *= float(self._ratio[coordinate])
+            coordinate = parent
+        remaining = ratio
+        for step in path:
+            self._parent[step], own = coordinate, float(self._ratio[step])
+            self._ratio[step], remaining = remaining, remaining / own
+        return coordinate, ratio
+
+    def balance(self, terms: Sequence[tuple[int, float]]) -> None:
+        """`Σ weight · rate(root) = 0` for roots as given by `find`; one or two terms are settled at once."""
+        total: Counter[int] = Counter()
+        for root, weight in terms:
+            total[root] += weight  # pyright: ignore[reportArgumentType]
+        left = sorted((root, weight) for root, weight in total.items() if root != STILL and weight != 0)
+        if len(left) == 1:
+            self.still(np.array([left[0][0]]))
+        elif len(left) == 2:
+            (a, of_a), (b, of_b) = left
+            self._relate(a, b, -of_b / of_a)
+        elif left:
+            self._equations.add(tuple(left))
+
+    def single(self, coordinates: ndarray) -> None:
+        """Each of these coordinates becomes a cell of its own."""
+        members = np.unique(coordinates)
+        sizes = np.bincount(self._cell, minlength=self._cells)
+        members = members[sizes[self._cell[members]] > 1]
+        self._cell[members] = self._cells + np.arange(len(members))
+        self._cells += len(members)
+
+    def close(self, coordinates: ndarray, fibres: ndarray) -> None:
+        """Split cells until every fibre holds all of a cell or nothing of it: only then can a matrix act on it."""
+        pairs = np.unique(np.stack([self._cell[coordinates], fibres, coordinates]), axis=1)
+        sizes = np.bincount(self._cell, minlength=self._cells)
+        _, first, counts = np.unique(pairs[:2], axis=1, return_index=True, return_counts=True)
+        cells = pairs[0, first]
+        broken = np.unique(cells[counts < sizes[cells]])
+        if len(broken):
+            self._split_by_fibres(broken, pairs[:, np.isin(pairs[0], broken)])
+
+    def _split_by_fibres(self, broken: ndarray, pairs: ndarray) -> None:
+        seen: dict[int, list[int]] = defaultdict(list)
+        for _, fibre, coordinate in pairs.T.tolist():
+            seen[coordinate].append(fibre)
+        members = np.flatnonzero(np.isin(self._cell, broken))
+        self._regroup(members, [tuple(seen.get(member, ())) for member in members.tolist()])
+
+    def _regroup(self, members: ndarray, keys: Iterable[Hashable]) -> None:
+        """Split cells so that only members with equal keys stay together."""
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for member, cell, key in zip(members.tolist(), self._cell[members].tolist(), keys, strict=True):
+            groups[cell, key].append(member)
+        for group in groups.values():
+            self._cell[group] = self._cells
+            self._cells += 1
+
+    def solution(self) -> Solution:
+        """The largest set of generators within all restrictions."""
+        self._settle()
+        root, ratio = self.find(np.arange(len(self._parent)))
+        return Solution(root, ratio, self._cell.copy(), tuple(self._blocks(root)))
+
+    def _settle(self) -> None:
+        """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
+        self._equations = {rows for equation in self._equations if (rows := self._reduced(equation))}
+        self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
+        count = -1
+        while count != (count := len(np.unique(self._cell))):
+            self._settle_pairs()
+            root, ratio = self.find(np.arange(len(self._parent)))
+            keys = self._ties(root, ratio)
+            members = self._mixed()
+            self._regroup(members, [keys[r] for r in root[members].tolist()])
+
+    def _settle_pairs(self) -> None:
+        """The same for direct partners, which tells apart members of one cell that end at the same root."""
+        pairs = np.concatenate([*self._pairs, np.zeros((2, 0), np.int64)], axis=1)
+        source, partner = np.concatenate([pairs, pairs[::-1]], axis=1)
+        count = -1
+        while count != (count := len(np.unique(self._cell))):
+            members = self._mixed()
+            inside = np.isin(source, members)
+            links = np.unique(np.stack([source[inside], self._cell[partner[inside]]]), axis=1)
+            beside: dict[int, list[int]] = defaultdict(list)
+            for member, cell in links.T.tolist():
+                beside[member].append(cell)
+            self._regroup(members, [tuple(beside.get(member, ())) for member in members.tolist()])
+
+    def _mixed(self) -> ndarray:
+        """Coordinates that share their cell."""
+        sizes = np.bincount(self._cell, minlength=self._cells)
+        return np.flatnonzero(sizes[self._cell] > 1)
+
+    def _reduced(self, equation: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+        """An equation in the roots of today, settled if two terms or fewer are left."""
+        total: dict[int, float] = defaultdict(float)
+        for coordinate, weight in equation:
+            root, ratio = self._climb(coordinate)
+            total[root] += weight * ratio
+        left = tuple(sorted((root, weight) for root, weight in total.items() if root != STILL and weight != 0))
+        if 0 < len(left) <= 2:
+            self.balance(left)
+            return ()
+        return left
+
+    def _ties(self, root: ndarray, ratio: ndarray) -> dict[int, Hashable]:
+        """What a root is tied to: the cells of its members with their signs; itself where no matrix fits."""
+        order = np.lexsort((self._cell, root))
+        members: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for r, cell, rate in zip(root[order].tolist(), self._cell[order].tolist(), ratio[order].tolist(), strict=True):
+            members[r].append((cell, rate))
+        return {r: self._tie(r, ties) for r, ties in members.items()}
+
+    def _tie(self, root: int, ties: list[tuple[int, float]]) -> Hashable:
+        if root == STILL:
+            return "still"
+        cells = [cell for cell, _ in ties]
+        first = ties[0][1]
+        signs = tuple(rate / first for _, rate in ties)
+        if len(set(cells)) < len(cells) or any(abs(sign) != 1 for sign in signs):
+            return root
+        return (root in self._skew, tuple(cells), signs)
+
+    def _blocks(self, root: ndarray) -> Iterator[Block]:
+        bound = {r for equation in self._equations for r, _ in equation}
+        ties = self._ties(root, self.find(np.arange(len(self._parent)))[1])
+        together: dict[Hashable, list[int]] = defaultdict(list)
+        roots, first = np.unique(root, return_index=True)
+        for r in roots[np.argsort(first)].tolist():
+            if r != STILL and r not in bound:
+                together[ties[r]].append(r)
+        for members in together.values():
+            skew = members[0] in self._skew
+            if not skew or len(members) > 1:
+                yield Block(len(members), {r: (place, Fraction(1)) for place, r in enumerate(members)}, skew)
+        rows = [{r: Fraction(w) for r, w in equation if r not in self._skew} for equation in self._equations]
+        for rates in kernel(rows):
+            yield Block(1, {r: (0, rate) for r, rate in rates.items()})
+
+
+def kernel(equations: Sequence[dict[int, Fraction]]) -> list[dict[int, Fraction]]:
+    """A sparse basis of the solutions of linear equations: one vector for each unknown that stays free.
+
+    >>> kernel([{1: Fraction(1), 2: Fraction(1), 3: Fraction(-1)}])
+    [{1: Fraction(1, 1), 3: Fraction(1, 1)}, {2: Fraction(1, 1), 3: Fraction(1, 1)}]
+    """
+    linked = networkx.Graph((row, -1 - unknown) for row, equation in enumerate(equations) for unknown in equation)
+    parts = sorted(networkx.connected_components(linked), key=max, reverse=True)
+    return [vector for part in parts for vector in _kernel([equations[row] for row in sorted(part) if row >= 0])]
+
+
+def _kernel(equations: Sequence[dict[int, Fraction]]) -> list[dict[int, Fraction]]:
+    solved: dict[int, dict[int, Fraction]] = {}
+    uses = Counter(unknown for equation in equations for unknown in equation)
+    for equation in equations:
+        row = _substituted(equation, solved)
+        if not row:
+            continue
+        pivot = min(row, key=lambda unknown: (uses[unknown], -unknown))
+        value = {unknown: -weight / row[pivot] for unknown, weight in row.items() if unknown != pivot}
+        solved = {unknown: _substituted(rates, {pivot: value}) for unknown, rates in solved.items()} | {pivot: value}
+    basis = {unknown: {unknown: Fraction(1)} for unknown in sorted(uses) if unknown not in solved}
+    for unknown, rates in solved.items():
+        for source, weight in rates.items():
+            basis[source][unknown] = weight
+    return [dict(sorted(vector.items())) for vector in basis.values()]
+
+
+def _substituted(row: dict[int, Fraction], values: dict[int, dict[int, Fraction]]) -> dict[int, Fraction]:
+    total: dict[int, Fraction] = defaultdict(Fraction)
+    for unknown, weight in row.items():
+        for source, rate in values.get(unknown, {unknown: Fraction(1)}).items():
+            total[source] += weight * rate
+    return {unknown: weight for unknown, weight in total.items() if weight}

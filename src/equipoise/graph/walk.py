@@ -1,0 +1,258 @@
+"""Through the graph of a model, operation by operation, gathering what each demands of the generators."""
+
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from equipoise.graph.algebra import Algebra
+from equipoise.graph.capture import Captured, placeholders
+from equipoise.graph.matchers import MATCHERS
+from equipoise.graph.matchers.movement import _COPYING, _DROPPING, _KEEPING
+from equipoise.graph.matchers.pointwise import TINY
+from equipoise.graph.signal import Signal
+
+BATCH = 2  # what a free batch dimension is walked with
+_MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "embedding", "_weight_norm")
+_RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
+_ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A role of a parameter: `parameter.reshape(view)`, one coordinate for each index into `axes`."""
+
+    parameter: str
+    view: tuple[int, ...]
+    axes: tuple[int, ...]
+    coordinates: np.ndarray
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """An operation that no matcher reads, and the parameters it therefore holds still or cuts off."""
+
+    node: str
+    operation: str
+    parameters: tuple[str, ...]
+
+
+@dataclass
+class Walk:
+    """The restrictions and labels gathered on one pass; `refine` may split a piecewise linear unit's cell by a key."""
+
+    captured: Captured
+    frozen: Collection[str] = ()
+    patterns: Mapping[str, Tensor] = field(default_factory=dict)
+    references: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    detached: str = "through"
+
+    def __post_init__(self):
+        self.algebra = Algebra()
+        self.leaves: list[Leaf] = []
+        self.unmatched: list[Unmatched] = []
+        self.signals: dict[fx.Node, Any] = {}
+        for node in self.captured.graph.nodes:
+            self.algebra.place = node.name
+            self.signals[node] = self._visit(node)
+        self.algebra.still(*(self.signals[node] for node in self.captured.output))
+
+    def _visit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "call_function":
+            return self._call(node, *_fetched(node, self.signals))
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(self.captured.module)
+            return Signal(tuple(value.shape), value=value) if isinstance(value, Tensor) else value
+        return None
+
+    # Leaves ---------------------------------------------------------------------------------------------------------
+
+    def _placeholder(self, node: fx.Node) -> Signal:
+        shape = _shape(node.meta["val"])
+        if node.name in self.captured.constants:
+            value = self.captured.constants[node.name]
+            return Signal(shape, value=None if value.is_meta else value)
+        name = self.captured.parameters.get(node.name)
+        if name is None or name in self.frozen:
+            return Signal(shape, weights=frozenset() if name is None else frozenset({name}))
+        return self._leaf(node, name, shape)
+
+    def _leaf(self, node: fx.Node, name: str, shape: tuple[int, ...]) -> Signal:
+        roles = []
+        for view, axes in _leaf_axes(node, shape):
+            role, coordinates = self.algebra.fresh(view, axes)
+            self.leaves.append(Leaf(name, view, axes, coordinates))
+            roles.append(role.moved(lambda labels: labels.reshape(shape)))
+        return Signal(shape, tuple(roles), weights=frozenset({name}))
+
+    # Operations -----------------------------------------------------------------------------------------------------
+
+    def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = operation_name(node.target)
+        signals = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Signal)]
+        if not signals or node.target is operator.getitem:
+            return self._plain(node, args, kwargs)
+        if name == "sym_size":
+            return args[0].shape[args[1]]
+        if signals and all(signal.value is not None for signal in signals) and name not in _RANDOM:
+            return self._constant(node, args, kwargs)
+        if (constant_eps := self._softening(node, name, args)) is not None:
+            return constant_eps
+        if node.name in self.patterns:
+            return self._by_pattern(node.name, args[0])
+        if name in ("detach", "alias_detach") and self.detached == "cut":
+            return Signal(args[0].shape)
+        if name in self.references:
+            return self._nested(self.references[name], args, kwargs)
+        if name in MATCHERS:
+            return MATCHERS[name](self.algebra, *args, **kwargs)
+        return self._opaque(node, name, signals)
+
+    def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node.target is operator.getitem:
+            held, index = args
+            return held[index] if isinstance(held, (tuple, list)) else held if index == 0 else Signal(held.shape)
+        value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        unknown = operation_name(node.target) in _RANDOM
+        if isinstance(value, Tensor):
+            return Signal(tuple(value.shape), value=None if unknown else value)
+        return value
+
+    def _constant(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What depends on neither inputs nor parameters is computed."""
+        args, kwargs = pytree.tree_map_only(Signal, lambda signal: signal.value, (args, kwargs))
+        value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return pytree.tree_map_only(Tensor, lambda tensor: Signal(tuple(tensor.shape), value=tensor), value)
+
+    def _softening(self, node: fx.Node, name: str, args: tuple[Any, ...]) -> Signal | None:
+        """A tiny constant under a root is the `eps` of a normalisation: its symmetry is broken by that much."""
+        small = name == "add" and len(args) == 2 and isinstance(args[1], float) and 0 < args[1] <= TINY
+        if not small or not isinstance(args[0], Signal):
+            return None
+        if not all(operation_name(user.target) in _ROOTS for user in node.users):
+            return None
+        for role in args[0].roles:
+            self.algebra.absorb(role, args[1])
+        return args[0]
+
+    def _by_pattern(self, name: str, signal: Signal) -> Signal:
+        """A piecewise linear unit whose patterns are known: co-active neurons may mix."""
+        _, key = torch.unique(self.patterns[name].reshape(-1, signal.shape[-1]).T, dim=0, return_inverse=True)
+        dead = ~self.patterns[name].reshape(-1, signal.shape[-1]).any(0)
+        key = torch.where(dead, len(key) + torch.arange(len(key)), key)
+        for role in signal.roles:
+            self.algebra.separate(role, key)
+        return signal.with_roles([self.algebra.renewed(role) for role in signal.roles])
+
+    def _nested(self, reference: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Walk a reference implementation in place of an operation that cannot be read."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Signal)]
+
+        def call(*tensors: Tensor) -> Any:
+            filled = list(leaves)
+            for place, tensor in zip(places, tensors, strict=True):
+                filled[place] = tensor
+            own_args, own_kwargs = pytree.tree_unflatten(filled, spec)
+            return reference(*own_args, **own_kwargs)
+
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        body = make_fx(call)(*(torch.empty(leaves[place].shape) for place in places))
+        inner: dict[fx.Node, Any] = dict(zip(placeholders(body.graph), (leaves[p] for p in places), strict=True))
+        outer, self.signals = self.signals, inner
+        for node in body.graph.nodes:
+            if node.op == "call_function":
+                inner[node] = self._call(node, *_fetched(node, inner))
+        self.signals = outer
+        return pytree.tree_map_only(fx.Node, lambda node: inner[node], body.graph.output_node().args[0])
+
+    def _opaque(self, node: fx.Node, name: str, signals: list[Signal]) -> Any:
+        """Hold still whatever an unknown operation reads: always sound, and reported."""
+        self.unmatched.append(Unmatched(node.name, name, self._upstream(node)))
+        self.algebra.still(*signals)
+        return pytree.tree_map_only(Tensor, lambda tensor: Signal(_shape(tensor)), node.meta.get("val"))
+
+    def _upstream(self, node: fx.Node) -> tuple[str, ...]:
+        """The parameters that the arguments of a node are computed from without another linear map in between."""
+        found, queue, seen = [], list(node.all_input_nodes), set()
+        while queue:
+            current = queue.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            if current.name in self.captured.parameters:
+                found.append(self.captured.parameters[current.name])
+            elif operation_name(current.target) in _MATRIX:
+                queue += [n for n in current.all_input_nodes if n.op == "placeholder"]
+            else:
+                queue += current.all_input_nodes
+        return tuple(dict.fromkeys(reversed(found)))
+
+
+def operation_name(target: Any) -> str:
+    """`relu` for `aten.relu.default`; the full name for operators of other libraries."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._opname if target.namespace == "aten" else f"{target.namespace}::{target._opname}"
+    return getattr(target, "__name__", str(target))
+
+
+def _fetched(node: fx.Node, signals: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    fetch = lambda argument: signals[argument]  # noqa: E731
+    args = fx.node.map_arg(node.args, fetch)
+    kwargs = fx.node.map_arg(node.kwargs, fetch)
+    return tuple(args), dict(kwargs)  # pyright: ignore[reportArgumentType]
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape with every free dimension at the batch that is walked."""
+    return tuple(size if isinstance(size, int) else _concrete(size) for size in tensor.shape)
+
+
+def _concrete(size: torch.SymInt) -> int:
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))
+
+
+def _leaf_axes(node: fx.Node, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """How a parameter may be acted on, by its use: `(view, axes)` of each role.
+
+    A matrix by its rows and by its columns (a stack of matrices each by its own), a convolution by output and input
+    channels of each group, anything else as one vector.
+    """
+    use = _first_use(node)
+    if use is not None and "conv" in operation_name(use.target) and len(shape) >= 3:
+        yield from _convolution_axes(use, shape)
+    elif use is not None and len(shape) >= 2:
+        leading = tuple(range(len(shape) - 2))
+        yield shape, (*leading, len(shape) - 2)
+        yield shape, (*leading, len(shape) - 1)
+    else:
+        yield shape, tuple(range(len(shape)))
+
+
+def _first_use(node: fx.Node) -> fx.Node | None:
+    """The first linear map or convolution that a parameter enters, through operations that only move elements."""
+    queue = [node]
+    while queue:
+        for user in queue.pop(0).users:
+            name = operation_name(user.target)
+            if name in _MATRIX or name.startswith("conv"):
+                return user
+            if name in (*_KEEPING, *_DROPPING, *_COPYING, "getitem", "mul", "add", "cat", "_to_copy"):
+                queue.append(user)
+    return None
+
+
+def _convolution_axes(use: fx.Node, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    groups: Any = use.args[6] if len(use.args) > 6 else 1  # the same place for transposed convolutions
+    view = (int(groups), shape[0] // int(groups), *shape[1:])
+    yield view, (0, 1)
+    yield view, (0, 2)
