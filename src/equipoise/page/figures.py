@@ -1,0 +1,317 @@
+"""The figures of a run, one function a figure; each is None when the run has nothing to draw in it.
+
+Colours are the names of CSS variables, which the page resolves for its light and its dark theme.
+"""
+
+import html
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from equipoise.graph.chain import Layer
+from equipoise.measure.spectrum import spectra
+from equipoise.page.material import Material
+from equipoise.page.words import plain, power
+from equipoise.theorems.tail import deficit_bounds
+
+SHADES = 5  # of each kind of layer, in the template's style sheet
+GROWTH = "growth s = log ‖w‖/‖w₀‖"
+
+
+class Figure(NamedTuple):
+    """A figure with its place on the page: what it is called, how to read it, and how it is drawn."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Material], go.Figure | None]
+
+
+# ---- one figure each ----
+
+
+def log_loss(material: Material) -> go.Figure | None:
+    """`log R` against growth, on an axis that is linear near 0 and logarithmic below."""
+    curve = material.losses()
+    if curve.empty:
+        return None
+    values = curve["value"].to_numpy(float)
+    figure = _canvas("log R")
+    figure.add_scatter(
+        x=curve["growth"].to_numpy(float),
+        y=_symlog(values),
+        customdata=[plain(value) for value in values.tolist()],
+        hovertemplate="log R = %{customdata}",
+        name="log R",
+        line_color="var(--linear-0)",
+        showlegend=False,
+    )
+    ticks = _decades(values)
+    figure.update_yaxes(tickvals=_symlog(np.array(ticks)), ticktext=[_tick(value) for value in ticks])
+    return figure
+
+
+def rank_one(material: Material) -> go.Figure | None:
+    """`1 - σ_1²/‖W_k‖²` of every layer, and dashed the bound certified at initialisation (T3.1) where it is below 1."""
+    figure = _curves(material, "spectrum", "rank_one_residual", "1 − σ₁²/‖W‖²")
+    for place, bound in _certified(material).items():
+        if figure is not None and (bound["value"] < 1).any():
+            below = bound.assign(value=bound["value"].where(bound["value"] < 1))
+            _add(figure, material, place, below, f"{place} certified", dash="dash", width=1.5)
+    return figure
+
+
+def misalignment(material: Material) -> go.Figure | None:
+    """Sine of the angle between the output direction of each layer and the input direction of the next (T3.2)."""
+    return _curves(material, "alignment", "misalignment_next", "sin ∠(u_k, v_{k+1})")
+
+
+def drift(material: Material) -> go.Figure | None:
+    """`‖C - C_0‖_F / ‖w‖²` of every conserved quantity (T2)."""
+    return _curves(material, "drift", "relative_drift", "‖C − C₀‖ / ‖w‖²")
+
+
+def stable_neurons(material: Material) -> go.Figure | None:
+    """Share of neurons that are on (solid) or off (dotted) for every example (T4.1)."""
+    totals = material.last("activity", "neurons")
+    figure = _canvas("share of neurons")
+    for quantity, said, dash in (("stably_active", "always on", "solid"), ("stably_inactive", "always off", "dot")):
+        for place, curve in material.curves("activity", quantity).items():
+            if totals.get(place):
+                share = curve.assign(value=curve["value"] / totals[place])
+                _add(figure, material, place, share, f"{place} {said}", dash=dash)
+    figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
+    return figure if figure.data else None
+
+
+def flipping(material: Material) -> go.Figure | None:
+    """Neuron-example pairs that changed state since the record before (T4.1), and those on their kink (T4.5)."""
+    figure = _canvas("pairs")
+    for quantity, said, dash in (("flipping_pairs", "flipped", "solid"), ("sliding_pairs", "sliding", "dot")):
+        for place, curve in material.curves("activity", quantity).items():
+            _add(figure, material, place, curve, f"{place} {said}", dash=dash)
+    figure.update_yaxes(rangemode="tozero")
+    return figure if figure.data else None
+
+
+def margin(material: Material) -> go.Figure | None:
+    """`min_i m_i / ‖w‖^L` and its smoothed version, which never decreases once the data is separated."""
+    figure = _canvas("margin / ‖w‖ᴸ")
+    for index, (quantity, said) in enumerate((("normalised", "smallest"), ("smoothed_normalised", "smoothed"))):
+        for curve in material.curves("margin", quantity).values():
+            _line(figure, curve, said, f"var(--other-{index})", dash=("solid", "dash")[index])
+    return figure if figure.data else None
+
+
+def kkt(material: Material) -> go.Figure | None:
+    """Residuals of the optimality conditions of the maximal margin problem (THEORY §7)."""
+    figure = _canvas("residual", logarithmic=True)
+    for index, (quantity, said) in enumerate((("kkt_epsilon", "ε: direction"), ("kkt_delta", "δ: slackness"))):
+        for curve in material.curves("margin", quantity).values():
+            _line(figure, _positive(curve), said, f"var(--other-{index})")
+    return figure if figure.data else None
+
+
+def final_spectra(material: Material) -> go.Figure | None:
+    """`σ_i/σ_1` of every final weight matrix, recomputed from the weights."""
+    figure = _canvas("σᵢ/σ₁", logarithmic=True)
+    matrices = {name: weight for name, weight in material.final.items() if weight.ndim >= 2 and weight.numel()}
+    for name, spectrum in spectra(matrices).items():
+        values = spectrum.values.double().cpu().numpy()
+        if len(values) > 1 and values[0] > 0:
+            curve = pd.DataFrame({"growth": np.arange(1, len(values) + 1), "value": values / values[0]})
+            _add(figure, material, name, _positive(curve), name)
+    figure.update_traces(mode="lines+markers", marker_size=4)
+    figure.update_xaxes(title_text="i", rangemode="normal", hoverformat="d")
+    return figure if figure.data else None
+
+
+FIGURES = (
+    Figure(
+        "log-loss",
+        "The loss, to its limit",
+        "The logarithm of the loss against the growth of the weights. For a network of L layers the margins grow as "
+        "‖w‖ᴸ, so log R falls exponentially in s.",
+        log_loss,
+    ),
+    Figure(
+        "rank-one",
+        "Distance to rank one",
+        "Linear layers (blue) become rank one; the dashed curve is a bound certified from the initial weights alone, "
+        "drawn where it is below 1. ReLU layers (orange) need not follow.",
+        rank_one,
+    ),
+    Figure(
+        "misalignment",
+        "Alignment of consecutive layers",
+        "Sine of the angle between the direction a layer writes and the direction the next one reads, named by the "
+        "lower of the two. Zero is perfect alignment.",
+        misalignment,
+    ),
+    Figure(
+        "drift",
+        "Conserved quantities",
+        "How far each law has drifted from its value at the start, relative to ‖w‖². Exact integration would show "
+        "zero; rounding alone shows about 10⁻¹⁶.",
+        drift,
+    ),
+    Figure(
+        "stable-neurons",
+        "Stable neurons",
+        "Share of each layer's neurons that stay on (solid) or off (dotted) for every training example.",
+        stable_neurons,
+    ),
+    Figure(
+        "flips",
+        "Flips and kinks",
+        "Neuron–example pairs that changed state since the last record (solid), and those that slide along their kink "
+        "(dotted). Both should die out as the direction of the weights settles.",
+        flipping,
+    ),
+    Figure(
+        "margin",
+        "Normalised margin",
+        "The smallest margin over ‖w‖ᴸ. Its smoothed version never decreases once every example is classified "
+        "correctly and the loss is small.",
+        margin,
+    ),
+    Figure(
+        "kkt",
+        "Distance to a maximal margin",
+        "Residuals of the optimality (KKT) conditions of the margin problem: both tend to zero when the direction of "
+        "the weights tends to a stationary point of the margin.",
+        kkt,
+    ),
+    Figure(
+        "spectra",
+        "Final spectra",
+        "Singular values of each weight matrix at the end, over the largest.",
+        final_spectra,
+    ),
+)
+
+
+# ---- drawing ----
+
+
+def _canvas(title: str, logarithmic: bool = False) -> go.Figure:
+    """An empty figure in the page's own style."""
+    axis = {
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--rule)",
+        "zeroline": False,
+        "automargin": True,
+        "title_font_size": 13,
+    }
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "var(--ink)", "size": 12, "family": "system-ui, sans-serif"},
+        margin={"l": 12, "r": 12, "t": 30, "b": 12},
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        hovermode="x unified",
+        hoverlabel={"bgcolor": "var(--card)", "bordercolor": "var(--rule)", "namelength": -1},
+        uirevision="kept",  # zoom and hidden layers survive a change of theme
+        xaxis={**axis, "title_text": GROWTH, "hoverformat": ".3f"},
+        yaxis={**axis, "title_text": title, "hoverformat": ".3g", "exponentformat": "power"},
+    )
+    if logarithmic:
+        figure.update_yaxes(type="log", nticks=7)
+    return figure
+
+
+def _curves(material: Material, observer: str, quantity: str, title: str) -> go.Figure | None:
+    """One quantity on a logarithmic axis, a curve for each place."""
+    figure = _canvas(title, logarithmic=True)
+    for place, curve in material.curves(observer, quantity).items():
+        visible = _positive(curve)
+        said = place if visible["value"].notna().any() else f"{place} exactly 0"
+        _add(figure, material, place, visible, said)
+    return figure if figure.data else None
+
+
+def _add(
+    figure: go.Figure, material: Material, place: str, curve: pd.DataFrame, said: str, dash: str = "solid", width=2.0
+) -> None:
+    """A curve in the colour of its layer; curves of one layer come and go together with a click on the legend."""
+    _line(figure, curve, said, _colour(material, place), dash=dash, width=width, legendgroup=html.escape(place))
+
+
+def _line(
+    figure: go.Figure,
+    curve: pd.DataFrame,
+    said: str,
+    colour: str,
+    dash: str = "solid",
+    width: float = 2.0,
+    legendgroup: str | None = None,
+) -> None:
+    figure.add_scatter(
+        x=curve["growth"].to_numpy(float),
+        y=curve["value"].to_numpy(float),
+        mode="lines",
+        name=html.escape(said),
+        legendgroup=legendgroup,
+        line={"color": colour, "dash": dash, "width": width},
+    )
+
+
+def _colour(material: Material, place: str) -> str:
+    """Blues for linear layers, oranges for ReLU layers, from the input up; a law has the colour of its lower layer."""
+    kinds: Mapping[str, str] = material.kinds
+    layer = next((name for name in kinds if place.startswith(name)), None)
+    if layer is None:
+        return "var(--ink)"
+    alike = [name for name, kind in kinds.items() if kind == kinds[layer]]
+    return f"var(--{'linear' if kinds[layer] == 'linear' else 'relu'}-{alike.index(layer) % SHADES})"
+
+
+def _positive(curve: pd.DataFrame) -> pd.DataFrame:
+    """With gaps for what a logarithmic axis cannot show."""
+    return curve.assign(value=curve["value"].where(curve["value"] > 0))
+
+
+def _certified(material: Material) -> dict[str, pd.DataFrame]:
+    """`D_k / ‖W_k‖²` along the run, for the layers of a linear tail with one output."""
+    chain = tuple(
+        Layer(layer["weight"], layer["bias"], None if layer["kind"] == "linear" else 0.0) for layer in material.layers
+    )
+    if not chain or not material.initial or len(material.initial[chain[-1].weight]) != 1:
+        return {}
+    deficits = deficit_bounds(chain, material.initial, material.final or None)
+    norms = material.curves("spectrum", "frobenius_norm")
+    return {
+        place: curve.assign(value=deficits[place] / curve["value"] ** 2)
+        for place, curve in norms.items()
+        if deficits.get(place)
+    }
+
+
+# ---- the axis of log R ----
+
+
+def _symlog(values: np.ndarray) -> np.ndarray:
+    """Linear near 0, logarithmic far from it, of either sign."""
+    return np.sign(values) * np.log10(1 + np.abs(values))
+
+
+def _decades(values: np.ndarray) -> list[float]:
+    """Zero and powers of ten on the sides of it that occur, about six in all."""
+    ticks = [0.0]
+    for sign in (-1, 1):
+        reach = float((sign * values).max())
+        top = math.floor(math.log10(reach)) if reach >= 1 else -1
+        ticks += [sign * 10.0**k for k in range(0, top + 1, max(1, math.ceil(top / 5)))]
+    return sorted(ticks)
+
+
+def _tick(value: float) -> str:
+    if value == 0:
+        return "0"
+    return ("−" if value < 0 else "") + power(round(math.log10(abs(value))))
