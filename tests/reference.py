@@ -36,3 +36,46 @@ def pattern_classes(z: torch.Tensor) -> set[tuple[int, ...]]:
     on = (z > 0).T.tolist()
     groups = [tuple(v for v, other in enumerate(on) if other == pattern) for pattern in on if any(pattern)]
     return set(groups)
+
+
+# --- theorems ---
+
+
+def deficit_bounds(tail: list[torch.Tensor], biases: list[torch.Tensor | None]) -> list[float]:
+    """`D_k` of T3.1 for the layers of a linear tail, as printed: `D_k = D_{k+1} + λ_1(C_k) - tr C_k`, `D_L = 0`."""
+    bounds = [0.0]
+    for lower, bias, upper in reversed(list(zip(tail, biases, tail[1:], strict=False))):
+        conserved = upper.T @ upper - lower @ lower.T
+        if bias is not None:
+            conserved = conserved - torch.outer(bias, bias)
+        bounds.insert(0, bounds[0] + float(torch.linalg.eigvals(conserved).real.max() - conserved.trace()))
+    return bounds
+
+
+# --- the entropic problem (T6.1): scipy on the stiff system itself ---------------------------------------------------
+
+
+def margins_by_radau(kernel, initial, span):
+    """`u(span)` of `du/dτ = K softmax(-u)` by scipy's Radau at tight tolerance."""
+    import numpy as np
+    from scipy.integrate import solve_ivp
+    from scipy.special import softmax
+
+    kernel, initial = np.asarray(kernel), np.asarray(initial)
+    solved = solve_ivp(lambda _, u: kernel @ softmax(-u), (0.0, span), initial, method="Radau", rtol=1e-10, atol=1e-10)
+    return solved.y[:, -1]
+
+
+# --- margins: one example, one gradient at a time --------------------------------------------------------------------
+
+
+def margin_jacobian(model, inputs, labels):
+    """Rows of the Jacobian of `y_i f(x_i)`, by one backward pass for each example."""
+    import torch
+
+    rows = []
+    for example, label in zip(inputs, labels, strict=True):
+        margin = (label * model(example[None])).squeeze()
+        gradients = torch.autograd.grad(margin, list(model.parameters()))
+        rows.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    return torch.stack(rows)

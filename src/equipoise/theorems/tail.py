@@ -52,12 +52,14 @@ def conserved_matrix(lower: Layer, upper: Layer, weights: Weights) -> Float[Tens
 def law_drifts(chain: Chain, initial: Weights, final: Weights) -> dict[str, float]:
     """`‖C_k(now) - C_k(0)‖_F / ‖w‖²` of the law between each layer and the next; the diagonal alone below a ReLU (T2).
 
+    Raises `InputError` when the two sets differ in names or shapes.
+
     >>> chain = (Layer("a", None, None), Layer("b", None, None))
     >>> weights = {"a": torch.eye(2), "b": torch.tensor([[3.0, 0.0]])}
     >>> law_drifts(chain, weights, weights)
     {'a → b': 0.0}
     """
-    _require_same(initial, final)
+    require_same_shapes(initial, final)
     square = sum(float(tensor.double().square().sum()) for tensor in final.values())
     drifts = {}
     for lower, upper in pairwise(chain):
@@ -117,7 +119,9 @@ def misalignment_bounds(chain: Chain, initial: Weights, final: Weights) -> dict[
     bounds = {}
     for lower, upper in pairwise(_checked_tail(chain, initial, final)):
         spread = _bounded(_spread, lower, upper, initial, final)
-        bounds[lower.weight] = min(1.0, _ratio(spread, _gap(final[upper.weight].double())))
+        gap = _gap(final[upper.weight].double())
+        directed = gap > 0 and bool(_incoming(lower, final).any())  # a zero matrix has no direction to align
+        bounds[lower.weight] = min(1.0, spread / gap) if directed else 1.0
     return bounds
 
 
@@ -189,9 +193,9 @@ def _incoming(layer: Layer, weights: Weights) -> Tensor:
 
 
 def _gap(matrix: Tensor) -> float:
-    """`σ_1² - σ_2²`."""
-    values = [*leading_triplets(matrix, 2).values.tolist(), 0.0]
-    return (values[0] - values[1]) * (values[0] + values[1])
+    """`σ_1² - σ_2²`, the rounding of the singular values (LAPACK's `p(d) eps σ_1` each, `p(d) = d`) taken off."""
+    first, second = [*leading_triplets(matrix, 2).values.tolist(), 0.0][:2]
+    return (first - second) * (first + second) - 4 * max(matrix.shape) * _EPS * first**2
 
 
 def _mean_square(chain: Chain, weights: Weights) -> float:
@@ -203,20 +207,26 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _checked_tail(chain: Chain, initial: Weights, final: Weights | None) -> Chain:
+    require_one_score(chain, initial)
+    if final is not None:
+        require_same_shapes(initial, final)
+    return linear_tail(chain)
+
+
+def require_one_score(chain: Chain, weights: Weights) -> None:
+    """Raises `InputError` unless the chain ends in a linear layer with one output: `r = 1` in T3."""
     tail = linear_tail(chain)
-    outputs = initial[tail[-1].weight].shape[0] if tail else 0
+    outputs = len(weights[tail[-1].weight]) if tail else 0
     if outputs != 1:
         raise InputError(
             expected="a network that ends in a linear layer with one score",
             found=f"{outputs} outputs" if tail else "an activation after the last layer",
             remedy="certify a binary classifier, as of mlp([..., 1], linear_tail=3)",
         )
-    if final is not None:
-        _require_same(initial, final)
-    return tail
 
 
-def _require_same(initial: Weights, final: Weights) -> None:
+def require_same_shapes(initial: Weights, final: Weights) -> None:
+    """Raises `InputError`, naming the first difference, unless both have the same names and shapes."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (initial, final)]
     differing = sorted(
         name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)

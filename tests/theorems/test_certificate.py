@@ -1,0 +1,229 @@
+import copy
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise import data
+from equipoise.errors import InputError
+from equipoise.graph.capture import capture
+from equipoise.integrate.losses import Exponential, log_risk
+from equipoise.integrate.margins import Layout, build_margins
+from equipoise.integrate.steppers import EntropicMidpoint
+from equipoise.networks import mlp
+from equipoise.store import Store
+from equipoise.theorems.assumptions import LAW_TOLERANCE
+from equipoise.theorems.certificate import certify
+
+LAYERS = ["layer2.weight", "layer3.weight", "layer4.weight"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run as the certificate sees it."""
+
+    model: nn.Module
+    initial: dict
+    final: dict
+    data: tuple
+    log_loss: float
+    loss: object = Exponential()
+    folder: Path | None = None
+
+
+def flowed(bias=False, goal=-1e4):
+    """Gradient flow of a small ReLU network with three linear layers, by entropic midpoint steps."""
+    X, y = data.load("separable", n=30, d=10, seed=0)
+    model = mlp([10, 8, 8, 8, 1], linear_tail=3, bias=bias, seed=0)
+    initial = copy.deepcopy(model.state_dict())
+    layout = Layout.of(initial)
+    margins = build_margins(capture(model, X[:2]), layout, X, y)
+    stepper, loss = EntropicMidpoint(step_size=0.05), Exponential()
+    state = stepper.init(margins, layout.flatten(initial))
+    while (log_loss := log_risk(state.evaluation.margins)) > goal:
+        state, _ = stepper.step(margins, loss, state)
+    final = {name: tensor.clone() for name, tensor in layout.views(state.weights).items()}
+    model.load_state_dict(final)
+    return Finished(model, initial, final, (X, y), log_loss)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return flowed()
+
+
+def standing(certificate):
+    return {found.name: found.standing for found in certificate.assumptions}
+
+
+def claims(certificate):
+    return {claim.name: claim for claim in certificate.claims}
+
+
+def test_a_run_of_gradient_flow_is_certified(run):
+    certificate = certify(run)
+    assert certificate.holds
+    assert certificate.failed == ()
+    assert standing(certificate) == {
+        "homogeneous": "verified",
+        "exponential tail": "verified",
+        "separated": "verified",
+        "laws conserved": "verified",
+        "directional convergence": "observed",
+        "weights of the run": "verified",
+    }
+    found = claims(certificate)
+    assert [f"rank one of {name}" in found and f"growth of {name}" in found for name in LAYERS] == [True] * 3
+    assert all(claim.holds for claim in certificate.claims)
+    assert found["rank one of layer2.weight"].bound < 0.3
+    assert found["alignment of layer3.weight with layer4.weight"].bound < 0.3
+    assert found["rank one of layer2.weight"].measured > 0
+    assert not any("layer1" in name for name in found)
+    assert "layer1.weight" in certificate.notes[0]
+
+
+def test_what_rests_on_an_observed_assumption_is_observed(run):
+    limit = certify(run).claims[-1]
+    assert "directional convergence" in limit.rests_on
+    assert limit.standing == "observed"
+
+
+def test_it_prints_and_goes_through_json(run):
+    certificate = certify(run)
+    assert json.loads(json.dumps(certificate.to_json(), allow_nan=False))["holds"] is True
+    text = str(certificate)
+    assert text.startswith("Certificate holds")
+    for name in [*standing(certificate), *claims(certificate)]:
+        assert name in text
+    assert "le2022training" in [reference.key for reference in certificate.references]
+
+
+@pytest.mark.parametrize("layer", ["layer1.weight", "layer3.weight"])
+def test_weights_tampered_with_are_found_against_the_record(run, layer):
+    final = run.final | {layer: run.final[layer] * (1 + 1e-9)}
+    certificate = certify(replace(run, final=final))
+    assert not certificate.holds
+    assert "weights of the run" in certificate.failed
+
+
+def test_weights_rescaled_without_changing_the_function_are_found_by_the_laws(run):
+    final = run.final | {
+        "layer2.weight": 2 * run.final["layer2.weight"],
+        "layer3.weight": run.final["layer3.weight"] / 2,
+    }
+    certificate = certify(replace(run, final=final))
+    assert certificate.failed == ("laws conserved",)
+    assert not certificate.holds
+
+
+def test_another_initialisation_is_found_by_the_laws(run):
+    other = mlp([10, 8, 8, 8, 1], linear_tail=3, seed=1).state_dict()
+    assert certify(replace(run, initial=other)).failed == ("laws conserved",)
+
+
+def test_adam_fails_by_the_laws_and_by_nothing_else(run):
+    model = mlp([10, 8, 8, 8, 1], linear_tail=3, seed=0)
+    X, y = run.data
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.exp(-y * model(X).squeeze(1)).mean().backward()
+        optimizer.step()
+    certificate = certify(model, run.data, initial=run.initial)
+    assert certificate.failed == ("laws conserved",)
+    assert not certificate.holds
+    assert next(found for found in certificate.assumptions if found.name == "laws conserved").measured > 1e-4
+
+
+def test_data_that_are_not_separated_fail_by_that_name(run):
+    X, y = run.data
+    flipped = y.clone()
+    flipped[0] = -flipped[0]
+    certificate = certify(run.model, (X, flipped), initial=run.initial)
+    assert certificate.failed == ("separated",)
+    assert not certificate.holds
+
+
+def test_the_threshold_of_separation_is_the_losses_own():
+    """One example with margin m, one with a large one: separated means e^{-m} < 1, resp. log(1 + e^{-m}) < log 2."""
+    model = mlp([1, 1], linear_tail=1)
+    with torch.no_grad():
+        model.layer1.weight.fill_(1.0)
+    for margin, verdict in [(1e-6, "verified"), (-1e-6, "failed")]:
+        points = (torch.tensor([[margin], [-60.0]]), torch.tensor([1, -1]))
+        for loss in ("exponential", "logistic"):
+            assert standing(certify(model, points, loss=loss))["separated"] == verdict
+
+
+def test_without_initial_weights_the_bounds_are_those_of_today(run):
+    certificate = certify(run.model, run.data)
+    assert certificate.holds
+    assert standing(certificate)["laws conserved"] == "observed"
+    assert "today" in certificate.notes[-1]
+    assert claims(certificate)["rank one of layer2.weight"].rests_on == ()
+
+
+def test_biases_break_homogeneity_and_leave_the_bounds():
+    run = flowed(bias=True, goal=-100.0)
+    certificate = certify(run)
+    assert certificate.holds
+    assert standing(certificate)["homogeneous"] == "failed"
+    assert standing(certificate)["laws conserved"] == "verified"
+    assert not any(claim.name.startswith("growth") for claim in certificate.claims)
+    measured = {found.name: found.measured for found in certificate.assumptions}
+    assert measured["homogeneous"] > 1e-3
+    assert measured["laws conserved"] < LAW_TOLERANCE
+
+
+def test_the_rate_of_turning_is_that_of_the_weights_saved_last(run, tmp_path):
+    with Store.create(tmp_path / "run", {}) as store:
+        for name, scale in [("initial", 0.1), ("early", 0.5), ("final", 1.0)]:
+            turned = {"layer4.weight": run.final["layer4.weight"] * (1.0 if name == "final" else -1.0)}
+            store.save_weights(name, {key: scale * w for key, w in (run.final | turned).items()})
+    flat = torch.cat([w.flatten() for w in run.final.values()])
+    expected = 2 * float(run.final["layer4.weight"].norm() / flat.norm()) / math.log(2)
+    found = {a.name: a for a in certify(replace(run, folder=tmp_path / "run")).assumptions}["directional convergence"]
+    assert found.measured == pytest.approx(expected, rel=1e-9)
+    assert found.standing == "observed"
+
+
+def test_float32_models_are_read_in_float64_and_left_alone(run):
+    model = copy.deepcopy(run.model).float()
+    certificate = certify(model, run.data)
+    assert certificate.holds
+    assert next(model.parameters()).dtype == torch.float32
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(10, 10), nn.Linear(10, 1)
+
+    def forward(self, x):
+        return self.head(x + self.inner(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Residual(), "feedforward chain"),
+        (nn.Sequential(nn.Linear(10, 4), nn.Tanh(), nn.Linear(4, 1)), "tanh"),
+        (nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 3)), "one score; found 3 outputs"),
+        (nn.Sequential(nn.Linear(10, 1), nn.ReLU()), "activation after the last layer"),
+    ],
+)
+def test_networks_outside_the_theorem_are_refused(run, model, message):
+    with pytest.raises(InputError, match=message):
+        certify(model, run.data)
+
+
+def test_weights_that_do_not_belong_are_refused(run):
+    with pytest.raises(InputError, match=r"layer1.weight: \(5, 10\) initially, \(8, 10\) now"):
+        certify(run.model, run.data, initial=mlp([10, 5, 8, 8, 1], linear_tail=3).state_dict())
+    spoilt = run.initial | {"layer2.weight": torch.full((8, 8), math.nan, dtype=torch.float64)}
+    with pytest.raises(InputError, match=r"finite initial weights; found NaN or infinite entries in layer2\.weight"):
+        certify(run.model, run.data, initial=spoilt)

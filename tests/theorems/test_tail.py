@@ -1,0 +1,163 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reference
+from equipoise.errors import InputError
+from equipoise.graph.chain import Layer
+from equipoise.measure.alignment import alignment
+from equipoise.measure.spectrum import spectrum
+from equipoise.theorems import tail
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def layers(depth, bias=False, rectified=1):
+    return tuple(Layer(f"w{k}", f"b{k}" if bias else None, 0.0 if k < rectified else None) for k in range(depth))
+
+
+def weights(widths, seed=0, bias=False, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: scale * torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    shapes = list(zip(widths[1:], widths, strict=False))
+    found = {f"w{k}": normal(out, fan_in) for k, (out, fan_in) in enumerate(shapes)}
+    return found | ({f"b{k}": normal(out) for k, (out, _) in enumerate(shapes)} if bias else {})
+
+
+def balanced(widths, seed, spread, scale):
+    """A deep linear network near a rank-one, aligned one: large σ₁ along common directions, small noise around."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = [torch.nn.functional.normalize(torch.randn(d, generator=generator).double(), dim=0) for d in widths]
+    noise = weights(widths, seed + 1, scale=spread)
+    pairs = zip(directions[1:], directions, strict=False)
+    return {f"w{k}": scale * torch.outer(u, v) + noise[f"w{k}"] for k, (u, v) in enumerate(pairs)}
+
+
+networks = st.builds(
+    lambda inner, seed, spread, scale: balanced([*inner, 1], seed, spread, scale),
+    st.lists(st.integers(1, 7), min_size=2, max_size=4),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 1e-6, 0.1, 1.0]),
+    st.sampled_from([0.0, 1.0, 100.0]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(networks)
+def test_the_bounds_hold_for_any_weights_whatever_made_them(found):
+    """T3.1 and T3.2 from the current matrices are pure algebra."""
+    chain = layers(len(found), rectified=0)
+    ranks, aligned = tail.certified_bounds(chain, found, found), tail.misalignment_bounds(chain, found, found)
+    for lower, upper in pairwise(chain):
+        assert spectrum(found[lower.weight]).rank_one_residual <= ranks[lower.weight]
+        assert alignment(found[lower.weight], found[upper.weight]).sine ** 2 <= aligned[lower.weight]
+    assert ranks[chain[-1].weight] == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(networks, st.integers(0, 2**31))
+def test_the_bounds_hold_from_any_start_once_the_drift_is_added(found, seed):
+    chain = layers(len(found), rectified=0)
+    initial = weights([found["w0"].shape[1], *(len(w) for w in found.values())], seed)
+    ranks, aligned = tail.certified_bounds(chain, initial, found), tail.misalignment_bounds(chain, initial, found)
+    for lower, upper in pairwise(chain):
+        assert spectrum(found[lower.weight]).rank_one_residual <= ranks[lower.weight]
+        assert alignment(found[lower.weight], found[upper.weight]).sine ** 2 <= aligned[lower.weight]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_deficits_are_the_recursion_of_t31(bias):
+    chain, start = layers(4, bias), weights([5, 6, 4, 3, 1], bias=bias)
+    found = tail.deficit_bounds(chain, start)
+    expected = reference.deficit_bounds([start[f"w{k}"] for k in (1, 2, 3)], [start.get(f"b{k}") for k in (1, 2, 3)])
+    assert list(found) == ["w1", "w2", "w3"]
+    for name, value in zip(found, expected, strict=True):
+        assert found[name] == pytest.approx(value, rel=1e-12, abs=1e-12)
+        assert found[name] >= value
+
+
+def test_biases_count_in_the_rank_and_the_alignment():
+    """[W b] is the matrix that aligns: the bound with biases fails for the top vector of W alone."""
+    generator = torch.Generator().manual_seed(0)
+    chain = layers(2, bias=True, rectified=0)
+    v = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    weak = 0.1 * torch.randn(2, 2, generator=generator).double()
+    found = {"w0": weak, "b0": 10 * v, "w1": 10 * v[None], "b1": torch.ones(1).double()}
+    bound = tail.misalignment_bounds(chain, found, found)["w0"]
+    assert alignment(found["w0"], found["w1"], bias=found["b0"]).sine ** 2 <= bound < 0.01
+    assert alignment(found["w0"], found["w1"]).sine ** 2 > bound
+    assert spectrum(found["w0"]).rank_one_residual <= tail.certified_bounds(chain, found, found)["w0"]
+
+
+def test_conserved_matrices_give_the_same_deficits_later():
+    """Both squares grow by 9999 along one direction: C is the same, the bound falls by the norm, and is attained."""
+    chain = layers(2, rectified=0)
+    start = {"w0": torch.eye(2).double(), "w1": torch.tensor([[2.0, 0.0]]).double()}
+    grown = {
+        "w0": torch.diag(torch.tensor([100.0, 1.0])).double(),
+        "w1": torch.tensor([[math.sqrt(10003.0), 0.0]], dtype=torch.float64),
+    }
+    assert tail.law_drifts(chain, start, grown)["w0 → w1"] < 1e-15
+    assert tail.deficit_bounds(chain, start, grown)["w0"] == pytest.approx(1.0, abs=1e-9)
+    assert tail.certified_bounds(chain, start, grown)["w0"] == pytest.approx(1 / 10001, rel=1e-6)
+    assert spectrum(grown["w0"]).rank_one_residual == pytest.approx(1 / 10001)
+
+
+def test_drift_is_added_to_the_deficit():
+    chain = layers(2, rectified=0)
+    start = {"w0": torch.eye(2).double(), "w1": torch.tensor([[2.0, 0.0]]).double()}
+    drifted = {"w0": torch.diag(torch.tensor([1.0, 2.0])).double(), "w1": start["w1"]}
+    assert tail.deficit_bounds(chain, start, drifted)["w0"] == pytest.approx(1 + 3, abs=1e-9)
+    assert tail.law_drifts(chain, start, drifted)["w0 → w1"] == pytest.approx(3 / 9)
+
+
+def test_rounding_is_within_its_bound_where_nothing_else_is():
+    """An exactly balanced pair: C = 0, so the bound is rounding alone, and the measured residual is below it."""
+    chain = layers(2, rectified=0)
+    u = torch.nn.functional.normalize(weights([1, 60])["w0"].squeeze(1), dim=0)
+    found = {"w0": torch.outer(u, u), "w1": u[None].clone()}
+    bound = tail.certified_bounds(chain, found, found)["w0"]
+    assert spectrum(found["w0"]).rank_one_residual <= bound < 1e-11
+    computed = tail.conserved_matrix(*chain, found)
+    exact = found["w1"].T.to(torch.float64) @ found["w1"] - found["w0"] @ found["w0"].T
+    assert float((computed - exact).norm()) <= tail._rounding(*chain, found)
+
+
+def test_laws_below_a_relu_are_those_of_its_vertices():
+    chain, found = layers(2, rectified=1), weights([3, 4, 1])
+    turned = found | {"w0": found["w0"] @ torch.linalg.qr(weights([3, 3], seed=5)["w0"]).Q}
+    assert tail.law_drifts(chain, found, turned)["w0 → w1"] < 4 * EPS
+    mixed = found | {"w0": torch.linalg.qr(weights([4, 4], seed=5)["w0"]).Q @ found["w0"]}
+    assert tail.law_drifts(chain, found, mixed)["w0 → w1"] > 1e-3
+    assert tail.linear_tail(chain) == chain[1:]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 30.0]))
+def test_margins_force_the_norms_up(seed, scale):
+    """T3.3 from any start: the drift of the differences of squares is taken off the bound."""
+    chain = layers(3, rectified=1)
+    initial, found = weights([4, 5, 3, 1], seed), weights([4, 5, 3, 1], seed + 1, scale=scale)
+    x = weights([1, 4], seed + 2)["w0"].squeeze(1)
+    score = float((found["w2"] @ found["w1"] @ torch.relu(found["w0"] @ x)).abs())
+    bounds = tail.norm_bounds(chain, initial, found, score, float(x.norm()))
+    assert all(bound <= float(found[name].norm()) for name, bound in bounds.items())
+
+
+def test_the_norm_bound_is_reached_by_a_balanced_rank_one_network():
+    found = balanced([4, 5, 3, 1], seed=3, spread=0.0, scale=10.0)
+    chain, x = layers(3, rectified=0), torch.linalg.svd(found["w0"]).Vh[0]
+    score = float((found["w2"] @ found["w1"] @ found["w0"] @ x).abs())
+    for name, bound in tail.norm_bounds(chain, found, found, score, 1.0).items():
+        assert bound == pytest.approx(float(found[name].norm()), rel=1e-6)
+
+
+def test_the_first_difference_between_two_sets_of_weights_is_named():
+    with pytest.raises(InputError, match=r"w0: \(3, 2\) initially, \(4, 2\) now"):
+        tail.certified_bounds(layers(2), weights([2, 3, 1]), weights([2, 4, 1]))
+    with pytest.raises(InputError, match="found 2 outputs"):
+        tail.deficit_bounds(layers(2), weights([2, 3, 2]))
