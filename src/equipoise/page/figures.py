@@ -57,7 +57,7 @@ def log_loss(material: Material) -> go.Figure | None:
 
 def rank_one(material: Material) -> go.Figure | None:
     """`1 - σ_1²/‖W_k‖²` of every layer, and dashed the bound certified at initialisation (T3.1) where it is below 1."""
-    figure = _curves(material, "spectrum", "rank_one_residual", "1 − σ₁²/‖W‖²")
+    figure = _curves(material, "spectrum", "rank_one_residual", "1 − σ₁²/‖W‖²", [0.1, 1.0])
     for place, bound in _certified(material).items():
         if figure is not None and (bound["value"] < 1).any():
             below = bound.assign(value=bound["value"].where(bound["value"] < 1))
@@ -67,12 +67,12 @@ def rank_one(material: Material) -> go.Figure | None:
 
 def misalignment(material: Material) -> go.Figure | None:
     """Sine of the angle between the output direction of each layer and the input direction of the next (T3.2)."""
-    return _curves(material, "alignment", "misalignment_next", "sin ∠(u_k, v_{k+1})")
+    return _curves(material, "alignment", "misalignment_next", "sine of the angle", [0.1, 1.0])
 
 
 def drift(material: Material) -> go.Figure | None:
     """`‖C - C_0‖_F / ‖w‖²` of every conserved quantity (T2)."""
-    return _curves(material, "drift", "relative_drift", "‖C − C₀‖ / ‖w‖²")
+    return _curves(material, "drift", "relative_drift", "‖C − C₀‖ / ‖w‖²", [1e-18, 1e-14])
 
 
 def stable_neurons(material: Material) -> go.Figure | None:
@@ -109,7 +109,7 @@ def margin(material: Material) -> go.Figure | None:
 
 def kkt(material: Material) -> go.Figure | None:
     """Residuals of the optimality conditions of the maximal margin problem (THEORY §7)."""
-    figure = _canvas("residual", logarithmic=True)
+    figure = _canvas("residual", [0.1, 1.0])
     for index, (quantity, said) in enumerate((("kkt_epsilon", "ε: direction"), ("kkt_delta", "δ: slackness"))):
         for curve in material.curves("margin", quantity).values():
             _line(figure, _positive(curve), said, f"var(--other-{index})")
@@ -118,7 +118,7 @@ def kkt(material: Material) -> go.Figure | None:
 
 def final_spectra(material: Material) -> go.Figure | None:
     """`σ_i/σ_1` of every final weight matrix, recomputed from the weights."""
-    figure = _canvas("σᵢ/σ₁", logarithmic=True)
+    figure = _canvas("σᵢ/σ₁", [0.1, 1.0])
     matrices = {name: weight for name, weight in material.final.items() if weight.ndim >= 2 and weight.numel()}
     for name, spectrum in spectra(matrices).items():
         values = spectrum.values.double().cpu().numpy()
@@ -198,8 +198,8 @@ FIGURES = (
 # ---- drawing ----
 
 
-def _canvas(title: str, logarithmic: bool = False) -> go.Figure:
-    """An empty figure in the page's own style."""
+def _canvas(title: str, decades: list[float] | None = None) -> go.Figure:
+    """An empty figure in the page's own style; on a logarithmic axis if told which values it shows at least."""
     axis = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--rule)",
@@ -213,23 +213,26 @@ def _canvas(title: str, logarithmic: bool = False) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "var(--ink)", "size": 12, "family": "system-ui, sans-serif"},
-        margin={"l": 12, "r": 12, "t": 30, "b": 12},
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        margin={"l": 12, "r": 12, "t": 24, "b": 12},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "var(--quiet)", "activecolor": "var(--ink)"},
         hovermode="x unified",
         hoverlabel={"bgcolor": "var(--card)", "bordercolor": "var(--rule)", "namelength": -1},
         uirevision="kept",  # zoom and hidden layers survive a change of theme
         xaxis={**axis, "title_text": GROWTH, "hoverformat": ".3f"},
         yaxis={**axis, "title_text": title, "hoverformat": ".3g", "exponentformat": "power"},
     )
-    if logarithmic:
-        figure.update_yaxes(type="log", nticks=7)
+    if decades is not None:
+        figure.update_yaxes(type="log", nticks=7, minorloglabels="none", autorangeoptions_include=decades)
     return figure
 
 
-def _curves(material: Material, observer: str, quantity: str, title: str) -> go.Figure | None:
+def _curves(material: Material, observer: str, quantity: str, title: str, decades: list[float]) -> go.Figure | None:
     """One quantity on a logarithmic axis, a curve for each place."""
-    figure = _canvas(title, logarithmic=True)
+    figure = _canvas(title, decades)
     for place, curve in material.curves(observer, quantity).items():
+        if place.startswith("worst"):
+            continue  # one of the other curves, again
         visible = _positive(curve)
         said = place if visible["value"].notna().any() else f"{place} exactly 0"
         _add(figure, material, place, visible, said)
@@ -256,7 +259,7 @@ def _line(
         x=curve["growth"].to_numpy(float),
         y=curve["value"].to_numpy(float),
         mode="lines",
-        name=html.escape(said),
+        name=html.escape(said.replace(".weight", "")),
         legendgroup=legendgroup,
         line={"color": colour, "dash": dash, "width": width},
     )
