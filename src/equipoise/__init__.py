@@ -1,5 +1,7 @@
 """Equipoise: what training does to your weights, derived, measured, certified, and put to use."""
 
+from importlib.metadata import version
+
 from equipoise import data, networks
 from equipoise.integrate import steppers
 from equipoise.integrate.goals import Growth, LogLoss, Steps
@@ -7,11 +9,16 @@ from equipoise.integrate.loop import flow, resume
 from equipoise.integrate.run import Run, Status
 from equipoise.laws import invariances
 from equipoise.observers import Activity, Alignment, Drift, Margin, Spectrum
+from equipoise.page.report import report
 from equipoise.references import cite
+from equipoise.theorems.certificate import Certificate, certify
+
+__version__ = version("equipoise")
 
 __all__ = [
     "Activity",
     "Alignment",
+    "Certificate",
     "Drift",
     "Growth",
     "LogLoss",
@@ -20,11 +27,13 @@ __all__ = [
     "Spectrum",
     "Status",
     "Steps",
+    "certify",
     "cite",
     "data",
     "flow",
     "invariances",
     "networks",
+    "report",
     "resume",
     "steppers",
 ]

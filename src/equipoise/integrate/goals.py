@@ -1,11 +1,12 @@
 """When a flow has gone far enough."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from equipoise.errors import InputError
 
 
+@runtime_checkable
 class Goal(Protocol):
     """A condition on where the flow stands."""
 

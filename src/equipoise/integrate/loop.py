@@ -24,7 +24,7 @@ _CHECKPOINT_SECONDS = 1.0
 _STALL_STEPS = 60  # steps over which the loss must fall by more than _STALL_FALL of itself
 _STALL_FALL = 1e-6
 
-Watcher = Callable[[int, float, float, "Step | None"], None]  # step, log-loss, growth, what the step did
+Watcher = Callable[[int, float, float, "float | None"], None]  # step, log-loss, growth, worst residual of the tail
 
 
 def default_observers() -> tuple[Observer, ...]:
@@ -216,7 +216,7 @@ class _Loop:
             records += [Record(*moment, observer.name, *reading) for reading in readings]
         records += [Record(*moment, "flow", "", name, value) for name, value in _told(step, progress.state)]
         if self.watcher is not None:
-            self.watcher(progress.step, snapshot.log_loss, snapshot.growth, step)
+            self.watcher(progress.step, snapshot.log_loss, snapshot.growth, self._tail_residual(records))
         return replace(
             progress,
             memories=tuple(memories),
@@ -224,6 +224,12 @@ class _Loop:
             fresh=(*progress.fresh, *records),
             records=(*progress.records, *records),
         )
+
+    def _tail_residual(self, records: list[Record]) -> float | None:
+        """The largest rank-one residual among the linear layers."""
+        tail = {layer.weight for layer in self.problem.chain or () if layer.kind == "linear"}
+        seen = [row.value for row in records if row.quantity == "rank_one_residual" and row.place in tail]
+        return max(seen, default=None)
 
     def _snapshot(self, progress: Progress) -> Snapshot:
         state = progress.state

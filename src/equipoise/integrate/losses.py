@@ -6,7 +6,7 @@ loss; only `u(m)` and `D = du/dm` differ. Nothing here ever forms `R` itself: it
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor
 from equipoise.errors import InputError
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A loss `ℓ` of the margin, known by `u(m) = -log ℓ(m)` and its slope."""
 

@@ -8,7 +8,7 @@ through `torch.func`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -56,6 +56,7 @@ class Evaluation:
         return Evaluation(self.margins[rows], tuple(z[rows] for z in self.preactivations))
 
 
+@runtime_checkable
 class Linearisation(Protocol):
     """The network with frozen slopes, at one point: its margins and their Jacobian `J`, known by its products."""
 
@@ -77,6 +78,7 @@ class Linearisation(Protocol):
         ...
 
 
+@runtime_checkable
 class Margins(Protocol):
     """The margins `m_i = y_i f(x_i; w)` of one data set under one network."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -48,6 +48,7 @@ class Snapshot:
     final: bool
 
 
+@runtime_checkable
 class JacobianProducts(Protocol):
     """The Jacobian `J` of the margins at one instant, by its products."""
 
@@ -64,6 +65,7 @@ class JacobianProducts(Protocol):
         ...
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Reads snapshots; what it must remember is in its memory, never in itself."""
 

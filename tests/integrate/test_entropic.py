@@ -1,0 +1,54 @@
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.integrate.entropic import entropic_minimum, extrapolated_average
+
+
+def problem(size, seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    jacobian = torch.randn(size, size + 10, generator=generator, dtype=torch.float64) + 0.5
+    linear = torch.rand(size, generator=generator, dtype=torch.float64) * min(scale, 50.0)
+    return scale * jacobian @ jacobian.T / size, linear, torch.full((size,), 1 / size, dtype=torch.float64)
+
+
+@given(size=st.integers(1, 30), seed=st.integers(0, 99), exponent=st.integers(-3, 13))
+def test_solution_is_the_fixed_point_of_the_softmax(size, seed, exponent):
+    quadratic, linear, uniform = problem(size, seed, 10.0**exponent)
+    found = entropic_minimum(quadratic, linear, uniform)
+    assert found.converged
+    expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
+    rounding = 100 * 2e-16 * float(quadratic.abs().max())
+    assert float((found.weights - expected).abs().max()) <= 1e-7 + rounding
+
+
+def test_warm_start_from_the_wrong_vertex_still_arrives():
+    quadratic, linear, uniform = problem(12, 3, 1e9)
+    right = entropic_minimum(quadratic, linear, uniform).weights
+    wrong = torch.zeros(12, dtype=torch.float64)
+    wrong[right.argmin()] = 1.0
+    assert torch.allclose(entropic_minimum(quadratic, linear, wrong).weights, right, atol=1e-5)
+
+
+@pytest.mark.parametrize(("order", "pick"), [(1, lambda p: p[0]), (2, lambda p: p[1] + p[2] - p[0])])
+def test_order_of_the_time_average(order, pick):
+    quadratic, linear, uniform = problem(6, 1, 2.0)
+    errors = []
+    for span in (0.1, 0.05, 0.025):
+        parts = [part.weights for part in extrapolated_average(span * quadratic, linear, 0 * linear, (uniform,) * 3)]
+        exact = (torch.tensor(reference.margins_by_radau(quadratic, linear, span)) - linear) / span
+        errors.append(float((quadratic @ pick(parts) - exact).norm()))
+    slopes = [(errors[k] / errors[k + 1]) for k in range(2)]
+    assert all(2**order * 0.7 < ratio < 2**order * 1.5 for ratio in slopes), errors
+
+
+def test_stiff_average_keeps_the_margins_together():
+    """With `hK` of 1e10 the examples that weigh end at equal margins: the limit is a hard-margin SVM in the kernel."""
+    quadratic, linear, uniform = problem(8, 5, 1e10)
+    weights = entropic_minimum(quadratic, linear, uniform).weights
+    ends = linear + quadratic @ weights
+    heavy = weights > 1e-6
+    assert float(ends[heavy].max() - ends[heavy].min()) < 40
+    assert float(ends[~heavy].min() - ends[heavy].min()) > 10 if (~heavy).any() else True

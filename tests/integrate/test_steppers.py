@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+
+from equipoise.data import load
+from equipoise.integrate.losses import log_risk, named_loss
+from equipoise.integrate.problem import build_problem
+from equipoise.integrate.slopes import Settling
+from equipoise.integrate.steppers import EntropicMidpoint
+from equipoise.networks import mlp, residual_mlp
+
+
+def advance(problem, stepper, until):
+    """Step until `log R` is at most `until`; every step's state."""
+    state = stepper.init(problem.margins, problem.weights)
+    states = [state]
+    while log_risk(problem.loss.potential(state.evaluation.margins)) > until:
+        state, _ = stepper.step(problem.margins, problem.loss, state)
+        states.append(state)
+    return states
+
+
+def drift(problem, state):
+    start, end = (problem.laws.value(problem.layout.views(w)) for w in (problem.weights, state.weights))
+    return max(float((end[name] - start[name]).norm() / state.weights.norm() ** 2) for name in start)
+
+
+def linear_problem(loss="exponential"):
+    return build_problem(mlp([5, 6, 6, 1], linear_tail=3, seed=0), load("separable", n=30, d=5), loss)
+
+
+@pytest.mark.parametrize("loss", ["exponential", "logistic"])
+def test_drift_stays_at_rounding_for_every_step_size(loss):
+    for size in (0.1, 0.05, 0.02):
+        problem = linear_problem(loss)
+        assert drift(problem, advance(problem, EntropicMidpoint(step_size=size), -1e4)[-1]) < 1e-15
+
+
+def test_drift_stays_at_rounding_through_kinks():
+    problem = build_problem(mlp([5, 8, 8, 6, 1], linear_tail=2, seed=1), load("separable", n=40, d=5), "exponential")
+    states = advance(problem, EntropicMidpoint(), -1e4)
+    inside = sum(int(((slope > 0) & (slope < 1)).sum()) for state in states for slope in state.slopes)
+    assert inside > 0
+    assert max(drift(problem, state) for state in states) < 1e-15
+
+
+def test_a_network_with_skips_runs_on_the_general_path():
+    problem = build_problem(residual_mlp(5, 6, 4, linear_tail=2, seed=1), load("separable", n=30, d=5), "exponential")
+    states = advance(problem, EntropicMidpoint(), -1e3)
+    assert problem.chain is None
+    assert len(problem.laws) > 0
+    assert drift(problem, states[-1]) < 1e-14
+
+
+@pytest.mark.parametrize("loss", ["exponential", "logistic"])
+def test_displacement_is_second_order_on_a_deep_linear_network(loss):
+    """T6.1: the error at equal growth falls as the square of the step."""
+    problem = linear_problem(loss)
+    start = advance(problem, EntropicMidpoint(step_size=0.02), -20.0)[-1]
+    ends = {size: at_growth(problem, start, size, 0.4) for size in (0.04, 0.02, 0.01, 0.00125)}
+    exact = ends.pop(0.00125)
+    errors = [float((end - exact).norm() / exact.norm()) for end in ends.values()]
+    slope = math.log(errors[0] / errors[-1]) / math.log(4)
+    assert 1.7 < slope < 2.3, errors
+
+
+def at_growth(problem, start, size, growth):
+    """The weights where `log ‖w‖` has grown by `growth`, by cubic Hermite interpolation between steps."""
+    stepper = EntropicMidpoint(step_size=size, tolerance=1.0)
+    points, state = [(0.0, start.weights)], start
+    while points[-1][0] < growth + 3 * size:
+        state = stepper.step(problem.margins, problem.loss, state)[0]
+        points.append((math.log(float(state.weights.norm() / start.weights.norm())), state.weights))
+    return interpolated(points, growth)
+
+
+def interpolated(points, where):
+    """Lagrange through the six points nearest to `where`."""
+    near = sorted(points, key=lambda point: abs(point[0] - where))[:6]
+    total = torch.zeros_like(near[0][1])
+    for s, weights in near:
+        total += weights * math.prod((where - other) / (s - other) for other, _ in near if other != s)
+    return total
+
+
+def test_trajectory_agrees_with_dopri5_while_it_can_follow():
+    """Against torchdiffeq on `-∇ log R`, at equal `log R`."""
+    from torchdiffeq import odeint
+
+    problem = linear_problem("logistic")
+    loss = named_loss("logistic")
+    states = advance(problem, EntropicMidpoint(step_size=0.002), -6.0)
+    depths = [log_risk(loss.potential(state.evaluation.margins)) for state in states]
+    target = -5.0
+    ours = interpolated(list(zip(depths, [state.weights for state in states], strict=True)), target)
+
+    def velocity(_, weights):
+        margins = problem.margins
+        seen = margins.evaluate(weights)
+        here = margins.linearise(weights, ())
+        return here.pullback(loss.slope(seen.margins) * torch.softmax(-loss.potential(seen.margins), 0))
+
+    def depth(weights):
+        return log_risk(loss.potential(problem.margins.evaluate(weights).margins))
+
+    times = torch.linspace(0, 6, 241, dtype=torch.float64)
+    path = odeint(velocity, problem.weights, times, method="dopri5", rtol=1e-10, atol=1e-12)
+    theirs = interpolated([(depth(weights), weights) for weights in path], target)
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_settling_halves_the_steps_of_a_pair_that_chatters():
+    """A sliding pair is on when taken for off and off when taken for on; its slope must settle in between."""
+    settling = Settling.start((torch.tensor([1.0], dtype=torch.float64),))
+    for _ in range(40):
+        slope = settling.slopes[0]
+        settling = settling.towards((torch.where(slope > 0.3, 0.0, 1.0).double(),))
+    assert abs(float(settling.slopes[0]) - 0.3) < 0.05
