@@ -19,6 +19,7 @@ from equipoise.page.words import plain, power
 from equipoise.theorems.tail import deficit_bounds
 
 SHADES = 5  # of each kind of layer, in the template's style sheet
+Reach = tuple[float, float]
 GROWTH = "growth s = log ‖w‖/‖w₀‖"
 
 
@@ -57,7 +58,7 @@ def log_loss(material: Material) -> go.Figure | None:
 
 def rank_one(material: Material) -> go.Figure | None:
     """`1 - σ_1²/‖W_k‖²` of every layer, and dashed the bound certified at initialisation (T3.1) where it is below 1."""
-    figure = _curves(material, "spectrum", "rank_one_residual", "1 − σ₁²/‖W‖²", [0.1, 1.0])
+    figure = _curves(material, "spectrum", "rank_one_residual", "1 − σ₁²/‖W‖²", (0.1, 1.0))
     for place, bound in _certified(material).items():
         if figure is not None and (bound["value"] < 1).any():
             below = bound.assign(value=bound["value"].where(bound["value"] < 1))
@@ -67,12 +68,12 @@ def rank_one(material: Material) -> go.Figure | None:
 
 def misalignment(material: Material) -> go.Figure | None:
     """Sine of the angle between the output direction of each layer and the input direction of the next (T3.2)."""
-    return _curves(material, "alignment", "misalignment_next", "sine of the angle", [0.1, 1.0])
+    return _curves(material, "alignment", "misalignment_next", "sine of the angle", (0.1, 1.0))
 
 
 def drift(material: Material) -> go.Figure | None:
     """`‖C - C_0‖_F / ‖w‖²` of every conserved quantity (T2)."""
-    return _curves(material, "drift", "relative_drift", "‖C − C₀‖ / ‖w‖²", [1e-18, 1e-14])
+    return _curves(material, "drift", "relative_drift", "‖C − C₀‖ / ‖w‖²", (1e-18, 1e-14))
 
 
 def stable_neurons(material: Material) -> go.Figure | None:
@@ -109,16 +110,16 @@ def margin(material: Material) -> go.Figure | None:
 
 def kkt(material: Material) -> go.Figure | None:
     """Residuals of the optimality conditions of the maximal margin problem (THEORY §7)."""
-    figure = _canvas("residual", [0.1, 1.0])
+    figure = _canvas("residual", logarithmic=True)
     for index, (quantity, said) in enumerate((("kkt_epsilon", "ε: direction"), ("kkt_delta", "δ: slackness"))):
         for curve in material.curves("margin", quantity).values():
             _line(figure, _positive(curve), said, f"var(--other-{index})")
-    return figure if figure.data else None
+    return _fitted(figure, (0.1, 1.0))
 
 
 def final_spectra(material: Material) -> go.Figure | None:
     """`σ_i/σ_1` of every final weight matrix, recomputed from the weights."""
-    figure = _canvas("σᵢ/σ₁", [0.1, 1.0])
+    figure = _canvas("σᵢ/σ₁", logarithmic=True)
     matrices = {name: weight for name, weight in material.final.items() if weight.ndim >= 2 and weight.numel()}
     for name, spectrum in spectra(matrices).items():
         values = spectrum.values.double().cpu().numpy()
@@ -127,7 +128,7 @@ def final_spectra(material: Material) -> go.Figure | None:
             _add(figure, material, name, _positive(curve), name)
     figure.update_traces(mode="lines+markers", marker_size=4)
     figure.update_xaxes(title_text="i", rangemode="normal", hoverformat="d")
-    return figure if figure.data else None
+    return _fitted(figure, (0.1, 1.0))
 
 
 FIGURES = (
@@ -198,8 +199,8 @@ FIGURES = (
 # ---- drawing ----
 
 
-def _canvas(title: str, decades: list[float] | None = None) -> go.Figure:
-    """An empty figure in the page's own style; on a logarithmic axis if told which values it shows at least."""
+def _canvas(title: str, logarithmic: bool = False) -> go.Figure:
+    """An empty figure in the page's own style."""
     axis = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--rule)",
@@ -222,21 +223,21 @@ def _canvas(title: str, decades: list[float] | None = None) -> go.Figure:
         xaxis={**axis, "title_text": GROWTH, "hoverformat": ".3f"},
         yaxis={**axis, "title_text": title, "hoverformat": ".3g", "exponentformat": "power"},
     )
-    if decades is not None:
-        figure.update_yaxes(type="log", nticks=7, minorloglabels="none", autorangeoptions_include=decades)
+    if logarithmic:
+        figure.update_yaxes(type="log", nticks=7, minorloglabels="none")
     return figure
 
 
-def _curves(material: Material, observer: str, quantity: str, title: str, decades: list[float]) -> go.Figure | None:
+def _curves(material: Material, observer: str, quantity: str, title: str, reach: Reach) -> go.Figure | None:
     """One quantity on a logarithmic axis, a curve for each place."""
-    figure = _canvas(title, decades)
+    figure = _canvas(title, logarithmic=True)
     for place, curve in material.curves(observer, quantity).items():
         if place.startswith("worst"):
             continue  # one of the other curves, again
         visible = _positive(curve)
         said = place if visible["value"].notna().any() else f"{place} exactly 0"
         _add(figure, material, place, visible, said)
-    return figure if figure.data else None
+    return _fitted(figure, reach)
 
 
 def _add(
@@ -273,6 +274,14 @@ def _colour(material: Material, place: str) -> str:
         return "var(--ink)"
     alike = [name for name, kind in kinds.items() if kind == kinds[layer]]
     return f"var(--{'linear' if kinds[layer] == 'linear' else 'relu'}-{alike.index(layer) % SHADES})"
+
+
+def _fitted(figure: go.Figure, reach: Reach) -> go.Figure | None:
+    """With a logarithmic axis that shows all there is, and at least `reach`: ticks on a part of a decade read badly."""
+    values = np.concatenate([reach, *(trace.y for trace in figure.data)])
+    low, high = np.log10([np.nanmin(values), np.nanmax(values)])
+    figure.update_yaxes(range=[low - 0.1, high + 0.1])
+    return figure if figure.data else None
 
 
 def _positive(curve: pd.DataFrame) -> pd.DataFrame:
