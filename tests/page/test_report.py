@@ -31,6 +31,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium to look 
 # what only a browser knows, written where --dump-dom shows it
 PROBE = """<script>
   const seen = {
+    width: innerWidth,
     wide: document.documentElement.scrollWidth - innerWidth,
     plots: [...document.querySelectorAll(".plot")].map(plot => ({
       name: plot.parentElement.id,
@@ -41,10 +42,13 @@ PROBE = """<script>
     })),
     paper: getComputedStyle(document.body).backgroundColor,
   };
-  const said = document.createElement("output");
-  said.textContent = JSON.stringify(seen);
-  document.body.append(said);
+  parent.postMessage(JSON.stringify(seen), "*");
 </script>"""
+
+# a window is never narrower than 500 pixels, a frame can be a phone
+FRAME = """<meta name="color-scheme" content="light dark"><output></output>
+<script>onmessage = said => document.querySelector("output").textContent = said.data</script>
+<iframe src="probed.html" width="{width}" height="900"></iframe>"""
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +73,11 @@ def browse(page: Path, folder: Path, *flags: str) -> tuple[str, list[str]]:
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-def look(page: Path, folder: Path, *flags: str) -> dict:
-    probed = folder / "probed.html"
-    probed.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    dom, complaints = browse(probed, folder, *flags)
+def look(page: Path, folder: Path, width: int, theme: int) -> dict:
+    html = page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>")
+    (folder / "probed.html").write_text(html, encoding="utf-8")
+    (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
+    dom, complaints = browse(folder / "frame.html", folder, f"--blink-settings=preferredColorScheme={theme}")
     assert complaints == []
     return json.loads(re.search(r"<output>(.*)</output>", dom)[1])
 
@@ -83,7 +88,8 @@ def look(page: Path, folder: Path, *flags: str) -> dict:
     ("theme", "paper", "ink"), [(0, "rgb(21, 23, 27)", "#e4e2dc"), (1, "rgb(251, 250, 247)", "#22252b")]
 )
 def test_every_figure_is_drawn_in_the_readers_theme_and_width(page, tmp_path, width, theme, paper, ink):
-    seen = look(page, tmp_path, f"--window-size={width},900", f"--blink-settings=preferredColorScheme={theme}")
+    seen = look(page, tmp_path, width, theme)
+    assert seen["width"] == width
     assert [plot["name"] for plot in seen["plots"]] == [figure.name for figure in FIGURES]
     assert all(plot["curves"] > 0 for plot in seen["plots"])
     assert {plot["ink"] for plot in seen["plots"]} == {ink}

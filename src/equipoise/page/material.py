@@ -66,7 +66,7 @@ class Material:
 
     def curves(self, observer: str, quantity: str) -> dict[str, pd.DataFrame]:
         """The finite records of one quantity by place, in the order of their steps, thinned to what the eye can see."""
-        rows = self.table[(self.table["observer"] == observer) & (self.table["quantity"] == quantity)]
+        rows = self.table.loc[(self.table["observer"] == observer) & (self.table["quantity"] == quantity)]
         return {str(place): _thin(group) for place, group in _finite(rows).groupby("place", sort=False)}
 
     def losses(self) -> pd.DataFrame:
@@ -80,7 +80,7 @@ class Material:
 
 
 def _finite(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[np.isfinite(rows[["growth", "value"]].astype(float)).all(axis=1)]
+    return rows.loc[np.isfinite(rows[["growth", "value"]].to_numpy(float)).all(axis=1)]
 
 
 def _thin(rows: pd.DataFrame) -> pd.DataFrame:

@@ -30,8 +30,7 @@ def report(run_or_folder: Any, path: str | os.PathLike[str] = "report.html", cer
     be written.
     """
     _require_libraries()
-    read = Material.of_run if isinstance(run_or_folder, Run) else Material.of_folder
-    material = read(run_or_folder)
+    material = Material.of_run(run_or_folder) if isinstance(run_or_folder, Run) else Material.of_folder(run_or_folder)
     return _write(Path(path), _page(material, certificate or material.summary.get("certificate")))
 
 
