@@ -60,7 +60,7 @@ def rank_one(material: Material) -> go.Figure | None:
     """`1 - σ_1²/‖W_k‖²` of every layer, and dashed the bound certified at initialisation (T3.1) where it is below 1."""
     figure = _curves(material, "spectrum", "rank_one_residual", "1 − σ₁²/‖W‖²", (0.1, 1.0))
     for place, bound in _certified(material).items():
-        if figure is not None and bound["value"].min() < 1:
+        if figure is not None and bound["value"].to_numpy(float).min() < 1:
             below = bound.assign(value=bound["value"].where(bound["value"] < 1))
             _add(figure, material, place, below, f"{place} certified", dash="dash", width=1.5)
     return figure
@@ -235,7 +235,7 @@ def _curves(material: Material, observer: str, quantity: str, title: str, reach:
         if place.startswith("worst"):
             continue  # one of the other curves, again
         visible = _positive(curve)
-        said = place if visible["value"].count() else f"{place} exactly 0"
+        said = place if np.isfinite(visible["value"].to_numpy(float)).any() else f"{place} exactly 0"
         _add(figure, material, place, visible, said)
     return _fitted(figure, reach)
 
@@ -278,7 +278,7 @@ def _colour(material: Material, place: str) -> str:
 
 def _fitted(figure: go.Figure, reach: Reach) -> go.Figure | None:
     """With a logarithmic axis that shows all there is, and at least `reach`: ticks on a part of a decade read badly."""
-    values = np.concatenate([reach, *(trace.y for trace in figure.select_traces())])
+    values = np.concatenate([reach, *(trace["y"] for trace in figure.select_traces())])
     low, high = np.log10([np.nanmin(values), np.nanmax(values)])
     figure.update_yaxes(range=[low - 0.1, high + 0.1])
     return figure if figure.data else None
