@@ -6,7 +6,7 @@ Colours are the names of CSS variables, which the page resolves for its light an
 import html
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -278,7 +278,8 @@ def _colour(material: Material, place: str) -> str:
 
 def _fitted(figure: go.Figure, reach: Reach) -> go.Figure | None:
     """With a logarithmic axis that shows all there is, and at least `reach`: ticks on a part of a decade read badly."""
-    values = np.concatenate([reach, *(trace["y"] for trace in figure.select_traces())])
+    traces: Any = figure.data  # plotly types it as strings
+    values = np.concatenate([reach, *(trace.y for trace in traces)])
     low, high = np.log10([np.nanmin(values), np.nanmax(values)])
     figure.update_yaxes(range=[low - 0.1, high + 0.1])
     return figure if figure.data else None
