@@ -21,7 +21,7 @@ def test_potential_and_slope_agree_with_high_precision(name):
             if name == "exponential" or tail == 0:
                 exact, exact_slope = mpmath.mpf(margin), mpmath.mpf(1)
             else:
-                value = mpmath.log(1 + tail)
+                value = mpmath.log1p(tail)
                 exact, exact_slope = -mpmath.log(value), tail / (1 + tail) / value
             assert potential == pytest.approx(float(exact), rel=1e-13)
             assert slope == pytest.approx(float(exact_slope), rel=1e-13)

@@ -96,7 +96,8 @@ def secant_slope(
     crosses = on != (before > 0)
     width = torch.where(crosses, after - before, 1.0)
     chord = (activation(after, negative_slope) - activation(before, negative_slope)) / width
-    return torch.where(crosses, chord, torch.where(on, 1.0, negative_slope).to(after.dtype))
+    one_sided = torch.where(on, torch.ones_like(after), torch.full_like(after, negative_slope))
+    return torch.where(crosses, chord, one_sided)
 
 
 def kinks(captured: Captured) -> tuple[Kink, ...]:

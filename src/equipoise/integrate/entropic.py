@@ -98,6 +98,8 @@ def _newton(quadratic: Tensor, linear: Tensor, start: Tensor, temperature: float
         if residual <= max(_TOLERANCE, floor):
             return Solution(weights, residual, iteration, True)
         direction = _direction(quadratic, slope, weights, temperature)
+        if not bool(torch.isfinite(direction).all()):
+            return Solution(weights, residual, iteration, False)
         weights, slope = _advance(quadratic, linear, weights, slope, direction, temperature, floor)
     return Solution(weights, residual, _ITERATIONS, False)
 
@@ -112,7 +114,7 @@ def _direction(quadratic: Tensor, slope: Tensor, weights: Tensor, temperature: f
     root = weights.sqrt()
     scaled = root[:, None] * quadratic * root
     scaled.diagonal().add_(temperature)
-    both = torch.cholesky_solve(torch.stack([-root * slope, root], 1), torch.linalg.cholesky(scaled))
+    both = torch.cholesky_solve(torch.stack([-root * slope, root], 1), torch.linalg.cholesky_ex(scaled).L)
     newton, normal = both.unbind(1)
     return (newton - (root @ newton) / (root @ normal) * normal) / root
 

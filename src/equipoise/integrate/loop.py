@@ -277,7 +277,7 @@ class _Loop:
         run = Run(
             model=problem.trained(state.weights),
             initial=problem.initial,
-            final=self._status(progress) is not None,
+            final=final,
             data=problem.data,
             loss=problem.loss,
             chain=problem.chain,
