@@ -1,10 +1,12 @@
-"""Every annotated shape is checked while the tests run: jaxtyping reads the signatures, beartype enforces them."""
+"""Annotated shapes are checked while the tests run: jaxtyping reads the signatures, beartype enforces them."""
 
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("equipoise", "beartype.beartype")
+# The engine's inner loop makes thousands of tiny calls; checking each would take ten times as long as running them.
+CHECKED = ["data", "graph", "laws", "linalg", "measure", "networks", "observers", "page", "store", "theorems"]
+install_import_hook([f"equipoise.{room}" for room in CHECKED], "beartype.beartype")
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("equipoise", deadline=None, derandomize=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Moments = Float[Tensor, "blocks width width"]
-Slices = Float[Tensor, "blocks copies width rest"]
+Slices = Float[Tensor, "blocks copies width _"]
 
 
 @runtime_checkable
@@ -63,8 +63,10 @@ class _Matrices:
 
 def _gram(x: Slices, y: Slices) -> Moments:
     if x.shape[2] == 1:  # one rate a block: no need for matrices
-        return torch.einsum("bcwr,bcwr->b", x, y)[:, None, None]
-    return torch.einsum("bcwr,bcvr->bwv", x, y)
+        return (x * y).sum((1, 2, 3))[:, None, None]
+    if x.shape[1] == 1:
+        return x[:, 0] @ y[:, 0].mT
+    return x.transpose(1, 2).flatten(2) @ y.transpose(1, 2).flatten(2).mT
 
 
 @dataclass(frozen=True)
