@@ -1,0 +1,139 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import equipoise as eq
+from equipoise.errors import InputError
+from equipoise.store import Store
+
+SMALL = {"widths": [5, 6, 6, 1], "linear_tail": 2, "bias": False, "init": "fan_in", "seed": 0}
+
+FLOW = """
+import json, sys, torch
+torch.set_num_threads(1)
+import equipoise as eq
+from equipoise.integrate import loop
+loop._CHECKPOINT_SECONDS = 0.0
+network = json.loads(sys.argv[2])
+eq.flow(eq.networks.mlp(**network), eq.data.load("separable", n=30, d=5), until=eq.LogLoss(-1e5), out=sys.argv[1],
+        arguments={"network": network, "seed": 0})
+"""
+
+
+def small_flow(**options):
+    return eq.flow(eq.networks.mlp(**SMALL), eq.data.load("separable", n=30, d=5), **options)
+
+
+def test_the_callers_model_and_data_never_change():
+    model, data = eq.networks.mlp(**SMALL), eq.data.load("separable", n=30, d=5)
+    before = [tensor.clone() for tensor in (*model.parameters(), *data)]
+    run = eq.flow(model, data, until=eq.Steps(5))
+    assert all(torch.equal(a, b) for a, b in zip(before, (*model.parameters(), *data), strict=True))
+    assert not torch.equal(run.model.layer1.weight, model.layer1.weight)
+
+
+def test_a_run_tells_its_figures():
+    run = small_flow(until=eq.LogLoss(-1e5))
+    summary, table = run.summary(), run.table()
+    assert run.status == "reached"
+    assert run.log_loss <= -1e5
+    assert max(summary["laws"].values()) < 1e-14
+    last = table[table.step == run.steps]
+    assert set(last.observer) == {"spectrum", "alignment", "drift", "activity", "margin", "flow"}
+    residual = last[(last.quantity == "rank_one_residual") & (last.place == "layer2.weight")].value.item()
+    values = torch.linalg.svdvals(run.final["layer2.weight"])
+    assert residual == pytest.approx(float((values[1:] ** 2).sum() / (values**2).sum()), rel=1e-9)
+    smoothed = table[table.quantity == "smoothed_normalised"].value
+    separated = smoothed[smoothed > 0]
+    assert (separated.diff().dropna() > -1e-9 * separated.max()).all()
+
+
+@pytest.mark.parametrize(("goal", "reached"), [(eq.Steps(3), 3), (eq.Growth(0.05), None)])
+def test_goals(goal, reached):
+    run = small_flow(until=goal)
+    assert run.status == "reached"
+    assert run.steps == reached if reached else run.growth >= 0.05
+
+
+def test_step_limit_says_what_to_do():
+    run = small_flow(until=eq.LogLoss(-1e9), max_steps=2)
+    assert run.status == "step_limit"
+    assert "raise max_steps" in str(run.status)
+
+
+def test_one_input_with_both_labels_is_proved_hopeless():
+    inputs = torch.randn(6, 5).double()
+    inputs[4] = inputs[1]
+    labels = torch.tensor([1.0, 1, -1, 1, -1, 1]).double()
+    run = eq.flow(eq.networks.mlp(**SMALL), (inputs, labels), until=eq.LogLoss(-1e6))
+    assert run.status == "not_separable"
+    assert run.steps == 0
+
+
+def test_a_linear_network_on_exclusive_or_is_proved_hopeless():
+    inputs = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]).double()
+    labels = torch.tensor([-1.0, 1, 1, -1]).double()
+    linear = eq.networks.mlp([2, 4, 1], linear_tail=2)
+    assert eq.flow(linear, (inputs, labels), until=eq.LogLoss(-1e6)).status == "not_separable"
+
+
+def test_a_run_killed_at_any_instant_ends_with_the_same_numbers(tmp_path):
+    """SIGKILL, resume, SIGKILL, …: the same weights and records, bit for bit, as the uninterrupted run."""
+    command = [sys.executable, "-c", FLOW, str(tmp_path / "whole"), json.dumps(SMALL)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment)
+    killed = tmp_path / "killed"
+    command[3] = str(killed)
+    process = subprocess.Popen(command, env=environment)
+    while not (killed / "records.sqlite").exists() or not rows(killed):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+    subprocess.run(
+        [sys.executable, "-c", f"import torch; torch.set_num_threads(1); import equipoise as eq; eq.resume({str(killed)!r})"],
+        check=True,
+        env=environment,
+    )
+    with Store.open(tmp_path / "whole") as whole, Store.open(killed) as resumed:
+        ours, theirs = resumed.load_weights("final")[0], whole.load_weights("final")[0]
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert resumed.table().equals(whole.table())
+
+
+def rows(folder):
+    try:
+        with Store.open(folder) as store:
+            return len(store.table())
+    except OSError:
+        return 0
+
+
+def test_a_finished_run_comes_back_from_its_folder(tmp_path):
+    run = small_flow(until=eq.Steps(4), out=tmp_path / "run", arguments={"network": SMALL, "seed": 0})
+    again = eq.Run.load(tmp_path / "run")
+    assert again.log_loss == run.log_loss
+    assert again.status == run.status
+    assert torch.equal(again.model.layer1.weight, run.model.layer1.weight)
+    assert len(again.table()) == len(run.table())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)), "tanh, which is not"),
+        (torch.nn.Linear(4, 1), "expected inputs that the model accepts"),
+        (torch.nn.Linear(5, 2), "expected one score for each example"),
+        (torch.nn.Flatten(), "expected a model with parameters"),
+    ],
+)
+def test_models_that_cannot_flow_are_refused_in_one_line(model, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        eq.flow(model, eq.data.load("separable", n=10, d=5))
+    assert "\n" not in str(refusal.value)
