@@ -1,5 +1,6 @@
 """Roles under the operations that all matchers are made of: restrict, share, multiply, sum over axes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise.graph.signal import INERT, ZERO, Role, Signal, blank
+from equipoise.graph.signal import INERT, ZERO, Role, Signal, blank, compact, compactly
 from equipoise.graph.symmetry import STILL, Symmetry
 
 
 @dataclass(frozen=True)
 class Absorbed:
-    """Coordinates whose scale a normalisation with a positive `eps` takes away, and the node that does it."""
+    """Coordinates whose scale a normalisation takes away, its `eps`, and the node that does it."""
 
     coordinates: np.ndarray
     eps: float
@@ -34,21 +35,34 @@ class Algebra:
 
     def renewed(self, role: Role) -> Role:
         """Fresh fibre numbers, for values that are no longer copies of what they were computed from."""
-        if role.fibres.numel() == 0:
-            return role
-        top = int(role.fibres.max()) + 1
-        return Role(role.coordinates, role.fibres + self.symmetry.fibres(max(top, 1)))
+        return Role(role.coordinates, compactly(self._renumbered, role.fibres))
+
+    def _renumbered(self, fibres: Tensor) -> Tensor:
+        if fibres.numel() == 0:
+            return fibres
+        fibres = fibres - fibres.min()
+        if int(fibres.max()) > 8 * fibres.numel():
+            fibres = torch.unique(fibres, return_inverse=True)[1]
+        return fibres + self.symmetry.fibres(int(fibres.max()) + 1)
 
     def distinct(self, role: Role) -> Role:
         """Tell copies apart: the r-th copy of every coordinate of a fibre goes into the r-th new fibre."""
-        labels = torch.stack([role.fibres, role.coordinates]).reshape(2, -1)
-        _, group = torch.unique(labels, dim=1, return_inverse=True)
-        copy = _rank(group)
-        if not copy.any():
-            return self.renewed(role)
-        fibre = torch.unique(torch.stack([labels[0], copy]), dim=1, return_inverse=True)[1]
-        fibre += self.symmetry.fibres(int(fibre.max()) + 1)
-        return Role(role.coordinates, fibre.reshape(role.fibres.shape))
+        role = self._numbered(role)
+        if role.regular and len(compact(role.coordinates).unique()) == compact(role.coordinates).numel():
+            return role
+        fibres, coordinates = role.fibres.reshape(-1), role.coordinates.reshape(-1)
+        copy = _rank(_pair(fibres, coordinates))
+        return Role(role.coordinates, self._renumbered(_pair(fibres, copy)).reshape(role.fibres.shape))
+
+    def _numbered(self, role: Role) -> Role:
+        """Number the fibres along axes that broadcasting has added."""
+        shape, fibres = role.coordinates.shape, role.fibres
+        strides = zip(shape, role.coordinates.stride(), fibres.stride(), strict=True)
+        added = [size if size > 1 and a == 0 and b == 0 else 1 for size, a, b in strides]
+        count = math.prod(added)
+        if count > 1:
+            fibres = compact(fibres) * count + torch.arange(count).reshape(added)
+        return Role(role.coordinates, compactly(self._renumbered, fibres.expand(shape)))
 
     def expanded(self, role: Role, shape: Sequence[int]) -> Role:
         """Broadcast to a shape; the copies are told apart."""
@@ -85,30 +99,35 @@ class Algebra:
 
     def absorb(self, role: Role, eps: float | int) -> None:
         """The scale of this role is normalised away at the current place, exactly if `eps` is zero."""
-        if eps:
+        if len(role.acting):
             self.absorbed.append(Absorbed(np.unique(role.acting.numpy()), float(eps), self.place))
 
     def separate(self, role: Role, key: Tensor) -> None:
         """No mixing between elements whose keys differ."""
-        key = key.expand(role.coordinates.shape)
+        role, key = role.pattern(key.expand(role.coordinates.shape))
+        if compact(key).numel() == 1:
+            return
         moving = role.coordinates >= 0
         fibres = _pair(role.fibres[moving], key[moving])
         self.symmetry.close(role.coordinates[moving].numpy(), fibres.numpy())
 
     def close(self, role: Role) -> Role:
         """No mixing with what a selection has left out."""
-        moving = role.coordinates >= 0
-        self.symmetry.close(role.coordinates[moving].numpy(), role.fibres[moving].numpy())
+        (pattern,) = role.pattern()
+        moving = pattern.coordinates >= 0
+        self.symmetry.close(pattern.coordinates[moving].numpy(), pattern.fibres[moving].numpy())
         return role
 
     def agree(self, left: Role, right: Role, ratio: int) -> None:
         """`generator(left) = ratio · generator(right)` on every element, mixing included."""
+        if left.regular and right.regular:
+            (left, _), (right, _) = left.pattern(right.coordinates), right.pattern(left.coordinates)
         a, b = left.coordinates, right.coordinates
         self.symmetry.still(a[(a >= 0) & (b == INERT)].numpy())
         self.symmetry.still(b[(b >= 0) & (a == INERT)].numpy())
         both = (a >= 0) & (b >= 0)
         a, b, f, g = (labels[both] for labels in (a, b, left.fibres, right.fibres))
-        if torch.equal(a, b) and torch.equal(f, g) and ratio == 1:
+        if torch.equal(a, b) and ratio == 1 and torch.equal(_pair(f, f), _pair(f, g)):
             return
         cells_a, cells_b = (torch.from_numpy(self.symmetry.cells(labels.numpy())) for labels in (a, b))
         self.symmetry.close(a.numpy(), _pair(f, _pair(g, cells_b)).numpy())
@@ -171,9 +190,11 @@ class Algebra:
         return signal.with_roles([self._scaled_role(role, degree) for role in signal.roles])
 
     def _scaled_role(self, role: Role, degree: Fraction) -> Role:
-        labels, inverse = torch.unique(role.coordinates, return_inverse=True)
-        images = torch.tensor([label if label < 0 else self._multiple(label, degree) for label in labels.tolist()])
-        return self.renewed(Role(images[inverse], role.fibres))
+        def image(labels: Tensor) -> Tensor:
+            values, inverse = torch.unique(labels, return_inverse=True)
+            return torch.tensor([v if v < 0 else self._multiple(v, degree) for v in values.tolist()])[inverse]
+
+        return self.renewed(Role(compactly(image, role.coordinates), role.fibres))
 
     def _multiple(self, coordinate: int, degree: Fraction) -> int:
         key = (coordinate, degree)
@@ -195,15 +216,26 @@ class Algebra:
 
     def product(self, left: Signal, right: Signal) -> Signal:
         """Element by element: generators add; neither factor's matrices may mix elements that the other tells apart."""
-        shape = tuple(torch.broadcast_shapes(left.shape, right.shape))
-        keys = [signal.identity().expand(shape) for signal in (left, right)]
         factors = self.broadcast(left, right)
-        for factor, key in zip(factors, reversed(keys), strict=True):
+        for factor, other in zip(factors, (right, left), strict=True):
             for role in factor.roles:
-                self.separate(role, key)
+                self._told_apart(role, other)
+        shape = factors[0].shape
         roles = self.reduced([*factors[0].roles, *factors[1].roles])
         weights = left.weights | right.weights if left.weights and right.weights else frozenset()
         return Signal(shape, tuple(self.renewed(role) for role in roles), None, weights)
+
+    def _told_apart(self, role: Role, other: Signal) -> None:
+        """No mixing between elements that another tensor multiplies by different values."""
+        shape = role.coordinates.shape
+        if other.value is not None and other.value.numel():
+            key = torch.unique(other.value, return_inverse=True)[1].reshape(other.shape)
+            self.separate(role, key.expand(shape))
+            return
+        sizes = (1,) * (len(shape) - other.ndim) + other.shape
+        if role.regular:  # along other axes every fibre has the same pattern
+            sizes = tuple(1 if role.coordinates.stride(axis) == 0 else size for axis, size in enumerate(sizes))
+        self.separate(role, torch.arange(math.prod(sizes)).reshape(sizes).expand(shape))
 
     def total(self, signal: Signal, axes: Sequence[int], *, keep: bool = False) -> Signal:
         """The sum over axes, for linear reductions: what is summed must move alike."""

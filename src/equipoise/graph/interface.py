@@ -95,11 +95,11 @@ def find_interfaces(walk: Walk) -> list[Interface]:
     leaves = sorted(walk.leaves, key=lambda leaf: order[leaf.parameter])
     solution = walk.algebra.symmetry.solution()
     places = _places(solution, leaves)
-    breaks = _breaks(walk, solution)
+    breaks, read = _breaks(walk, solution), _read(walk, solution)
     groups: dict[tuple, list[tuple[Block, dict]]] = defaultdict(list)
     for number, block in enumerate(solution.blocks):
         slots = places.get(number, {})
-        if slots:
+        if slots and (block.skew or not read.isdisjoint(block.rates)):
             shape = tuple((leaf, degree, len(found) // block.width) for (leaf, degree), found in slots.items())
             lost = tuple(sorted({note for root in block.rates for note in breaks.get(root, ())}))
             groups[block.width, block.skew, shape, lost].append((block, slots))
@@ -130,9 +130,16 @@ def _breaks(walk: Walk, solution: Solution) -> Mapping[int, list[tuple[str, floa
     found: dict[int, list[tuple[str, float]]] = defaultdict(list)
     for absorbed in walk.algebra.absorbed:
         for root in np.unique(solution.root[absorbed.coordinates]).tolist():
-            if root != STILL:
+            if root != STILL and absorbed.eps:
                 found[root].append((absorbed.place, absorbed.eps))
     return found
+
+
+def _read(walk: Walk, solution: Solution) -> set[int]:
+    """Roots that some operation reads; what a slice leaves out has no law worth stating."""
+    absorbed = [absorbed.coordinates for absorbed in walk.algebra.absorbed]
+    touched = np.concatenate([walk.algebra.symmetry.related(), *absorbed])
+    return set(np.unique(solution.root[touched]).tolist())
 
 
 def _interface(leaves: Sequence[Leaf], key: tuple, members: list[tuple[Block, Slots]]) -> Interface:

@@ -28,10 +28,22 @@ class Role:
     @property
     def compact(self) -> Tensor:
         """The coordinates at index 0 of the axes along which they do not change in memory."""
-        compact = self.coordinates
-        for axis, stride in enumerate(compact.stride()):
-            compact = compact.narrow(axis, 0, min(1, compact.shape[axis])) if stride == 0 else compact
-        return compact
+        return compact(self.coordinates)
+
+    @property
+    def regular(self) -> bool:
+        """Whether coordinates and fibres change along different axes: the same pattern in every fibre."""
+        strides = zip(self.coordinates.shape, self.coordinates.stride(), self.fibres.stride(), strict=True)
+        return all(size == 1 or a == 0 or b == 0 for size, a, b in strides)
+
+    def pattern(self, *others: Tensor) -> "tuple[Role, *tuple[Tensor, ...]]":
+        """One fibre for all: the role at index 0 of axes along which neither it nor the others have a new pattern."""
+        if not self.regular:
+            return self, *others
+        arrays = [self.coordinates, *others]
+        fixed = [axis for axis in range(self.coordinates.ndim) if all(_fixed(array, axis) for array in arrays)]
+        cut = lambda labels: _first(labels, fixed)  # noqa: E731
+        return self.moved(cut), *(cut(other) for other in others)
 
     @property
     def acting(self) -> Tensor:
@@ -81,6 +93,44 @@ class Signal:
     def axis(self, axis: int) -> int:
         """The axis counted from the front."""
         return axis % max(self.ndim, 1)
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Index 0 of every axis of stride 0."""
+    return _first(labels, [axis for axis in range(labels.ndim) if _fixed(labels, axis)])
+
+
+def compactly(change: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
+    """Apply an elementwise change; axes of stride 0 stay so."""
+    return change(compact(labels)).expand(labels.shape)
+
+
+def reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """A reshape that leaves leading and trailing axes of stride 0 as they are where the shapes agree on them."""
+    shape = tuple(shape)
+    if labels.shape == shape:
+        return labels
+    try:
+        return labels.view(shape)
+    except RuntimeError:  # memory must be copied: keep it small
+        head = next((i for i, (a, b) in enumerate(zip(labels.shape, shape, strict=False)) if a != b), 0)
+        tails = zip(reversed(labels.shape[head:]), reversed(shape[head:]), strict=False)
+        tail = next((i for i, (a, b) in enumerate(tails) if a != b), 0)
+        fixed = [axis for axis in (*range(head), *range(-tail, 0)) if _fixed(labels, axis)]
+        small = _first(labels, fixed)
+        middle = shape[head : len(shape) - tail]
+        ends = small.shape[:head], small.shape[small.ndim - tail :]
+        return small.reshape(*ends[0], *middle, *ends[1]).expand(shape)
+
+
+def _fixed(labels: Tensor, axis: int) -> bool:
+    return labels.stride(axis) == 0 or labels.shape[axis] == 1
+
+
+def _first(labels: Tensor, axes: Sequence[int]) -> Tensor:
+    for axis in axes:
+        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    return labels
 
 
 def blank(shape: Sequence[int], label: int = INERT) -> Role:

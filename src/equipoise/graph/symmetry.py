@@ -96,7 +96,7 @@ class Symmetry:
 
     def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
         """`rate(left) = ratio · rate(right)`, pair by pair."""
-        pairs = np.unique(np.stack([left, right]), axis=1)
+        pairs = _unique(left, right)
         self._pairs.append(pairs)
         for a, b in pairs.T.tolist():
             self._relate(a, b, ratio)
@@ -157,17 +157,20 @@ class Symmetry:
 
     def close(self, coordinates: ndarray, fibres: ndarray) -> None:
         """Split cells until every fibre holds all of a cell or nothing of it: only then can a matrix act on it."""
-        pairs = np.unique(np.stack([self._cell[coordinates], fibres, coordinates]), axis=1)
         sizes = np.bincount(self._cell, minlength=self._cells)
-        _, first, counts = np.unique(pairs[:2], axis=1, return_index=True, return_counts=True)
-        cells = pairs[0, first]
+        wide = sizes[self._cell[coordinates]] > 1
+        fibre, coordinate = _unique(fibres[wide], coordinates[wide])
+        cell = self._cell[coordinate]
+        found, counts = np.unique(fibre * self._cells + cell, return_counts=True)
+        cells = found % self._cells
         broken = np.unique(cells[counts < sizes[cells]])
         if len(broken):
-            self._split_by_fibres(broken, pairs[:, np.isin(pairs[0], broken)])
+            inside = np.isin(cell, broken)
+            self._split_by_fibres(broken, fibre[inside], coordinate[inside])
 
-    def _split_by_fibres(self, broken: ndarray, pairs: ndarray) -> None:
+    def _split_by_fibres(self, broken: ndarray, fibres: ndarray, coordinates: ndarray) -> None:
         seen: dict[int, list[int]] = defaultdict(list)
-        for _, fibre, coordinate in pairs.T.tolist():
+        for fibre, coordinate in zip(fibres.tolist(), coordinates.tolist(), strict=True):
             seen[coordinate].append(fibre)
         members = np.flatnonzero(np.isin(self._cell, broken))
         self._regroup(members, [tuple(seen.get(member, ())) for member in members.tolist()])
@@ -180,6 +183,12 @@ class Symmetry:
         for group in groups.values():
             self._cell[group] = self._cells
             self._cells += 1
+
+    def related(self) -> ndarray:
+        """Coordinates tied to others."""
+        tied = [pairs.reshape(-1) for pairs in self._pairs]
+        bound = np.array([root for equation in self._equations for root, _ in equation], np.int64)
+        return np.unique(np.concatenate([*tied, bound]))
 
     def solution(self) -> Solution:
         """The largest set of generators within all restrictions."""
@@ -207,7 +216,7 @@ class Symmetry:
         while count != (count := len(np.unique(self._cell))):
             members = self._mixed()
             inside = np.isin(source, members)
-            links = np.unique(np.stack([source[inside], self._cell[partner[inside]]]), axis=1)
+            links = _unique(source[inside], self._cell[partner[inside]])
             beside: dict[int, list[int]] = defaultdict(list)
             for member, cell in links.T.tolist():
                 beside[member].append(cell)
@@ -263,6 +272,12 @@ class Symmetry:
         rows = [{r: Fraction(w) for r, w in equation if r not in self._skew} for equation in self._equations]
         for rates in kernel(rows):
             yield Block(1, {r: (0, rate) for r, rate in rates.items()})
+
+
+def _unique(left: ndarray, right: ndarray) -> ndarray:
+    """The distinct pairs of two columns of non-negative numbers, sorted."""
+    base = int(right.max(initial=0)) + 1
+    return np.stack(np.divmod(np.unique(left * base + right), base))
 
 
 def kernel(equations: Sequence[dict[int, Fraction]]) -> list[dict[int, Fraction]]:

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.matchers.pointwise import add
 from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import Role, Signal
+from equipoise.graph.signal import Role, Signal, reshaped
 
 
 def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
@@ -19,7 +18,7 @@ def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     Roles that live on `i` or `j` are carried over. Those that live on `k` must cancel: `V e^{-tA}` reads `e^{tA} x`.
     """
     carried, summed = zip(_parted(algebra, left), _parted(algebra, right), strict=True)
-    batch, rows, inner = left.shape
+    batch, rows, _ = left.shape
     columns = right.shape[1]
     shape = (batch, rows, columns)
     out = [_placed(role, (batch, rows, 1), shape) for role in carried[0]]
@@ -42,14 +41,18 @@ def _parted(algebra: Algebra, signal: Signal) -> tuple[list[Role], list[Role]]:
     if not summed and neutral:
         summed = neutral[-1:]
     carried = [role for role in roles if role not in summed]
-    return [_across(algebra, role, 2, 1) for role in carried], [_across(algebra, role, 1, 2) for role in summed]
+    return [_across(algebra, role, 2) for role in carried], [_across(algebra, role, 1) for role in summed]
 
 
-def _across(algebra: Algebra, role: Role, axis: int, other: int) -> Role:
+def _across(algebra: Algebra, role: Role, axis: int) -> Role:
     """The role at index 0 of `axis`, mixing only within one index of it and of the batch."""
-    if role.coordinates.stride(axis) != 0 or role.coordinates.shape[0] > 1:
-        sizes = [size if place != other else 1 for place, size in enumerate(role.coordinates.shape)]
-        algebra.separate(role, torch.arange(math.prod(sizes)).reshape(sizes))
+    batch, along = role.coordinates.shape[0], role.coordinates.shape[axis]
+    if role.coordinates.stride(axis) == 0:
+        key = torch.arange(batch).reshape(batch, 1, 1)
+    else:
+        sizes = (batch, along, 1) if axis == 1 else (batch, 1, along)
+        key = torch.arange(batch * along).reshape(sizes)
+    algebra.separate(role, key)
     return algebra.uniform(role, [axis])
 
 
@@ -75,14 +78,9 @@ def _passed_on(algebra: Algebra, sums: Sequence[Role], source: Signal, shape: tu
 
 def _flat(signal: Signal, shape: Sequence[int], *, swap: bool = False) -> Signal:
     """A tensor as `(b, i, k)`, or `(b, k, i)` swapped to it."""
-    move = lambda labels: _reshaped(labels, shape).transpose(1, 2) if swap else _reshaped(labels, shape)  # noqa: E731
+    move = lambda labels: reshaped(labels, shape).transpose(1, 2) if swap else reshaped(labels, shape)  # noqa: E731
     final = (shape[0], shape[2], shape[1]) if swap else tuple(shape)
     return Signal(tuple(final), tuple(role.moved(move) for role in signal.roles), None, signal.weights)
-
-
-def _reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
-    """Reshape; axes of stride 0 stay so where torch allows it."""
-    return labels.reshape(tuple(shape))
 
 
 @matches("linear")
@@ -96,7 +94,7 @@ def linear(algebra: Algebra, x: Signal, weight: Signal, bias: Signal | None = No
 
 
 def _flat_back(signal: Signal, shape: Sequence[int]) -> Signal:
-    roles = tuple(role.moved(lambda labels: labels.reshape(tuple(shape))) for role in signal.roles)
+    roles = tuple(role.moved(lambda labels: reshaped(labels, shape)) for role in signal.roles)
     return Signal(tuple(shape), roles, None, signal.weights)
 
 
@@ -220,10 +218,10 @@ def _convolved(
 ) -> Signal:
     batch, channels, *_ = x.shape
     at_one_place = [algebra.uniform(role, range(2, x.ndim)) for role in x.roles]
-    grouped = lambda labels: labels.reshape(batch, groups, channels // groups).transpose(0, 1)  # noqa: E731
+    grouped = lambda labels: reshaped(labels, (batch, groups, channels // groups)).transpose(0, 1)  # noqa: E731
     data = Signal((groups, batch, channels // groups), tuple(role.moved(grouped) for role in at_one_place))
     out = contract(algebra, data, _kernel(algebra, weight, groups, transposed=transposed))
-    ungrouped = lambda labels: labels.transpose(0, 1).reshape(batch, -1, *([1] * (x.ndim - 2)))  # noqa: E731
+    ungrouped = lambda labels: reshaped(labels.transpose(0, 1), (batch, shape[1], *([1] * (x.ndim - 2))))  # noqa: E731
     roles = [algebra.expanded(role.moved(ungrouped), tuple(shape)) for role in out.roles]
     result = Signal(tuple(shape), tuple(roles))
     if bias is None:
@@ -237,7 +235,7 @@ def _kernel(algebra: Algebra, weight: Signal, groups: int, *, transposed: bool) 
     """A convolution's weight at one tap, as `(groups, out, in)`."""
     at_one_tap = [algebra.uniform(role, range(2, weight.ndim)) for role in weight.roles]
     outer, inner = weight.shape[:2]
-    swap = lambda labels: labels.reshape(groups, outer // groups, inner)  # noqa: E731
+    swap = lambda labels: reshaped(labels, (groups, outer // groups, inner))  # noqa: E731
     shape = (groups, outer // groups, inner)
     signal = Signal(shape, tuple(role.moved(swap) for role in at_one_tap), None, weight.weights)
     if transposed:

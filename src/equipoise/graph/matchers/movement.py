@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import ZERO, Role, Signal, blank
+from equipoise.graph.signal import ZERO, Role, Signal, blank, reshaped
 
 aten = torch.ops.aten
 
@@ -59,7 +59,10 @@ _CASTING = ["_to_copy", "to", "type_as", "_to_dtype", "dropout_eval", "positive"
 def _moved(algebra: Algebra, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run the operation on the labels of its first argument."""
     signal, *others = args
-    operation = aten.reshape if name in ("view", "_unsafe_view") else getattr(aten, name)
+    if name in ("view", "_unsafe_view", "reshape"):
+        shape = tuple(torch.empty(signal.shape, device="meta").reshape(others[0]).shape)
+        return _relabelled(algebra, signal, lambda labels: reshaped(labels, shape))
+    operation = getattr(aten, name)
     others = pytree.tree_map_only(Signal, lambda other: torch.empty(other.shape), others)
     move = lambda labels: operation(labels, *others, **kwargs)  # noqa: E731
     return _relabelled(algebra, signal, move, drops=name in _DROPPING, copies=name in _COPYING)
