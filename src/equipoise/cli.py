@@ -109,7 +109,7 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
         run = eq.flow(
             eq.networks.mlp(**network),
             dataset,
-            until=eq.LogLoss(-1e12),
+            until=eq.LogLoss(-1e6),
             arguments={"network": network, "seed": seed, "command": _command()},
             watcher=watcher,
         )

@@ -97,7 +97,11 @@ def test_a_run_killed_at_any_instant_ends_with_the_same_numbers(tmp_path):
     process.wait()
     assert not (killed / "result.json").exists()
     subprocess.run(
-        [sys.executable, "-c", f"import torch; torch.set_num_threads(1); import equipoise as eq; eq.resume({str(killed)!r})"],
+        [
+            sys.executable,
+            "-c",
+            f"import torch; torch.set_num_threads(1); import equipoise as eq; eq.resume({str(killed)!r})",
+        ],
         check=True,
         env=environment,
     )

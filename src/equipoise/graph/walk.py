@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.capture import Captured, placeholders
 from equipoise.graph.matchers import MATCHERS
-from equipoise.graph.matchers.movement import _COPYING, _DROPPING, _KEEPING
+from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import TINY
 from equipoise.graph.signal import Signal
 
@@ -246,7 +246,7 @@ def _first_use(node: fx.Node) -> fx.Node | None:
             name = operation_name(user.target)
             if name in _MATRIX or name.startswith("conv"):
                 return user
-            if name in (*_KEEPING, *_DROPPING, *_COPYING, "getitem", "mul", "add", "cat", "_to_copy"):
+            if name in (*KEEPING, *DROPPING, *COPYING, "getitem", "mul", "add", "cat", "_to_copy"):
                 queue.append(user)
     return None
 

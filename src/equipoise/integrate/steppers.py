@@ -28,7 +28,7 @@ _SETTLING = 24  # iterations of w_mid, slopes and p̄ together before a step is 
 _SETTLED = 1e-4  # change of w₁ relative to ‖w‖ at which slopes that chatter are frozen as they are
 _CONVERGING = 100  # iterations of w_mid alone
 _NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under e^-25 of the heaviest
-_UNSEEN = 1e-10  # weight that an example outside the active set may have after the step
+_UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,18 @@ def _entropic(margins: Margins, loss: Loss, state: State, outlook: Outlook, span
         visited += attempt.visited + margins.count // 3
         if not attempt.settled:
             return replace(attempt, visited=visited)
-        after = torch.softmax(-loss.potential(margins.evaluate(attempt.weights).margins) / temperature, 0)
-        after[rows] = 0.0
-        missed = (after > _UNSEEN).nonzero().squeeze(1)
+        missed = _missed(loss.potential(margins.evaluate(attempt.weights).margins), rows)
         if len(missed) == 0:
             return replace(attempt, visited=visited)
         rows = torch.cat([rows, missed]).sort().values
+
+
+def _missed(after: Tensor, rows: Tensor) -> Tensor:
+    """Examples outside the active set that weigh at the end of the step, beyond what its own error explains."""
+    level = after[rows].min()
+    outside = torch.ones_like(after, dtype=torch.bool)
+    outside[rows] = False
+    return (outside & (after < level + _NEGLIGIBLE - _UNSEEN * level.abs())).nonzero().squeeze(1)
 
 
 def _entropic_on(on, rows, loss, state, outlook, span, temperature: float) -> Attempt:

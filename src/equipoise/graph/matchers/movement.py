@@ -14,7 +14,7 @@ from equipoise.graph.signal import ZERO, Role, Signal, blank, reshaped
 aten = torch.ops.aten
 
 # Operations by what they may do to the copies of an element: keep every one, drop some, or make more.
-_KEEPING = [
+KEEPING = [
     "view",
     "reshape",
     "_unsafe_view",
@@ -40,7 +40,7 @@ _KEEPING = [
     "detach_",
     "mT",
 ]
-_DROPPING = [
+DROPPING = [
     "select",
     "slice",
     "split",
@@ -52,7 +52,7 @@ _DROPPING = [
     "tensor_split",
     "unsafe_split",
 ]
-_COPYING = ["expand", "repeat", "repeat_interleave", "tile", "unfold", "expand_as"]
+COPYING = ["expand", "repeat", "repeat_interleave", "tile", "unfold", "expand_as"]
 _CASTING = ["_to_copy", "to", "type_as", "_to_dtype", "dropout_eval", "positive"]
 
 
@@ -65,7 +65,7 @@ def _moved(algebra: Algebra, name: str, args: Sequence[Any], kwargs: dict[str, A
     operation = getattr(aten, name)
     others = pytree.tree_map_only(Signal, lambda other: torch.empty(other.shape), others)
     move = lambda labels: operation(labels, *others, **kwargs)  # noqa: E731
-    return _relabelled(algebra, signal, move, drops=name in _DROPPING, copies=name in _COPYING)
+    return _relabelled(algebra, signal, move, drops=name in DROPPING, copies=name in COPYING)
 
 
 def _relabelled(
@@ -94,7 +94,7 @@ def _register(name: str) -> None:
         return _moved(algebra, name, args, kwargs)
 
 
-for _name in (*_KEEPING, *_DROPPING, *_COPYING):
+for _name in (*KEEPING, *DROPPING, *COPYING):
     _register(_name)
 
 
