@@ -104,7 +104,7 @@ def test_trajectory_agrees_with_dopri5_while_it_can_follow():
     def depth(weights):
         return log_risk(loss.potential(problem.margins.evaluate(weights).margins))
 
-    times = torch.linspace(0, 1.5, 121, dtype=torch.float64)
+    times = torch.linspace(0, 0.3, 61, dtype=torch.float64)  # the rescaled flow blows up soon after
     path = odeint(velocity, problem.weights, times, method="dopri5", rtol=1e-9, atol=1e-11)
     theirs = interpolated([(depth(weights), weights) for weights in path], target)
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
