@@ -1,6 +1,6 @@
 """Proof that every use of every parameter was read by a matcher, or the list of what was not."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from equipoise.graph.walk import Unmatched, Walk
@@ -31,7 +31,7 @@ class Coverage:
         return "; ".join([head, *(f"{label}: {', '.join(names)}" for label, names in parts if names)])
 
 
-def coverage(walk: Walk, frozen: Collection[str] = ()) -> Coverage:
+def coverage(walk: Walk) -> Coverage:
     """What the walk has read.
 
     >>> import torch
@@ -47,5 +47,5 @@ def coverage(walk: Walk, frozen: Collection[str] = ()) -> Coverage:
         uses={name: nodes for name, nodes in uses.items() if nodes},
         unmatched=tuple(walk.unmatched),
         unused=tuple(name for name, nodes in uses.items() if not nodes),
-        frozen=tuple(name for name in uses if name in frozen),
+        frozen=tuple(name for name in uses if name in walk.frozen),
     )

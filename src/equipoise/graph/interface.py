@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,14 +61,15 @@ class Member:
 class Interface:
     """Producers and consumers of one vector, and how much of the matrices on it commutes with the map in between.
 
-    There are `blocks` independent pieces of `width` components; on each acts every `width × width` matrix (only the
-    antisymmetric ones if `skew`). `breaks` names normalisations whose `eps` breaks the symmetry by a little.
+    There are `blocks` independent pieces of `width` components; on each acts every `width × width` matrix (`full`),
+    only the antisymmetric ones, or the complex numbers. `breaks` names normalisations whose `eps` breaks the symmetry
+    by a little.
     """
 
     members: tuple[Member, ...]
     blocks: int
     width: int
-    skew: bool = False
+    symmetry: Literal["full", "antisymmetric", "complex"] = "full"
     breaks: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -145,7 +147,9 @@ def _read(walk: Walk, solution: Solution) -> set[int]:
 def _interface(leaves: Sequence[Leaf], key: tuple, members: list[tuple[Block, Slots]]) -> Interface:
     width, skew, shape, breaks = key
     unit = next(degree for _, degree, _ in shape)
-    return Interface(tuple(_members(leaves, shape, members, unit)), len(members), width, skew, breaks)
+    return Interface(
+        tuple(_members(leaves, shape, members, unit)), len(members), width, "antisymmetric" if skew else "full", breaks
+    )
 
 
 def _members(leaves: Sequence[Leaf], shape: tuple, blocks: list[tuple[Block, Slots]], unit: float) -> Iterator[Member]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.algebra import Algebra
@@ -50,7 +51,7 @@ class Walk:
     frozen: Collection[str] = ()
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
     references: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    detached: str = "through"
+    through_detach: bool = False
 
     def __post_init__(self):
         self.algebra = Algebra()
@@ -86,7 +87,7 @@ class Walk:
 
     def _leaf(self, node: fx.Node, name: str, shape: tuple[int, ...]) -> Signal:
         roles = []
-        for view, axes in _leaf_axes(node, shape):
+        for view, axes in _leaf_axes(node, shape, self.references):
             role, coordinates = self.algebra.fresh(view, axes)
             self.leaves.append(Leaf(name, view, axes, coordinates))
             roles.append(role.moved(lambda labels: labels.reshape(shape)))
@@ -107,7 +108,7 @@ class Walk:
             return constant_eps
         if node.name in self.patterns:
             return self._by_pattern(node.name, args[0])
-        if name in ("detach", "alias_detach") and self.detached == "cut":
+        if name == "detach" and not self.through_detach:
             return Signal(args[0].shape)
         if name in self.references:
             return self._nested(self.references[name], args, kwargs)
@@ -162,8 +163,6 @@ class Walk:
                 filled[place] = tensor
             own_args, own_kwargs = pytree.tree_unflatten(filled, spec)
             return reference(*own_args, **own_kwargs)
-
-        from torch.fx.experimental.proxy_tensor import make_fx
 
         body = make_fx(call)(*(torch.empty(leaves[place].shape) for place in places))
         inner: dict[fx.Node, Any] = dict(zip(placeholders(body.graph), (leaves[p] for p in places), strict=True))
@@ -221,13 +220,15 @@ def _concrete(size: torch.SymInt) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))
 
 
-def _leaf_axes(node: fx.Node, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _leaf_axes(
+    node: fx.Node, shape: tuple[int, ...], references: Collection[str]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """How a parameter may be acted on, by its use: `(view, axes)` of each role.
 
     A matrix by its rows and by its columns (a stack of matrices each by its own), a convolution by output and input
     channels of each group, anything else as one vector.
     """
-    use = _first_use(node)
+    use = _first_use(node, references)
     if use is not None and "conv" in operation_name(use.target) and len(shape) >= 3:
         yield from _convolution_axes(use, shape)
     elif use is not None and len(shape) >= 2:
@@ -238,13 +239,13 @@ def _leaf_axes(node: fx.Node, shape: tuple[int, ...]) -> Iterator[tuple[tuple[in
         yield shape, tuple(range(len(shape)))
 
 
-def _first_use(node: fx.Node) -> fx.Node | None:
+def _first_use(node: fx.Node, references: Collection[str]) -> fx.Node | None:
     """The first linear map or convolution that a parameter enters, through operations that only move elements."""
     queue = [node]
     while queue:
         for user in queue.pop(0).users:
             name = operation_name(user.target)
-            if name in _MATRIX or name.startswith("conv"):
+            if name in _MATRIX or name in references or name.startswith("conv"):
                 return user
             if name in (*KEEPING, *DROPPING, *COPYING, "getitem", "mul", "add", "cat", "_to_copy"):
                 queue.append(user)

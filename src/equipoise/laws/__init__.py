@@ -1,5 +1,7 @@
 """Laws of training: every conserved quantity of a model, derived from how it computes."""
 
+from equipoise.laws.audit import Audit, Finding
+from equipoise.laws.collection import Laws, invariances
 from equipoise.laws.commutant import (
     Antisymmetric,
     Blocks,
@@ -10,19 +12,26 @@ from equipoise.laws.commutant import (
     Scalar,
     Shift,
 )
-from equipoise.laws.derive import invariances
-from equipoise.laws.law import Law, Laws
+from equipoise.laws.declared import acts_like
+from equipoise.laws.derive import Between
+from equipoise.laws.law import Law
+from equipoise.laws.predict import Prediction
 
 __all__ = [
     "Antisymmetric",
+    "Audit",
+    "Between",
     "Blocks",
     "Commutant",
     "ComplexPlanes",
     "Diagonal",
+    "Finding",
     "Full",
     "Law",
     "Laws",
+    "Prediction",
     "Scalar",
     "Shift",
+    "acts_like",
     "invariances",
 ]

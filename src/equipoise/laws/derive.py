@@ -1,36 +1,39 @@
-"""From a model to its laws: capture, walk, interfaces, commutants."""
+"""From a captured model to its laws: walk, interfaces, commutants, names."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from equipoise.errors import InputError
-from equipoise.graph.capture import Inputs, capture
-from equipoise.graph.coverage import coverage
-from equipoise.graph.interface import Interface, find_interfaces
+from equipoise.graph.capture import Captured
+from equipoise.graph.coverage import Coverage, coverage
+from equipoise.graph.interface import Interface, Member, find_interfaces
+from equipoise.graph.shifts import find_shifts
 from equipoise.graph.walk import Walk
-from equipoise.laws.commutant import Antisymmetric, Blocks, Commutant, Diagonal, Full, Scalar
-from equipoise.laws.law import Law, Laws
+from equipoise.laws.commutant import Antisymmetric, Blocks, Commutant, ComplexPlanes, Diagonal, Full, Scalar, Shift
+from equipoise.laws.law import Law
 
 
-def invariances(model: nn.Module, example_inputs: Inputs) -> Laws:
-    """Every law that gradient flow on `model` obeys, for every data set and every loss of the outputs (THEORY T1, T2).
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a derivation depends on, besides the graph."""
 
-    `example_inputs` is a tensor, a sequence of arguments or a mapping of keywords; only its shapes matter. Raises
-    `CaptureError` if the model cannot be read, `InputError` for complex parameters.
+    frozen: tuple[str, ...] = ()
+    softmax: bool = False  # whether the loss takes the softmax of the output
+    patterns: Mapping[str, Tensor] = field(default_factory=dict)
+    references: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    through_detach: bool = False
 
-    >>> import torch
-    >>> from equipoise.networks import mlp
-    >>> print(invariances(mlp([4, 3, 2, 1], linear_tail=2), torch.ones(5, 4).double()))
-    layer1.weight → layer2.weight: vertex, 3 conserved
-    layer2.weight → layer3.weight: linear, 3 conserved
-    """
-    _refuse_complex(model)
-    captured = capture(model, example_inputs)
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    walk = Walk(captured, frozen)
-    return Laws(tuple(laws_of(find_interfaces(walk))), coverage(walk, frozen), captured)
+
+def derive(captured: Captured, reading: Reading) -> tuple[list[Law], Coverage]:
+    """Every law of a captured model, and the coverage that proves none was guessed."""
+    walk = Walk(captured, reading.frozen, reading.patterns, reading.references, reading.through_detach)
+    laws = [*laws_of(find_interfaces(walk)), *_shift_laws(find_shifts(walk, softmax=reading.softmax))]
+    return laws, coverage(walk)
 
 
 def laws_of(interfaces: Iterable[Interface]) -> list[Law]:
@@ -49,8 +52,10 @@ def laws_of(interfaces: Iterable[Interface]) -> list[Law]:
 def commutant_of(interface: Interface) -> Commutant:
     """The commutant that the structure of an interface stands for."""
     blocks, width = interface.blocks, interface.width
-    if interface.skew:
+    if interface.symmetry == "antisymmetric":
         return Antisymmetric(blocks, width)
+    if interface.symmetry == "complex":
+        return ComplexPlanes(blocks)
     if width > 1:
         return Full(width) if blocks == 1 else Blocks(blocks, width)
     together = blocks == 1 and any(member.index.shape[1] > 1 for member in interface.members)
@@ -60,7 +65,7 @@ def commutant_of(interface: Interface) -> Commutant:
 def _name(interface: Interface) -> str:
     sides = ([member.label for member in interface.members if member.degree * sign > 0] for sign in (1, -1))
     left, right = (_side(list(dict.fromkeys(labels))) for labels in sides)
-    return f"{left} → {right}" if right else f"scale of {left}"
+    return f"{left} → {right}" if right else f"{'turn' if interface.symmetry == 'antisymmetric' else 'scale'} of {left}"
 
 
 def _side(names: Sequence[str]) -> str:
@@ -69,11 +74,56 @@ def _side(names: Sequence[str]) -> str:
     return " + ".join(main) if len(main) <= 3 else f"{main[0]} + … + {main[-1]} ({len(main)})"
 
 
-def _refuse_complex(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_complex():
+def _shift_laws(members: Iterable[Member]) -> list[Law]:
+    """One law for each module (its weight and bias share their groups)."""
+    groups: dict[tuple, list[Member]] = defaultdict(list)
+    for member in members:
+        module = member.parameter.rpartition(".")[0] or member.parameter
+        groups[module, tuple(member.index.shape), tuple(member.index.reshape(-1).tolist())].append(member)
+    laws = []
+    for group in groups.values():
+        blocks, _, width = group[0].index.shape
+        columns = sum(_columns(member) for member in group)
+        name = f"shift of {' + '.join(member.label for member in group)}"
+        laws.append(Law(name, Interface(tuple(group), blocks, width), Shift(blocks, width, columns)))
+    return laws
+
+
+def _columns(member: Member) -> int:
+    """Sums that a member has for each group."""
+    rest = [size for axis, size in enumerate(member.view) if axis not in member.axes]
+    return int(torch.Size(rest).numel())
+
+
+@dataclass(frozen=True)
+class Between:
+    """An interface stated by hand: rows of the producers and columns of the consumers carry the components in order.
+
+    >>> Between(producers=("0.weight", "0.bias"), consumers=("2.weight",), commutant=Diagonal(4)).commutant.count
+    4
+    """
+
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    commutant: Commutant
+
+    def law(self, model: nn.Module) -> Law:
+        """The law it states, for the parameters of a model."""
+        parameters = dict(model.named_parameters())
+        sides = [(name, 0, 1.0) for name in self.producers] + [(name, 1, -1.0) for name in self.consumers]
+        members = tuple(self._member(parameters, *side) for side in sides)
+        blocks, width = self.commutant.shape
+        name = f"{_side(self.producers)} → {_side(self.consumers)}"
+        return Law(name, Interface(members, blocks, width), self.commutant)
+
+    def _member(self, parameters: Mapping[str, Tensor], name: str, axis: int, degree: float) -> Member:
+        blocks, width = self.commutant.shape
+        shape = tuple(parameters[name].shape) if name in parameters else ()
+        if len(shape) <= axis or shape[axis] % (blocks * width):
             raise InputError(
-                expected="real parameters",
-                found=f"{name} of dtype {parameter.dtype}",
-                remedy="write it as its real and imaginary parts",
+                expected=f"a parameter whose axis {axis} carries {blocks * width} components",
+                found=f"{name} of shape {shape}" if name in parameters else f"no parameter {name}",
+                remedy="name parameters as model.named_parameters() does",
             )
+        index = torch.arange(shape[axis]).reshape(blocks, width, -1).transpose(1, 2)
+        return Member(name, shape, (axis,), index, degree)

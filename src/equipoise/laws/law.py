@@ -1,16 +1,13 @@
-"""Laws as values: what is conserved, by which weights, and how far a point is from satisfying it."""
+"""One law as a value: what is conserved, by which weights, and how far a point is from satisfying it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from equipoise.errors import InputError
-from equipoise.graph.capture import Captured
-from equipoise.graph.coverage import Coverage
 from equipoise.graph.interface import Interface, Member
 from equipoise.laws.commutant import Commutant
 
@@ -62,7 +59,17 @@ class Law:
     @property
     def statement(self) -> str:
         """The conserved quantity as a formula in the parameters."""
+        if self.kind == "shift":
+            return ", ".join(f"Σ {member.label}" for member in self.interface.members)
         return " ".join(_terms(self)).removeprefix("+ ")
+
+    def explain(self) -> str:
+        """The law in words: what is conserved, why, when it is exact, and where it was first shown."""
+        lines = [f"{self.name}: {_REASONS[self.kind]}", f"Conserved by gradient flow: {self.statement}."]
+        lines.append(f"It stands for {self.count} independent quantities; source: {_SOURCES[self.kind]}.")
+        for place, eps in self.interface.breaks:
+            lines.append(f"Not exact: the eps = {eps:g} of {place} breaks the scaling a little.")
+        return "\n".join(lines)
 
     def value(self, parameters: Parameters) -> Tensor:
         """The conserved quantity at these weights (T2).
@@ -86,8 +93,29 @@ class Law:
         weights = self._slices(named(parameters))
         return self.commutant.project(self.commutant.moments(self._slices(gradients), weights, self._degrees))
 
+    def contributions(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        """What each member adds to `identity`, by parameter; for a shift, the sums of each member side by side."""
+        if self.kind == "shift":
+            return [(member.parameter, self.identity(parameters, gradients)) for member in self.interface.members]
+        sides = zip(self.interface.members, self._slices(gradients), self._slices(named(parameters)), strict=True)
+        return [
+            (member.parameter, self.commutant.project(self.commutant.moments([g], [w], [member.degree])))
+            for member, g, w in sides
+        ]
+
+    def change(self, parameters: Parameters, updates: Mapping[str, Tensor]) -> Tensor:
+        """How adding `updates` to the weights changes the value: `ΔWᵀ + WΔᵀ + ΔΔᵀ`, without cancellation."""
+        old, new = self._slices(named(parameters)), self._slices(updates)
+        if self.kind == "shift":
+            return self.value(updates)
+        parts = [(new, old), (old, new), (new, new)]
+        total = sum(self.commutant.moments(left, right, self._degrees) for left, right in parts)
+        return self.commutant.folded(self.commutant.project(torch.as_tensor(total)))
+
     def scale(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """`Σ |degree| ‖W‖ ‖G‖` over the slices that take part."""
+        """`Σ |degree| ‖W‖ ‖G‖` over the slices that take part; for a shift, the norm of all gradients given."""
+        if self.kind == "shift":
+            return torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
         pairs = zip(self._degrees, self._slices(named(parameters)), self._slices(gradients), strict=True)
         return torch.stack([abs(degree) * w.norm() * g.norm() for degree, w, g in pairs]).sum()
 
@@ -97,6 +125,26 @@ class Law:
 
     def _slices(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         return [member.slices(tensors[member.parameter]) for member in self.interface.members]
+
+
+_REASONS = {
+    "linear": "the map from producers to consumers is linear, so any matrix A may act: W ← e^{tA} W, V ← V e^{-tA}",
+    "vertex": "every unit may be scaled by itself: what writes it by e^{t}, what reads it by e^{-t}",
+    "blocks": "any matrix may act within each block (a head, a group, a class of co-active neurons), none across",
+    "planes": "rotations by distinct angles commute with complex numbers on each plane",
+    "scalar": "all units may be scaled together, and the map between undoes it",
+    "antisymmetric": "the same weight stands on both sides: only rotations are left, an identity between gradients",
+    "shift": "its readers ignore a common shift, so the gradient sums to zero over each group",
+}
+_SOURCES = {
+    "linear": "Du, Hu & Lee 2018 (du2018algorithmic)",
+    "vertex": "Du, Hu & Lee 2018 (du2018algorithmic); Le & Jegelka 2022 (le2022training)",
+    "blocks": "THEORY §1, beyond Le & Jegelka 2022 (le2022training)",
+    "planes": "THEORY §1",
+    "scalar": "THEORY §1",
+    "antisymmetric": "THEORY §1",
+    "shift": "THEORY §1",
+}
 
 
 def _terms(law: Law) -> Iterator[str]:
@@ -116,79 +164,6 @@ def _square(law: Law, member: Member) -> str:
     if len(member.view) == 1:
         return f"{name}[i]²"
     return f"‖{name}[i]‖²" if by_rows else f"‖{name}[:, i]‖²"
-
-
-@dataclass(frozen=True, eq=False)
-class Laws(Sequence[Law]):
-    """The laws of one network, and the proof that every use of every parameter was looked at.
-
-    >>> from equipoise.laws import invariances
-    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 1)).double()
-    >>> laws = invariances(model, torch.ones(2, 3).double())
-    >>> [(law.name, law.kind, law.count) for law in laws]
-    [('0.weight → 2.weight', 'vertex', 4), ('2.weight → 3.weight', 'linear', 10)]
-    >>> model(torch.ones(2, 3).double()).sum().backward()
-    >>> all(residual < 1e-15 for residual in laws.residual(model).values())
-    True
-    """
-
-    laws: tuple[Law, ...]
-    coverage: Coverage
-    captured: Captured
-
-    @overload
-    def __getitem__(self, index: int) -> Law: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Laws": ...
-    def __getitem__(self, index: int | slice) -> "Law | Laws":
-        if isinstance(index, slice):
-            return Laws(self.laws[index], self.coverage, self.captured)
-        return self.laws[index]
-
-    def __len__(self) -> int:
-        return len(self.laws)
-
-    def __str__(self) -> str:
-        return "\n".join(f"{law.name}: {law.kind}, {law.count} conserved" for law in self.laws)
-
-    @property
-    def count(self) -> int:
-        """Linearly independent conserved quantities of all laws together."""
-        return sum(law.count for law in self)
-
-    def named(self, name: str) -> Law:
-        """The law of that name; raises `InputError` naming the others."""
-        for law in self:
-            if law.name == name:
-                return law
-        raise InputError(
-            expected=f"the name of a law, among {', '.join(law.name for law in self)}",
-            found=repr(name),
-            remedy="print the laws to see their names",
-        )
-
-    def value(self, parameters: Parameters) -> dict[str, Tensor]:
-        """Every conserved quantity, by the name of its law, of a module or of a mapping of names to tensors.
-
-        >>> from equipoise.laws import invariances
-        >>> model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
-        >>> {name: value.shape for name, value in invariances(model, torch.ones(4, 3)).value(model).items()}
-        {'0.weight → 2.weight': torch.Size([2])}
-        """
-        values = named(parameters)
-        return {law.name: law.value(values) for law in self.laws}
-
-    def residual(
-        self, parameters: Parameters, gradients: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The relative residual of T1 of every law: an exact check of the gradient.
-
-        After `backward()` on a module, or from `gradients` by name. A parameter without a gradient counts as zero
-        when others have one. Raises `InputError` if there are no gradients at all.
-        """
-        slopes = gradients_of(parameters, self.captured.aliases) if gradients is None else gradients
-        values = named(parameters)
-        return {law.name: law.residual(values, slopes) for law in self.laws}
 
 
 def named(parameters: Parameters) -> Mapping[str, Tensor]:

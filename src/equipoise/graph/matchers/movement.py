@@ -53,7 +53,7 @@ DROPPING = [
     "unsafe_split",
 ]
 COPYING = ["expand", "repeat", "repeat_interleave", "tile", "unfold", "expand_as"]
-_CASTING = ["_to_copy", "to", "type_as", "_to_dtype", "dropout_eval", "positive"]
+_CASTING = "_to_copy to type_as positive detach".split()
 
 
 def _moved(algebra: Algebra, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

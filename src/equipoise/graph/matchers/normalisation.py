@@ -123,5 +123,8 @@ def weight_norm(algebra: Algebra, direction: Signal, gain: Signal, dim: int = 0)
     """`g v / ‖v‖`, row by row: the direction's scale is absorbed exactly."""
     axes = [axis for axis in range(direction.ndim) if axis != dim]
     for role in algebra.diagonal(direction).roles:
-        algebra.absorb(algebra.uniform(role, axes), 0)
+        if role.varies(dim):
+            algebra.absorb(algebra.uniform(role, axes), 0)
+        else:  # rows already have every scale that is absorbed
+            algebra.pin(role)
     return multiply(algebra, Signal(direction.shape, (), None, direction.weights), gain)

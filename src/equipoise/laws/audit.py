@@ -1,0 +1,128 @@
+"""An exact check of a gradient by the laws it must satisfy (THEORY T1), and the parameter to suspect if it fails."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from equipoise.laws.law import Law
+
+ALARM = 64.0
+"""An alarm is raised where the relative residual exceeds `ALARM` units of rounding (`torch.finfo(dtype).eps`).
+
+The residual divides by the product of norms, so that independent rounding errors average out; on the zoo of the tests
+the largest residual is below a tenth of this in float64, float32 and bfloat16 alike (`benchmarks/planted_bugs.py`)."""
+
+SMALL_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative residual above which a gradient of this dtype is called wrong.
+
+    >>> tolerance(torch.float64) < 1e-13 < tolerance(torch.float32) < 1e-4
+    True
+    """
+    unit = float(torch.finfo(dtype).eps)
+    return (4.0 if dtype in SMALL_DTYPES else ALARM) * unit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One law, its residual, and whether it is below the alarm."""
+
+    law: str
+    residual: float
+    tolerance: float
+    exact: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """A law that an `eps` breaks raises no alarm; NaN always does."""
+        return self.residual <= self.tolerance or (not self.exact and self.residual == self.residual)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The residual of every law, and the parameters whose gradient to look at first."""
+
+    findings: tuple[Finding, ...]
+    suspects: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no law raised an alarm."""
+        return all(finding.passed for finding in self.findings)
+
+    def __str__(self) -> str:
+        failed = [finding for finding in self.findings if not finding.passed]
+        if not failed:
+            worst = max((finding.residual for finding in self.findings if finding.exact), default=0.0)
+            return f"{len(self.findings)} laws hold; largest residual {worst:.1e}"
+        lines = [f"  {f.law}: residual {f.residual:.1e}, expected below {f.tolerance:.1e}" for f in failed]
+        head = f"{len(failed)} of {len(self.findings)} laws fail; suspect the gradient of {', '.join(self.suspects)}"
+        return "\n".join([head, *lines])
+
+
+def audit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Audit:
+    """Compare every law's residual with rounding.
+
+    >>> from torch import nn
+    >>> from equipoise.laws import invariances
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    >>> weights = dict(model.named_parameters())
+    >>> model(torch.ones(2, 3).double()).sum().backward()
+    >>> gradients = {name: weight.grad for name, weight in weights.items()}
+    >>> laws = invariances(model, torch.ones(2, 3).double())
+    >>> audit(laws, weights, gradients).passed
+    True
+    >>> audit(laws, weights, gradients | {"2.weight": 2 * gradients["2.weight"]}).suspects
+    ('2.weight',)
+    """
+    findings = []
+    for law in laws:
+        dtypes = [gradients[name].dtype for name in law.parameters]
+        limit = max(tolerance(dtype) for dtype in dtypes)
+        findings.append(Finding(law.name, float(law.residual(parameters, gradients)), limit, law.exact))
+    failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
+    return Audit(tuple(findings), _suspects(laws, failed, parameters, gradients))
+
+
+def _suspects(
+    laws: Sequence[Law], failed: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Parameters in most of the failing laws and fewest of the others; among equals, whose terms look like the defect.
+
+    A gradient off by a factor makes the defect of every law proportional to its own term.
+    """
+    if not failed:
+        return ()
+    names = list(dict.fromkeys(name for law in failed for name in law.parameters))
+    scores = {name: _incidence(name, laws, failed) for name in names}
+    best = max(scores.values())
+    tied = [name for name in names if scores[name] >= best - 1e-9]
+    likeness = {name: _likeness(name, failed, parameters, gradients) for name in tied}
+    top = max(likeness.values())
+    return tuple(name for name in tied if likeness[name] >= top - 1e-6)
+
+
+def _incidence(name: str, laws: Sequence[Law], failed: Sequence[Law]) -> float:
+    among = sum(name in law.parameters for law in failed)
+    total = sum(name in law.parameters and law.exact for law in laws)
+    return among / len(failed) * among / max(total, 1)
+
+
+def _likeness(
+    name: str, failed: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> float:
+    """Squared cosine between the defects of the failing laws and one parameter's terms in them."""
+    own, whole = [], []
+    for law in failed:
+        terms = law.contributions(parameters, gradients)
+        whole.append(torch.stack([term for _, term in terms]).sum(0).reshape(-1).double())
+        mine = [term for parameter, term in terms if parameter == name]
+        own.append(torch.stack(mine).sum(0).reshape(-1).double() if mine else torch.zeros_like(whole[-1]))
+    a, b = torch.cat(own), torch.cat(whole)
+    scale = a.norm() * b.norm()
+    return float((a @ b / scale) ** 2) if float(scale) > 0 else 0.0

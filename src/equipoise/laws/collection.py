@@ -1,0 +1,324 @@
+"""All laws of a model, and what can be done with them."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from equipoise.errors import InputError
+from equipoise.graph.capture import Captured, Inputs, capture
+from equipoise.graph.coverage import Coverage
+from equipoise.laws import present
+from equipoise.laws.audit import Audit, audit
+from equipoise.laws.declared import declared
+from equipoise.laws.derive import Between, Reading, derive
+from equipoise.laws.law import Law, Parameters, gradients_of, named
+from equipoise.laws.predict import Prediction, predict_drift
+
+LossLike = str | Callable[..., Any] | None
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "multiclass_exponential": lambda output, y: (output - output.gather(1, y[:, None])).exp().sum(1).mean(),
+    "logistic": lambda output, y: F.softplus(-y * output.reshape(y.shape)).mean(),
+    "exponential": lambda output, y: (-y * output.reshape(y.shape)).exp().mean(),
+}
+_SOFTMAX = ("cross_entropy", "multiclass_exponential")  # losses that ignore a common shift of the logits
+
+
+def invariances(
+    model: nn.Module,
+    example_inputs: Inputs,
+    loss: LossLike = None,
+    interfaces: Sequence[Between] | None = None,
+    *,
+    through_detach: bool = False,
+) -> "Laws":
+    """Every law that gradient flow on `model` obeys, for every data set and every loss of the outputs (THEORY T1, T2).
+
+    `example_inputs` is a tensor, a sequence of arguments or a mapping of keywords; only shapes matter. With
+    `loss="cross_entropy"` (or `nn.CrossEntropyLoss`) the laws that need the softmax of the logits are given too.
+    `interfaces`, stated by hand, are used instead of reading the model. What `detach` cuts off is taken as constant,
+    unless `through_detach` asks for the laws of the function that the forward pass computes.
+
+    Raises `CaptureError` if the model cannot be read, `InputError` for complex parameters.
+
+    >>> from equipoise.networks import mlp
+    >>> print(invariances(mlp([4, 3, 2, 1], linear_tail=2), torch.ones(5, 4).double()))
+    layer1.weight → layer2.weight: vertex, 3 conserved
+    layer2.weight → layer3.weight: linear, 3 conserved
+    """
+    _refuse_complex(model)
+    if interfaces is not None:
+        return Laws(tuple(interface.law(model) for interface in interfaces), Coverage({}))
+    captured = capture(model, example_inputs)
+    frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    reading = Reading(frozen, _ignores_shift(loss), references=declared(), through_detach=through_detach)
+    laws, coverage = derive(captured, reading)
+    dropped = _dropped(laws, derive(captured, replace(reading, frozen=()))[0]) if frozen else {}
+    return Laws(tuple(laws), coverage, captured, dropped, reading)
+
+
+@dataclass(frozen=True, eq=False)
+class Laws(Sequence[Law]):
+    """The laws of one network, and the proof that every use of every parameter was looked at.
+
+    `dropped` maps the name of each law that training all parameters would have had to the frozen ones it involves.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 1)).double()
+    >>> laws = invariances(model, torch.ones(2, 3).double())
+    >>> [(law.name, law.kind, law.count) for law in laws]
+    [('0.weight → 2.weight', 'vertex', 4), ('2.weight → 3.weight', 'linear', 10)]
+    >>> model(torch.ones(2, 3).double()).sum().backward()
+    >>> all(residual < 1e-15 for residual in laws.residual(model).values())
+    True
+    """
+
+    laws: tuple[Law, ...]
+    coverage: Coverage
+    captured: Captured | None = None
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+
+    @overload
+    def __getitem__(self, index: int) -> Law: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Laws": ...
+    def __getitem__(self, index: int | slice) -> "Law | Laws":
+        return replace(self, laws=self.laws[index]) if isinstance(index, slice) else self.laws[index]
+
+    def __len__(self) -> int:
+        return len(self.laws)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{law.name}: {law.kind}, {law.count} conserved" for law in self.laws)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False)
+
+    @property
+    def count(self) -> int:
+        """Linearly independent conserved quantities of all laws together."""
+        return sum(law.count for law in self.laws)
+
+    def named(self, name: str) -> Law:
+        """The law of that name; raises `InputError` naming the others."""
+        for law in self.laws:
+            if law.name == name:
+                return law
+        raise InputError(
+            expected=f"the name of a law, among {', '.join(law.name for law in self.laws)}",
+            found=repr(name),
+            remedy="print the laws to see their names",
+        )
+
+    # Numbers --------------------------------------------------------------------------------------------------------
+
+    def value(self, parameters: Parameters) -> dict[str, Tensor]:
+        """Every conserved quantity, by the name of its law, of a module or of a mapping of names to tensors.
+
+        >>> model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> {name: value.shape for name, value in invariances(model, torch.ones(4, 3)).value(model).items()}
+        {'0.weight → 2.weight': torch.Size([2])}
+        """
+        values = named(parameters)
+        return {law.name: law.value(values) for law in self.laws}
+
+    def residual(
+        self, parameters: Parameters, gradients: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The relative residual of T1 of every law: an exact check of the gradient.
+
+        After `backward()` on a module, or from `gradients` by name. A parameter without a gradient counts as zero
+        when others have one. Raises `InputError` if there are no gradients at all.
+        """
+        slopes = gradients_of(parameters, self._aliases) if gradients is None else gradients
+        values = named(parameters)
+        return {law.name: law.residual(values, slopes) for law in self.laws}
+
+    def predict_drift(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Prediction]:
+        """The change of every conserved quantity that the next `optimizer.step()` will make (T2.2).
+
+        Exact for SGD with weight decay, from the gradients alone: `((1-ηλ)² - 1) C + η² (Σ_p G_p G_pᵀ - Σ_c G_cᵀ G_c)`,
+        full batch or mini-batch, where all members of a law share `η` and `λ`. For any other optimizer, and for laws
+        that are not exact, from stepping a copy, and labelled so.
+
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+        >>> laws, optimizer = invariances(model, torch.ones(4, 3).double()), torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model(torch.ones(4, 3).double()).sum().backward()
+        >>> before, predicted = laws[0].value(model), laws.predict_drift(model, optimizer)[laws[0].name]
+        >>> optimizer.step()
+        >>> predicted.exact, torch.allclose(laws[0].value(model) - before, predicted.change, atol=1e-15)
+        (True, True)
+        """
+        return predict_drift(self.laws, model, optimizer, self._aliases)
+
+    def audit(self, model: nn.Module) -> Audit:
+        """Compare the residual of every law with rounding, after `backward()`; name the parameter to suspect."""
+        return audit(self.laws, named(model), gradients_of(model, self._aliases))
+
+    def check(self, model: nn.Module, data: Any, loss: LossLike = None) -> Audit:
+        """One backward pass in float64 on a copy of the model, and its audit.
+
+        `data` is the input, or `(input, target)` with a loss that takes both: `"cross_entropy"`, `"logistic"`,
+        `"exponential"`, `"multiclass_exponential"` or a callable. Without a loss a fixed random combination of the
+        outputs is differentiated.
+
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> invariances(model, torch.ones(4, 3)).check(model, torch.ones(4, 3)).passed
+        True
+        """
+        twin = copy.deepcopy(model).double()
+        twin.zero_grad()
+        double = lambda leaf: leaf.double() if leaf.is_floating_point() else leaf  # noqa: E731
+        run_backward(twin, pytree.tree_map_only(Tensor, double, data), loss)
+        return self.audit(twin)
+
+    def given(self, activity: Mapping[str, Tensor]) -> "Laws":
+        """The laws of the piece that the training set stays on: co-active neurons may mix (T2, T2.1).
+
+        `activity` maps the name of a ReLU's node (or of the node it reads) to its on/off state on the whole training
+        set, of shape (examples, …, units). Neurons with equal patterns form a class; the law of each class is full.
+        These laws hold as long as the patterns do.
+        """
+        captured = self._graph
+        nodes = {node.name: node for node in captured.graph.nodes}
+        patterns = {}
+        for name, states in activity.items():
+            if name not in nodes:
+                raise InputError(
+                    expected=f"names of nodes, such as {', '.join(kink_names(captured))}",
+                    found=repr(name),
+                    remedy="use laws.activity(model, inputs)",
+                )
+            patterns |= {user: states.bool().cpu() for user in kink_names(captured) if _is_about(nodes[user], name)}
+        laws, coverage = derive(captured, replace(self.reading, patterns=patterns))
+        return replace(self, laws=tuple(laws), coverage=coverage)
+
+    def activity(self, model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
+        """The on/off state of every piecewise linear unit on these inputs, by the name of its node."""
+        captured, states = self._graph, {}
+        kinks = set(kink_names(captured))
+
+        def record(node: Any, args: tuple[Any, ...]) -> Any:
+            if node.name in kinks:
+                states[node.name] = args[0] > 0
+            return NotImplemented
+
+        with torch.no_grad():
+            captured.run(dict(model.named_parameters()), *inputs, intercept=record)
+        return states
+
+    def completeness(self, *, seed: int = 0) -> Any:
+        """How many independent laws there can be, by T2.3, beside how many these are; for small models only."""
+        from equipoise.laws.completeness import completeness
+
+        return completeness(self._graph, self.laws, softmax=self.reading.softmax, seed=seed)
+
+    # Words ----------------------------------------------------------------------------------------------------------
+
+    def table(self) -> pd.DataFrame:
+        """One row for each law: name, kind, count, exact, and the formula of what is conserved."""
+        return present.table(self.laws)
+
+    def explain(self) -> str:
+        """Every law in words, with its formula and its source, and what was read of the model."""
+        return "\n\n".join([*(law.explain() for law in self.laws), str(self.coverage)])
+
+    def to_latex(self) -> str:
+        """A LaTeX `tabular`."""
+        return present.to_latex(self.laws)
+
+    def to_json(self) -> str:
+        """A JSON array, one object for each law."""
+        return present.to_json(self.laws)
+
+    @property
+    def _aliases(self) -> Mapping[str, str]:
+        return self.captured.aliases if self.captured is not None else {}
+
+    @property
+    def _graph(self) -> Captured:
+        if self.captured is None:
+            raise InputError(
+                expected="laws derived from a model",
+                found="interfaces stated by hand",
+                remedy="call invariances(model, example_inputs) without interfaces=",
+            )
+        return self.captured
+
+
+def run_backward(model: nn.Module, data: Any, loss: LossLike) -> None:
+    """`loss(model(input)[, target]).backward()`; see `Laws.check`."""
+    paired = isinstance(data, (tuple, list)) and len(data) == 2 and loss is not None
+    inputs, target = data if paired else (data, None)
+    output = _called(model, inputs)
+    if loss is None:
+        _random_combination(output).backward()
+        return
+    function = _LOSSES.get(loss) if isinstance(loss, str) else loss
+    if function is None:
+        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
+    function(output, *(() if target is None else (target,))).backward()
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+
+
+def _random_combination(output: Any) -> Tensor:
+    """A scalar that depends on every element of every floating output, the same at each call."""
+    leaves = [leaf for leaf in pytree.tree_leaves(_plain(output)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
+    for leaf in leaves:
+        weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        total = total + (leaf.tanh() * weights.to(leaf)).sum()
+    return total
+
+
+def _plain(output: Any) -> Any:
+    return dict(output) if isinstance(output, Mapping) else output
+
+
+def kink_names(captured: Captured) -> list[str]:
+    """The nodes of a graph that are ReLU or leaky ReLU."""
+    kinks = ("aten.relu.default", "aten.leaky_relu.default")
+    return [node.name for node in captured.graph.nodes if str(node.target) in kinks]
+
+
+def _is_about(kink: Any, name: str) -> bool:
+    return kink.name == name or kink.args[0].name == name
+
+
+def _ignores_shift(loss: LossLike) -> bool:
+    if isinstance(loss, str) and loss not in _LOSSES:
+        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
+    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.label_smoothing == 0
+    return loss in _SOFTMAX or loss is F.cross_entropy or plain
+
+
+def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str, ...]]:
+    """Laws that there would be if nothing were frozen, and the parameters they wait for."""
+    kept = {law.statement for law in laws}
+    known = {name for law in laws for name in law.parameters}
+    missing = {law.name: law.parameters for law in trained if law.statement not in kept}
+    return {name: tuple(parameter for parameter in names if parameter not in known) for name, names in missing.items()}
+
+
+def _refuse_complex(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise InputError(
+                expected="real parameters",
+                found=f"{name} of dtype {parameter.dtype}",
+                remedy="write it as its real and imaginary parts",
+            )

@@ -1,0 +1,75 @@
+"""What one optimizer step will do to every conserved quantity, before it is taken (THEORY T2.2)."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.laws.law import Law, gradients_of, named
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The change of a conserved quantity under the next step.
+
+    `exact`: by the formula of T2.2, from the gradient alone, so that a mismatch is a bug or rounding. Otherwise the
+    update was computed on a copy of the optimizer: plain algebra, on which no alarm can rest.
+    """
+
+    change: Tensor
+    exact: bool
+
+
+def predict_drift(
+    laws: Sequence[Law], model: nn.Module, optimizer: torch.optim.Optimizer, aliases: Mapping[str, str]
+) -> dict[str, Prediction]:
+    """The change of every law under `optimizer.step()`, which is not taken."""
+    weights, gradients = named(model), gradients_of(model, aliases)
+    settings = {name: _setting(optimizer, parameter) for name, parameter in model.named_parameters()}
+    updates: dict[str, Tensor] | None = None
+    found = {}
+    for law in laws:
+        rates = {settings[name] for name in law.parameters}
+        rate = next(iter(rates)) if len(rates) == 1 else None
+        if rate is not None and law.exact:
+            found[law.name] = Prediction(_by_formula(law, weights, gradients, *rate), exact=True)
+        else:
+            updates = _updates(model, optimizer) if updates is None else updates
+            found[law.name] = Prediction(law.change(weights, updates), exact=False)
+    return found
+
+
+def _by_formula(
+    law: Law, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rate: float, decay: float
+) -> Tensor:
+    """`((1 - ηλ)² - 1) C + η² (Σ_p G_p G_pᵀ - Σ_c G_cᵀ G_c)`; for a law linear in the weights `-ηλ C`."""
+    shrunk = -rate * decay
+    if law.kind == "shift":
+        return shrunk * law.value(weights)
+    return shrunk * (2 + shrunk) * law.value(weights) + rate**2 * law.value(gradients)
+
+
+def _setting(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[float, float] | None:
+    """Learning rate and weight decay of a plain gradient step on a parameter, or None for any other update."""
+    for group in optimizer.param_groups:
+        if any(parameter is member for member in group["params"]):
+            plain = type(optimizer) is torch.optim.SGD and not group["momentum"]
+            return (float(group["lr"]), float(group["weight_decay"])) if plain else None
+    return 0.0, 0.0
+
+
+def _updates(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the step adds to each parameter, found by taking it on copies."""
+    copies: dict[int, Any] = {id(parameter): _copy(parameter) for parameter in model.parameters()}
+    twin = copy.deepcopy(optimizer, memo=dict(copies))
+    twin.step()
+    return {name: copies[id(parameter)].detach() - parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _copy(parameter: nn.Parameter) -> nn.Parameter:
+    twin = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    twin.grad = None if parameter.grad is None else parameter.grad.clone()
+    return twin
