@@ -1,4 +1,4 @@
-"""The command line: thin verbs over the library. Exit 0 on success, 1 when a claim or a run falls short, 2 on bad input."""
+"""The command line: thin verbs over the library. Exit 0 on success, 1 when something falls short, 2 on bad input."""
 
 import json
 import shlex
@@ -234,9 +234,8 @@ def _tell_run(run: "eq.Run", as_json: bool) -> int:
     if as_json:
         print(_line(_finite(summary)))
     else:
-        print(
-            f"{run.status}\nlog R = {run.log_loss:.6g} after {run.steps} steps and {run.seconds:.1f} s, growth {run.growth:.3f}"
-        )
+        print(run.status)
+        print(f"log R = {run.log_loss:.6g} after {run.steps} steps and {run.seconds:.1f} s, growth {run.growth:.3f}")
         for layer in summary["layers"]:
             bound = layer["certified_bound"]
             promise = "" if bound is None else f", certified below {bound:.2e}"

@@ -1,9 +1,9 @@
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
 from equipoise.integrate.entropic import entropic_minimum, extrapolated_average
 
 

@@ -1,10 +1,10 @@
 """The contract of `Margins`, kept by both implementations on chains, and by the general one on skip connections."""
 
 import pytest
-import reference
 import torch
 from torch import nn
 
+import reference
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
 from equipoise.integrate.margins import (

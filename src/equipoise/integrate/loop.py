@@ -48,8 +48,8 @@ def flow(
 ) -> Run:
     """Run gradient flow of `model` on `data = (X, y)` until a goal (THEORY T6).
 
-    `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}. The flow runs on a copy in float64 on the
-    model's device; the caller's model and data never change. `out` names a folder for the run: manifest, records,
+    `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}. The flow runs on a copy in float64 on
+    the model's device; the caller's model and data never change. `out` names a folder for the run: manifest, records,
     weights, checkpoints. `save_at` lists goals at which weights are saved besides the first and the last.
 
     How it ended is `run.status`, a value. Raises `InputError` for data or a model that cannot be used.
@@ -326,7 +326,7 @@ def _told(step: Step | None, state: State) -> list[tuple[str, float]]:
     return [(name, float(value)) for name, value in (told | {"temperature": state.temperature}).items()]
 
 
-# --- checkpoints: everything in tensors, floats in JSON (which keeps every bit of them) --------------------------------
+# --- checkpoints: tensors, and floats in JSON, which keeps every bit of them ---
 
 
 def _checkpoint(progress: Progress) -> Checkpoint:
