@@ -84,7 +84,7 @@ def audit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapp
     for law in laws:
         dtypes = [gradients[name].dtype for name in law.parameters]
         limit = max(tolerance(dtype) for dtype in dtypes)
-        findings.append(Finding(law.name, float(law.residual(parameters, gradients)), limit, law.exact))
+        findings.append(Finding(law.name, float(law.residual(parameters, gradients).detach()), limit, law.exact))
     failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
     return Audit(tuple(findings), _suspects(laws, failed, parameters, gradients))
 
