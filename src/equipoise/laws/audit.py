@@ -77,8 +77,6 @@ def audit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapp
     >>> laws = invariances(model, torch.ones(2, 3).double())
     >>> audit(laws, weights, gradients).passed
     True
-    >>> audit(laws, weights, gradients | {"2.weight": 2 * gradients["2.weight"]}).suspects
-    ('2.weight',)
     """
     findings = []
     for law in laws:
