@@ -104,6 +104,7 @@ def capture(model: nn.Module, example_inputs: Inputs) -> Captured:
     signature, graph = program.graph_signature, program.graph
     _inline_regions(program.graph_module)
     _strip_guards(graph)
+    _relax_views(graph)
     names = _canonical_names(model)
     parameters = _targets(signature, InputKind.PARAMETER)
     parameters = _merge_tied(graph, {placeholder: names[name] for placeholder, name in parameters.items()})
@@ -234,6 +235,12 @@ def _strip_guards(graph: fx.Graph) -> None:
         if not node.users and getattr(node.target, "__name__", "").split(".")[0] in _GUARDS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def _relax_views(graph: fx.Graph) -> None:
+    """`reshape` for `view`: another kernel or transform may lay out its result in another way."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

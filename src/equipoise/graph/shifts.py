@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from equipoise.graph.interface import Member
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.matchers.pointwise import SHAPE_ONLY
 from equipoise.graph.signal import Signal
 from equipoise.graph.walk import Walk, operation_name
 
@@ -65,7 +66,7 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
         name = operation_name(user.target)
         if name in _SPLITTING:
             yield from user.users
-        elif name != "sym_size":
+        elif name not in SHAPE_ONLY:
             yield user
 
 
@@ -160,9 +161,9 @@ def _sources(node: fx.Node, walk: Walk, groups: Groups | None) -> Iterator[tuple
     name = operation_name(node.target)
     if groups is None and (name in DROPPING or name == "getitem"):
         groups = torch.full((), -1).expand(_shape(walk, node))  # what is read here is seen, what is left out is not
-    if name in _IGNORING:
-        yield from _IGNORING[name](node, walk)
-    elif groups is not None:
+    ignored = list(_IGNORING[name](node, walk)) if name in _IGNORING else []
+    yield from ignored
+    if not ignored and groups is not None:
         for names, through in _THROUGH:
             if name in names:
                 yield from through(node, walk, groups)
@@ -170,6 +171,29 @@ def _sources(node: fx.Node, walk: Walk, groups: Groups | None) -> Iterator[tuple
 
 def _inputs(node: fx.Node, count: int = 2) -> Iterator[fx.Node]:
     return (argument for argument in node.args[:count] if isinstance(argument, fx.Node))
+
+
+def _centring(node: fx.Node, walk: Walk) -> Iterator[tuple[fx.Node, Groups]]:
+    """`x - mean(x)`, written by hand: both nodes together ignore the mean."""
+    mean = node if operation_name(node.target) == "mean" else _undetached(node.args[1])
+    if not isinstance(mean, fx.Node) or operation_name(mean.target) != "mean" or len(mean.args) < 3:
+        return
+    source, dims, keep = mean.args[:3]
+    readers = [reader for user in mean.users for reader in _detached_readers(user, walk)]
+    centred = [user for user in readers if operation_name(user.target) == "sub" and user.args[0] is source]
+    if keep and len(centred) == len(readers):
+        yield source, _along(_shape(walk, source), dims)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def _undetached(node: Any) -> Any:
+    is_detach = isinstance(node, fx.Node) and operation_name(node.target) == "detach"
+    return node.args[0] if is_detach else node
+
+
+def _detached_readers(node: fx.Node, walk: Walk) -> list[fx.Node]:
+    """The readers of a `detach`, where the walk looks through it; any other node itself."""
+    through = walk.through_detach and operation_name(node.target) == "detach"
+    return list(node.users) if through else [node]
 
 
 def _softmax(node: fx.Node, walk: Walk) -> Iterator[tuple[fx.Node, Groups]]:
@@ -211,6 +235,8 @@ def _attention(node: fx.Node, walk: Walk) -> Iterator[tuple[fx.Node, Groups]]:
 
 
 _IGNORING: dict[str, Callable[[fx.Node, Walk], Iterator[tuple[fx.Node, Groups]]]] = {
+    "mean": _centring,
+    "sub": _centring,
     "softmax": _softmax,
     "_softmax": _softmax,
     "log_softmax": _softmax,
@@ -257,6 +283,12 @@ def _sum(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.Node, G
 def _scaling(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.Node, Groups | None]]:
     if not isinstance(node.args[1], fx.Node):
         yield next(_inputs(node)), groups
+
+
+def _masking(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.Node, Groups | None]]:
+    """Minus infinity stays what it is under any shift."""
+    if node.args[2] == float("-inf"):
+        yield next(_inputs(node, 1)), groups
 
 
 def _linear(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.Node, Any]]:
@@ -308,6 +340,7 @@ _THROUGH: list[tuple[tuple[str, ...], Callable[[fx.Node, Walk, Groups], Iterator
     ((*KEEPING, *DROPPING, *COPYING, "_to_copy", "neg", "getitem"), _movement),
     (("add", "sub"), _sum),
     (("mul", "div"), _scaling),
+    (("masked_fill",), _masking),
     (("linear",), _linear),
     (("embedding",), _embedding),
     (("conv1d", "conv2d", "conv3d"), _convolution),

@@ -136,3 +136,8 @@ def _first(labels: Tensor, axes: Sequence[int]) -> Tensor:
 def blank(shape: Sequence[int], label: int = INERT) -> Role:
     """The role under which nothing moves."""
     return Role(torch.full((), label).expand(tuple(shape)), torch.zeros((), dtype=torch.int64).expand(tuple(shape)))
+
+
+def is_zero(signal: Signal) -> bool:
+    """Whether a tensor is known to be zero everywhere."""
+    return signal.value is not None and not bool(signal.value.any())

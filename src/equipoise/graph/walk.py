@@ -16,6 +16,7 @@ from equipoise.graph.capture import Captured, placeholders
 from equipoise.graph.matchers import MATCHERS
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import TINY
+from equipoise.graph.matchers.recurrent import LAWLESS, REFERENCES
 from equipoise.graph.signal import Signal
 
 BATCH = 2  # what a free batch dimension is walked with
@@ -54,6 +55,7 @@ class Walk:
     through_detach: bool = False
 
     def __post_init__(self):
+        self.references = {**REFERENCES, **self.references}
         self.algebra = Algebra()
         self.leaves: list[Leaf] = []
         self.unmatched: list[Unmatched] = []
@@ -114,7 +116,9 @@ class Walk:
             return self._nested(self.references[name], args, kwargs)
         if name in MATCHERS:
             return MATCHERS[name](self.algebra, *args, **kwargs)
-        return self._opaque(node, name, signals)
+        if name not in LAWLESS:
+            self.unmatched.append(Unmatched(node.name, name, self._upstream(node)))
+        return self._held(node, signals)
 
     def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.target is operator.getitem:
@@ -173,9 +177,8 @@ class Walk:
         self.signals = outer
         return pytree.tree_map_only(fx.Node, lambda node: inner[node], body.graph.output_node().args[0])
 
-    def _opaque(self, node: fx.Node, name: str, signals: list[Signal]) -> Any:
-        """Hold still whatever an unknown operation reads: always sound, and reported."""
-        self.unmatched.append(Unmatched(node.name, name, self._upstream(node)))
+    def _held(self, node: fx.Node, signals: list[Signal]) -> Any:
+        """Hold still whatever an operation reads: always sound."""
         self.algebra.still(*signals)
         return pytree.tree_map_only(Tensor, lambda tensor: Signal(_shape(tensor)), node.meta.get("val"))
 

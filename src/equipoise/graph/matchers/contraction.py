@@ -9,7 +9,7 @@ import torch
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.matchers.pointwise import add
 from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import Role, Signal, reshaped
+from equipoise.graph.signal import Role, Signal, is_zero, reshaped
 
 
 def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
@@ -86,6 +86,10 @@ def _flat(signal: Signal, shape: Sequence[int], *, swap: bool = False) -> Signal
 @matches("linear")
 def linear(algebra: Algebra, x: Signal, weight: Signal, bias: Signal | None = None) -> Signal:
     """`x Wᵀ + b`."""
+    if is_zero(x):
+        nothing = torch.zeros(*x.shape[:-1], weight.shape[0])
+        out = Signal(tuple(nothing.shape), value=nothing)
+        return out if bias is None else add(algebra, out, bias)
     inner = x.shape[-1]
     rows = weight.shape[0] if weight.ndim == 2 else 1
     out = contract(algebra, _flat(x, (1, math.prod(x.shape[:-1]), inner)), _flat(weight, (1, rows, inner)))
@@ -102,6 +106,8 @@ def _flat_back(signal: Signal, shape: Sequence[int]) -> Signal:
 def matmul(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     """`left @ right`, broadcast over leading axes."""
     like = torch.matmul(torch.empty(left.shape, device="meta"), torch.empty(right.shape, device="meta"))
+    if is_zero(left) or is_zero(right):
+        return Signal(tuple(like.shape), value=torch.zeros(like.shape))
     inner = left.shape[-1]
     if right.ndim <= 2:
         columns = right.shape[1] if right.ndim == 2 else 1

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import ZERO, Role, Signal, blank, reshaped
+from equipoise.graph.signal import ZERO, Role, Signal, blank, is_zero, reshaped
 
 aten = torch.ops.aten
 
@@ -53,7 +53,7 @@ DROPPING = [
     "unsafe_split",
 ]
 COPYING = ["expand", "repeat", "repeat_interleave", "tile", "unfold", "expand_as"]
-_CASTING = "_to_copy to type_as positive detach".split()
+_CASTING = ["_to_copy", "to", "type_as", "positive", "detach"]
 
 
 def _moved(algebra: Algebra, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -125,8 +125,7 @@ def stack(algebra: Algebra, signals: Sequence[Signal], dim: int = 0) -> Signal:
 
 
 def _roles(signal: Signal, count: int) -> list[Role]:
-    zero = signal.value is not None and not signal.value.any()
-    missing = [blank(signal.shape, ZERO) if zero else blank(signal.shape)] * (count - len(signal.roles))
+    missing = [blank(signal.shape, ZERO) if is_zero(signal) else blank(signal.shape)] * (count - len(signal.roles))
     return [*signal.roles, *missing]
 
 
@@ -215,7 +214,7 @@ def scatter(
     narrow = [role.moved(lambda labels: _fitted(labels, axis, target.shape)) for role in alike]
     spread = [algebra.expanded(role, target.shape) for role in narrow]
     result = Signal(target.shape, tuple(algebra.renewed(role) for role in spread))
-    if target.value is None or target.value.any():
+    if not is_zero(target):
         algebra.equal(result, target)
     return result
 

@@ -4,14 +4,26 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.registry import matches, moving, rest
-from equipoise.graph.signal import ZERO, Signal
+from equipoise.graph.matchers.registry import MATCHERS, matches, moving, rest
+from equipoise.graph.signal import ZERO, Signal, blank, is_zero
 
 TINY = 1e-2  # constants below this, added under a square root, are read as an `eps`
 
+SHAPE_ONLY = [
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "new_empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "sym_size",
+]
 _LAWLESS = [
     "gelu",
     "silu",
@@ -136,10 +148,7 @@ def _wild(signal: Signal) -> bool:
 
 def _as_wildcard(signal: Signal) -> Signal:
     """A tensor of zeros moves with anything."""
-    from equipoise.graph.signal import blank
-
-    zero = signal.value is not None and not bool(signal.value.any())
-    return signal.with_roles([blank(signal.shape, ZERO)]) if zero else signal
+    return signal.with_roles([blank(signal.shape, ZERO)]) if is_zero(signal) else signal
 
 
 @matches("mul")
@@ -148,6 +157,14 @@ def multiply(algebra: Algebra, left: Signal, right: Any) -> Signal:
     if not isinstance(right, Signal):
         return left.with_roles([algebra.renewed(role) for role in left.roles])
     return algebra.product(left, right)
+
+
+@matches("glu")
+def gated(algebra: Algebra, signal: Signal, dim: int = -1) -> Signal:
+    """`a · sigmoid(b)` for the two halves `a, b` of an axis."""
+    value, gate = MATCHERS["chunk"](algebra, signal, 2, dim)
+    algebra.still(gate)
+    return algebra.product(value, Signal(gate.shape))
 
 
 @matches("div", "true_divide")
@@ -195,14 +212,8 @@ def power(algebra: Algebra, signal: Any, exponent: Any) -> Signal:
     return algebra.scaled(signal, Fraction(exponent).limit_denominator(1000))
 
 
-@matches("zeros_like", "ones_like", "empty_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
-@matches("rand_like", "randn_like", "bernoulli")
+@matches(*SHAPE_ONLY, "bernoulli")
 def filled(algebra: Algebra, signal: Signal, size: Any = None, *args: Any, **kwargs: Any) -> Signal:
     """Only the shape is read."""
     shape = tuple(size) if isinstance(size, (list, tuple)) else signal.shape
     return Signal(shape)
-
-
-def is_zero(tensor: Tensor) -> bool:
-    """Whether all elements are zero."""
-    return not bool(tensor.any())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import ZERO, Role, Signal, blank
+from equipoise.graph.signal import Role, Signal
 
 Axes = int | Sequence[int] | None
 
@@ -57,7 +57,7 @@ def vector_norm(
     return extremum(algebra, signal, dim, keepdim)
 
 
-@matches("var", "std", "var_mean", "std_mean")
+@matches("std")
 def deviation(
     algebra: Algebra, signal: Signal, dim: Axes = None, *args: Any, keepdim: Any = False, **kwargs: Any
 ) -> Signal:
@@ -178,8 +178,3 @@ def _pool_axis(
 
 def _kept(labels: Tensor, axis: int, valid: Tensor) -> Tensor:
     return labels.index_select(axis, torch.nonzero(valid)[:, 0])
-
-
-def zeros(shape: Sequence[int]) -> Role:
-    """The role of a tensor of zeros."""
-    return blank(shape, ZERO)

@@ -1,0 +1,289 @@
+"""Planted gradient bugs: how many the laws catch, how often they cry wolf, and what they cannot see.
+
+    python benchmarks/planted_bugs.py            # the table
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from equipoise.laws import invariances
+from equipoise.laws.audit import Audit
+
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def layer(backward: Backward) -> type[nn.Linear]:
+    """A linear layer whose backward pass is written by hand: `(x, w, grad) -> (grad_x, grad_w, grad_b)`."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, bias):
+            ctx.save_for_backward(x, weight)
+            return F.linear(x, weight, bias)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return backward(*ctx.saved_tensors, grad)
+
+    class Layer(nn.Linear):
+        def forward(self, x):
+            return Function.apply(x, self.weight, self.bias)
+
+    return Layer
+
+
+def right(x: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return g @ w, g.flatten(0, -2).T @ x.flatten(0, -2), g.flatten(0, -2).sum(0)
+
+
+def unary(name: str, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    """An activation with a backward pass of its own."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return forward(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return backward(*ctx.saved_tensors, grad)
+
+    class Activation(nn.Module):
+        def forward(self, x):
+            return Function.apply(x)
+
+    Activation.__name__ = name
+    return Activation()
+
+
+def mlp(middle: type[nn.Linear] = nn.Linear, activation: nn.Module | None = None) -> nn.Module:
+    """Five layers: two ReLU, then a linear tail; the middle one may have its own backward pass."""
+    act = activation or nn.ReLU()
+    return nn.Sequential(
+        nn.Linear(6, 8), act, middle(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+    )
+
+
+class Attention(nn.Module):
+    """Causal attention with hand-written scores, masked in forward and (if asked) not in backward."""
+
+    def __init__(self, mask: Callable[[Tensor], Tensor], softmax: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.inward, self.outward = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.mask, self.softmax = mask, softmax
+
+    def forward(self, x):
+        h = self.inward(x)
+        weights = self.softmax(self.mask(self.q(h) @ self.k(h).mT / 8**0.5))
+        return self.outward(h + self.o(weights @ self.v(h)))
+
+
+def hidden(scores: Tensor) -> Tensor:
+    return torch.ones_like(scores, dtype=torch.bool).triu(1)
+
+
+def masked(scores: Tensor) -> Tensor:
+    return scores.masked_fill(hidden(scores), -torch.inf)
+
+
+def mask(x: Tensor) -> Tensor:
+    """Every other unit."""
+    return (torch.arange(x.shape[-1]) % 2).to(x)
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    return torch.softmax(scores, -1)
+
+
+def function(forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]):
+    module = unary("Own", forward, backward)
+    return lambda x: module(x)
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.d(torch.relu(self.b(h.detach()) + self.c(h)))
+
+
+class Stopped(nn.Module):
+    """A no_grad around part of the computation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.a(x)
+        with torch.no_grad():
+            skip = 0.5 * h
+        return self.c(h + self.b(torch.relu(skip)))
+
+
+class OwnNorm(nn.Module):
+    """LayerNorm written out, its statistics cut from the graph."""
+
+    def __init__(self, *, cut: bool):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.gain, self.cut = nn.Parameter(torch.rand(8) + 0.5), cut
+
+    def forward(self, x):
+        h = self.a(x)
+        mean = h.mean(-1, keepdim=True)
+        centred = h - (mean.detach() if self.cut else mean)
+        normed = centred / centred.square().mean(-1, keepdim=True).add(1e-6).sqrt() * self.gain
+        return self.c(torch.relu(self.b(normed)))
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A model with a wrong gradient, or a change made to right gradients; the parameter to blame, if there is one."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    tamper: Callable[[dict[str, Tensor], nn.Module, Tensor], None] | None = None
+    suspect: str | None = None
+    visible: bool = True
+
+
+def _scaled(name: str, factor: float):
+    def tamper(gradients, model, x):
+        gradients[name].mul_(factor)
+
+    return tamper
+
+
+def _changed(name: str, change: Callable[[Tensor], Tensor]):
+    def tamper(gradients, model, x):
+        gradients[name].copy_(change(gradients[name]))
+
+    return tamper
+
+
+def _all(factor: float):
+    def tamper(gradients, model, x):
+        for gradient in gradients.values():
+            gradient.mul_(factor)
+
+    return tamper
+
+
+def _noise(name: str, size: float):
+    def tamper(gradients, model, x):
+        noise = torch.randn(gradients[name].shape, generator=torch.Generator().manual_seed(0)).to(gradients[name])
+        gradients[name].add_(size * gradients[name].norm() / noise.norm() * noise)
+
+    return tamper
+
+
+def wrong(**changes: Callable[[Tensor, Tensor, Tensor], Tensor]) -> type[nn.Linear]:
+    """A hand-written linear layer in which some of `x`, `w`, `b`'s gradients are computed wrongly."""
+
+    def backward(x, w, g):
+        parts = dict(zip(("x", "w", "b"), right(x, w, g), strict=True))
+        return tuple((changes[key](x, w, g) if key in changes else value) for key, value in parts.items())
+
+    return layer(backward)
+
+
+def _last_row(x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+    out = right(x, w, g)[1].clone()
+    out[out.norm(dim=1).argmax()] = 0
+    return out
+
+
+MIDDLE = "2.weight"
+BUGS: tuple[Bug, ...] = (
+    Bug("weight gradient off by 2", lambda: mlp(wrong(w=lambda x, w, g: 2 * right(x, w, g)[1])), suspect=MIDDLE),
+    Bug("weight gradient off by 1%", lambda: mlp(wrong(w=lambda x, w, g: 1.01 * right(x, w, g)[1])), suspect=MIDDLE),
+    Bug("weight gradient of the wrong sign", lambda: mlp(wrong(w=lambda x, w, g: -right(x, w, g)[1])), suspect=MIDDLE),
+    Bug("missing transpose in the weight gradient", lambda: mlp(wrong(w=lambda x, w, g: right(x, w, g)[1].T)), suspect=MIDDLE),
+    Bug("missing transpose in the input gradient", lambda: mlp(wrong(x=lambda x, w, g: g @ w.T))),
+    Bug("input gradient off by 2", lambda: mlp(wrong(x=lambda x, w, g: 2 * g @ w))),
+    Bug("input gradient dropped", lambda: mlp(wrong(x=lambda x, w, g: torch.zeros_like(g @ w)))),
+    Bug("mean instead of sum in the weight gradient", lambda: mlp(wrong(w=lambda x, w, g: right(x, w, g)[1] / x[..., 0].numel())), suspect=MIDDLE),
+    Bug("first example only in the weight gradient", lambda: mlp(wrong(w=lambda x, w, g: g[0].T @ x[0])), suspect=MIDDLE),
+    Bug("bias gradient dropped", lambda: mlp(wrong(b=lambda x, w, g: torch.zeros_like(g[0, 0]))), suspect="2.bias"),
+    Bug("bias gradient averaged", lambda: mlp(wrong(b=lambda x, w, g: g.flatten(0, -2).mean(0))), suspect="2.bias"),
+    Bug("one output row forgotten", lambda: mlp(wrong(w=_last_row)), suspect=MIDDLE),
+    Bug("ReLU backward uses x > 0.1", lambda: mlp(activation=unary("R", F.relu, lambda x, g: g * (x > 0.1)))),
+    Bug("ReLU backward passes everything", lambda: mlp(activation=unary("R", F.relu, lambda x, g: g))),
+    Bug("leaky slope forgotten in backward", lambda: mlp(activation=unary("L", lambda x: F.leaky_relu(x, 0.2), lambda x, g: g * (x > 0)))),
+    Bug("mask applied only forward", lambda: mlp(activation=unary("M", lambda x: F.relu(x) * mask(x), lambda x, g: g * (x > 0)))),
+    Bug("softmax backward without its correction", lambda: Attention(masked, function(probabilities, lambda s, g: probabilities(s) * g))),
+    Bug("softmax backward sums over the wrong axis", lambda: Attention(masked, function(probabilities, lambda s, g: probabilities(s) * (g - (g * probabilities(s)).sum(-2, keepdim=True))))),
+    Bug("detached branch", Detached),
+    Bug("no_grad around a skip", Stopped),
+    Bug("detached mean in a LayerNorm", lambda: OwnNorm(cut=True)),
+    Bug("one worker's gradient not reduced", mlp, _scaled(MIDDLE, 0.5), MIDDLE),
+    Bug("gradient transposed in place", mlp, _changed(MIDDLE, lambda g: g.T.clone()), MIDDLE),
+    Bug("rows of a sharded gradient swapped", mlp, _changed(MIDDLE, lambda g: g.roll(4, 0)), MIDDLE),
+    Bug("gradient clipped for one layer only", mlp, _changed(MIDDLE, lambda g: g.clamp(-0.01, 0.01)), MIDDLE),
+    Bug("1e-3 of noise in one gradient", mlp, _noise(MIDDLE, 1e-3), MIDDLE),
+    Bug("two layers' gradients exchanged", mlp, lambda g, m, x: (lambda a: (g["4.weight"].copy_(g["5.weight"]), g["5.weight"].copy_(a)))(g["4.weight"].clone())),
+    Bug("all gradients off by 2", mlp, _all(2.0), visible=False),
+    Bug("last bias off by 2 (in no law)", mlp, _scaled("6.bias", 2.0), visible=False),
+    Bug("gradient of another loss", mlp, None, visible=False),
+    Bug("mask hides wrong positions in both passes", lambda: Attention(lambda s: s.masked_fill(hidden(s).mT, -torch.inf), probabilities), visible=False),
+)
+
+
+def audited(bug: Bug, dtype: torch.dtype = torch.float64, seed: int = 0) -> Audit:
+    """The audit of one buggy gradient."""
+    torch.manual_seed(seed)
+    model = bug.build().to(dtype)
+    x = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    target = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+    ((model(x) - target) ** 2).sum().backward()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    if bug.tamper is not None:
+        bug.tamper({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model, x)
+    return invariances(model, x, through_detach=True).audit(model)
+
+
+def sound() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """The same models without a bug."""
+    yield "mlp", mlp
+    yield "hand-written layer", lambda: mlp(layer(right))
+    yield "hand-written ReLU", lambda: mlp(activation=unary("R", F.relu, lambda x, g: g * (x > 0)))
+    yield "attention", lambda: Attention(masked, probabilities)
+    yield "LayerNorm", lambda: OwnNorm(cut=False)
+
+
+def main() -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        audits = {bug: audited(bug, dtype) for bug in BUGS if bug.visible}
+        caught = [bug for bug, found in audits.items() if not found.passed]
+        named = [bug for bug in caught if bug.suspect and audits[bug].suspects == (bug.suspect,)]
+        known = [bug for bug in caught if bug.suspect]
+        alarms, worst, runs = 0, 0.0, 0
+        for name, build in sound():
+            for seed in range(20):
+                found = audited(Bug(name, build), dtype, seed)
+                alarms += not found.passed
+                runs += 1
+                worst = max([worst, *(f.residual / f.tolerance for f in found.findings if f.exact)])
+        print(f"{dtype}: caught {len(caught)}/{len(audits)}, parameter named {len(named)}/{len(known)}, "
+              f"false alarms {alarms}/{runs}, largest sound residual {worst:.2g} of the alarm")
+        for bug in audits:
+            if bug not in caught:
+                print(f"   missed: {bug.name}")
+            elif bug.suspect and bug not in named:
+                print(f"   named {audits[bug].suspects} for: {bug.name}")
+    print("in principle invisible:", *(f"\n   {bug.name}: {'not seen' if audited(bug).passed else 'seen'}" for bug in BUGS if not bug.visible))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""For other people's test suites: a gradient must satisfy the laws of the function it belongs to."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from equipoise.graph.capture import Inputs
+from equipoise.laws import Audit, invariances
+from equipoise.laws.collection import run_backward
+
+
+def assert_laws(
+    model: nn.Module,
+    x: Inputs,
+    loss: str | Callable[..., Any] | None = None,
+    *,
+    target: Any = None,
+    backward: Callable[[nn.Module], object] | None = None,
+) -> Audit:
+    """Fail unless the gradient of `model` satisfies every law that its forward pass implies (THEORY T1).
+
+    One backward pass runs on a copy of the model, in its own dtype, and the residual of every law is compared with
+    rounding. Without a `loss` a fixed random combination of the outputs is differentiated; with one,
+    `loss(model(x))` or `loss(model(x), target)`. `backward(model)` may instead fill `.grad` in its own way, such as
+    an all-reduce over processes. Detached branches count as part of the function.
+
+    Raises `AssertionError` that names the failing laws and the parameter whose gradient to suspect; also when the
+    model has no law at all, for then nothing was checked. Errors that respect every symmetry cannot be seen: a
+    gradient scaled as a whole, or that of another loss or batch.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> print(str(assert_laws(model, torch.ones(2, 3)))[:12])
+    1 laws hold;
+    """
+    twin = copy.deepcopy(model)
+    twin.zero_grad()
+    laws = invariances(model, x, loss, through_detach=True)
+    if not laws:
+        raise AssertionError(f"no law to check the gradient by ({laws.coverage})")
+    if backward is not None:
+        backward(twin)
+    else:
+        run_backward(twin, (x, target) if target is not None else x, loss)
+    found = laws.audit(twin)
+    if not found.passed:
+        raise AssertionError(str(found))
+    return found
