@@ -301,6 +301,314 @@ def graph() -> tuple[Tensor, ...]:
 
 
 L = nn.Linear
+
+
+def _mlp_block(width: int, hidden: int, activation: nn.Module) -> nn.Sequential:
+    return sequential(L(width, hidden), activation, L(hidden, width))
+
+
+def _llama() -> nn.Module:
+    attention = Attention(8, 4, 2, rope=0, bias=False, fused=False)
+    return LanguageModel(PreNormBlock(8, attention, SwiGLU(8, 6), RMSNorm), 8, norm=RMSNorm(8))
+
+
+def _gpt(*, tied: bool = False) -> nn.Module:
+    block = PreNormBlock(8, Attention(8, 2), _mlp_block(8, 6, nn.GELU()))
+    return LanguageModel(block, 8, positions=5, norm=nn.LayerNorm(8), tied=tied)
+
+
+class LastOf(nn.Module):
+    """A recurrent layer and a linear map on all its outputs."""
+
+    def __init__(self, recurrent: nn.Module):
+        super().__init__()
+        self.recurrent, self.outward = recurrent, L(4, 2)
+
+    def forward(self, x):
+        return self.outward(self.recurrent(x)[0])
+
+
 CASES: list[Case] = [
+    Case("leaky relu", lambda: sequential(L(3, 4), nn.LeakyReLU(), L(4, 2)), noise(6, 3), (("vertex", 4),)),
     Case("relu", lambda: sequential(L(3, 4), nn.ReLU(), L(4, 2)), noise(6, 3), (("vertex", 4),)),
+    Case("prelu", lambda: sequential(L(3, 4), nn.PReLU(4), L(4, 2)), noise(6, 3), (("vertex", 4),)),
+    Case("degree two", lambda: sequential(L(3, 4), Squared(), L(4, 2)), noise(6, 3), (("vertex", 4),)),
+    Case("gelu", lambda: sequential(L(3, 4), nn.GELU(), L(4, 2)), noise(6, 3), ()),
+    Case(
+        "linear tail",
+        lambda: sequential(L(3, 4), nn.ReLU(), L(4, 5), L(5, 3), L(3, 1)),
+        noise(6, 3),
+        (("vertex", 4), ("linear", 15), ("linear", 6)),
+    ),
+    Case("maxpool over units", lambda: sequential(L(3, 6), nn.MaxPool1d(2), L(3, 2)), noise(6, 3), (("vertex", 3),)),
+    Case(
+        "overlapping windows", lambda: sequential(L(3, 7), nn.MaxPool1d(3, 2), L(3, 2)), noise(6, 3), (("scalar", 1),)
+    ),
+    Case(
+        "convolutions",
+        lambda: sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 3, groups=2),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 4, 1),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            L(4, 2),
+        ),
+        noise(2, 3, 10, 10),
+        (("vertex", 4), ("vertex", 6), ("linear", 10)),
+    ),
+    Case(
+        "depthwise, transposed",
+        lambda: sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 3, groups=4, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 6, 2, groups=2),
+            nn.Flatten(),
+            L(294, 2),
+        ),
+        noise(2, 3, 8, 8),
+        (("vertex", 4), ("vertex", 4), ("blocks", 12)),
+    ),
+    Case(
+        "conv3d",
+        lambda: sequential(nn.Conv3d(1, 3, 2), nn.Conv3d(3, 2, 2, padding=1), nn.Flatten(), L(128, 1)),
+        noise(2, 1, 4, 4, 4),
+        (("linear", 6), ("linear", 3)),
+    ),
+    Case(
+        "constant padding",
+        lambda: sequential(nn.Conv1d(2, 3, 2), nn.ConstantPad1d(1, 1.0), nn.Conv1d(3, 2, 2)),
+        noise(2, 2, 6),
+        (),
+    ),
+    Case(
+        "circular padding",
+        lambda: sequential(nn.Conv1d(2, 3, 2), nn.Conv1d(3, 2, 3, padding=1, padding_mode="circular")),
+        noise(2, 2, 6),
+        (("linear", 6),),
+    ),
+    Case(
+        "residual stream",
+        lambda: sequential(
+            L(3, 4), Residual(_mlp_block(4, 5, nn.ReLU())), Residual(_mlp_block(4, 3, nn.Tanh())), L(4, 2)
+        ),
+        noise(6, 3),
+        (("linear", 10), ("vertex", 5)),
+    ),
+    Case(
+        "dense skip",
+        lambda: sequential(L(3, 4), Residual(sequential(L(4, 5), nn.ReLU(), L(5, 6)), L(4, 6)), L(6, 2)),
+        noise(6, 3),
+        (("linear", 10), ("linear", 21), ("vertex", 5)),
+    ),
+    Case(
+        "skip into relu",
+        lambda: sequential(L(3, 4), Residual(sequential(L(4, 5), nn.ReLU(), L(5, 6)), L(4, 6)), nn.ReLU(), L(6, 2)),
+        noise(6, 3),
+        (("linear", 10), ("vertex", 6), ("vertex", 5)),
+    ),
+    Case(
+        "layer norm",
+        lambda: sequential(L(3, 4), nn.LayerNorm(4), L(4, 2)),
+        noise(6, 3),
+        (("scalar", 1), ("vertex", 4), ("shift", 4)),
+    ),
+    Case(
+        "hand-written layer norm",
+        lambda: sequential(L(3, 4), HandWrittenLayerNorm(4), L(4, 2)),
+        noise(6, 3),
+        (("scalar", 1), ("vertex", 4), ("shift", 4)),
+    ),
+    Case(
+        "rms norm",
+        lambda: sequential(L(3, 4), nn.RMSNorm(4, eps=1e-6), nn.ReLU(), L(4, 2)),
+        noise(6, 3),
+        (("scalar", 1), ("vertex", 4)),
+    ),
+    Case(
+        "hand-written rms norm",
+        lambda: sequential(L(3, 4), RMSNorm(4), nn.ReLU(), L(4, 2)),
+        noise(6, 3),
+        (("scalar", 1), ("vertex", 4)),
+    ),
+    Case(
+        "batch norm",
+        lambda: sequential(L(3, 4), nn.BatchNorm1d(4), nn.ReLU(), L(4, 2)),
+        noise(6, 3),
+        (("vertex", 4), ("vertex", 4), ("shift", 4)),
+    ),
+    Case(
+        "batch norm in eval",
+        lambda: sequential(L(3, 4), nn.BatchNorm1d(4), nn.ReLU(), L(4, 2)).eval(),
+        noise(6, 3),
+        (("vertex", 4),),
+    ),
+    Case(
+        "group norm",
+        lambda: sequential(nn.Conv1d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv1d(4, 2, 1)),
+        noise(6, 3, 5),
+        (("vertex", 2), ("vertex", 4), ("shift", 2)),
+    ),
+    Case(
+        "instance norm",
+        lambda: sequential(nn.Conv1d(3, 4, 3), nn.InstanceNorm1d(4, affine=True), nn.ReLU(), nn.Conv1d(4, 2, 1)),
+        noise(6, 3, 5),
+        (("vertex", 4), ("vertex", 4), ("shift", 4)),
+    ),
+    Case(
+        "weight norm",
+        lambda: sequential(nn.utils.parametrizations.weight_norm(L(3, 4)), nn.ReLU(), L(4, 2)),
+        noise(6, 3),
+        (("vertex", 4), ("vertex", 4)),
+    ),
+    Case(
+        "attention",
+        lambda: sequential(L(3, 6), Attention(6, 2), L(6, 2)),
+        noise(2, 5, 3),
+        (("linear", 21), ("blocks", 12), ("blocks", 12), ("linear", 21), ("shift", 6)),
+    ),
+    Case(
+        "hand-written attention",
+        lambda: sequential(L(3, 6), Attention(6, 2, fused=False), L(6, 2)),
+        noise(2, 5, 3),
+        (("linear", 21), ("blocks", 12), ("blocks", 12), ("linear", 21), ("shift", 6)),
+    ),
+    Case(
+        "grouped query",
+        lambda: Attention(4, 4, 2, head_width=3),
+        noise(2, 5, 4),
+        (("blocks", 12), ("blocks", 12), ("shift", 6)),
+    ),
+    Case(
+        "hand-written grouped query",
+        lambda: Attention(4, 4, 2, fused=False, head_width=3),
+        noise(2, 5, 4),
+        (("blocks", 12), ("blocks", 12), ("shift", 6)),
+    ),
+    Case(
+        "rotary",
+        lambda: Attention(4, 2, 1, fused=False, rope=0, head_width=6),
+        noise(2, 5, 4),
+        (("vertex", 3), ("linear", 21)),
+    ),
+    Case(
+        "partly rotary",
+        lambda: Attention(4, 2, 1, rope=2, head_width=6),
+        noise(2, 5, 4),
+        (("vertex", 2), ("linear", 3), ("linear", 21), ("shift", 2)),
+    ),
+    Case(
+        "multihead",
+        lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, dropout=0, activation="relu"),
+        noise(2, 5, 8),
+        (("blocks", 20), ("blocks", 20), ("scalar", 1), ("vertex", 12), ("shift", 8), ("shift", 9), ("shift", 13)),
+    ),
+    Case(
+        "multihead in eval",
+        lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True).eval(),
+        noise(2, 5, 8),
+        (("vertex", 8), ("blocks", 20), ("blocks", 20), ("vertex", 8), ("vertex", 12), ("shift", 8)),
+    ),
+    Case("swiglu", lambda: SwiGLU(3, 5), noise(6, 3), (("vertex", 5),)),
+    Case("reglu", lambda: SwiGLU(3, 5, F.relu), noise(6, 3), (("vertex", 5), ("vertex", 5))),
+    Case("glu", lambda: sequential(L(3, 8), nn.GLU(), L(4, 2)), noise(6, 3), (("vertex", 4),)),
+    Case(
+        "llama",
+        lambda: _llama(),
+        tokens,
+        (("scalar", 1), ("vertex", 8), ("vertex", 2), ("blocks", 6), ("vertex", 8), ("vertex", 6), ("vertex", 8)),
+    ),
+    Case(
+        "gpt",
+        lambda: _gpt(),
+        tokens,
+        (
+            ("scalar", 1),
+            ("vertex", 8),
+            ("blocks", 20),
+            ("blocks", 20),
+            ("vertex", 8),
+            ("vertex", 8),
+            ("shift", 7),
+            ("shift", 5),
+            ("shift", 8),
+            ("shift", 9),
+            ("shift", 7),
+        ),
+    ),
+    Case(
+        "gpt, tied",
+        lambda: _gpt(tied=True),
+        tokens,
+        (
+            ("scalar", 1),
+            ("vertex", 8),
+            ("blocks", 20),
+            ("blocks", 20),
+            ("vertex", 8),
+            ("shift", 5),
+            ("shift", 8),
+            ("shift", 9),
+            ("shift", 7),
+        ),
+    ),
+    Case("tied linear", lambda: LanguageModel(Residual(L(4, 4)), 4, tied=True), tokens, (("antisymmetric", 0),)),
+    Case(
+        "vision transformer",
+        lambda: VisionTransformer(),
+        noise(2, 3, 4, 4),
+        (
+            ("scalar", 1),
+            ("vertex", 8),
+            ("blocks", 20),
+            ("blocks", 20),
+            ("vertex", 8),
+            ("vertex", 8),
+            ("shift", 13),
+            ("shift", 1),
+            ("shift", 5),
+            ("shift", 8),
+            ("shift", 9),
+            ("shift", 13),
+        ),
+    ),
+    Case(
+        "resnet",
+        lambda: resnet(),
+        noise(3, 3, 16, 16),
+        (
+            ("vertex", 4),
+            ("vertex", 4),
+            ("vertex", 4),
+            ("vertex", 4),
+            ("vertex", 4),
+            ("vertex", 6),
+            ("vertex", 6),
+            ("vertex", 6),
+            ("vertex", 6),
+            ("vertex", 6),
+        ),
+    ),
+    Case("unet", lambda: UNet(), noise(2, 1, 8, 8), (("vertex", 4), ("vertex", 8), ("linear", 10), ("vertex", 4))),
+    Case("gatv2", lambda: GraphNetwork(), graph, (("vertex", 8),)),
+    Case("gatv2, mean", lambda: GraphNetwork(concat=False), graph, (("vertex", 4),)),
+    Case("gatv2, shared", lambda: GraphNetwork(shared=True), graph, (("vertex", 8),)),
+    Case("recurrent", lambda: Recurrent(), noise(3, 4, 3), (("vertex", 4),)),
+    Case("linear recurrent", lambda: Recurrent(nn.Identity()), noise(3, 4, 3), (("linear", 10),)),
+    Case(
+        "nn.RNN", lambda: LastOf(nn.RNN(3, 4, nonlinearity="relu", batch_first=True)), noise(3, 4, 3), (("vertex", 4),)
+    ),
+    Case("nn.LSTM", lambda: LastOf(nn.LSTM(3, 4, batch_first=True)), noise(3, 4, 3), ()),
+    Case("autoencoder", lambda: Autoencoder(), noise(6, 3), (("antisymmetric", 0),)),
+    Case("relu autoencoder", lambda: Autoencoder(nn.ReLU), noise(6, 3), ()),
+    Case("low rank", lambda: LowRank(), noise(6, 3), (("linear", 3),)),
+    Case("layer scale", lambda: LayerScale(), noise(6, 3), (("vertex", 4), ("vertex", 4))),
+    Case("dropout", lambda: sequential(L(3, 4), nn.Dropout(), L(4, 2)), noise(6, 3), (("vertex", 4),)),
 ]
+
+
+def case(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)

@@ -72,11 +72,13 @@ def audit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapp
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)).double()
     >>> weights = dict(model.named_parameters())
-    >>> model(torch.ones(2, 3).double()).sum().backward()
+    >>> model(torch.randn(8, 3).double()).sum().backward()
     >>> gradients = {name: weight.grad for name, weight in weights.items()}
     >>> laws = invariances(model, torch.ones(2, 3).double())
     >>> audit(laws, weights, gradients).passed
     True
+    >>> audit(laws, weights, gradients | {"2.weight": 2 * gradients["2.weight"]}).suspects
+    ('2.weight',)
     """
     findings = []
     for law in laws:
