@@ -69,7 +69,7 @@ def audit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapp
 
     >>> from torch import nn
     >>> from equipoise.laws import invariances
-    >>> _ = torch.manual_seed(0)
+    >>> _ = torch.manual_seed(1)
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)).double()
     >>> weights = dict(model.named_parameters())
     >>> model(torch.randn(8, 3).double()).sum().backward()
@@ -80,11 +80,12 @@ def audit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapp
     >>> audit(laws, weights, gradients | {"2.weight": 2 * gradients["2.weight"]}).suspects
     ('2.weight',)
     """
+    parameters = {name: weight.detach() for name, weight in parameters.items()}
     findings = []
     for law in laws:
         dtypes = [gradients[name].dtype for name in law.parameters]
         limit = max(tolerance(dtype) for dtype in dtypes)
-        findings.append(Finding(law.name, float(law.residual(parameters, gradients).detach()), limit, law.exact))
+        findings.append(Finding(law.name, float(law.residual(parameters, gradients)), limit, law.exact))
     failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
     return Audit(tuple(findings), _suspects(laws, failed, parameters, gradients))
 
