@@ -22,7 +22,7 @@ from equipoise.integrate import loop
 loop._CHECKPOINT_SECONDS = 0.0
 network = json.loads(sys.argv[2])
 eq.flow(eq.networks.mlp(**network), eq.data.load("separable", n=30, d=5), until=eq.LogLoss(-1e5), out=sys.argv[1],
-        arguments={"network": network, "seed": 0})
+        save_at=[eq.Steps(6), eq.LogLoss(-5e4 / 3)], arguments={"network": network, "seed": 0})
 """
 
 
@@ -56,6 +56,22 @@ def test_goals(goal, reached):
     run = small_flow(until=goal)
     assert run.status == "reached"
     assert run.steps == reached if reached else run.growth >= 0.05
+
+
+def test_no_observers_means_none():
+    assert set(small_flow(until=eq.Steps(2), observe=[]).table().observer) == {"flow"}
+
+
+def test_a_pair_on_the_lower_side_of_a_leaky_kink_does_not_slide():
+    """Its slope is 0.3 for ever; only what lies strictly between 0.3 and 1 slides."""
+    torch.manual_seed(0)
+    leaky = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.LeakyReLU(0.3), torch.nn.Linear(6, 1))
+    run = eq.flow(leaky, eq.data.load("separable", n=30, d=5), until=eq.Steps(30))
+    table = run.table()
+    last = table[(table.step == 30) & (table.quantity == "sliding_pairs")]
+    off = 180 - int((run.model[0](run.data.X) > 0).sum())
+    assert off > 20
+    assert last.value.item() < off / 2
 
 
 def test_step_limit_says_what_to_do():
@@ -103,8 +119,11 @@ def test_a_run_killed_at_any_instant_ends_with_the_same_numbers(tmp_path):
         env=environment,
     )
     with Store.open(tmp_path / "whole") as whole, Store.open(killed) as resumed:
-        ours, theirs = resumed.load_weights("final")[0], whole.load_weights("final")[0]
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert len(whole.weights()) == 4
+        assert resumed.weights() == whole.weights()
+        for when in whole.weights():
+            ours, theirs = resumed.load_weights(when)[0], whole.load_weights(when)[0]
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs), when
         assert resumed.table().equals(whole.table())
 
 

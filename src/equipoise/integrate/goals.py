@@ -15,7 +15,7 @@ class Goal(Protocol):
         ...
 
     def describe(self) -> str:
-        """As it is written on the command line."""
+        """As it is written on the command line, every digit kept."""
         ...
 
 
@@ -35,7 +35,7 @@ class LogLoss:
 
     def describe(self) -> str:
         """`log_loss=…`."""
-        return f"log_loss={self.value:g}"
+        return f"log_loss={float(self.value)!r}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Growth:
 
     def describe(self) -> str:
         """`growth=…`."""
-        return f"growth={self.value:g}"
+        return f"growth={float(self.value)!r}"
 
 
 @dataclass(frozen=True)

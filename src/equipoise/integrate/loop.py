@@ -62,17 +62,16 @@ def flow(
     """
     goal = parse_goal(until) if isinstance(until, str) else until
     problem = build_problem(model, data, loss)
-    stepper = stepper or EntropicMidpoint()
+    stepper, points = stepper or EntropicMidpoint(), tuple(save_at)
     with ExitStack() as stack:
         store = None
         if out is not None:
             store = stack.enter_context(
-                Store.create(out, _manifest(problem, goal, stepper, max_steps, arguments or {}))
+                Store.create(out, _manifest(problem, goal, points, stepper, max_steps, arguments or {}))
             )
             store.save_weights("initial", problem.initial)
-        loop = _Loop(
-            problem, goal, stepper, tuple(observe or default_observers()), tuple(save_at), max_steps, store, watcher
-        )
+        observers = default_observers() if observe is None else tuple(observe)
+        loop = _Loop(problem, goal, stepper, observers, points, max_steps, store, watcher)
         return loop.finish(loop.start())
 
 
@@ -86,14 +85,14 @@ def resume(folder: str | Path, model: nn.Module | None = None, data: Any = None,
         problem, manifest = stored_problem(store, model, data), store.manifest
         asked = manifest["arguments"]
         stepper = EntropicMidpoint(**asked["stepper"])
-        goal = parse_goal(asked["until"])
-        loop = _Loop(problem, goal, stepper, default_observers(), (), asked["max_steps"], store, watcher)
+        goal, points = parse_goal(asked["until"]), tuple(map(parse_goal, asked["save_at"]))
+        loop = _Loop(problem, goal, stepper, default_observers(), points, asked["max_steps"], store, watcher)
         saved = store.checkpoint()
         return loop.finish(loop.start() if saved is None else loop.restored(saved))
 
 
 def _manifest(
-    problem: Problem, goal: Goal, stepper: EntropicMidpoint, max_steps: int, arguments: dict
+    problem: Problem, goal: Goal, save_at: Sequence[Goal], stepper: EntropicMidpoint, max_steps: int, arguments: dict
 ) -> dict[str, Any]:
     return {
         "network": arguments.get("network"),
@@ -103,6 +102,7 @@ def _manifest(
         "seed": arguments.get("seed"),
         "arguments": {
             "until": goal.describe(),
+            "save_at": [point.describe() for point in save_at],
             "stepper": asdict(stepper),
             "max_steps": max_steps,
             "command": arguments.get("command"),
@@ -118,8 +118,8 @@ class Progress:
     state: State
     memories: tuple[Memory, ...]
     falls: tuple[float, ...] = ()  # log-losses of the last steps, to see a stall
-    fresh: tuple[Record, ...] = ()  # records not yet on disk
-    records: tuple[Record, ...] = field(default=(), repr=False)
+    records: list[Record] = field(default_factory=list, repr=False)  # a log, only ever appended to
+    written: int = 0  # records that are on disk
     seconds: float = 0.0
 
 
@@ -143,6 +143,7 @@ class _Loop:
             consecutive=tuple((layer.weight, layer.bias) for layer in problem.chain or ()),
             laws=problem.laws,
             kinks=problem.kink_names,
+            negative_slopes=problem.margins.negative_slopes,
             examples=problem.margins.count,
             homogeneity=problem.homogeneity,
             loss=problem.loss.name,
@@ -158,7 +159,7 @@ class _Loop:
         """Step until the goal, or until there is a reason to stop."""
         begun = time.perf_counter() - progress.seconds
         status, written = self._hopeless(), time.perf_counter()
-        pending = list(self.save_at)
+        pending = self._ahead(progress, self.save_at)
         try:
             while status is None and (status := self._status(progress)) is None:
                 advanced = self.stepper.step(self.problem.margins, self.problem.loss, progress.state)
@@ -194,8 +195,7 @@ class _Loop:
         return Status.not_separable if bottomless and why_not_separable(self.problem) else None
 
     def _status(self, progress: Progress) -> Status | None:
-        log_loss, growth = self._log_loss(progress.state), self._growth(progress.state.weights)
-        if self.goal.reached(log_loss=log_loss, growth=growth, steps=progress.step):
+        if not self._ahead(progress, [self.goal]):
             return Status.precision_floor if progress.state.temperature > 1 else Status.reached
         if progress.step >= self.max_steps:
             return Status.step_limit
@@ -215,14 +215,13 @@ class _Loop:
             memories.append(memory)
             records += [Record(*moment, observer.name, *reading) for reading in readings]
         records += [Record(*moment, "flow", "", name, value) for name, value in _told(step, progress.state)]
+        progress.records.extend(records)
         if self.watcher is not None:
             self.watcher(progress.step, snapshot.log_loss, snapshot.growth, self._tail_residual(records))
         return replace(
             progress,
             memories=tuple(memories),
             falls=(*progress.falls, snapshot.log_loss)[-_STALL_STEPS:],
-            fresh=(*progress.fresh, *records),
-            records=(*progress.records, *records),
         )
 
     def _tail_residual(self, records: list[Record]) -> float | None:
@@ -248,28 +247,38 @@ class _Loop:
 
     # --- keeping ---
 
+    def _ahead(self, progress: Progress, goals: Iterable[Goal]) -> list[Goal]:
+        """The goals not reached yet."""
+        here = {
+            "log_loss": self._log_loss(progress.state),
+            "growth": self._growth(progress.state.weights),
+            "steps": progress.step,
+        }
+        return [goal for goal in goals if not goal.reached(**here)]
+
     def _save(self, progress: Progress, pending: list[Goal]) -> list[Goal]:
-        log_loss, growth = self._log_loss(progress.state), self._growth(progress.state.weights)
-        due = [goal for goal in pending if goal.reached(log_loss=log_loss, growth=growth, steps=progress.step)]
-        for goal in due:
-            if self.store is not None:
-                self.store.save_weights(goal.describe(), self.problem.layout.views(progress.state.weights))
-        return [goal for goal in pending if goal not in due]
+        """Keep the weights at goals just reached; the goals that remain."""
+        ahead = self._ahead(progress, pending)
+        if self.store is not None:
+            for goal in pending:
+                if goal not in ahead:
+                    self.store.save_weights(goal.describe(), self.problem.layout.views(progress.state.weights))
+        return ahead
 
     def _commit(self, progress: Progress) -> Progress:
         if self.store is None:
             return progress
-        self.store.commit(progress.fresh, _checkpoint(progress))
-        return replace(progress, fresh=())
+        self.store.commit(progress.records[progress.written :], _checkpoint(progress))
+        return replace(progress, written=len(progress.records))
 
     def restored(self, saved: Checkpoint) -> Progress:
         """The progress of a checkpoint."""
         assert self.store is not None
-        records = tuple(Record(*row) for row in self.store.table().itertuples(index=False))
+        records = [Record(*row) for row in self.store.table().itertuples(index=False)]
         state = _state(saved, len(self.problem.margins.negative_slopes), self.problem)
         memories = tuple(_memory(saved, index) for index in range(len(self.observers)))
         told = saved.metadata
-        return Progress(saved.step, state, memories, tuple(told["falls"]), (), records, told["seconds"])
+        return Progress(saved.step, state, memories, tuple(told["falls"]), records, len(records), told["seconds"])
 
     def _run(self, progress: Progress, status: Status) -> Run:
         state, problem = progress.state, self.problem
@@ -289,7 +298,7 @@ class _Loop:
             steps=progress.step,
             gradient_evaluations=state.examples_visited / problem.margins.count,
             seconds=progress.seconds,
-            records=list(progress.records),
+            records=progress.records,
             folder=None if self.store is None else Path(self.store.folder),
         )
         if self.store is not None:
@@ -306,14 +315,15 @@ class _Here:
     problem: Problem
     state: State
 
+    @cached_property
     def _linearisation(self) -> Linearisation:
         return self.problem.margins.linearise(self.state.weights, self.state.slopes)
 
     def kernel(self) -> Tensor:
-        return self._linearisation().kernel()
+        return self._linearisation.kernel()
 
     def pullback(self, forces: Tensor) -> Tensor:
-        return self._linearisation().pullback(forces)
+        return self._linearisation.pullback(forces)
 
     def weights(self) -> Tensor:
         return self.state.weights

@@ -287,9 +287,13 @@ class _CapturedLinearisation:
         return self.owner.frozen(weights, self.owner.inputs, self.owner.labels, self.slopes)
 
     @cached_property
+    def _margins(self) -> Tensor:
+        return self._frozen(self.weights)
+
+    @property
     def margins(self) -> Float[Tensor, " rows"]:
         """Margins of the frozen network."""
-        return self._frozen(self.weights)
+        return self._margins
 
     def pullback(self, forces: Float[Tensor, " rows"]) -> Weights:
         """`Jᵀ p`, by one backward pass."""

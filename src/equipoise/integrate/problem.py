@@ -1,7 +1,6 @@
 """What a flow is about: a network read once, its data, its loss, and everything derived from them."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,23 +12,23 @@ from torch import Tensor, nn
 
 from equipoise.data import Dataset, validate
 from equipoise.errors import InputError
-from equipoise.graph.capture import Captured, capture
+from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.evaluate import kinks
 from equipoise.integrate.losses import Loss, named_loss
 from equipoise.integrate.margins import Layout, Margins, Weights, build_margins
 from equipoise.laws import Laws, invariances
-from equipoise.networks import mlp
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A network in float64, captured, with its data and loss."""
+    """A network in float64, captured once, with its laws, its data and its loss."""
 
     model: nn.Module
     data: Dataset
     loss: Loss
     captured: Captured
+    laws: Laws
     chain: tuple[Layer, ...] | None
     layout: Layout
     margins: Margins
@@ -43,11 +42,6 @@ class Problem:
     def weights(self) -> Weights:
         """The same as one vector."""
         return self.layout.flatten(self.initial)
-
-    @cached_property
-    def laws(self) -> Laws:
-        """Every law of the network."""
-        return invariances(self.model, self.data.X[:2].to(next(self.model.parameters()).device))
 
     @property
     def homogeneity(self) -> int | None:
@@ -87,12 +81,13 @@ def build_problem(model: nn.Module, data: Any, loss: str | Loss) -> Problem:
         )
     inputs, labels = checked.X.to(device), checked.y.to(device)
     _check_fit(own, inputs)
-    captured = capture(own, inputs[: min(2, len(inputs))])
+    laws = invariances(own, inputs[:2])
+    captured = laws.captured
+    assert captured is not None  # these laws were read, not stated
     layout = Layout.of(dict(own.named_parameters()))
     _check_parameters(own, captured)
-    return Problem(
-        own, checked, chosen, captured, read_chain(captured), layout, build_margins(captured, layout, inputs, labels)
-    )
+    margins = build_margins(captured, layout, inputs, labels)
+    return Problem(own, checked, chosen, captured, laws, read_chain(captured), layout, margins)
 
 
 def _check_fit(model: nn.Module, inputs: Tensor) -> None:
@@ -156,8 +151,3 @@ def why_not_separable(problem: Problem) -> str | None:
         method="highs",
     )
     return "the network is linear and no hyperplane separates the classes" if programme.status == 2 else None
-
-
-def network_recipe(arguments: Mapping[str, Any]) -> nn.Module:
-    """The reference network of a run's manifest."""
-    return mlp(**{**arguments, "widths": list(arguments["widths"])})

@@ -12,7 +12,8 @@ from equipoise.data import Dataset, Provenance, rebuild
 from equipoise.errors import InputError
 from equipoise.graph.chain import Layer
 from equipoise.integrate.losses import Loss
-from equipoise.integrate.problem import Problem, build_problem, network_recipe
+from equipoise.integrate.problem import Problem, build_problem
+from equipoise.networks import mlp
 from equipoise.store import Record, Store
 
 
@@ -160,15 +161,10 @@ class Run:
 def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
     """The problem of a run folder; what is not in the folder must be passed."""
     manifest = store.manifest
-    network = manifest.get("network")
-    if model is None and network is None:
-        raise InputError(
-            expected="the model of this run, which is not in its folder",
-            found="none",
-            remedy="pass model= with the architecture that was trained",
-        )
+    if model is None:
+        model = _recorded_network(manifest.get("network"))
     given = data if data is not None else rebuild(Provenance.from_json(manifest["data"]))
-    problem = build_problem(model if model is not None else network_recipe(network), given, manifest["loss"])
+    problem = build_problem(model, given, manifest["loss"])
     if problem.data.provenance.sha256 != manifest["data"]["sha256"]:
         raise InputError(
             expected=f"the data of the run, SHA-256 {manifest['data']['sha256'][:12]}…",
@@ -176,3 +172,13 @@ def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
             remedy="pass the data that the run was trained on",
         )
     return problem
+
+
+def _recorded_network(recipe: dict[str, Any] | None) -> nn.Module:
+    if recipe is None:
+        raise InputError(
+            expected="the model of this run, which is not in its folder",
+            found="none",
+            remedy="pass model= with the architecture that was trained",
+        )
+    return mlp(**recipe)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,10 +63,25 @@ class Outlook:
     """The flow at the start of a step: its velocity and where that would lead."""
 
     potential: Float[Tensor, " n"]  # u
-    forces: Float[Tensor, " n"]  # softmax(-u)
     velocity: Weights  # -∇ log R, or its mean over the last implicit step
     rates: Float[Tensor, " n"]  # du/dτ
     speed: float  # ‖velocity‖ / ‖w‖
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The stretch of flow that a step is to cover: from where, how far, on which problem."""
+
+    margins: Margins
+    loss: Loss
+    state: State
+    outlook: Outlook
+    span: float  # h
+
+    @property
+    def size(self) -> float:
+        """`‖Δw‖ / ‖w‖` at the velocity of the start."""
+        return self.span * self.outlook.speed
 
 
 @dataclass(frozen=True)
@@ -74,20 +89,40 @@ class Attempt:
     """A step before its midpoint is made exact, and whether it may be accepted."""
 
     on: Margins  # the examples that enter
-    rows: Rows | None
+    rows: Rows | None  # which they are; None: all
     settling: Settling
     forces: Float[Tensor, " rows"]  # D p̄, frozen
     weights: Weights
     dual: Float[Tensor, " n"]
     error: float
     settled: bool
-    active: int
-    temperature: float
     visited: int
+    temperature: float = 1.0
+
+
+class Warm(NamedTuple):
+    """Solutions of the implicit problem, to start the next from; `mean` is `p̄`."""
+
+    whole: Tensor
+    first: Tensor
+    second: Tensor
+    mean: Tensor
 
 
 # Given the linearisation, u at both ends on these rows, and a warm start: (p̄, p of lower order, next warm start).
-Average = Callable[[Linearisation, Tensor, Tensor, tuple | None], tuple[Tensor, Tensor, tuple | None]]
+Average = Callable[[Linearisation, Tensor, Tensor, Warm | None], tuple[Tensor, Tensor, Warm | None]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the iteration that settles a step: what it led to."""
+
+    settling: Settling
+    end: Weights
+    forces: Float[Tensor, " rows"]  # D p̄
+    doubt: Float[Tensor, " rows"]  # D (p̄ - p of lower order)
+    here: Linearisation
+    warm: Warm | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +141,6 @@ class EntropicMidpoint:
     step_size: float = 0.05
     tolerance: float = 0.01
     smallest: float = 1e-10  # a step below this has stalled
-    name: ClassVar[str] = "entropic_midpoint"
 
     def init(self, margins: Margins, weights: Weights) -> State:
         """The state at the start of a run."""
@@ -121,35 +155,18 @@ class EntropicMidpoint:
         sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + margins.count
         while outlook.speed > 0 and math.isfinite(outlook.speed):
             route = self._cheaper(margins, outlook, sizes)
-            span = sizes[route] / outlook.speed
-            attempt = _ROUTES[route](margins, loss, state, outlook, span)
+            stretch = Stretch(margins, loss, state, outlook, sizes[route] / outlook.speed)
+            attempt = _ROUTES[route](stretch)
             visited += attempt.visited
             if attempt.settled and attempt.error <= self.tolerance:
                 sizes[route] = min(self.step_size, sizes[route] * 1.3)
-                return self._accept(margins, loss, state, attempt, span, sizes, visited, route, rejected)
+                after, size, mismatch = _advanced(stretch, attempt)
+                after = replace(after, sizes=sizes, examples_visited=after.examples_visited + visited)
+                return after, Step(route, size, attempt.error, rejected, attempt.on.count, mismatch)
             sizes[route], rejected = sizes[route] / 2, rejected + 1
             if sizes[route] < self.smallest:
                 break
         return None
-
-    def _accept(self, margins, loss, state, attempt, span, sizes, visited, route, rejected) -> tuple[State, Step]:
-        """Converge the midpoint to rounding with everything else frozen, then move."""
-        weights, mismatch, iterations = _converged(state, attempt, span)
-        evaluation = margins.evaluate(weights)
-        passed = _physical_time(state, loss, evaluation, span)
-        size = float((weights - state.weights).norm() / state.weights.norm())
-        after = State(
-            weights,
-            evaluation,
-            _merged(local_slopes(margins, evaluation), attempt),
-            attempt.dual,
-            None if route == "trapezoid" else (weights - state.weights) / span,
-            sizes,
-            float(np.logaddexp(state.log_time, passed)),
-            attempt.temperature,
-            visited + iterations * attempt.active,
-        )
-        return after, Step(route, size, attempt.error, rejected, attempt.active, mismatch)
 
     def _cheaper(self, margins: Margins, outlook: Outlook, sizes: dict[str, float]) -> str:
         """The route with the lower estimated cost per unit of progress, from counts of operations alone."""
@@ -168,12 +185,11 @@ class EntropicMidpoint:
 
 def _outlook(margins: Margins, loss: Loss, state: State) -> Outlook:
     potential = loss.potential(state.evaluation.margins)
-    forces = torch.softmax(-potential, 0)
     slope = loss.slope(state.evaluation.margins)
     here = margins.linearise(state.weights, state.slopes)
-    velocity = here.pullback(forces * slope) if state.velocity is None else state.velocity
+    velocity = here.pullback(torch.softmax(-potential, 0) * slope) if state.velocity is None else state.velocity
     speed = float(velocity.norm() / state.weights.norm())
-    return Outlook(potential, forces, velocity, slope * here.pushforward(velocity), speed)
+    return Outlook(potential, velocity, slope * here.pushforward(velocity), speed)
 
 
 def _active(outlook: Outlook, span: float) -> Tensor:
@@ -186,29 +202,30 @@ def _active(outlook: Outlook, span: float) -> Tensor:
     return near.nonzero().squeeze(1)
 
 
-def _trapezoid(margins: Margins, loss: Loss, state: State, outlook: Outlook, span: float) -> Attempt:
+def _trapezoid(stretch: Stretch) -> Attempt:
     """The cheap route: all examples, no kernel."""
 
-    def average(_, before: Tensor, after: Tensor, __) -> tuple[Tensor, Tensor, None]:
+    def average(here: Linearisation, before: Tensor, after: Tensor, warm: Warm | None) -> tuple[Tensor, Tensor, None]:
         start, end = torch.softmax(-before, 0), torch.softmax(-after, 0)
         return (start + end) / 2, start, None
 
-    return _settle(margins, None, loss, state, outlook, span, average, 1.0)
+    return _settle(stretch, stretch.margins, None, average)
 
 
-def _entropic(margins: Margins, loss: Loss, state: State, outlook: Outlook, span: float) -> Attempt:
+def _entropic(stretch: Stretch) -> Attempt:
     """The implicit route on the examples that matter, verified on all of them afterwards."""
-    largest = float(outlook.potential.abs().max())
-    temperature = max(1.0, 4 * torch.finfo(outlook.potential.dtype).eps * largest)
-    rows, visited = _active(outlook, span), 0
+    margins, potential = stretch.margins, stretch.outlook.potential
+    temperature = max(1.0, 4 * torch.finfo(potential.dtype).eps * float(potential.abs().max()))
+    rows, visited = _active(stretch.outlook, stretch.span), 0
     while True:
-        attempt = _entropic_on(margins.restricted(rows), rows, loss, state, outlook, span, temperature)
+        attempt = _entropic_on(stretch, rows, temperature)
         visited += attempt.visited + margins.count // 3
+        attempt = replace(attempt, visited=visited, temperature=temperature)
         if not attempt.settled:
-            return replace(attempt, visited=visited)
-        missed = _missed(loss.potential(margins.evaluate(attempt.weights).margins), rows)
+            return attempt
+        missed = _missed(stretch.loss.potential(margins.evaluate(attempt.weights).margins), rows)
         if len(missed) == 0:
-            return replace(attempt, visited=visited)
+            return attempt
         rows = torch.cat([rows, missed]).sort().values
 
 
@@ -220,45 +237,68 @@ def _missed(after: Tensor, rows: Tensor) -> Tensor:
     return (outside & (after < level + _NEGLIGIBLE - _UNSEEN * level.abs())).nonzero().squeeze(1)
 
 
-def _entropic_on(on, rows, loss, state, outlook, span, temperature: float) -> Attempt:
-    start = state.dual[rows]
+def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
+    start, span = stretch.state.dual[rows], stretch.span
 
-    def average(here: Linearisation, before: Tensor, after: Tensor, warm: tuple | None):
-        slope = loss.slope(here.margins)
+    def average(here: Linearisation, before: Tensor, after: Tensor, warm: Warm | None) -> tuple[Tensor, Tensor, Warm]:
+        slope = stretch.loss.slope(here.margins)
         kernel = slope[:, None] * here.kernel() * slope
         # What the frozen kernel does not explain of the way to u₁; with it the margins end where they really are.
-        drift = torch.zeros_like(before) if warm is None else after - before - span * (kernel @ warm[3])
-        starts = (start, start, start) if warm is None else warm[:3]
+        drift = torch.zeros_like(before) if warm is None else after - before - span * (kernel @ warm.mean)
+        starts = (start, start, start) if warm is None else (warm.whole, warm.first, warm.second)
         whole, first, second = (
             solution.weights for solution in extrapolated_average(span * kernel, before, drift, starts, temperature)
         )
         mean = first + second - whole
-        return mean, whole, (whole, first, second, mean)
+        return mean, whole, Warm(whole, first, second, mean)
 
-    return _settle(on, rows, loss, state, outlook, span, average, temperature)
+    return _settle(stretch, stretch.margins.restricted(rows), rows, average)
 
 
-def _settle(on, rows, loss, state, outlook, span, average: Average, temperature) -> Attempt:
+def _settle(stretch: Stretch, on: Margins, rows: Rows | None, average: Average) -> Attempt:
     """Iterate p̄, slopes and w_mid together until the end of the step moves by less than its own error."""
+    state, norm = stretch.state, float(stretch.state.weights.norm())
     before = state.evaluation if rows is None else state.evaluation.take(rows)
-    potential = loss.potential(before.margins)
-    settling = Settling.start(tuple(slope if rows is None else slope[rows] for slope in state.slopes))
-    norm, size = float(state.weights.norm()), span * outlook.speed
-    end, warm, changes = state.weights + span * outlook.velocity, None, []
-    while len(changes) < _SETTLING and not _finished(changes, size) and not _diverges(changes):
-        after = on.evaluate(end)
-        settling = settling.towards(secant_slopes(on, before, after))
-        here = on.linearise((state.weights + end) / 2, settling.slopes)
-        slope = loss.slope(here.margins)
-        mean, lower, warm = average(here, potential, loss.potential(after.margins), warm)
-        moved = state.weights + span * here.pullback(slope * mean)
-        changes.append(float((moved - end).norm()) / norm)
-        end = moved
-    error = span * float(here.pullback(slope * (mean - lower)).norm()) / norm
-    dual = state.dual if rows is None else _scattered(warm[0], rows, state.dual)
-    settled = changes[-1] <= max(size**3, _SETTLED)
-    visited = len(changes) * on.count
-    return Attempt(on, rows, settling, slope * mean, end, dual, error, settled, on.count, temperature, visited)
+    slopes = state.slopes if rows is None else tuple(slope[rows] for slope in state.slopes)
+    end = state.weights + stretch.span * stretch.outlook.velocity
+    last = _pass(stretch, on, before, average, end, Settling.start(slopes), None)
+    changes = [float((last.end - end).norm()) / norm]
+    while len(changes) < _SETTLING and not _finished(changes, stretch.size) and not _diverges(changes):
+        end = last.end
+        last = _pass(stretch, on, before, average, end, last.settling, last.warm)
+        changes.append(float((last.end - end).norm()) / norm)
+    return Attempt(
+        on=on,
+        rows=rows,
+        settling=last.settling,
+        forces=last.forces,
+        weights=last.end,
+        dual=state.dual if rows is None or last.warm is None else _scattered(last.warm.whole, rows, state.dual),
+        error=stretch.span * float(last.here.pullback(last.doubt).norm()) / norm,
+        settled=changes[-1] <= max(stretch.size**3, _SETTLED),
+        visited=len(changes) * on.count,
+    )
+
+
+def _pass(
+    stretch: Stretch,
+    on: Margins,
+    before: Evaluation,
+    average: Average,
+    end: Weights,
+    settling: Settling,
+    warm: Warm | None,
+) -> Pass:
+    """From a guess of the end to the next: slopes, midpoint, weights of the examples, end."""
+    loss, start = stretch.loss, stretch.state.weights
+    after = on.evaluate(end)
+    settling = settling.towards(secant_slopes(on, before, after))
+    here = on.linearise((start + end) / 2, settling.slopes)
+    slope = loss.slope(here.margins)
+    mean, lower, warm = average(here, loss.potential(before.margins), loss.potential(after.margins), warm)
+    forces = slope * mean
+    moved = start + stretch.span * here.pullback(forces)
+    return Pass(settling, moved, forces, slope * (mean - lower), here, warm)
 
 
 def _finished(changes: list[float], size: float) -> bool:
@@ -274,6 +314,26 @@ def _diverges(changes: list[float]) -> bool:
     if changes and not changes[-1] < 1:  # further than ‖w‖, or not a number
         return True
     return len(changes) > 8 and min(changes[-4:]) > min(changes[:-4])
+
+
+def _advanced(stretch: Stretch, attempt: Attempt) -> tuple[State, float, float]:
+    """Converge the midpoint with everything else frozen, then move: the state after, `‖Δw‖/‖w‖`, and the mismatch."""
+    state, margins, span = stretch.state, stretch.margins, stretch.span
+    weights, mismatch, iterations = _converged(state, attempt, span)
+    evaluation = margins.evaluate(weights)
+    moved = weights - state.weights
+    after = State(
+        weights=weights,
+        evaluation=evaluation,
+        slopes=_merged(local_slopes(margins, evaluation), attempt),
+        dual=attempt.dual,
+        velocity=None if attempt.rows is None else moved / span,
+        sizes=state.sizes,
+        log_time=float(np.logaddexp(state.log_time, _physical_time(stretch, evaluation))),
+        temperature=attempt.temperature,
+        examples_visited=iterations * attempt.on.count,
+    )
+    return after, float(moved.norm() / state.weights.norm()), mismatch
 
 
 def _converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, float, int]:
@@ -304,12 +364,12 @@ def _scattered(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
     return scattered
 
 
-def _physical_time(state: State, loss: Loss, after: Evaluation, span: float) -> float:
+def _physical_time(stretch: Stretch, after: Evaluation) -> float:
     """`log ∫ dτ / R`, the physical time of a step, with `log R` linear in `τ` across it."""
-    start = log_risk(loss.potential(state.evaluation.margins))
-    fall = start - log_risk(loss.potential(after.margins))
+    start = log_risk(stretch.outlook.potential)
+    fall = start - log_risk(stretch.loss.potential(after.margins))
     shape = 0.0 if abs(fall) < 1e-12 else math.log(abs(-math.expm1(-abs(fall)) / fall))
-    return math.log(span) - start + max(fall, 0.0) + shape
+    return math.log(stretch.span) - start + max(fall, 0.0) + shape
 
 
 _ROUTES = {"trapezoid": _trapezoid, "entropic": _entropic}

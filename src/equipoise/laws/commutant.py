@@ -130,8 +130,16 @@ class Scalar(_Matrices):
     """
 
     kind: ClassVar[str] = "scalar"
-    shape: ClassVar[tuple[int, int]] = (1, 1)
-    count: ClassVar[int] = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """One block of one component."""
+        return 1, 1
+
+    @property
+    def count(self) -> int:
+        """One."""
+        return 1
 
     def folded(self, moments: Moments) -> Float[Tensor, ""]:
         """A number."""
@@ -209,12 +217,16 @@ class Antisymmetric(_Matrices):
     number: int
     width: int
     kind: ClassVar[str] = "antisymmetric"
-    count: ClassVar[int] = 0
 
     @property
     def shape(self) -> tuple[int, int]:
         """Blocks of `d` components."""
         return self.number, self.width
+
+    @property
+    def count(self) -> int:
+        """None."""
+        return 0
 
     def project(self, moments: Moments) -> Moments:
         """The antisymmetric part."""

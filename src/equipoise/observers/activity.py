@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from equipoise.measure.activity import pattern_classes, patterns
+from equipoise.measure.activity import pattern_classes, patterns, sliding_pairs
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 _SLIDES_FOR = 3  # consecutive steps with 0 < α < 1 after which a pair is said to slide (THEORY T4.5)
@@ -30,10 +30,10 @@ class Activity:
         """Update the time of each pair's last flip, then count."""
         after: Memory = {}
         readings: list[Reading] = []
-        seen = zip(scene.kinks, snapshot.preactivations, snapshot.slopes, strict=True)
-        for place, preactivation, slope in seen:
+        seen = zip(scene.kinks, scene.negative_slopes, snapshot.preactivations, snapshot.slopes, strict=True)
+        for place, negative, preactivation, slope in seen:
             on = preactivation.flatten(1) > 0
-            inside = ((slope > 0) & (slope < 1)).flatten(1)
+            inside = sliding_pairs(slope.flatten(1), negative)
             flipped, slid, flips = _updated(memory, place, on, inside, snapshot.growth)
             after |= {f"{place}/on": on, f"{place}/flipped": flipped, f"{place}/slid": slid}
             settled = (flipped <= snapshot.growth - self.window).all(0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ class Scene:
     consecutive: tuple[tuple[str, str | None], ...]  # (weight, bias) of the layers of a chain, in order
     laws: Laws
     kinks: tuple[str, ...]  # the layer whose activation each kink is
+    negative_slopes: tuple[float, ...]  # of each kink
     examples: int
     homogeneity: int | None
     loss: str
@@ -69,10 +70,7 @@ class JacobianProducts(Protocol):
 class Observer(Protocol):
     """Reads snapshots; what it must remember is in its memory, never in itself."""
 
-    @property
-    def name(self) -> str:
-        """The observer's name in the table."""
-        ...
+    name: ClassVar[str]  # in the table
 
     def init(self, scene: Scene) -> Memory:
         """The memory before the first snapshot."""
