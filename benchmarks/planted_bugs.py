@@ -1,6 +1,6 @@
 """Planted gradient bugs: how many the laws catch, how often they cry wolf, and what they cannot see.
 
-    python benchmarks/planted_bugs.py            # the table
+python benchmarks/planted_bugs.py            # the table
 """
 
 from collections.abc import Callable, Iterator
@@ -208,21 +208,46 @@ BUGS: tuple[Bug, ...] = (
     Bug("weight gradient off by 2", lambda: mlp(wrong(w=lambda x, w, g: 2 * right(x, w, g)[1])), suspect=MIDDLE),
     Bug("weight gradient off by 1%", lambda: mlp(wrong(w=lambda x, w, g: 1.01 * right(x, w, g)[1])), suspect=MIDDLE),
     Bug("weight gradient of the wrong sign", lambda: mlp(wrong(w=lambda x, w, g: -right(x, w, g)[1])), suspect=MIDDLE),
-    Bug("missing transpose in the weight gradient", lambda: mlp(wrong(w=lambda x, w, g: right(x, w, g)[1].T)), suspect=MIDDLE),
+    Bug(
+        "missing transpose in the weight gradient",
+        lambda: mlp(wrong(w=lambda x, w, g: right(x, w, g)[1].T)),
+        suspect=MIDDLE,
+    ),
     Bug("missing transpose in the input gradient", lambda: mlp(wrong(x=lambda x, w, g: g @ w.T))),
     Bug("input gradient off by 2", lambda: mlp(wrong(x=lambda x, w, g: 2 * g @ w))),
     Bug("input gradient dropped", lambda: mlp(wrong(x=lambda x, w, g: torch.zeros_like(g @ w)))),
-    Bug("mean instead of sum in the weight gradient", lambda: mlp(wrong(w=lambda x, w, g: right(x, w, g)[1] / x[..., 0].numel())), suspect=MIDDLE),
-    Bug("first example only in the weight gradient", lambda: mlp(wrong(w=lambda x, w, g: g[0].T @ x[0])), suspect=MIDDLE),
+    Bug(
+        "mean instead of sum in the weight gradient",
+        lambda: mlp(wrong(w=lambda x, w, g: right(x, w, g)[1] / x[..., 0].numel())),
+        suspect=MIDDLE,
+    ),
+    Bug(
+        "first example only in the weight gradient", lambda: mlp(wrong(w=lambda x, w, g: g[0].T @ x[0])), suspect=MIDDLE
+    ),
     Bug("bias gradient dropped", lambda: mlp(wrong(b=lambda x, w, g: torch.zeros_like(g[0, 0]))), suspect="2.bias"),
     Bug("bias gradient averaged", lambda: mlp(wrong(b=lambda x, w, g: g.flatten(0, -2).mean(0))), suspect="2.bias"),
     Bug("one output row forgotten", lambda: mlp(wrong(w=_last_row)), suspect=MIDDLE),
     Bug("ReLU backward uses x > 0.1", lambda: mlp(activation=unary("R", F.relu, lambda x, g: g * (x > 0.1)))),
     Bug("ReLU backward passes everything", lambda: mlp(activation=unary("R", F.relu, lambda x, g: g))),
-    Bug("leaky slope forgotten in backward", lambda: mlp(activation=unary("L", lambda x: F.leaky_relu(x, 0.2), lambda x, g: g * (x > 0)))),
-    Bug("mask applied only forward", lambda: mlp(activation=unary("M", lambda x: F.relu(x) * mask(x), lambda x, g: g * (x > 0)))),
-    Bug("softmax backward without its correction", lambda: Attention(masked, function(probabilities, lambda s, g: probabilities(s) * g))),
-    Bug("softmax backward sums over the wrong axis", lambda: Attention(masked, function(probabilities, lambda s, g: probabilities(s) * (g - (g * probabilities(s)).sum(-2, keepdim=True))))),
+    Bug(
+        "leaky slope forgotten in backward",
+        lambda: mlp(activation=unary("L", lambda x: F.leaky_relu(x, 0.2), lambda x, g: g * (x > 0))),
+    ),
+    Bug(
+        "mask applied only forward",
+        lambda: mlp(activation=unary("M", lambda x: F.relu(x) * mask(x), lambda x, g: g * (x > 0))),
+    ),
+    Bug(
+        "softmax backward without its correction",
+        lambda: Attention(masked, function(probabilities, lambda s, g: probabilities(s) * g)),
+    ),
+    Bug(
+        "softmax backward sums over the wrong axis",
+        lambda: Attention(
+            masked,
+            function(probabilities, lambda s, g: probabilities(s) * (g - (g * probabilities(s)).sum(-2, keepdim=True))),
+        ),
+    ),
     Bug("detached branch", Detached),
     Bug("no_grad around a skip", Stopped),
     Bug("detached mean in a LayerNorm", lambda: OwnNorm(cut=True)),
@@ -231,11 +256,19 @@ BUGS: tuple[Bug, ...] = (
     Bug("rows of a sharded gradient swapped", mlp, _changed(MIDDLE, lambda g: g.roll(4, 0)), MIDDLE),
     Bug("gradient clipped for one layer only", mlp, _changed(MIDDLE, lambda g: g.clamp(-0.01, 0.01)), MIDDLE),
     Bug("1e-3 of noise in one gradient", mlp, _noise(MIDDLE, 1e-3), MIDDLE),
-    Bug("two layers' gradients exchanged", mlp, lambda g, m, x: (lambda a: (g["4.weight"].copy_(g["5.weight"]), g["5.weight"].copy_(a)))(g["4.weight"].clone())),
+    Bug(
+        "two layers' gradients exchanged",
+        mlp,
+        lambda g, m, x: (lambda a: (g["4.weight"].copy_(g["5.weight"]), g["5.weight"].copy_(a)))(g["4.weight"].clone()),
+    ),
     Bug("all gradients off by 2", mlp, _all(2.0), visible=False),
     Bug("last bias off by 2 (in no law)", mlp, _scaled("6.bias", 2.0), visible=False),
     Bug("gradient of another loss", mlp, None, visible=False),
-    Bug("mask hides wrong positions in both passes", lambda: Attention(lambda s: s.masked_fill(hidden(s).mT, -torch.inf), probabilities), visible=False),
+    Bug(
+        "mask hides wrong positions in both passes",
+        lambda: Attention(lambda s: s.masked_fill(hidden(s).mT, -torch.inf), probabilities),
+        visible=False,
+    ),
 )
 
 
@@ -275,14 +308,19 @@ def main() -> None:
                 alarms += not found.passed
                 runs += 1
                 worst = max([worst, *(f.residual / f.tolerance for f in found.findings if f.exact)])
-        print(f"{dtype}: caught {len(caught)}/{len(audits)}, parameter named {len(named)}/{len(known)}, "
-              f"false alarms {alarms}/{runs}, largest sound residual {worst:.2g} of the alarm")
+        print(
+            f"{dtype}: caught {len(caught)}/{len(audits)}, parameter named {len(named)}/{len(known)}, "
+            f"false alarms {alarms}/{runs}, largest sound residual {worst:.2g} of the alarm"
+        )
         for bug in audits:
             if bug not in caught:
                 print(f"   missed: {bug.name}")
             elif bug.suspect and bug not in named:
                 print(f"   named {audits[bug].suspects} for: {bug.name}")
-    print("in principle invisible:", *(f"\n   {bug.name}: {'not seen' if audited(bug).passed else 'seen'}" for bug in BUGS if not bug.visible))
+    print(
+        "in principle invisible:",
+        *(f"\n   {bug.name}: {'not seen' if audited(bug).passed else 'seen'}" for bug in BUGS if not bug.visible),
+    )
 
 
 if __name__ == "__main__":

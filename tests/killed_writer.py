@@ -40,7 +40,7 @@ def check(folder):
         if "final" in store.weights():
             weights, metadata = store.load_weights("final")
             assert weights["w"].eq(metadata["step"]).all()
-            assert metadata["step"] <= last  # a kill between commit and save leaves weights behind, several in a row further
+            assert metadata["step"] <= last  # kills between commit and save leave the weights behind
     return last
 
 

@@ -14,6 +14,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from equipoise.graph.interface import Member
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
@@ -270,7 +271,7 @@ def _numbers(node: fx.Node, source: fx.Node, walk: Walk) -> Tensor:
 
 
 def _plain(argument: Any, walk: Walk) -> Any:
-    return fx.node.map_arg(argument, lambda node: walk.signals[node])
+    return map_arg(argument, lambda node: walk.signals[node])
 
 
 def _sum(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.Node, Groups | None]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.algebra import Algebra
@@ -208,8 +209,8 @@ def operation_name(target: Any) -> str:
 
 def _fetched(node: fx.Node, signals: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     fetch = lambda argument: signals[argument]  # noqa: E731
-    args = fx.node.map_arg(node.args, fetch)
-    kwargs = fx.node.map_arg(node.kwargs, fetch)
+    args = map_arg(node.args, fetch)
+    kwargs = map_arg(node.kwargs, fetch)
     return tuple(args), dict(kwargs)  # pyright: ignore[reportArgumentType]
 
 

@@ -35,7 +35,7 @@ class LogLoss:
 
     def describe(self) -> str:
         """`log_loss=…`."""
-        return f"log_loss={float(self.value)!r}"
+        return f"log_loss={_exactly(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Growth:
 
     def describe(self) -> str:
         """`growth=…`."""
-        return f"growth={float(self.value)!r}"
+        return f"growth={_exactly(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,9 @@ def parse_goal(text: str) -> Goal:
             found=repr(text),
             remedy="type --until log_loss=-1e6",
         ) from None
+
+
+def _exactly(value: float | int) -> str:
+    """As short as may be, but the same number when read again."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
