@@ -1,32 +1,14 @@
-"""The command line: thin verbs over the library. Exit 0 on success, 1 when something falls short, 2 on bad input."""
+"""`equipoise flow` and `equipoise demo`: a network trained to its limit."""
 
-import json
-import shlex
-import sys
-import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import equipoise as eq
-from equipoise.errors import EquipoiseError, InputError
+from equipoise.cli.app import Json, Quiet, app, integers, line, stderr, typed
+from equipoise.errors import InputError
 from equipoise.integrate.goals import parse_goal
 from equipoise.theorems.tail import certified_bounds
-
-app = App(
-    name="equipoise",
-    help="What training does to your weights: derived, measured, certified, and put to use.",
-    version=eq.__version__,
-    result_action="return_value",
-)
-_err = Console(stderr=True)
-
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Quiet = Annotated[bool, Parameter(negative="")]
 
 
 @app.command
@@ -66,11 +48,11 @@ def flow(
     resume: go on with the run in this folder.
     json: one JSON object as the last line of standard output.
     """
-    with _Watcher(quiet or not _err.is_terminal) as watcher:
+    with ProgressLine(quiet or not stderr.is_terminal) as watcher:
         if resume is not None:
             run = eq.resume(resume, watcher=watcher)
         else:
-            hidden = _integers("--widths", widths)
+            hidden = integers("--widths", widths)
             parse_goal(until)
             dataset = eq.data.load(data, _classes(data, classes), n=n, seed=seed)
             network = {
@@ -88,7 +70,7 @@ def flow(
                 out=out,
                 stepper=eq.steppers.EntropicMidpoint(step_size=step_size),
                 max_steps=max_steps,
-                arguments={"network": network, "seed": seed, "command": _command()},
+                arguments={"network": network, "seed": seed, "command": typed()},
                 watcher=watcher,
             )
     return _tell_run(run, json)
@@ -105,12 +87,12 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
     """
     network = {"widths": [64, 64, 64, 64, 64, 1], "linear_tail": 3, "bias": False, "init": "fan_in", "seed": seed}
     dataset = eq.data.load("digits", classes=(0, 1), seed=seed)
-    with _Watcher(quiet or not _err.is_terminal) as watcher:
+    with ProgressLine(quiet or not stderr.is_terminal) as watcher:
         run = eq.flow(
             eq.networks.mlp(**network),
             dataset,
             until=eq.LogLoss(-1e6),
-            arguments={"network": network, "seed": seed, "command": _command()},
+            arguments={"network": network, "seed": seed, "command": typed()},
             watcher=watcher,
         )
     certificate = eq.certify(run)
@@ -122,105 +104,13 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
     return code
 
 
-@app.command
-def certify(folder: Path, *, json: Json = False) -> int:
-    """Say which theorem holds for a finished run: assumptions, bounds, measurements.
-
-    Parameters
-    ----------
-    folder: of a finished run.
-    """
-    certificate = eq.certify(eq.Run.load(folder))
-    print(_line(certificate.to_json()) if json else str(certificate))
-    return 0 if certificate.holds else 1
-
-
-@app.command
-def report(
-    folder: Path,
-    *,
-    page: Path | None = None,
-    open_page: Annotated[bool, Parameter(name="--open", negative="")] = False,
-    json: Json = False,
-) -> int:
-    """Write the self-contained page of a finished run.
-
-    Parameters
-    ----------
-    folder: of a finished run.
-    page: where it goes (default: report.html in the folder).
-    open_page: show it in the browser.
-    """
-    run = eq.Run.load(folder)
-    where = eq.report(run, page or folder / "report.html", certificate=eq.certify(run))
-    print(_line({"page": str(where)}) if json else f"The page: {where.resolve().as_uri()}")
-    if open_page:
-        webbrowser.open(where.resolve().as_uri())
-    return 0
-
-
-@app.command
-def invariances(
-    *, widths: str = "64,64,64,64", inputs: int = 64, linear_tail: int = 3, bias: bool = False, json: Json = False
-) -> int:
-    """List every law that gradient flow keeps in a reference network.
-
-    Parameters
-    ----------
-    widths: hidden widths.
-    inputs: width of the input.
-    """
-    model = eq.networks.mlp([inputs, *_integers("--widths", widths), 1], linear_tail=linear_tail, bias=bias)
-    laws = eq.invariances(model, next(model.parameters()).new_ones(2, inputs))
-    rows = [{"name": law.name, "kind": law.kind, "count": law.count} for law in laws]
-    print(_line({"laws": rows}) if json else str(laws))
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb. Whatever is wrong with the input is one line on standard error, and exit code 2."""
-    try:
-        code = app(arguments, exit_on_error=False, print_error=False)
-    except EquipoiseError as error:
-        sys.exit(_complain(str(error)))
-    except CycloptsError as error:
-        first = " ".join(str(error).split())
-        sys.exit(_complain(f"expected a command as in equipoise --help; found {first}; type equipoise --help"))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(message: str) -> int:
-    print(" ".join(f"equipoise: {message}".split()), file=sys.stderr)
-    return 2
-
-
-def _command() -> str:
-    return shlex.join(["equipoise", *sys.argv[1:]])
-
-
-def _integers(option: str, text: str) -> list[int]:
-    """A list written as `64,64`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            expected=f"{option} as integers separated by commas", found=repr(text), remedy=f"type {option} 64,64"
-        ) from None
-
-
 def _classes(data: str, text: str) -> tuple[int, ...] | None:
     if data == "separable":
         return None
-    classes = tuple(_integers("--classes", text))
+    classes = tuple(integers("--classes", text))
     if len(classes) != 2:
         raise InputError(expected="two classes", found=f"{len(classes)} ({text})", remedy="type --classes 0,1")
     return classes
-
-
-def _line(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, allow_nan=False, default=str)
 
 
 def _tell_run(run: "eq.Run", as_json: bool) -> int:
@@ -232,7 +122,7 @@ def _tell_run(run: "eq.Run", as_json: bool) -> int:
         layer["certified_bound"] = bounds.get(layer["name"])
     summary["certificate"] = certificate.to_json()
     if as_json:
-        print(_line(_finite(summary)))
+        print(line(summary))
     else:
         print(run.status)
         print(f"log R = {run.log_loss:.6g} after {run.steps} steps and {run.seconds:.1f} s, growth {run.growth:.3f}")
@@ -244,24 +134,15 @@ def _tell_run(run: "eq.Run", as_json: bool) -> int:
     return 0 if run.status in ("reached", "precision_floor") else 1
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: `null` in its place."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value - value != 0 else value
-
-
-class _Watcher:
+class ProgressLine:
     """A progress line on standard error: log-loss, growth, step size."""
 
     def __init__(self, quiet: bool):
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=_err, disable=quiet, transient=True)
+        self.progress = Progress(*columns, console=stderr, disable=quiet, transient=True)
         self.task = self.progress.add_task("reading the network")
 
-    def __enter__(self) -> "_Watcher":
+    def __enter__(self) -> "ProgressLine":
         self.progress.start()
         return self
 
@@ -269,5 +150,6 @@ class _Watcher:
         self.progress.stop()
 
     def __call__(self, step: int, log_loss: float, growth: float, tail_residual: float | None) -> None:
+        """Say where the run stands."""
         residual = "" if tail_residual is None else f"  tail 1 - σ₁²/‖W‖² = {tail_residual:.1e}"
         self.progress.update(self.task, description=f"step {step}  log R = {log_loss:.5g}  s = {growth:.3f}{residual}")

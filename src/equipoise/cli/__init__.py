@@ -1,0 +1,9 @@
+"""The command line: thin verbs over the library, one a file.
+
+Exit 0 on success, 1 when something falls short, 2 on bad input.
+"""
+
+from equipoise.cli import certify, flow, invariances, report  # each registers its verb
+from equipoise.cli.app import app, main
+
+__all__ = ["app", "certify", "flow", "invariances", "main", "report"]

@@ -1,0 +1,71 @@
+"""The application, and what its verbs share: one JSON line, one line of complaint, lists written `0,1`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+import equipoise as eq
+from equipoise.errors import EquipoiseError, InputError
+
+app = App(
+    name="equipoise",
+    help="What training does to your weights: derived, measured, certified, and put to use.",
+    version=eq.__version__,
+    result_action="return_value",
+)
+stderr = Console(stderr=True)
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Quiet = Annotated[bool, Parameter(negative="")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb. Whatever is wrong with the input is one line on standard error, and exit code 2."""
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False)
+    except EquipoiseError as error:
+        sys.exit(_complain(str(error)))
+    except CycloptsError as error:
+        first = " ".join(str(error).split())
+        sys.exit(_complain(f"expected a command as in equipoise --help; found {first}; type equipoise --help"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> int:
+    print(" ".join(f"equipoise: {message}".split()), file=sys.stderr)
+    return 2
+
+
+def typed() -> str:
+    """The command as it was typed."""
+    return shlex.join(["equipoise", *sys.argv[1:]])
+
+
+def integers(option: str, text: str) -> list[int]:
+    """A list written as `64,64`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            expected=f"{option} as integers separated by commas", found=repr(text), remedy=f"type {option} 64,64"
+        ) from None
+
+
+def line(fields: dict[str, Any]) -> str:
+    """One JSON object on one line; JSON has no NaN: `null` in its place."""
+    return json.dumps(_finite(fields), allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value
