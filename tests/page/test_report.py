@@ -17,7 +17,7 @@ from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.integrate.run import Run
 from equipoise.networks import mlp
-from equipoise.page import report as report_module
+from equipoise.page import render
 from equipoise.page.figures import FIGURES
 from equipoise.page.material import POINTS, Material
 from equipoise.page.report import report
@@ -218,7 +218,7 @@ def test_log_loss_is_linear_near_zero_and_labelled_plainly():
 
 @pytest.mark.parametrize("library", ["plotly", "jinja2"])
 def test_without_the_extra_one_line_says_what_to_install(library, monkeypatch, tmp_path):
-    monkeypatch.setattr(report_module, "find_spec", lambda name: None if name == library else sys)
+    monkeypatch.setattr(render, "find_spec", lambda name: None if name == library else sys)
     with pytest.raises(InputError, match=rf"no {library}; pip install 'equipoise\[report\]'"):
         report(tmp_path, tmp_path / "page.html")
 

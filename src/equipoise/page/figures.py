@@ -6,7 +6,7 @@ Colours are the names of CSS variables, which the page resolves for its light an
 import html
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,12 @@ import plotly.graph_objects as go
 
 from equipoise.graph.chain import Layer
 from equipoise.measure.spectrum import spectra
+from equipoise.page.canvas import Reach, canvas, fitted, line, positive
 from equipoise.page.material import Material
 from equipoise.page.words import plain, power
 from equipoise.theorems.tail import deficit_bounds
 
 SHADES = 5  # of each kind of layer, in the template's style sheet
-Reach = tuple[float, float]
-GROWTH = "growth s = log ‖w‖/‖w₀‖"
 
 
 class Figure(NamedTuple):
@@ -41,7 +40,7 @@ def log_loss(material: Material) -> go.Figure | None:
     if curve.empty:
         return None
     values = curve["value"].to_numpy(float)
-    figure = _canvas("log R")
+    figure = canvas("log R")
     figure.add_scatter(
         x=curve["growth"].to_numpy(float),
         y=_symlog(values),
@@ -79,7 +78,7 @@ def drift(material: Material) -> go.Figure | None:
 def stable_neurons(material: Material) -> go.Figure | None:
     """Share of neurons that are on (solid) or off (dotted) for every example (T4.1)."""
     totals = material.last("activity", "neurons")
-    figure = _canvas("share of neurons")
+    figure = canvas("share of neurons")
     for quantity, said, dash in (("stably_active", "always on", "solid"), ("stably_inactive", "always off", "dot")):
         for place, curve in material.curves("activity", quantity).items():
             if totals.get(place):
@@ -91,7 +90,7 @@ def stable_neurons(material: Material) -> go.Figure | None:
 
 def flipping(material: Material) -> go.Figure | None:
     """Neuron-example pairs that changed state since the record before (T4.1), and those on their kink (T4.5)."""
-    figure = _canvas("pairs")
+    figure = canvas("pairs")
     for quantity, said, dash in (("flipping_pairs", "flipped", "solid"), ("sliding_pairs", "sliding", "dot")):
         for place, curve in material.curves("activity", quantity).items():
             _add(figure, material, place, curve, f"{place} {said}", dash=dash)
@@ -101,34 +100,34 @@ def flipping(material: Material) -> go.Figure | None:
 
 def margin(material: Material) -> go.Figure | None:
     """`min_i m_i / ‖w‖^L` and its smoothed version, which never decreases once the data is separated."""
-    figure = _canvas("margin / ‖w‖ᴸ")
+    figure = canvas("margin / ‖w‖ᴸ")
     for index, (quantity, said) in enumerate((("normalised", "smallest"), ("smoothed_normalised", "smoothed"))):
         for curve in material.curves("margin", quantity).values():
-            _line(figure, curve, said, f"var(--other-{index})", dash=("solid", "dash")[index])
+            line(figure, curve, said, f"var(--other-{index})", dash=("solid", "dash")[index])
     return figure if figure.data else None
 
 
 def kkt(material: Material) -> go.Figure | None:
     """Residuals of the optimality conditions of the maximal margin problem (THEORY §7)."""
-    figure = _canvas("residual", logarithmic=True)
+    figure = canvas("residual", logarithmic=True)
     for index, (quantity, said) in enumerate((("kkt_epsilon", "ε: direction"), ("kkt_delta", "δ: slackness"))):
         for curve in material.curves("margin", quantity).values():
-            _line(figure, _positive(curve), said, f"var(--other-{index})")
-    return _fitted(figure, (0.1, 1.0))
+            line(figure, positive(curve), said, f"var(--other-{index})")
+    return fitted(figure, (0.1, 1.0))
 
 
 def final_spectra(material: Material) -> go.Figure | None:
     """`σ_i/σ_1` of every final weight matrix, recomputed from the weights."""
-    figure = _canvas("σᵢ/σ₁", logarithmic=True)
+    figure = canvas("σᵢ/σ₁", logarithmic=True)
     matrices = {name: weight for name, weight in material.final.items() if weight.ndim >= 2 and weight.numel()}
     for name, spectrum in spectra(matrices).items():
         values = spectrum.values.double().cpu().numpy()
         if len(values) > 1 and values[0] > 0:
             curve = pd.DataFrame({"growth": np.arange(1, len(values) + 1), "value": values / values[0]})
-            _add(figure, material, name, _positive(curve), name)
+            _add(figure, material, name, positive(curve), name)
     figure.update_traces(mode="lines+markers", marker_size=4)
     figure.update_xaxes(title_text="i", rangemode="normal", hoverformat="d")
-    return _fitted(figure, (0.1, 1.0))
+    return fitted(figure, (0.1, 1.0))
 
 
 FIGURES = (
@@ -199,71 +198,23 @@ FIGURES = (
 # ---- drawing ----
 
 
-def _canvas(title: str, logarithmic: bool = False) -> go.Figure:
-    """An empty figure in the page's own style."""
-    axis = {
-        "gridcolor": "var(--grid)",
-        "linecolor": "var(--rule)",
-        "zeroline": False,
-        "automargin": True,
-        "title_font_size": 13,
-    }
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "var(--ink)", "size": 12, "family": "system-ui, sans-serif"},
-        margin={"l": 12, "r": 12, "t": 24, "b": 12},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "var(--quiet)", "activecolor": "var(--ink)"},
-        hovermode="x unified",
-        hoverlabel={"bgcolor": "var(--card)", "bordercolor": "var(--rule)", "namelength": -1},
-        uirevision="kept",  # zoom and hidden layers survive a change of theme
-        xaxis={**axis, "title_text": GROWTH, "hoverformat": ".3f"},
-        yaxis={**axis, "title_text": title, "hoverformat": ".3g", "exponentformat": "power"},
-    )
-    if logarithmic:
-        figure.update_yaxes(type="log", nticks=7, minorloglabels="none")
-    return figure
-
-
 def _curves(material: Material, observer: str, quantity: str, title: str, reach: Reach) -> go.Figure | None:
     """One quantity on a logarithmic axis, a curve for each place."""
-    figure = _canvas(title, logarithmic=True)
+    figure = canvas(title, logarithmic=True)
     for place, curve in material.curves(observer, quantity).items():
         if place.startswith("worst"):
             continue  # one of the other curves, again
-        visible = _positive(curve)
+        visible = positive(curve)
         said = place if np.isfinite(visible["value"].to_numpy(float)).any() else f"{place} exactly 0"
         _add(figure, material, place, visible, said)
-    return _fitted(figure, reach)
+    return fitted(figure, reach)
 
 
 def _add(
     figure: go.Figure, material: Material, place: str, curve: pd.DataFrame, said: str, dash: str = "solid", width=2.0
 ) -> None:
     """A curve in the colour of its layer; curves of one layer come and go together with a click on the legend."""
-    _line(figure, curve, said, _colour(material, place), dash=dash, width=width, legendgroup=html.escape(place))
-
-
-def _line(
-    figure: go.Figure,
-    curve: pd.DataFrame,
-    said: str,
-    colour: str,
-    dash: str = "solid",
-    width: float = 2.0,
-    legendgroup: str | None = None,
-) -> None:
-    figure.add_scatter(
-        x=curve["growth"].to_numpy(float),
-        y=curve["value"].to_numpy(float),
-        mode="lines",
-        name=html.escape(said.replace(".weight", "")),
-        legendgroup=legendgroup,
-        line={"color": colour, "dash": dash, "width": width},
-    )
+    line(figure, curve, said, _colour(material, place), dash=dash, width=width, legendgroup=html.escape(place))
 
 
 def _colour(material: Material, place: str) -> str:
@@ -274,20 +225,6 @@ def _colour(material: Material, place: str) -> str:
         return "var(--ink)"
     alike = [name for name, kind in kinds.items() if kind == kinds[layer]]
     return f"var(--{'linear' if kinds[layer] == 'linear' else 'relu'}-{alike.index(layer) % SHADES})"
-
-
-def _fitted(figure: go.Figure, reach: Reach) -> go.Figure | None:
-    """With a logarithmic axis that shows all there is, and at least `reach`: ticks on a part of a decade read badly."""
-    traces: Any = figure.data  # plotly types it as strings
-    values = np.concatenate([reach, *(trace.y for trace in traces)])
-    low, high = np.log10([np.nanmin(values), np.nanmax(values)])
-    figure.update_yaxes(range=[low - 0.1, high + 0.1])
-    return figure if figure.data else None
-
-
-def _positive(curve: pd.DataFrame) -> pd.DataFrame:
-    """With gaps for what a logarithmic axis cannot show."""
-    return curve.assign(value=curve["value"].where(curve["value"] > 0))
 
 
 def _certified(material: Material) -> dict[str, pd.DataFrame]:

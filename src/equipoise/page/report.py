@@ -1,14 +1,13 @@
 """The page of a run: one HTML file that needs nothing else."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from equipoise.errors import InputError, StoreError
 from equipoise.integrate.run import Run
 from equipoise.page.material import Material
-from equipoise.page.words import command, headline, plain, story
+from equipoise.page.render import embedded, render, require_libraries, write
+from equipoise.page.words import command, headline, story
 
 
 def report(run_or_folder: Any, path: str | os.PathLike[str] = "report.html", certificate: Any = None) -> Path:
@@ -29,53 +28,23 @@ def report(run_or_folder: Any, path: str | os.PathLike[str] = "report.html", cer
     Raises `InputError` without plotly and jinja2, and `StoreError` for a folder that is no run or a path that cannot
     be written.
     """
-    _require_libraries()
+    require_libraries()
     material = Material.of_run(run_or_folder) if isinstance(run_or_folder, Run) else Material.of_folder(run_or_folder)
-    return _write(Path(path), _page(material, certificate or material.summary.get("certificate")))
+    return write(Path(path), _page(material, certificate or material.summary.get("certificate")))
 
 
 def _page(material: Material, certificate: Any) -> str:
-    # only here, because the two libraries are an extra
-    from jinja2 import Environment, PackageLoader
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+    from equipoise.page.figures import FIGURES  # only here, because plotly is an extra
 
-    from equipoise.page.figures import FIGURES
-
-    environment = Environment(
-        loader=PackageLoader("equipoise.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["plain"] = plain
     drawn = [(figure, figure.draw(material)) for figure in FIGURES]
-    return environment.get_template("run.html").render(
+    return render(
+        "run.html",
         manifest=material.manifest,
         summary=material.summary,
         story=story(material),
         headline=headline(material),
-        # plotly's JSON writes < and > as escapes, so no name in it can end the script
-        figures=[(figure, Markup(plot.to_json())) for figure, plot in drawn if plot is not None],
+        figures=[(figure, embedded(plot)) for figure, plot in drawn if plot is not None],
         missing=[figure.title for figure, plot in drawn if plot is None],
         certificate=certificate,
         command=command(material.manifest),
-        plotly=Markup(get_plotlyjs()),
     )
-
-
-def _write(path: Path, page: str) -> Path:
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(
-            expected=f"to write {path}", found=error.strerror or type(error).__name__, remedy="choose another path"
-        ) from None
-    return path
-
-
-def _require_libraries() -> None:
-    missing = [name for name in ("plotly", "jinja2") if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            expected="plotly and jinja2, which draw the page",
-            found=f"no {' and no '.join(missing)}",
-            remedy="pip install 'equipoise[report]'",
-        )

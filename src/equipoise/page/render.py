@@ -1,0 +1,51 @@
+"""From a template to one HTML file that needs nothing else: what every page shares."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from equipoise.errors import InputError, StoreError
+from equipoise.page.words import plain
+
+
+def render(template: str, **material: Any) -> str:
+    """The page of a template of `page/templates`, its scripts inside, everything in it escaped."""
+    # only here, because the two libraries are an extra
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("equipoise.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["plain"] = plain
+    return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **material)
+
+
+def embedded(figure: Any) -> str:
+    """A plotly figure as JSON inside a page: plotly writes < and > as escapes, so no name in it can end the script."""
+    from markupsafe import Markup
+
+    return Markup(figure.to_json())
+
+
+def write(path: Path, page: str) -> Path:
+    """Write the page; raises `StoreError` where that cannot be."""
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            expected=f"to write {path}", found=error.strerror or type(error).__name__, remedy="choose another path"
+        ) from None
+    return path
+
+
+def require_libraries() -> None:
+    """Raises `InputError` without plotly and jinja2, which are an extra."""
+    missing = [name for name in ("plotly", "jinja2") if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            expected="plotly and jinja2, which draw the page",
+            found=f"no {' and no '.join(missing)}",
+            remedy="pip install 'equipoise[report]'",
+        )
