@@ -8,7 +8,7 @@ from equipoise.integrate.goals import Growth, LogLoss, Steps
 from equipoise.integrate.loop import flow, resume
 from equipoise.integrate.run import Run, Status
 from equipoise.laws import invariances
-from equipoise.observers import Activity, Alignment, Drift, Margin, Spectrum
+from equipoise.observers import Activity, Alignment, Drift, Margin, Residual, Spectrum
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
@@ -23,6 +23,7 @@ __all__ = [
     "Growth",
     "LogLoss",
     "Margin",
+    "Residual",
     "Run",
     "Spectrum",
     "Status",

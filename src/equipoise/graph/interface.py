@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,8 @@ class Member:
 
     `parameter.reshape(view)`, its `axes` brought to the front and flattened, is indexed by `index`: one row of slices
     for each block, copy and component. The generator acts on the slices by `degree · A` (a producer) or, for negative
-    degree, by `-|degree| · Aᵀ` (a consumer).
+    degree, by `-|degree| · Aᵀ` (a consumer). `directions`, where given, are combinations of the components to see the
+    slices through, in place of all of them.
     """
 
     parameter: str
@@ -29,6 +31,7 @@ class Member:
     axes: tuple[int, ...]
     index: Int64[Tensor, "blocks copies width"]
     degree: float
+    directions: Float[Tensor, "width k"] | None = None
 
     @property
     def label(self) -> str:
@@ -41,20 +44,21 @@ class Member:
         before = ":, " * self.axes[-1] if len(self.axes) == 1 else ""
         return f"{self.parameter}[{before}{part}]"
 
-    def slices(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "blocks copies width rest"]:
+    def slices(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "blocks copies _ rest"]:
         """The slices of a tensor shaped like the parameter; a view of it where the memory allows."""
         front = tensor.reshape(self.view).movedim(self.axes, tuple(range(len(self.axes))))
         rows = front.flatten(0, len(self.axes) - 1) if len(self.axes) > 1 else front
         rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
-        start, count = int(self.index.reshape(-1)[0]), self.index.numel()
-        if self._contiguous:
-            return rows[start : start + count].reshape(*self.index.shape, -1)
-        return rows[self.index.to(tensor.device)]
+        start = self._start
+        stretch = None if start is None else rows[start : start + self.index.numel()]
+        slices = rows[self.index.to(tensor.device)] if stretch is None else stretch.reshape(*self.index.shape, -1)
+        return slices if self.directions is None else self.directions.to(slices).mT @ slices
 
-    @property
-    def _contiguous(self) -> bool:
+    @cached_property
+    def _start(self) -> int | None:
+        """Where the index starts, if it runs through one stretch without gaps."""
         flat = self.index.reshape(-1)
-        return bool((flat[1:] - flat[:-1] == 1).all())
+        return int(flat[0]) if bool((flat[1:] - flat[:-1] == 1).all()) else None
 
 
 @dataclass(frozen=True, eq=False)

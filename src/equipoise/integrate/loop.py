@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.integrate.goals import Goal, LogLoss, parse_goal
@@ -17,6 +19,9 @@ from equipoise.integrate.margins import Linearisation, Weights
 from equipoise.integrate.problem import Problem, build_problem, why_not_separable
 from equipoise.integrate.run import Run, Status, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step
+from equipoise.laws.gauge import Gauge
+from equipoise.measure.leading import ExactSpectra
+from equipoise.measure.unfolding import Unfolding
 from equipoise.observers import Activity, Alignment, Drift, Margin, Memory, Observer, Scene, Snapshot, Spectrum
 from equipoise.store import Checkpoint, Record, Store
 
@@ -140,8 +145,14 @@ class _Loop:
         problem = self.problem
         return Scene(
             initial=problem.initial,
-            consecutive=tuple((layer.weight, layer.bias) for layer in problem.chain or ()),
+            matrices=tuple(Unfolding(name) for name, weight in problem.initial.items() if weight.ndim > 1),
+            consecutive=tuple(
+                (Unfolding(below.weight, below.bias), Unfolding(above.weight, reads=True))
+                for below, above in pairwise(problem.chain or ())
+            ),
             laws=problem.laws,
+            gauge=Gauge(tuple(problem.laws)),
+            probe=problem.probe,
             kinks=problem.kink_names,
             negative_slopes=problem.margins.negative_slopes,
             examples=problem.margins.count,
@@ -208,7 +219,8 @@ class _Loop:
 
     def _observed(self, progress: Progress, step: Step | None) -> Progress:
         scene, snapshot = self.scene, self._snapshot(progress)
-        moment = (progress.step, snapshot.growth, snapshot.log_loss, progress.state.log_time)
+        log_loss = self._log_loss(progress.state)
+        moment = (progress.step, snapshot.clock, log_loss, progress.state.log_time)
         memories, records = [], []
         for observer, memory in zip(self.observers, progress.memories, strict=True):
             memory, readings = observer.observe(scene, memory, snapshot)
@@ -217,11 +229,11 @@ class _Loop:
         records += [Record(*moment, "flow", "", name, value) for name, value in _told(step, progress.state)]
         progress.records.extend(records)
         if self.watcher is not None:
-            self.watcher(progress.step, snapshot.log_loss, snapshot.growth, self._tail_residual(records))
+            self.watcher(progress.step, log_loss, snapshot.clock, self._tail_residual(records))
         return replace(
             progress,
             memories=tuple(memories),
-            falls=(*progress.falls, snapshot.log_loss)[-_STALL_STEPS:],
+            falls=(*progress.falls, log_loss)[-_STALL_STEPS:],
         )
 
     def _tail_residual(self, records: list[Record]) -> float | None:
@@ -231,17 +243,19 @@ class _Loop:
         return max(seen, default=None)
 
     def _snapshot(self, progress: Progress) -> Snapshot:
-        state = progress.state
+        state, here = progress.state, _Here(self.problem, progress.state)
+        parameters = self.problem.layout.views(state.weights)
         return Snapshot(
             step=progress.step,
-            growth=self._growth(state.weights),
+            clock=self._growth(state.weights),
             log_loss=self._log_loss(state),
-            parameters=self.problem.layout.views(state.weights),
+            parameters=parameters,
+            spectra=ExactSpectra(parameters),
             norm=float(state.weights.norm()),
             margins=state.evaluation.margins,
             preactivations=state.evaluation.preactivations,
             slopes=state.slopes,
-            linearisation=_Here(self.problem, state),
+            linearisation=here,
             final=self._status(progress) is not None,
         )
 
@@ -327,6 +341,11 @@ class _Here:
 
     def weights(self) -> Tensor:
         return self.state.weights
+
+    def gradients(self) -> dict[str, Tensor]:
+        loss, seen = self.problem.loss, self.state.evaluation.margins
+        forces = torch.softmax(-loss.potential(seen), 0) * loss.slope(seen)
+        return self.problem.layout.views(-self.pullback(forces))
 
 
 def _told(step: Step | None, state: State) -> list[tuple[str, float]]:

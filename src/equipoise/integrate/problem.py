@@ -1,6 +1,7 @@
 """What a flow is about: a network read once, its data, its loss, and everything derived from them."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,10 +15,11 @@ from equipoise.data import Dataset, validate
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, read_chain
-from equipoise.graph.evaluate import kinks
+from equipoise.graph.evaluate import kinks, recorded
 from equipoise.integrate.losses import Loss, named_loss
 from equipoise.integrate.margins import Layout, Margins, Weights, build_margins
 from equipoise.laws import Laws, invariances
+from equipoise.observers import Probe
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Problem:
         if self.chain is not None:
             return tuple(layer.weight for layer in self.chain if layer.negative_slope is not None)
         return tuple(kink.source.name for kink in kinks(self.captured))
+
+    def probe(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
+        """The network at these parameters on other inputs."""
+        found = kinks(self.captured)
+        example = next(iter(parameters.values()))
+        output, seen = recorded(self.captured, found, parameters, inputs.to(example))
+        return Probe(output, dict(zip(self.kink_names, seen, strict=True)))
 
     def trained(self, weights: Weights) -> nn.Module:
         """A copy of the model with these weights."""

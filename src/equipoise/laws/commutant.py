@@ -63,7 +63,7 @@ class _Matrices:
 
 def _gram(x: Slices, y: Slices) -> Moments:
     if x.shape[2] == 1:  # one rate a block: no need for matrices
-        return (x * y).sum((1, 2, 3))[:, None, None]
+        return (x * y).flatten(1).sum(1)[:, None, None]
     if x.shape[1] == 1:
         return x[:, 0] @ y[:, 0].mT
     return x.transpose(1, 2).flatten(2) @ y.transpose(1, 2).flatten(2).mT

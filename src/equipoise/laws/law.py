@@ -76,8 +76,8 @@ class Law:
 
         `(d, d)` for a matrix-wise law, `(d,)` for a vertex-wise one, `(blocks, width, width)` for blocks.
         """
-        weights = self._slices(named(parameters))
-        projected = self.commutant.project(self.commutant.moments(weights, weights, self._degrees))
+        weights = self.slices(named(parameters))
+        projected = self.commutant.project(self.commutant.moments(weights, weights, self.degrees))
         return self.commutant.folded(projected)
 
     def residual(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> Float[Tensor, ""]:
@@ -90,14 +90,14 @@ class Law:
 
     def identity(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> Tensor:
         """The projected moments `P(Σ_p G_p W_pᵀ - Σ_c V_cᵀ G_c)` themselves, block by block."""
-        weights = self._slices(named(parameters))
-        return self.commutant.project(self.commutant.moments(self._slices(gradients), weights, self._degrees))
+        weights = self.slices(named(parameters))
+        return self.commutant.project(self.commutant.moments(self.slices(gradients), weights, self.degrees))
 
     def contributions(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         """What each member adds to `identity`, by parameter; for a shift, the sums of each member side by side."""
         if self.kind == "shift":
             return [(member.parameter, self.identity(parameters, gradients)) for member in self.interface.members]
-        sides = zip(self.interface.members, self._slices(gradients), self._slices(named(parameters)), strict=True)
+        sides = zip(self.interface.members, self.slices(gradients), self.slices(named(parameters)), strict=True)
         return [
             (member.parameter, self.commutant.project(self.commutant.moments([g], [w], [member.degree])))
             for member, g, w in sides
@@ -105,25 +105,27 @@ class Law:
 
     def change(self, parameters: Parameters, updates: Mapping[str, Tensor]) -> Tensor:
         """How adding `updates` to the weights changes the value: `ΔWᵀ + WΔᵀ + ΔΔᵀ`, without cancellation."""
-        old, new = self._slices(named(parameters)), self._slices(updates)
+        old, new = self.slices(named(parameters)), self.slices(updates)
         if self.kind == "shift":
             return self.value(updates)
         parts = [(new, old), (old, new), (new, new)]
-        total = sum(self.commutant.moments(left, right, self._degrees) for left, right in parts)
+        total = sum(self.commutant.moments(left, right, self.degrees) for left, right in parts)
         return self.commutant.folded(self.commutant.project(torch.as_tensor(total)))
 
     def scale(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """`Σ |degree| ‖W‖ ‖G‖` over the slices that take part; for a shift, the norm of all gradients given."""
         if self.kind == "shift":
             return torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-        pairs = zip(self._degrees, self._slices(named(parameters)), self._slices(gradients), strict=True)
+        pairs = zip(self.degrees, self.slices(named(parameters)), self.slices(gradients), strict=True)
         return torch.stack([abs(degree) * w.norm() * g.norm() for degree, w, g in pairs]).sum()
 
     @property
-    def _degrees(self) -> list[float]:
+    def degrees(self) -> list[float]:
+        """How each member counts: positive for producers, negative for consumers."""
         return [member.degree for member in self.interface.members]
 
-    def _slices(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    def slices(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """What of each member takes part, of shape (blocks, copies, width, rest)."""
         return [member.slices(tensors[member.parameter]) for member in self.interface.members]
 
 

@@ -28,7 +28,7 @@ def predict_drift(
 ) -> dict[str, Prediction]:
     """The change of every law under `optimizer.step()`, which is not taken."""
     weights, gradients = named(model), gradients_of(model, aliases)
-    settings = {name: _setting(optimizer, parameter) for name, parameter in model.named_parameters()}
+    settings = {name: plain_step(optimizer, parameter) for name, parameter in model.named_parameters()}
     updates: dict[str, Tensor] | None = None
     found = {}
     for law in laws:
@@ -46,13 +46,16 @@ def _by_formula(
     law: Law, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rate: float, decay: float
 ) -> Tensor:
     """`((1 - ηλ)² - 1) C + η² (Σ_p G_p G_pᵀ - Σ_c G_cᵀ G_c)`; for a law linear in the weights `-ηλ C`."""
+    return plain_change(law, law.value(weights), law.value(gradients), rate, decay)
+
+
+def plain_change(law: Law, value: Tensor, of_gradients: Tensor, rate: float, decay: float) -> Tensor:
+    """The same from the law's value at the weights, and its value at the gradients in place of the weights."""
     shrunk = -rate * decay
-    if law.kind == "shift":
-        return shrunk * law.value(weights)
-    return shrunk * (2 + shrunk) * law.value(weights) + rate**2 * law.value(gradients)
+    return shrunk * value if law.kind == "shift" else shrunk * (2 + shrunk) * value + rate**2 * of_gradients
 
 
-def _setting(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[float, float] | None:
+def plain_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[float, float] | None:
     """Learning rate and weight decay of a plain gradient step on a parameter, or None for any other update."""
     for group in optimizer.param_groups:
         if any(parameter is member for member in group["params"]):

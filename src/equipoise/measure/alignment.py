@@ -8,6 +8,7 @@ from torch import Tensor
 
 from equipoise import linalg
 from equipoise.errors import InputError
+from equipoise.measure.unfolding import read, written
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,7 @@ def alignment(
     (1.0, True)
     """
     _require_composable(lower, upper, bias)
-    below = lower.flatten(1)
-    if bias is not None:
-        below = torch.cat([below, bias[:, None]], dim=1)
-    above = upper.transpose(1, -1).flatten(0, -2) if upper.ndim > 2 else upper
-    return compare(linalg.leading_triplets(below, r), linalg.leading_triplets(above, r))
+    return compare(linalg.leading_triplets(written(lower, bias), r), linalg.leading_triplets(read(upper), r))
 
 
 def compare(lower: linalg.Triplets, upper: linalg.Triplets) -> Alignment:

@@ -4,7 +4,34 @@ from equipoise.observers.activity import Activity
 from equipoise.observers.alignment import Alignment
 from equipoise.observers.drift import Drift
 from equipoise.observers.margin import Margin
-from equipoise.observers.protocol import Memory, Observer, Reading, Scene, Snapshot
+from equipoise.observers.protocol import (
+    Foresight,
+    Memory,
+    Observer,
+    Probe,
+    Reading,
+    Scene,
+    Snapshot,
+    Spectra,
+    Unavailable,
+)
+from equipoise.observers.residual import Residual
 from equipoise.observers.spectrum import Spectrum
 
-__all__ = ["Activity", "Alignment", "Drift", "Margin", "Memory", "Observer", "Reading", "Scene", "Snapshot", "Spectrum"]
+__all__ = [
+    "Activity",
+    "Alignment",
+    "Drift",
+    "Foresight",
+    "Margin",
+    "Memory",
+    "Observer",
+    "Probe",
+    "Reading",
+    "Residual",
+    "Scene",
+    "Snapshot",
+    "Spectra",
+    "Spectrum",
+    "Unavailable",
+]

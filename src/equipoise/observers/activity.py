@@ -1,61 +1,91 @@
 """Which neurons are on for which examples, for how long, and which slide."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from equipoise.measure.activity import pattern_classes, patterns, sliding_pairs
+from equipoise.measure.activity import Patterns, pattern_classes, patterns, sliding_pairs
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 _SLIDES_FOR = 3  # consecutive steps with 0 < α < 1 after which a pair is said to slide (THEORY T4.5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activity:
-    """Stably active and inactive neurons, flips, sliding pairs and pattern classes (THEORY T4.1, T4.2, T4.5).
+    """Stably active, stably inactive and dead neurons, flips and pattern classes (THEORY T4.1, T4.2); sliding pairs.
 
-    A neuron is stable when its state on every training example is unchanged over the last `window` of growth `s`.
+    On examples of one's own, `Activity(X)`, or in a flow on its training set. One bit is kept for each neuron and
+    example, and for each neuron the clock at its last flip; a neuron is stable when that is at least `window` ago
+    (default: one unit of growth in a flow, ten looks in a training loop). `dead` neurons are off for every example.
     """
 
-    window: float = 1.0
+    X: Tensor | None = None
+    window: float | None = None
     name: ClassVar[str] = "activity"
 
     def init(self, scene: Scene) -> Memory:
-        """Empty: the first snapshot sets the patterns."""
+        """Empty: the first snapshot sets the patterns. Raises `Unavailable` where the network cannot be probed."""
+        scene.require("kinks" if self.X is None else "probe")
         return {}
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
-        """Update the time of each pair's last flip, then count."""
+        """Update the time of each neuron's last flip, then count."""
         after: Memory = {}
         readings: list[Reading] = []
-        seen = zip(scene.kinks, scene.negative_slopes, snapshot.preactivations, snapshot.slopes, strict=True)
-        for place, negative, preactivation, slope in seen:
-            on = preactivation.flatten(1) > 0
-            inside = sliding_pairs(slope.flatten(1), negative)
-            flipped, slid, flips = _updated(memory, place, on, inside, snapshot.growth)
-            after |= {f"{place}/on": on, f"{place}/flipped": flipped, f"{place}/slid": slid}
-            settled = (flipped <= snapshot.growth - self.window).all(0)
-            classes = pattern_classes(patterns(preactivation.flatten(1)))
-            last = flipped.max()
-            counts = {
-                "neurons": on.shape[1],
-                "stably_active": int((settled & on.all(0)).sum()),
-                "stably_inactive": int((settled & ~on.any(0)).sum()),
-                "flipping_pairs": flips,
-                "sliding_pairs": int((slid >= _SLIDES_FOR).sum()),
-                "pattern_classes": len(classes.classes),
-                "last_flip": float(last) if torch.isfinite(last) else float("nan"),
-            }
-            readings += [Reading(place, quantity, float(count)) for quantity, count in counts.items()]
+        window = scene.window if self.window is None else self.window
+        for place, z in self._preactivations(scene, snapshot).items():
+            now = patterns(_by_neuron(z))
+            flipped, flips = _updated(memory, place, now, snapshot.clock)
+            after |= {f"{place}/on": now.words, f"{place}/flipped": flipped}
+            counts = _counts(now, flipped, snapshot.clock - window) | {"flipping_pairs": float(flips)}
+            readings += [Reading(place, quantity, count) for quantity, count in counts.items()]
+        if self.X is None and snapshot.slopes is not None:
+            slid = _slides(scene, memory, snapshot.slopes)
+            after |= {f"{place}/slid": steps for place, steps in slid.items()}
+            sliding = {place: int((steps >= _SLIDES_FOR).sum()) for place, steps in slid.items()}
+            readings += [Reading(place, "sliding_pairs", float(pairs)) for place, pairs in sliding.items()]
         return after, readings
 
+    def _preactivations(self, scene: Scene, snapshot: Snapshot) -> Mapping[str, Tensor]:
+        if self.X is not None:
+            return scene.require("probe")(snapshot.parameters, self.X).preactivations
+        return dict(zip(scene.require("kinks"), snapshot.preactivations or (), strict=True))
 
-def _updated(memory: Memory, place: str, on: Tensor, inside: Tensor, growth: float) -> tuple[Tensor, Tensor, int]:
-    """Growth at each pair's last flip (-inf: never), consecutive steps inside its kink, and recent flips."""
-    if f"{place}/on" not in memory:
-        return torch.full(on.shape, -torch.inf, device=on.device), inside.int(), 0
-    changed = on != memory[f"{place}/on"]
-    flipped = torch.where(changed, growth, memory[f"{place}/flipped"])
-    return flipped, torch.where(inside, memory[f"{place}/slid"] + 1, 0).int(), int(changed.sum())
+
+def _by_neuron(z: Tensor) -> Tensor:
+    """Rows: examples and, of an image, its positions; columns: neurons or channels."""
+    return z.movedim(1, -1).flatten(0, -2) if z.ndim == 4 else z.flatten(0, -2) if z.ndim == 3 else z
+
+
+def _updated(memory: Memory, place: str, now: Patterns, clock: float) -> tuple[Tensor, int]:
+    """The clock at each neuron's last flip (-inf: never), and how many pairs have flipped since the last look."""
+    words = memory.get(f"{place}/on")
+    if words is None:
+        return torch.full((now.words.shape[1],), -torch.inf, dtype=torch.float64, device=now.words.device), 0
+    flips = Patterns(words, now.examples).flips(now)
+    return torch.where(flips > 0, clock, memory[f"{place}/flipped"]), int(flips.sum())
+
+
+def _counts(now: Patterns, flipped: Tensor, since: float) -> dict[str, float]:
+    on, settled, last = now.on_counts(), flipped <= since, float(flipped.max())
+    return {
+        "neurons": float(len(on)),
+        "stably_active": float((settled & (on == now.examples)).sum()),
+        "stably_inactive": float((settled & (on == 0)).sum()),
+        "dead": float((on == 0).sum()),
+        "pattern_classes": float(len(pattern_classes(now).classes)),
+        "last_flip": last if last > -torch.inf else float("nan"),
+    }
+
+
+def _slides(scene: Scene, memory: Memory, slopes: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Consecutive steps that each pair has spent inside its kink."""
+    steps = {}
+    for place, negative, slope in zip(scene.require("kinks"), scene.negative_slopes, slopes, strict=True):
+        inside = sliding_pairs(slope.flatten(1), negative)
+        before = memory.get(f"{place}/slid", torch.zeros_like(inside, dtype=torch.int32))
+        steps[place] = torch.where(inside, before + 1, 0).int()
+    return steps

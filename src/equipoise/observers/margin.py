@@ -3,41 +3,68 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from equipoise.measure import kkt, margins
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Margin:
     """Minimum, normalised and smoothed margin, support examples; KKT residuals at every `kkt_every`-th look (T7).
 
-    The normalised figures and the KKT residuals need a homogeneous network and separated data; they are left out
-    elsewhere.
+    Of the training set of a flow, or of examples of one's own: `Margin((X, y))` with labels in {-1, +1} for one score,
+    class indices for several. The normalised figures and the KKT residuals need a homogeneous network and separated
+    data of a flow; they are left out elsewhere. `accuracy` is the share of examples with all margins positive.
     """
 
+    data: tuple[Tensor, Tensor] | None = None
     kkt_every: int = 10
     name: ClassVar[str] = "margin"
 
     def init(self, scene: Scene) -> Memory:
-        """Nothing to remember."""
+        """Nothing to remember; raises `Unavailable` where there are neither margins nor a way to probe the network."""
+        scene.require("examples" if self.data is None else "probe")
         return {}
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """Readings of the whole network."""
-        seen, degree = snapshot.margins, scene.homogeneity
-        readings = {"minimum": float(seen.min()), "support": float(margins.support(seen).sum())}
-        if degree is not None:
-            readings["normalised"] = margins.normalised_margin(seen, snapshot.norm, degree)
-            readings["smoothed_normalised"] = margins.smoothed_normalised_margin(
-                snapshot.log_loss, scene.examples, snapshot.norm, degree, scene.loss
-            )
-        if degree is not None and seen.min() > 0 and (snapshot.final or snapshot.step % self.kkt_every == 0):
-            readings |= _kkt(snapshot, degree)
-        return memory, [Reading("", quantity, value) for quantity, value in readings.items()]
+        figures = _of_flow(scene, snapshot, self.kkt_every) if self.data is None else self._of_probe(scene, snapshot)
+        return memory, [Reading("", quantity, value) for quantity, value in figures.items()]
+
+    def _of_probe(self, scene: Scene, snapshot: Snapshot) -> dict[str, float]:
+        assert self.data is not None
+        inputs, labels = self.data
+        scores = scene.require("probe")(snapshot.parameters, inputs).output
+        one = scores.ndim == 1 or scores.shape[1] == 1
+        seen = margins.binary_margins(scores, labels) if one else margins.class_margins(scores, labels)
+        right = (seen > 0).flatten(1).all(1) if seen.ndim > 1 else seen > 0
+        return _plain(seen) | {"accuracy": float(right.float().mean())}
 
 
-def _kkt(snapshot: Snapshot, degree: int) -> dict[str, float]:
-    here, seen = snapshot.linearisation, snapshot.margins
+def _plain(seen: Tensor) -> dict[str, float]:
+    return {"minimum": float(seen.min()), "support": float(margins.support(seen).sum())}
+
+
+def _of_flow(scene: Scene, snapshot: Snapshot, kkt_every: int) -> dict[str, float]:
+    seen, degree = snapshot.margins, scene.homogeneity
+    assert seen is not None
+    assert snapshot.log_loss is not None
+    readings = _plain(seen)
+    if degree is None:
+        return readings
+    readings["normalised"] = margins.normalised_margin(seen, snapshot.norm, degree)
+    readings["smoothed_normalised"] = margins.smoothed_normalised_margin(
+        snapshot.log_loss, scene.require("examples"), snapshot.norm, degree, scene.require("loss")
+    )
+    if seen.min() > 0 and (snapshot.final or snapshot.step % kkt_every == 0):
+        readings |= _kkt(snapshot, seen, degree)
+    return readings
+
+
+def _kkt(snapshot: Snapshot, seen: Tensor, degree: int) -> dict[str, float]:
+    here = snapshot.linearisation
+    assert here is not None
     multipliers = kkt.multipliers_from_gram(here.kernel(), degree * seen, snapshot.norm, seen, degree)
     residuals = kkt.kkt_residuals(here.weights(), here.pullback(multipliers), multipliers, seen, degree)
     return {"kkt_epsilon": residuals.epsilon, "kkt_delta": residuals.delta}

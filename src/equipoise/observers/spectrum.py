@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from equipoise.measure.spectrum import spectrum
+from equipoise.measure.leading import Leading
+from equipoise.measure.spectrum import Spectrum as Full
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """`σ_1..σ_r`, Frobenius norm, rank-one residual and stable rank of every matrix (THEORY §6)."""
+    """`σ_1..σ_r`, Frobenius norm, rank-one residual and stable rank of every matrix (THEORY §6).
+
+    Exact in a flow. In a training loop `σ_1..σ_r` are followed by a warm-started block Krylov iteration: `error_bound`
+    is at least the error of `σ_1`, `residual_1` how far the nearest singular value can be, and thorough looks add what
+    needs the full spectrum: effective rank, participation ratio, numerical rank.
+    """
 
     r: int = 4
     name: ClassVar[str] = "spectrum"
@@ -19,14 +25,33 @@ class Spectrum:
         return {}
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
-        """One exact decomposition for each matrix."""
+        """One reading a figure and matrix."""
         readings = []
-        for place, tensor in snapshot.parameters.items():
-            if tensor.ndim < 2:
-                continue
-            seen = spectrum(tensor, r=self.r)
-            readings += [Reading(place, f"sigma_{i + 1}", float(s)) for i, s in enumerate(seen.singular_values)]
-            readings.append(Reading(place, "frobenius_norm", seen.frobenius_norm))
-            readings.append(Reading(place, "rank_one_residual", seen.rank_one_residual))
-            readings.append(Reading(place, "stable_rank", seen.stable_rank))
+        for unfolding, seen in zip(scene.matrices, snapshot.spectra.leading(scene.matrices, self.r), strict=True):
+            figures = _leading(seen) | (_certainty(seen) if scene.frugal else {})
+            readings += [Reading(unfolding.weight, quantity, value) for quantity, value in figures.items()]
+        if scene.frugal and snapshot.thorough:
+            for unfolding, seen in zip(scene.matrices, snapshot.spectra.full(scene.matrices), strict=True):
+                readings += [Reading(unfolding.weight, quantity, value) for quantity, value in _full(seen).items()]
         return memory, readings
+
+
+def _leading(seen: Leading) -> dict[str, float]:
+    figures = {f"sigma_{i + 1}": sigma for i, sigma in enumerate(seen.values)}
+    return figures | {
+        "frobenius_norm": seen.frobenius_norm,
+        "rank_one_residual": seen.rank_one_residual,
+        "stable_rank": seen.stable_rank,
+    }
+
+
+def _certainty(seen: Leading) -> dict[str, float]:
+    return {"error_bound": seen.error_bound, "residual_1": seen.residuals[0]}
+
+
+def _full(seen: Full) -> dict[str, float]:
+    return {
+        "effective_rank": seen.effective_rank,
+        "participation_ratio": seen.participation_ratio,
+        "numerical_rank": float(seen.numerical_rank()),
+    }

@@ -1,0 +1,157 @@
+"""Laws read over and over: planned once, large matrix laws through a small seeded sketch, one reduction for all.
+
+A matrix law has `d²` entries and costs as much as a layer's forward pass. `Sᵀ C S` with `k` fixed Gaussian columns `S`
+costs one read of each weight, is linear in `C`, and vanishes for every `S` only if `C` does; so the gradient identity
+(T1) and the predicted change of a step (T2.2) hold for it exactly as for `C`. For symmetric `C` its entries off the
+diagonal have mean zero and variance `‖C‖_F²`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from equipoise.graph.interface import Interface
+from equipoise.laws.commutant import Antisymmetric, Blocks, Full
+from equipoise.laws.law import Law
+from equipoise.laws.predict import plain_change
+
+Reduce = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
+
+DIRECTIONS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Dial:
+    """What one law says at one instant, in the shape of its sketch.
+
+    - `value`: the conserved quantity `C`; `size = Σ |degree| ‖W‖²` over what was seen of it, the scale of its rounding;
+    - with gradients also `defect`, the norm of the T1 identity, `scale = Σ |degree| ‖W‖ ‖G‖`, and `of_gradients`, the
+      law's value at the gradients.
+    """
+
+    law: Law
+    value: Tensor
+    size: float
+    defect: float = 0.0
+    scale: float = 0.0
+    of_gradients: Tensor | None = None
+
+    @property
+    def residual(self) -> float:
+        """The relative T1 residual, `0/0 = 0`."""
+        return self.defect / self.scale if self.defect else 0.0
+
+    def predicted(self, rate: float, decay: float) -> Tensor:
+        """The change under a plain gradient step (T2.2)."""
+        assert self.of_gradients is not None
+        return plain_change(self.law, self.value, self.of_gradients, rate, decay)
+
+    def norm(self, difference: Tensor) -> float:
+        """`‖ΔC‖_F` of a change of the value: exact, or estimated from the sketch's entries off the diagonal."""
+        if not sketched(self.law):
+            return float(difference.norm())
+        k = difference.shape[-1]
+        off = ~torch.eye(k, dtype=torch.bool, device=difference.device)
+        return float((difference[..., off].square().sum() / (k * (k - 1))).sqrt())
+
+
+def sketched(law: Law) -> bool:
+    """Whether a law is seen through directions.
+
+    >>> from torch import nn
+    >>> from equipoise.laws import invariances
+    >>> laws = invariances(nn.Sequential(nn.Linear(3, 40), nn.Linear(40, 1)), torch.ones(2, 3))
+    >>> gauge = Gauge.sketch(laws)
+    >>> [(law.kind, sketched(law), tuple(dial.value.shape)) for law, dial in
+    ...  zip(gauge.laws, gauge.read({"0.weight": torch.ones(40, 3), "0.bias": torch.ones(40),
+    ...                              "1.weight": torch.ones(1, 40)}), strict=True)]
+    [('linear', True, (8, 8))]
+    """
+    return law.interface.members[0].directions is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Gauge:
+    """Laws to be read together. `reduce` sums over the processes of a training whose weights are in shards."""
+
+    laws: tuple[Law, ...]
+    reduce: Reduce = list
+
+    @classmethod
+    def sketch(cls, laws: Sequence[Law], reduce: Reduce = list, directions: int = DIRECTIONS, seed: int = 0) -> "Gauge":
+        """Laws wider than twice `directions` through that many random directions, the same for equal seeds."""
+        return cls(tuple(_sketch(law, directions, seed) for law in laws), reduce)
+
+    def read(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> list[Dial]:
+        """One dial for each law. Weights and gradients may be one process's shard, padded with zeros."""
+        if not self.laws:
+            return []
+        parts = [_parts(law, weights, gradients) for law in self.laws]
+        whole = iter(self.reduce([tensor for tensors in parts for tensor in tensors]))
+        numbers = [_numbers(law, [next(whole) for _ in tensors]) for law, tensors in zip(self.laws, parts, strict=True)]
+        shifts = gradients and any(law.kind == "shift" for law in self.laws)
+        norm = _norm(gradients.values(), self.reduce) if gradients and shifts else 0.0
+        return [_dial(law, number, norm) for law, number in zip(self.laws, numbers, strict=True)]
+
+
+def _sketch(law: Law, directions: int, seed: int) -> Law:
+    """The law seen through random directions, where that is less than its width."""
+    blocks, width = law.interface.blocks, law.interface.width
+    kinds = {"linear": Full, "blocks": Blocks, "antisymmetric": Antisymmetric}
+    if law.kind not in kinds or width <= 2 * directions:
+        return law
+    generator = torch.Generator().manual_seed(seed)
+    through = torch.randn(width, directions, generator=generator, dtype=torch.float64)
+    members = tuple(replace(member, directions=through) for member in law.interface.members)
+    commutant = Full(directions) if law.kind == "linear" else kinds[law.kind](blocks, directions)
+    return Law(law.name, Interface(members, blocks, directions, breaks=law.interface.breaks), commutant)
+
+
+def _additive(law: Law) -> bool:
+    """Whether its moments are sums over entries of the weights, and so over shards."""
+    return law.kind == "shift" or law.interface.width == 1
+
+
+def _parts(law: Law, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None) -> list[Tensor]:
+    """What has to be summed over shards before anything else is done with it."""
+    w, g = law.slices(weights), law.slices(gradients) if gradients else None
+    if not _additive(law):
+        return w if g is None else [*w, *g]
+    own = [law.commutant.moments(w, w, law.degrees), _squares(w)]
+    if g is None:
+        return own
+    return [*own, law.commutant.moments(g, w, law.degrees), law.commutant.moments(g, g, law.degrees), _squares(g)]
+
+
+def _numbers(law: Law, whole: list[Tensor]) -> list[Tensor]:
+    """Moments and squares of the weights; with gradients, mixed moments, and those of the gradients."""
+    if _additive(law):
+        return whole
+    count = len(law.interface.members)
+    w, g = whole[:count], whole[count:]
+    own = [law.commutant.moments(w, w, law.degrees), _squares(w)]
+    if not g:
+        return own
+    return [*own, law.commutant.moments(g, w, law.degrees), law.commutant.moments(g, g, law.degrees), _squares(g)]
+
+
+def _squares(slices: Sequence[Tensor]) -> Tensor:
+    return torch.stack([torch.linalg.vector_norm(part) for part in slices]).square()
+
+
+def _dial(law: Law, numbers: list[Tensor], norm: float) -> Dial:
+    fold = lambda moments: law.commutant.folded(law.commutant.project(moments))  # noqa: E731
+    degrees = torch.tensor(law.degrees).abs().to(numbers[1])
+    value, size = fold(numbers[0]), float(degrees @ numbers[1])
+    if len(numbers) == 2:
+        return Dial(law, value, size)
+    _, of_weights, mixed, of_gradients, squares = numbers
+    scale = norm if law.kind == "shift" else float(degrees @ (of_weights * squares).sqrt())
+    return Dial(law, value, size, float(law.commutant.project(mixed).norm()), scale, fold(of_gradients))
+
+
+def _norm(tensors: Iterable[Tensor], reduce: Reduce) -> float:
+    squares = torch.stack([torch.linalg.vector_norm(tensor).square() for tensor in tensors])
+    return float(reduce([squares.sum()])[0].sqrt())

@@ -1,0 +1,105 @@
+"""The leading singular triplets of a matrix, with what is certain about them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise import linalg
+from equipoise.measure.spectrum import Spectrum
+from equipoise.measure.unfolding import Unfolding
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The top triplets of `W`, its norm and its distance to rank one; exact or from an iteration, which it says.
+
+    - `values[i]` is at most `σ_i`, but for rounding; *a* singular value of `W` lies within `residuals[i]` of it;
+    - `upper ≥ σ_1`, rounding included;
+    - `tail = ‖W - σ̂_1 u_1 v_1ᵀ‖_F²`, from the deflated matrix wherever a difference would lose digits: at least
+      `Σ_{i>1} σ_i²`, with equality at the true triplet (THEORY §6).
+    """
+
+    triplets: linalg.Triplets
+    residuals: tuple[float, ...]
+    upper: float
+    frobenius_norm: float
+    tail: float
+
+    @property
+    def values(self) -> list[float]:
+        """`σ̂_1 ≥ σ̂_2 ≥ …`."""
+        return self.triplets.values.tolist()
+
+    @property
+    def error_bound(self) -> float:
+        """`upper - σ̂_1`, at least the error of `σ̂_1`."""
+        return max(0.0, self.upper - float(self.triplets.values[0]))
+
+    @property
+    def rank_one_residual(self) -> float:
+        """`tail / ‖W‖_F²`; 0 for a zero matrix."""
+        return min(1.0, self.tail / self.frobenius_norm**2) if self.frobenius_norm > 0 else 0.0
+
+    @property
+    def stable_rank(self) -> float:
+        """`‖W‖_F² / σ̂_1²`; 0 for a zero matrix."""
+        first = float(self.triplets.values[0])
+        return (self.frobenius_norm / first) ** 2 if first > 0 else 0.0
+
+
+def leading(matrix: Float[Tensor, "rows columns"], r: int = 1) -> Leading:
+    """By one full SVD: every figure right to rounding, the tail from its singular values.
+
+    >>> seen = leading(torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)))
+    >>> seen.values, seen.tail, round(seen.stable_rank, 12)
+    ([2.0], 2.0, 1.5)
+    """
+    return of_all(linalg.leading_triplets(matrix), r)
+
+
+def of_all(triplets: linalg.Triplets, r: int) -> Leading:
+    """`leading` from a whole SVD at hand."""
+    values, top = triplets.values.double(), triplets.top(r)
+    size = max(triplets.left.shape[0], triplets.right.shape[0])
+    rounding = size**0.5 * torch.finfo(triplets.values.dtype).eps * float(values[0])
+    scale = float(values[0]) or 1.0
+    squares = (values / scale).square()
+    return Leading(
+        triplets=top,
+        residuals=(rounding,) * len(top.values),
+        upper=float(values[0]) + rounding,
+        frobenius_norm=scale * float(squares.sum().sqrt()),
+        tail=scale**2 * float(squares[1:].sum()),
+    )
+
+
+@dataclass(frozen=True)
+class ExactSpectra:
+    """The spectra of one set of weights, each matrix decomposed once, when it is first asked for.
+
+    >>> spectra = ExactSpectra({"a": torch.eye(2), "b": torch.ones(2, 2)})
+    >>> [round(seen.stable_rank, 6) for seen in spectra.leading([Unfolding("a"), Unfolding("b")])]
+    [2.0, 1.0]
+    """
+
+    parameters: Mapping[str, Tensor]
+    _decomposed: dict[Unfolding, linalg.Triplets] = field(default_factory=dict, repr=False)
+
+    def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[Leading]:
+        """The leading triplets of each."""
+        return [of_all(self._all(unfolding), r) for unfolding in unfoldings]
+
+    def full(self, unfoldings: Sequence[Unfolding]) -> list[Spectrum]:
+        """All singular values of each."""
+        found = [self._all(unfolding) for unfolding in unfoldings]
+        return [Spectrum(seen.values, len(seen.left), len(seen.right)) for seen in found]
+
+    def _all(self, unfolding: Unfolding) -> linalg.Triplets:
+        if self.parameters[unfolding.weight].ndim == 2 and unfolding.bias is None:
+            unfolding = Unfolding(unfolding.weight)  # read or written, it is the same matrix
+        if unfolding not in self._decomposed:
+            self._decomposed[unfolding] = linalg.leading_triplets(unfolding.matrix(self.parameters))
+        return self._decomposed[unfolding]

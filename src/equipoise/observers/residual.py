@@ -1,0 +1,39 @@
+"""An exact check of every gradient that a training computes."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from equipoise.laws.audit import tolerance
+from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The relative T1 residual of every law at the gradient of this step: rounding, where the gradient is right.
+
+    Unchanged by any scale of the loss, by accumulation and by clipping of the whole. `excess` is the residual in units
+    of what rounding in the dtype of the backward pass explains: above 1 the gradient is wrong, or the loss depends on
+    the weights otherwise than through the outputs (a penalty).
+    """
+
+    name: ClassVar[str] = "residual"
+
+    def init(self, scene: Scene) -> Memory:
+        """Nothing to remember; raises `Unavailable` where there are no laws."""
+        scene.require("gauge")
+        return {}
+
+    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+        """One residual for each law, wherever weights and gradients belong together."""
+        gradients = snapshot.linearisation.gradients() if snapshot.linearisation else snapshot.gradients
+        if gradients is None:
+            return memory, []
+        readings = []
+        for dial in scene.require("gauge").read(snapshot.parameters, gradients):
+            readings.append(Reading(dial.law.name, "residual", dial.residual))
+            if dial.law.exact:
+                limit = tolerance(snapshot.precision or dial.value.dtype)
+                readings.append(Reading(dial.law.name, "excess", dial.residual / limit))
+        return memory, readings
+
+    before = observe
