@@ -79,3 +79,59 @@ def margin_jacobian(model, inputs, labels):
         gradients = torch.autograd.grad(margin, list(model.parameters()))
         rows.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
     return torch.stack(rows)
+
+
+# --- laws: every quadratic and linear one there is, from gradients alone ----------------------------------------------
+
+
+def polynomial_laws(model, inputs, *, differences=False, seed=0):
+    """How many `wᵀQw + cᵀw` are constant along gradient flow for every data set: `(linear, quadratic, affine)`.
+
+    Solves `⟨2 Q w + c, ∇_w ⟨a, f(x; w)⟩⟩ = 0` for all symmetric `Q` and all `c` over random `w`, `x` and `a` (which sums
+    to zero over the last axis for `differences`, as under a softmax). Of the solutions, `linear` have no `Q`,
+    `quadratic` have no `c` and are not products of linear ones, `affine` are what is left.
+    """
+    weights, gradients = _random_gradients(model, inputs, differences, seed)
+    linear = _nullity(gradients)
+    upper, lower = torch.triu_indices(weights.shape[1], weights.shape[1])
+    products = gradients[:, upper] * weights[:, lower] + gradients[:, lower] * weights[:, upper]
+    everything = _nullity(torch.cat([products, gradients], 1))
+    alone = _nullity(products) if everything > linear else 0
+    return linear, alone - linear * (linear + 1) // 2, everything - alone - linear
+
+
+def _random_gradients(model, inputs, differences, seed):
+    """Rows `w` and `∇_w ⟨a, f(x; w)⟩ / ‖·‖`, one more point for every unknown and some to spare."""
+    generator = torch.Generator().manual_seed(seed)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    size = sum(parameter.numel() for parameter in trained)
+    rows = [_random_gradient(model, trained, inputs, differences, generator) for _ in range(size * (size + 3) // 2 + 20)]
+    weights, gradients = (torch.stack(column) for column in zip(*rows, strict=True))
+    return weights, gradients / gradients.norm(dim=1, keepdim=True).clamp(min=1e-300)
+
+
+def _random_gradient(model, trained, inputs, differences, generator):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    output = model(*(_another(x, generator) for x in inputs))
+    combination = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    combination = combination - combination.mean(-1, keepdim=True) if differences else combination
+    slopes = torch.autograd.grad((output * combination).sum(), trained, allow_unused=True, materialize_grads=True)
+    flat = lambda tensors: torch.cat([tensor.detach().reshape(-1) for tensor in tensors])  # noqa: E731
+    return flat(trained), flat(slopes)
+
+
+def _another(x, generator):
+    if x.is_floating_point():
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return torch.randint(int(x.max()) + 1, x.shape, generator=generator)
+
+
+def _nullity(rows):
+    """Dimension of the null space; the gap between zero and non-zero must be plain to see."""
+    sigma = torch.linalg.svdvals(rows)
+    sigma = sigma / sigma[0]
+    null = int((sigma < 1e-12).sum())
+    assert null == len(sigma) or sigma[-null - 1] > 1e-9, f"no gap: {sigma[-null - 1]:.1e}"
+    return null

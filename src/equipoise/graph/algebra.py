@@ -207,12 +207,11 @@ class Algebra:
     def broadcast(self, *signals: Signal) -> list[Signal]:
         """Tensors at their common shape."""
         shape = tuple(torch.broadcast_shapes(*(signal.shape for signal in signals)))
-        return [
-            Signal(shape, tuple(self.expanded(role, shape) for role in signal.roles), None, signal.weights)
-            if signal.shape != shape
-            else signal
-            for signal in signals
-        ]
+        return [signal if signal.shape == shape else self._broadcast(signal, shape) for signal in signals]
+
+    def _broadcast(self, signal: Signal, shape: tuple[int, ...]) -> Signal:
+        value = None if signal.value is None else signal.value.expand(shape)
+        return Signal(shape, tuple(self.expanded(role, shape) for role in signal.roles), value, signal.weights)
 
     def product(self, left: Signal, right: Signal) -> Signal:
         """Element by element: generators add; neither factor's matrices may mix elements that the other tells apart."""

@@ -257,11 +257,12 @@ def _movement(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.No
         yield source, _pull(groups, _numbers(node, source, walk), _shape(walk, source))
     elif operation_name(source.target) in _SPLITTING:
         whole = next(_inputs(source))
-        part = _numbers(source, whole, walk)[node.args[1]]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        part = _numbers(source, whole, walk)[node.args[1]]
         yield whole, _pull(groups, part, _shape(walk, whole))
 
 
-def _numbers(node: fx.Node, source: fx.Node, walk: Walk) -> Tensor:
+def _numbers(node: fx.Node, source: fx.Node, walk: Walk) -> Any:
+    """A tensor of numbers, or as many as the operation returns tensors."""
     shape = _shape(walk, source)
     others = [_plain(argument, walk) for argument in node.args[1:]]
     numbers = torch.arange(int(np.prod(shape))).reshape(shape)

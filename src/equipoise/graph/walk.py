@@ -21,7 +21,7 @@ from equipoise.graph.matchers.recurrent import LAWLESS, REFERENCES
 from equipoise.graph.signal import Signal
 
 BATCH = 2  # what a free batch dimension is walked with
-_MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "embedding", "_weight_norm")
+_MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "embedding")
 _RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
 _ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal")
 
@@ -251,7 +251,7 @@ def _first_use(node: fx.Node, references: Collection[str]) -> fx.Node | None:
             name = operation_name(user.target)
             if name in _MATRIX or name in references or name.startswith("conv"):
                 return user
-            if name in (*KEEPING, *DROPPING, *COPYING, "getitem", "mul", "add", "cat", "_to_copy"):
+            if name in (*KEEPING, *DROPPING, *COPYING, "getitem", "mul", "add", "cat", "_to_copy", "_weight_norm"):
                 queue.append(user)
     return None
 

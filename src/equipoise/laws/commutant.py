@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Moments = Float[Tensor, "blocks width width"]
-Slices = Float[Tensor, "blocks copies width _"]
+Slices = Float[Tensor, "blocks _copies width _"]
 
 
 @runtime_checkable

@@ -122,8 +122,10 @@ def _channelwise(algebra: Algebra, x: Signal, gain: Signal | None, bias: Signal 
 def weight_norm(algebra: Algebra, direction: Signal, gain: Signal, dim: int = 0) -> Signal:
     """`g v / ‖v‖`, row by row: the direction's scale is absorbed exactly."""
     axes = [axis for axis in range(direction.ndim) if axis != dim]
-    for role in algebra.diagonal(direction).roles:
-        if role.varies(dim):
+    roles = algebra.diagonal(direction).roles
+    rows = next((role for role in roles if role.varies(dim)), roles[0] if roles else None)
+    for role in roles:
+        if role is rows:
             algebra.absorb(algebra.uniform(role, axes), 0)
         else:  # rows already have every scale that is absorbed
             algebra.pin(role)
