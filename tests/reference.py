@@ -87,8 +87,8 @@ def margin_jacobian(model, inputs, labels):
 def polynomial_laws(model, inputs, *, differences=False, seed=0):
     """How many `wᵀQw + cᵀw` are constant along gradient flow for every data set: `(linear, quadratic, affine)`.
 
-    Solves `⟨2 Q w + c, ∇_w ⟨a, f(x; w)⟩⟩ = 0` for all symmetric `Q` and all `c` over random `w`, `x` and `a` (which sums
-    to zero over the last axis for `differences`, as under a softmax). Of the solutions, `linear` have no `Q`,
+    Solves `⟨2 Q w + c, ∇_w ⟨a, f(x; w)⟩⟩ = 0` for all symmetric `Q` and all `c` over random `w`, `x` and `a` (which
+    sums to zero over the last axis for `differences`, as under a softmax). Of the solutions, `linear` have no `Q`,
     `quadratic` have no `c` and are not products of linear ones, `affine` are what is left.
     """
     weights, gradients = _random_gradients(model, inputs, differences, seed)
@@ -105,7 +105,9 @@ def _random_gradients(model, inputs, differences, seed):
     generator = torch.Generator().manual_seed(seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in trained)
-    rows = [_random_gradient(model, trained, inputs, differences, generator) for _ in range(size * (size + 3) // 2 + 20)]
+    rows = [
+        _random_gradient(model, trained, inputs, differences, generator) for _ in range(size * (size + 3) // 2 + 20)
+    ]
     weights, gradients = (torch.stack(column) for column in zip(*rows, strict=True))
     return weights, gradients / gradients.norm(dim=1, keepdim=True).clamp(min=1e-300)
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from cases import CASES, case
 
+from cases import CASES, case
 from equipoise.laws.collection import run_backward
 
 NAMES = [each.name for each in CASES]
+
+
 def after_backward(name, inputs):
     """The network with random weights and running statistics, after a random loss on a batch."""
     model = case(name).model(seed=5)
@@ -125,5 +127,3 @@ def test_values_are_kept_along_the_flow(derived):
         drifts.append(max(float((value - start[name]).norm()) for name, value in laws.value(model).items()))
     assert drifts[1] < drifts[0] / 5
     assert drifts[1] < 1e-2
-
-

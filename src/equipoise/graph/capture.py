@@ -194,8 +194,9 @@ def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Export checks its own pytrees with an `isinstance` that torch 2.13 has deprecated; not the caller's concern."""
+    """What torch 2.13 says of itself: an `isinstance` it has deprecated, the list of weights its nn.RNN rebuilds."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
         yield
 
