@@ -29,9 +29,9 @@ def velocity(problem, weights):
 
 def entropic(problem, depth, budget, size=0.02):
     stepper = EntropicMidpoint(step_size=size)
-    state, begun = stepper.init(problem.margins, problem.weights), time.perf_counter()
+    state, begun = stepper.init(problem.objective, problem.weights), time.perf_counter()
     while log_risk(state.evaluation.margins) > depth and time.perf_counter() - begun < budget:
-        advanced = stepper.step(problem.margins, problem.loss, state)
+        advanced = stepper.step(problem.objective, state)
         if advanced is None:
             break
         state = advanced[0]

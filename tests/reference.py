@@ -69,15 +69,20 @@ def margins_by_radau(kernel, initial, span):
 # --- margins: one example, one gradient at a time --------------------------------------------------------------------
 
 
-def margin_jacobian(model, inputs, labels):
-    """Rows of the Jacobian of `y_i f(x_i)`, by one backward pass for each example."""
+def margin_jacobian(model, inputs, labels, classes=None):
+    """Rows of the Jacobian of `y_i f(x_i)`, or of `f_{y_i} - f_c`, by one backward pass for each margin."""
     import torch
 
     rows = []
     for example, label in zip(inputs, labels, strict=True):
-        margin = (label * model(example[None])).squeeze()
-        gradients = torch.autograd.grad(margin, list(model.parameters()))
-        rows.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        scores = model(example[None]).flatten()
+        if classes is None:
+            margins = [label * scores.squeeze()]
+        else:
+            margins = [scores[label] - scores[c] for c in range(classes) if c != label]
+        for margin in margins:
+            gradients = torch.autograd.grad(margin, list(model.parameters()), retain_graph=True)
+            rows.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
     return torch.stack(rows)
 
 

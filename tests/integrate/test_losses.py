@@ -8,23 +8,81 @@ from equipoise.errors import InputError
 from equipoise.integrate.losses import LOSSES, log_risk, named_loss
 
 MARGINS = [-700.0, -30.0, -1.0, 0.0, 1.0, 29.9, 30.1, 36.0, 700.0, 1e12]
+BINARY = [name for name, loss in LOSSES.items() if not loss.multiclass]
+CLASSES = [name for name, loss in LOSSES.items() if loss.multiclass]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def exact_potential(name, margins):
+    """`u_c` and `D` of one example in 60 digits, from the formulas of THEORY §0 and T6.3 alone."""
+    margins = [mpmath.mpf(margin) for margin in margins]
+
+    def loss(ms):
+        if name == "squared":
+            return (1 - ms[0]) ** 2 / 2
+        total = mpmath.fsum(mpmath.exp(-m) for m in ms)
+        return mpmath.log1p(total) if name in ("logistic", "cross_entropy") else total
+
+    def potentials(ms):
+        total = mpmath.fsum(mpmath.exp(-m) for m in ms)
+        return [-mpmath.log(loss(ms)) - mpmath.log(mpmath.exp(-m) / total) for m in ms]
+
+    step = mpmath.mpf(10) ** -25
+    u = potentials(margins)
+    columns = []
+    for c in range(len(margins)):
+        ends = [potentials([m + sign * step * (k == c) for k, m in enumerate(margins)]) for sign in (1, -1)]
+        columns.append([(above - below) / (2 * step) for above, below in zip(*ends, strict=True)])
+    return u, [list(row) for row in zip(*columns, strict=True)]
+
+
+@pytest.mark.parametrize("name", BINARY)
 def test_potential_and_slope_agree_with_high_precision(name):
     loss, margins = named_loss(name), torch.tensor(MARGINS, dtype=torch.float64)
-    with mpmath.workdps(60):
-        for margin, potential, slope in zip(
-            MARGINS, loss.potential(margins).tolist(), loss.slope(margins).tolist(), strict=True
-        ):
-            tail = mpmath.exp(-mpmath.mpf(margin)) if margin < 1e5 else mpmath.mpf(0)
-            if name == "exponential" or tail == 0:
-                exact, exact_slope = mpmath.mpf(margin), mpmath.mpf(1)
+    slopes = loss.differential(margins).push(torch.ones_like(margins))
+    with mpmath.workdps(700):
+        for margin, potential, slope in zip(MARGINS, loss.potential(margins).tolist(), slopes.tolist(), strict=True):
+            if margin == 1e12 and name != "squared":
+                assert (potential, slope) == (margin, 1.0)
+            elif margin == 1.0 and name == "squared":
+                assert math.exp(-potential) < 1e-299
             else:
-                value = mpmath.log1p(tail)
-                exact, exact_slope = -mpmath.log(value), tail / (1 + tail) / value
-            assert potential == pytest.approx(float(exact), rel=1e-13)
-            assert slope == pytest.approx(float(exact_slope), rel=1e-13)
+                (u,), ((d,),) = exact_potential(name, [margin])
+                assert potential == pytest.approx(float(u), rel=1e-13)
+                assert slope == pytest.approx(float(d), rel=1e-13)
+
+
+ROWS = [[-5.0, 0.3, 2.0], [0.0, 0.0, 0.0], [29.0, 31.0, 40.0], [-300.0, 2.0, 500.0], [35.0, 36.0, 300.0]]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_potentials_of_classes_and_their_blocks_agree_with_high_precision(name):
+    loss, margins = named_loss(name), torch.tensor(ROWS, dtype=torch.float64)
+    potentials, unit = loss.potential(margins), torch.eye(3, dtype=torch.float64)
+    columns = torch.stack([loss.differential(margins).push(e.expand(5, 3)) for e in unit], 2)
+    rows = torch.stack([loss.differential(margins).pull(e.expand(5, 3)) for e in unit], 1)
+    with mpmath.workdps(500):
+        for i, row in enumerate(ROWS):
+            u, block = exact_potential(name, row)
+            assert potentials[i].tolist() == pytest.approx([float(x) for x in u], rel=1e-13, abs=1e-13)
+            exact = torch.tensor([[float(x) for x in line] for line in block], dtype=torch.float64)
+            assert torch.allclose(columns[i], exact, rtol=0, atol=1e-13)
+            assert torch.allclose(rows[i], exact, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_risk_of_classes_is_that_of_the_formula(name):
+    margins = torch.tensor(ROWS[:3], dtype=torch.float64)
+    total = torch.exp(-margins).sum(1)
+    expected = (torch.log1p(total) if name == "cross_entropy" else total).mean().log()
+    assert log_risk(named_loss(name).potential(margins)) == pytest.approx(float(expected), rel=1e-14)
+
+
+def test_blocks_of_some_examples():
+    differential = named_loss("cross_entropy").differential(torch.tensor(ROWS, dtype=torch.float64))
+    forces = torch.rand(3, 3, dtype=torch.float64)
+    picked = torch.tensor([4, 0, 0])
+    whole = torch.stack([differential.pull(forces[[k]].expand(5, 3))[row] for k, row in enumerate(picked)])
+    assert torch.equal(differential.take(picked).pull(forces), whole)
 
 
 def test_log_risk_needs_no_risk():
@@ -33,5 +91,5 @@ def test_log_risk_needs_no_risk():
 
 
 def test_unknown_loss_is_named():
-    with pytest.raises(InputError, match="a loss among exponential, logistic; found 'hinge'"):
+    with pytest.raises(InputError, match=r"a loss among exponential, logistic.*; found 'hinge'"):
         named_loss("hinge")

@@ -7,36 +7,43 @@ from torch import nn
 import reference
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
-from equipoise.integrate.margins import (
-    CapturedMargins,
-    FeedforwardMargins,
-    Layout,
-    build_margins,
-    local_slopes,
-    secant_slopes,
-)
+from equipoise.integrate.feedforward import FeedforwardMargins
+from equipoise.integrate.general import CapturedMargins
+from equipoise.integrate.margins import Layout, local_slopes, secant_slopes
+from equipoise.integrate.problem import build_margins
+from equipoise.integrate.readout import Contrasts, Signs
+from equipoise.measure.margins import class_margins
 from equipoise.networks import mlp, residual_mlp
 
 MODELS = {
     "chain": lambda: mlp([6, 5, 4, 3, 1], linear_tail=2, seed=1),
     "biased chain": lambda: mlp([6, 5, 4, 1], linear_tail=2, bias=True, seed=2),
     "leaky": lambda: nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU(0.3), nn.Linear(4, 1)).double(),
+    "ends in a kink": lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1), nn.LeakyReLU(0.1)).double(),
     "skip": lambda: residual_mlp(6, 5, 4, linear_tail=2, seed=3),
     "dense skip": lambda: residual_mlp(6, 5, 4, skip="dense", linear_tail=2, seed=4),
+    "classes": lambda: mlp([6, 5, 4, 3], linear_tail=2, bias=True, seed=5),
+    "classes skip": lambda: residual_mlp(6, 5, 4, outputs=3, seed=6),
 }
 
 
-def data(n=12):
+def data(n=12, classes=None):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(n, 6, generator=generator, dtype=torch.float64)
-    return inputs, torch.where(torch.rand(n, generator=generator) > 0.5, 1.0, -1.0).double()
+    draw = torch.rand(n, generator=generator)
+    return inputs, torch.where(draw > 0.5, 1.0, -1.0).double() if classes is None else (draw * classes).long()
+
+
+def classes_of(name):
+    return 3 if name.startswith("classes") else None
 
 
 def setting(name, implementation=None):
-    model, (inputs, labels) = MODELS[name](), data()
+    model, classes = MODELS[name](), classes_of(name)
+    inputs, labels = data(classes=classes)
     layout = Layout.of(dict(model.named_parameters()))
-    captured = capture(model, inputs[:2])
-    margins = (implementation or build_margins)(captured, layout, inputs, labels)
+    readout = Signs(labels) if classes is None else Contrasts(labels, classes)
+    margins = (implementation or build_margins)(capture(model, inputs[:2]), layout, inputs, readout)
     return model, margins, layout.flatten(dict(model.named_parameters()))
 
 
@@ -48,21 +55,36 @@ def close(a, b):
 @pytest.mark.parametrize("name", MODELS)
 def test_products_of_the_jacobian_are_those_of_autograd(name, implementation):
     model, margins, weights = setting(name, implementation)
+    classes = classes_of(name)
+    inputs, labels = data(classes=classes)
     seen = margins.evaluate(weights)
     here = margins.linearise(weights, local_slopes(margins, seen))
-    jacobian = reference.margin_jacobian(model, *data())
+    jacobian = reference.margin_jacobian(model, inputs, labels, classes)
     generator = torch.Generator().manual_seed(1)
-    forces = torch.rand(12, generator=generator, dtype=torch.float64)
+    forces = torch.rand(seen.margins.shape, generator=generator, dtype=torch.float64)
     change = torch.randn(len(weights), generator=generator, dtype=torch.float64)
-    inputs, labels = data()
-    assert close(seen.margins, labels * model(inputs).squeeze(1).detach())
+    scores = model(inputs).detach()
+    assert close(seen.margins, labels * scores.squeeze(1) if classes is None else class_margins(scores, labels))
     assert close(here.margins, seen.margins)
-    assert close(here.pullback(forces), jacobian.T @ forces)
-    assert close(here.pushforward(change), jacobian @ change)
-    assert close(here.kernel(), jacobian @ jacobian.T)
+    assert close(here.pullback(forces), jacobian.T @ forces.flatten())
+    assert close(here.pushforward(change).flatten(), jacobian @ change)
 
 
-@pytest.mark.parametrize("name", ["chain", "biased chain", "leaky"])
+@pytest.mark.parametrize("implementation", [build_margins, CapturedMargins])
+@pytest.mark.parametrize("name", MODELS)
+def test_kernel_of_combined_margins(name, implementation):
+    """Pairs out of order, examples repeated, each with its own combination of margins."""
+    model, margins, weights = setting(name, implementation)
+    classes = classes_of(name)
+    here = margins.linearise(weights, local_slopes(margins, margins.evaluate(weights)))
+    examples = torch.tensor([7, 1, 1, 10, 4])
+    forces = torch.randn(5, *margins.readout.others, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    jacobian = reference.margin_jacobian(model, *data(classes=classes), classes).unflatten(0, (12, -1))[examples]
+    rows = (forces.view(5, -1, 1) * jacobian).sum(1)
+    assert close(here.kernel(examples, forces), rows @ rows.T)
+
+
+@pytest.mark.parametrize("name", ["chain", "biased chain", "leaky", "ends in a kink", "classes"])
 def test_fast_path_and_twin_agree_with_any_slopes(name):
     _, fast, weights = setting(name)
     _, twin, _ = setting(name, CapturedMargins)
@@ -70,10 +92,10 @@ def test_fast_path_and_twin_agree_with_any_slopes(name):
     rows = torch.tensor([1, 4, 7, 10])
     slopes = tuple(torch.rand_like(z[rows]) for z in fast.evaluate(weights).preactivations)
     a, b = (margins.restricted(rows).linearise(weights, slopes) for margins in (fast, twin))
-    forces = torch.rand(4, dtype=torch.float64)
+    forces = torch.rand(4, *fast.readout.others, dtype=torch.float64)
     assert close(a.margins, b.margins)
     assert close(a.pullback(forces), b.pullback(forces))
-    assert close(a.kernel(), b.kernel())
+    assert close(a.kernel(torch.arange(4), forces), b.kernel(torch.arange(4), forces))
 
 
 def test_skip_connections_take_the_general_path():
@@ -101,5 +123,6 @@ def test_secant_slopes_carry_one_evaluation_to_the_other(name):
 
 def test_activation_without_homogeneity_is_named():
     model = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 1)).double()
+    inputs, labels = data()
     with pytest.raises(InputError, match="gelu, which is not positively homogeneous"):
-        build_margins(capture(model, data()[0]), Layout.of(dict(model.named_parameters())), *data())
+        build_margins(capture(model, inputs), Layout.of(dict(model.named_parameters())), inputs, Signs(labels))

@@ -13,10 +13,10 @@ from equipoise.networks import mlp, residual_mlp
 
 def advance(problem, stepper, until):
     """Step until `log R` is at most `until`; every step's state."""
-    state = stepper.init(problem.margins, problem.weights)
+    state = stepper.init(problem.objective, problem.weights)
     states = [state]
     while log_risk(problem.loss.potential(state.evaluation.margins)) > until:
-        state, _ = stepper.step(problem.margins, problem.loss, state)
+        state, _ = stepper.step(problem.objective, state)
         states.append(state)
     return states
 
@@ -70,7 +70,7 @@ def at_growth(problem, start, size, growth):
     stepper = EntropicMidpoint(step_size=size, tolerance=1.0)
     points, state = [(0.0, start.weights)], start
     while points[-1][0] < growth + 3 * size:
-        state = stepper.step(problem.margins, problem.loss, state)[0]
+        state = stepper.step(problem.objective, state)[0]
         points.append((math.log(float(state.weights.norm() / start.weights.norm())), state.weights))
     return interpolated(points, growth)
 
@@ -99,7 +99,7 @@ def test_trajectory_agrees_with_dopri5_while_it_can_follow():
         margins = problem.margins
         seen = margins.evaluate(weights)
         here = margins.linearise(weights, ())
-        return here.pullback(loss.slope(seen.margins) * torch.softmax(-loss.potential(seen.margins), 0))
+        return here.pullback(problem.objective.forces(seen))
 
     def depth(weights):
         return log_risk(loss.potential(problem.margins.evaluate(weights).margins))

@@ -11,8 +11,11 @@ from torch import nn
 from equipoise import data
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
-from equipoise.integrate.losses import Exponential, log_risk
-from equipoise.integrate.margins import Layout, build_margins
+from equipoise.integrate.losses import Exponential
+from equipoise.integrate.margins import Layout
+from equipoise.integrate.objective import Objective
+from equipoise.integrate.problem import build_margins
+from equipoise.integrate.readout import Signs
 from equipoise.integrate.steppers import EntropicMidpoint
 from equipoise.networks import mlp
 from equipoise.store import Store
@@ -41,11 +44,11 @@ def flowed(bias=False, goal=-300.0):
     model = mlp([10, 8, 8, 8, 1], linear_tail=3, bias=bias, seed=0)
     initial = copy.deepcopy(model.state_dict())
     layout = Layout.of(initial)
-    margins = build_margins(capture(model, X[:2]), layout, X, y)
-    stepper, loss = EntropicMidpoint(step_size=0.2, tolerance=0.1), Exponential()
-    state = stepper.init(margins, layout.flatten(initial))
-    while (log_loss := log_risk(state.evaluation.margins)) > goal:
-        state, _ = stepper.step(margins, loss, state)
+    objective = Objective(build_margins(capture(model, X[:2]), layout, X, Signs(y)), Exponential())
+    stepper = EntropicMidpoint(step_size=0.2, tolerance=0.1)
+    state = stepper.init(objective, layout.flatten(initial))
+    while (log_loss := objective.log_risk(state.evaluation)) > goal:
+        state, _ = stepper.step(objective, state)
     final = {name: tensor.clone() for name, tensor in layout.views(state.weights).items()}
     model.load_state_dict(final)
     return Finished(model, initial, final, (X, y), log_loss)

@@ -10,12 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from equipoise.integrate.goals import Goal, LogLoss, parse_goal
-from equipoise.integrate.losses import Loss, log_risk
-from equipoise.integrate.margins import Linearisation, Weights
+from equipoise.integrate.losses import Exponential, Loss
+from equipoise.integrate.margins import Weights
+from equipoise.integrate.objective import Objective, Tangent
 from equipoise.integrate.problem import Problem, build_problem, why_not_separable
 from equipoise.integrate.run import Run, Status, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step
@@ -162,7 +162,7 @@ class _Loop:
 
     def start(self) -> Progress:
         """Before the first step, with the initial weights observed."""
-        state = self.stepper.init(self.problem.margins, self.problem.weights)
+        state = self.stepper.init(self.problem.objective, self.problem.weights)
         scene = self.scene
         return self._observed(Progress(0, state, tuple(observer.init(scene) for observer in self.observers)), None)
 
@@ -173,7 +173,7 @@ class _Loop:
         pending = self._ahead(progress, self.save_at)
         try:
             while status is None and (status := self._status(progress)) is None:
-                advanced = self.stepper.step(self.problem.margins, self.problem.loss, progress.state)
+                advanced = self.stepper.step(self.problem.objective, progress.state)
                 if advanced is None:
                     status = Status.stalled
                     break
@@ -191,7 +191,7 @@ class _Loop:
     # --- where it stands ---
 
     def _log_loss(self, state: State) -> float:
-        return log_risk(self.problem.loss.potential(state.evaluation.margins))
+        return self.problem.objective.log_risk(state.evaluation)
 
     @cached_property
     def _initial_norm(self) -> float:
@@ -324,28 +324,36 @@ class _Loop:
 
 @dataclass(frozen=True)
 class _Here:
-    """The Jacobian of the margins at a state, formed when an observer asks."""
+    """The Jacobian of some of the margins at a state, flat; formed when an observer asks."""
 
     problem: Problem
     state: State
+    rows: Tensor | None = None  # None: all
+
+    def restricted(self, rows: Tensor) -> "_Here":
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
     @cached_property
-    def _linearisation(self) -> Linearisation:
-        return self.problem.margins.linearise(self.state.weights, self.state.slopes)
+    def _tangent(self) -> Tangent:
+        plain, slopes = Objective(self.problem.margins, Exponential()), self.state.slopes
+        if self.rows is None:
+            return plain.linearise(self.state.weights, slopes)
+        examples = plain.examples(self.rows)
+        return plain.restricted(self.rows).linearise(self.state.weights, tuple(slope[examples] for slope in slopes))
 
     def kernel(self) -> Tensor:
-        return self._linearisation.kernel()
+        return self._tangent.kernel()
 
     def pullback(self, forces: Tensor) -> Tensor:
-        return self._linearisation.pullback(forces)
+        return self._tangent.pullback(self._tangent.forces(forces))
 
     def weights(self) -> Tensor:
         return self.state.weights
 
     def gradients(self) -> dict[str, Tensor]:
-        loss, seen = self.problem.loss, self.state.evaluation.margins
-        forces = torch.softmax(-loss.potential(seen), 0) * loss.slope(seen)
-        return self.problem.layout.views(-self.pullback(forces))
+        objective, state = self.problem.objective, self.state
+        velocity = objective.linearise(state.weights, state.slopes).pullback(objective.forces(state.evaluation))
+        return self.problem.layout.views(-velocity)
 
 
 def _told(step: Step | None, state: State) -> list[tuple[str, float]]:

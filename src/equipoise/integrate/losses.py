@@ -1,7 +1,10 @@
-"""Losses with an exponential tail, kept in the log domain (THEORY §0 and T6.3).
+"""Losses of margins, kept in the log domain (THEORY §0 and T6.3).
 
-With `u = -log ℓ(m)` the risk is *exactly* `R = mean e^{-u}`, so that `-∇ log R = (D J)ᵀ softmax(-u)` for every such
-loss; only `u(m)` and `D = du/dm` differ. Nothing here ever forms `R` itself: it underflows at `log R ≈ -708`.
+With `u = -log ℓ(m)`, or for classes `u_ic = m_ic + log(S_i/ℓ_i)`, the risk is *exactly* `R = mean_i Σ_c e^{-u_ic}`, so
+that `-∇ log R = (D J)ᵀ softmax(-u)` for every loss; only `u(m)` and `D = du/dm` differ. Nothing here ever forms `R`
+itself: it underflows at `log R ≈ -708`.
+
+Margins have shape (n,) for two classes, `m_i = y_i f(x_i)`, and (n, C - 1) for `C`, `m_ic = f_{y_i} - f_c`, `c ≠ y_i`.
 """
 
 import math
@@ -14,49 +17,122 @@ from torch import Tensor
 
 from equipoise.errors import InputError
 
+_DEEP = -30.0  # log S below which `log(1 + S) = S (1 - S/2)` to rounding
+
+
+@runtime_checkable
+class Differential(Protocol):
+    """`D = du/dm` at given margins, block-diagonal over the examples, by its products."""
+
+    def push(self, change: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+        """`D δm`."""
+        ...
+
+    def pull(self, forces: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+        """`Dᵀ p`."""
+        ...
+
+    def take(self, examples: Tensor) -> "Differential":
+        """The blocks of these examples, which may repeat."""
+        ...
+
 
 @runtime_checkable
 class Loss(Protocol):
-    """A loss `ℓ` of the margin, known by `u(m) = -log ℓ(m)` and its slope."""
+    """A loss `ℓ` of the margins of one example, known by `u` with `ℓ = Σ_c e^{-u_c}`, and by `D = du/dm`."""
 
     @property
     def name(self) -> str:
         """The name users type."""
         ...
 
-    def potential(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """`u = -log ℓ(m)`, without overflow at either end."""
+    @property
+    def multiclass(self) -> bool:
+        """Whether the network gives one score for each class, rather than one score."""
         ...
 
-    def slope(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """`D = du/dm = -ℓ'(m)/ℓ(m)`, between 0 and 1."""
+    @property
+    def exponential_tail(self) -> bool:
+        """Whether `ℓ(m) e^m → 1`: what every statement about limits needs."""
+        ...
+
+    def potential(self, margins: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+        """`u`, without overflow at either end."""
+        ...
+
+    def differential(self, margins: Float[Tensor, " n *others"]) -> Differential:
+        """`D`."""
         ...
 
     def log_at_zero(self) -> float:
-        """`log ℓ(0)`: the data are separated once `n R < ℓ(0)`."""
+        """The logarithm of the least loss of an example that is not classified correctly.
+
+        The data are separated once `n R` is below it (each example's share of `R` being `1/n`).
+        """
         ...
 
 
 @dataclass(frozen=True)
+class Diagonal:
+    """`D = diag(slope)`."""
+
+    slope: Float[Tensor, " n *others"]
+
+    def push(self, change: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+        """`D δm`."""
+        return self.slope * change
+
+    def pull(self, forces: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+        """`Dᵀ p`."""
+        return self.slope * forces
+
+    def take(self, examples: Tensor) -> "Diagonal":
+        """The blocks of these examples."""
+        return Diagonal(self.slope[examples])
+
+
+@dataclass(frozen=True)
+class Centred:
+    """`D_i = I - a_i 1 π_iᵀ`, with `a` of shape (n, 1) and `π` of shape (n, C - 1) (T6.3)."""
+
+    share: Float[Tensor, "n 1"]
+    weights: Float[Tensor, "n others"]
+
+    def push(self, change: Float[Tensor, "n others"]) -> Float[Tensor, "n others"]:
+        """`δm - a ⟨π, δm⟩ 1`."""
+        return change - self.share * (self.weights * change).sum(1, keepdim=True)
+
+    def pull(self, forces: Float[Tensor, "n others"]) -> Float[Tensor, "n others"]:
+        """`p - a ⟨1, p⟩ π`."""
+        return forces - self.share * forces.sum(1, keepdim=True) * self.weights
+
+    def take(self, examples: Tensor) -> "Centred":
+        """The blocks of these examples."""
+        return Centred(self.share[examples], self.weights[examples])
+
+
+@dataclass(frozen=True)
 class Exponential:
-    """`ℓ(m) = e^{-m}`.
+    """`ℓ = Σ_c e^{-m_c}`: one term for two classes, `C - 1` for `C`.
 
     >>> Exponential().potential(torch.tensor([3.0]))
     tensor([3.])
     """
 
     name: str = "exponential"
+    multiclass: bool = False
+    exponential_tail: bool = True
 
-    def potential(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def potential(self, margins: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
         """`u = m`."""
         return margins
 
-    def slope(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def differential(self, margins: Float[Tensor, " n *others"]) -> Differential:
         """`D = 1`."""
-        return torch.ones_like(margins)
+        return Diagonal(torch.ones_like(margins))
 
     def log_at_zero(self) -> float:
-        """`log ℓ(0) = 0`."""
+        """`log 1`: a margin of zero alone costs that much."""
         return 0.0
 
 
@@ -69,44 +145,127 @@ class Logistic:
     """
 
     name: str = "logistic"
+    multiclass: bool = False
+    exponential_tail: bool = True
 
     def potential(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """`u = -log log(1 + e^{-m})`; beyond `m = 30`, where `ℓ = e^{-m}(1 - e^{-m}/2)` to rounding, `m + e^{-m}/2`."""
-        tail = margins > 30
-        body = -torch.log(torch.nn.functional.softplus(-margins.clamp(max=30)))
-        return torch.where(tail, margins + 0.5 * torch.exp(-margins.clamp(min=30)), body)
+        """`u = -log log(1 + e^{-m})`."""
+        return margins + _log_excess(-margins)
 
-    def slope(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def differential(self, margins: Float[Tensor, " n"]) -> Differential:
         """`D = σ(-m) / log(1 + e^{-m})`, which tends to 1 as `1 - e^{-m}/2`."""
-        body = torch.sigmoid(-margins.clamp(max=30)) / torch.nn.functional.softplus(-margins.clamp(max=30))
-        return torch.where(margins > 30, 1 - 0.5 * torch.exp(-margins.clamp(min=30)), body)
+        return Diagonal(_elasticity(-margins))
 
     def log_at_zero(self) -> float:
         """`log log 2`."""
         return math.log(math.log(2))
 
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (Exponential(), Logistic())}
+@dataclass(frozen=True)
+class CrossEntropy:
+    """`ℓ = log(1 + S)`, `S = Σ_c e^{-m_c}`: minus the log-softmax of the true class.
+
+    >>> CrossEntropy().potential(torch.tensor([[100.0, 101.0]]))
+    tensor([[100., 101.]])
+    """
+
+    name: str = "cross_entropy"
+    multiclass: bool = True
+    exponential_tail: bool = True
+
+    def potential(self, margins: Float[Tensor, "n others"]) -> Float[Tensor, "n others"]:
+        """`u_c = m_c + log(S/ℓ)`, so that `Σ_c e^{-u_c} = ℓ` (T6.3)."""
+        return margins + _log_excess(torch.logsumexp(-margins, 1, keepdim=True))
+
+    def differential(self, margins: Float[Tensor, "n others"]) -> Differential:
+        """`I - a 1 πᵀ`, `π = softmax(-m)`, `a = 1 - S/((1 + S) ℓ)` (T6.3)."""
+        share = 1 - _elasticity(torch.logsumexp(-margins, 1, keepdim=True))
+        return Centred(share, torch.softmax(-margins, 1))
+
+    def log_at_zero(self) -> float:
+        """`log log 2`: a tie with one class and no other."""
+        return math.log(math.log(2))
+
+
+@dataclass(frozen=True)
+class Squared:
+    """`ℓ(m) = ½(1 - m)²`, which is `½(y - f)²` for labels in {-1, +1}: for laws and trajectories, not for limits.
+
+    It has no exponential tail: its gradient vanishes at `m = 1`, where weights stop growing.
+
+    >>> Squared().potential(torch.tensor([3.0])).exp()
+    tensor([0.5000])
+    """
+
+    name: str = "squared"
+    multiclass: bool = False
+    exponential_tail: bool = False
+
+    def potential(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """`u = log 2 - 2 log |1 - m|`."""
+        return math.log(2) - 2 * torch.log(_residual(margins).abs())
+
+    def differential(self, margins: Float[Tensor, " n"]) -> Differential:
+        """`D = 2 / (1 - m)`."""
+        return Diagonal(2 / _residual(margins))
+
+    def log_at_zero(self) -> float:
+        """`log ½`."""
+        return math.log(0.5)
+
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Exponential(),
+        Logistic(),
+        CrossEntropy(),
+        Exponential("multiclass_exponential", multiclass=True),
+        Squared(),
+    )
+}
 
 
 def named_loss(loss: "str | Loss") -> Loss:
     """The loss of that name, or the loss itself.
 
-    Raises `InputError` for a name that is none of `LOSSES`.
+    Raises `InputError` for a name that is none of `LOSSES`, and for an object that is no `Loss`.
     """
-    if not isinstance(loss, str):
+    if isinstance(loss, Loss):
         return loss
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise InputError(
-            expected=f"a loss among {', '.join(LOSSES)}", found=f"{loss!r}", remedy='pass loss="exponential"'
+            expected=f"a loss among {', '.join(LOSSES)}, or an object with "
+            "name, multiclass, exponential_tail, potential, differential and log_at_zero",
+            found=f"{loss!r}",
+            remedy='pass loss="exponential"',
         )
     return LOSSES[loss]
 
 
-def log_risk(potential: Float[Tensor, " n"]) -> float:
-    """`log R = log mean e^{-u}`.
+def log_risk(potential: Float[Tensor, " n *others"]) -> float:
+    """`log R = log mean_i Σ_c e^{-u_ic}`.
 
     >>> log_risk(torch.full((4,), 1e12, dtype=torch.float64))
     -1000000000000.0
     """
-    return float(torch.logsumexp(-potential, 0) - math.log(potential.numel()))
+    return float(torch.logsumexp(-potential.flatten(), 0) - math.log(len(potential)))
+
+
+def _log_excess(log_sum: Tensor) -> Tensor:
+    """`log(S / log(1 + S))` from `log S`; `S/2` where `S` is tiny."""
+    body = log_sum - torch.log(torch.nn.functional.softplus(log_sum.clamp(min=_DEEP)))
+    return torch.where(log_sum < _DEEP, 0.5 * torch.exp(log_sum.clamp(max=_DEEP)), body)
+
+
+def _elasticity(log_sum: Tensor) -> Tensor:
+    """`d log ℓ / d log S = S / ((1 + S) log(1 + S))`; `1 - S/2` where `S` is tiny."""
+    bounded = log_sum.clamp(min=_DEEP)
+    body = torch.sigmoid(bounded) / torch.nn.functional.softplus(bounded)
+    return torch.where(log_sum < _DEEP, 1 - 0.5 * torch.exp(log_sum.clamp(max=_DEEP)), body)
+
+
+def _residual(margins: Tensor) -> Tensor:
+    """`1 - m`, kept off zero, where `u` is infinite and `D p` nevertheless finite."""
+    residual = 1 - margins
+    return torch.where(residual.abs() < 1e-150, torch.full_like(residual, 1e-150), residual)

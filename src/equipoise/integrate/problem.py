@@ -1,6 +1,7 @@
 """What a flow is about: a network read once, its data, its loss, and everything derived from them."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,12 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.evaluate import kinks, recorded
-from equipoise.integrate.losses import Loss, named_loss
-from equipoise.integrate.margins import Layout, Margins, Weights, build_margins
+from equipoise.integrate.feedforward import FeedforwardMargins
+from equipoise.integrate.general import CapturedMargins
+from equipoise.integrate.losses import LOSSES, Loss, named_loss
+from equipoise.integrate.margins import Layout, Margins, Weights
+from equipoise.integrate.objective import Objective
+from equipoise.integrate.readout import Contrasts, Readout, Signs
 from equipoise.laws import Laws, invariances
 from equipoise.observers import Probe
 
@@ -33,7 +38,12 @@ class Problem:
     laws: Laws
     chain: tuple[Layer, ...] | None
     layout: Layout
-    margins: Margins
+    objective: Objective
+
+    @property
+    def margins(self) -> Margins:
+        """The margins of all the examples."""
+        return self.objective.margins
 
     @cached_property
     def initial(self) -> dict[str, Tensor]:
@@ -75,31 +85,43 @@ class Problem:
         return model
 
 
-def build_problem(model: nn.Module, data: Any, loss: str | Loss) -> Problem:
+def build_problem(model: nn.Module, data: Any, loss: str | Loss, example_weights: Any = None) -> Problem:
     """Read the model, check the data, and plan the computation once. The model and the data are not changed.
 
-    Raises `InputError` for data that cannot be used, for outputs that are not one score for each example, and for an
+    `example_weights` are `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`. Raises `InputError` for
+    data that cannot be used, for outputs that are not one score for each example (or one for each class), and for an
     activation that is not homogeneous; `CaptureError` for a model that cannot be read.
     """
-    checked, chosen = validate(data), named_loss(loss)
-    own = copy.deepcopy(model).double()
+    chosen = named_loss(loss)
+    checked, own = validate(data, multiclass=chosen.multiclass), copy.deepcopy(model).double()
     device = next((parameter.device for parameter in own.parameters()), None)
     if device is None:
         raise InputError(
             expected="a model with parameters", found="none", remedy="pass a network with weights to train"
         )
     inputs, labels = checked.X.to(device), checked.y.to(device)
-    _check_fit(own, inputs)
-    laws = invariances(own, inputs[:2])
+    readout = _readout(_outputs(own, inputs), labels, chosen)
+    laws = invariances(own, inputs[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
     captured = laws.captured
     assert captured is not None  # these laws were read, not stated
     layout = Layout.of(dict(own.named_parameters()))
     _check_parameters(own, captured)
-    margins = build_margins(captured, layout, inputs, labels)
-    return Problem(own, checked, chosen, captured, laws, read_chain(captured), layout, margins)
+    objective = Objective(
+        build_margins(captured, layout, inputs, readout), chosen, _offsets(example_weights, len(inputs), inputs)
+    )
+    return Problem(own, checked, chosen, captured, laws, read_chain(captured), layout, objective)
 
 
-def _check_fit(model: nn.Module, inputs: Tensor) -> None:
+def build_margins(captured: Captured, layout: Layout, inputs: Tensor, readout: Readout) -> Margins:
+    """The fast path where the network is a feedforward chain, the graph everywhere else."""
+    chain = read_chain(captured)
+    if chain is None:
+        return CapturedMargins(captured, layout, inputs, readout)
+    return FeedforwardMargins(chain, layout, inputs.flatten(1), readout)
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What the model gives for two examples."""
     try:
         with torch.no_grad():
             output = model(inputs[:2])
@@ -109,13 +131,46 @@ def _check_fit(model: nn.Module, inputs: Tensor) -> None:
             found=f"examples of shape {tuple(inputs.shape[1:])} ({str(error).splitlines()[0]})",
             remedy="match the width of the first layer to the data",
         ) from None
-    if not isinstance(output, Tensor) or output.numel() != len(inputs[:2]):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if not isinstance(output, Tensor):
         raise InputError(
-            expected="one score for each example, of shape (n,) or (n, 1)",
-            found=f"output {shape} for 2 examples",
-            remedy="end the network with a layer of width 1",
+            expected="a model that returns one tensor", found=type(output).__name__, remedy="return the scores alone"
         )
+    return output
+
+
+def _readout(output: Tensor, labels: Tensor, loss: Loss) -> Readout:
+    """From scores to margins, once the scores are what the loss takes."""
+    examples = min(2, len(labels))
+    if not loss.multiclass:
+        if output.numel() == examples:
+            return Signs(labels)
+        raise InputError(
+            expected=f"one score for each example, of shape (n,) or (n, 1), for the {loss.name} loss",
+            found=f"output {tuple(output.shape)} for {examples} examples",
+            remedy='end the network with a layer of width 1, or pass loss="cross_entropy"',
+        )
+    classes = int(labels.max()) + 1
+    if output.ndim != 2 or len(output) != examples or output.shape[1] < max(classes, 2):
+        raise InputError(
+            expected=f"a score for each of {classes} classes, of shape (n, {classes}), for the {loss.name} loss",
+            found=f"output {tuple(output.shape)} for {examples} examples",
+            remedy=f"end the network with a layer of width {classes}, or number the classes from 0",
+        )
+    return Contrasts(labels, output.shape[1])
+
+
+def _offsets(example_weights: Any, examples: int, like: Tensor) -> Tensor | None:
+    """`-log(n w_i)`, with `Σ w_i = 1`."""
+    if example_weights is None:
+        return None
+    weights = torch.as_tensor(example_weights, dtype=like.dtype, device=like.device)
+    if weights.shape != (examples,) or not bool(((weights > 0) & torch.isfinite(weights)).all()):
+        raise InputError(
+            expected=f"{examples} positive weights, one for each example",
+            found=f"shape {tuple(weights.shape)}, least {float(weights.min()) if weights.numel() else math.nan:.3g}",
+            remedy="leave out examples that weigh nothing",
+        )
+    return -torch.log(examples * weights / weights.sum())
 
 
 def _check_parameters(model: nn.Module, captured: Captured) -> None:
@@ -137,8 +192,8 @@ def _check_parameters(model: nn.Module, captured: Captured) -> None:
 def why_not_separable(problem: Problem) -> str | None:
     """A proof that no weights fit the data, in words, or `None`.
 
-    Two kinds are known: one input with both labels, and a network without activations (linear in its input) whose data
-    no hyperplane separates, by a linear programme.
+    Two kinds are known: one input with two labels, and a network without activations (linear in its input) of one score
+    whose data no hyperplane separates, by a linear programme.
     """
     inputs, labels = problem.data.X.flatten(1).cpu().numpy(), problem.data.y.cpu().numpy()
     _, group = np.unique(inputs, axis=0, return_inverse=True)
@@ -147,8 +202,8 @@ def why_not_separable(problem: Problem) -> str | None:
     clash = np.flatnonzero(same & (np.diff(labels[order]) != 0))
     if len(clash):
         i, j = sorted(order[clash[0] : clash[0] + 2])
-        return f"examples {i} and {j} are the same input with both labels"
-    if problem.chain is None or problem.kink_names:
+        return f"examples {i} and {j} are the same input with two labels"
+    if problem.chain is None or problem.kink_names or problem.loss.multiclass:
         return None
     biased = any(layer.bias for layer in problem.chain)
     rows = np.hstack([inputs, np.ones((len(inputs), 1))]) if biased else inputs

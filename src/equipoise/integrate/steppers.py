@@ -11,17 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.integrate.entropic import extrapolated_average
-from equipoise.integrate.losses import Loss, log_risk
-from equipoise.integrate.margins import (
-    Evaluation,
-    Linearisation,
-    Margins,
-    Rows,
-    Slopes,
-    Weights,
-    local_slopes,
-    secant_slopes,
-)
+from equipoise.integrate.margins import Evaluation, Slopes, Weights, local_slopes, secant_slopes
+from equipoise.integrate.objective import Forces, Objective, Tangent
+from equipoise.integrate.readout import Rows
 from equipoise.integrate.slopes import Settling
 
 _SETTLING = 24  # iterations of w_mid, slopes and p̄ together before a step is given up
@@ -38,7 +30,7 @@ class State:
     weights: Weights
     evaluation: Evaluation
     slopes: Slopes  # settled slopes of the last step: pairs that slide keep theirs
-    dual: Float[Tensor, " n"]  # p of the last implicit step, the next one's warm start
+    dual: Float[Tensor, " potentials"]  # p of the last implicit step, the next one's warm start
     velocity: Weights | None  # mean velocity over the last implicit step: where margins balance, the next one's too
     sizes: dict[str, float]  # relative size of the next step, by route
     log_time: float = -math.inf  # log of physical time
@@ -54,7 +46,7 @@ class Step:
     size: float  # ‖Δw‖ / ‖w‖
     error: float  # local error estimate, relative to ‖w‖
     rejected: int
-    active: int  # examples that entered the implicit problem
+    active: int  # potentials that entered the implicit problem
     mismatch: float  # relative distance of w_mid from self-consistency: what laws may drift by
 
 
@@ -62,9 +54,9 @@ class Step:
 class Outlook:
     """The flow at the start of a step: its velocity and where that would lead."""
 
-    potential: Float[Tensor, " n"]  # u
+    potential: Float[Tensor, " potentials"]  # u
     velocity: Weights  # -∇ log R, or its mean over the last implicit step
-    rates: Float[Tensor, " n"]  # du/dτ
+    rates: Float[Tensor, " potentials"]  # du/dτ
     speed: float  # ‖velocity‖ / ‖w‖
 
 
@@ -72,8 +64,7 @@ class Outlook:
 class Stretch:
     """The stretch of flow that a step is to cover: from where, how far, on which problem."""
 
-    margins: Margins
-    loss: Loss
+    objective: Objective
     state: State
     outlook: Outlook
     span: float  # h
@@ -88,12 +79,12 @@ class Stretch:
 class Attempt:
     """A step before its midpoint is made exact, and whether it may be accepted."""
 
-    on: Margins  # the examples that enter
+    on: Objective  # the potentials that enter
     rows: Rows | None  # which they are; None: all
     settling: Settling
-    forces: Float[Tensor, " rows"]  # D p̄, frozen
+    forces: Forces  # Dᵀ p̄, frozen
     weights: Weights
-    dual: Float[Tensor, " n"]
+    dual: Float[Tensor, " potentials"]
     error: float
     settled: bool
     visited: int
@@ -109,8 +100,8 @@ class Warm(NamedTuple):
     mean: Tensor
 
 
-# Given the linearisation, u at both ends on these rows, and a warm start: (p̄, p of lower order, next warm start).
-Average = Callable[[Linearisation, Tensor, Tensor, Warm | None], tuple[Tensor, Tensor, Warm | None]]
+# Given the linearisation, both ends on its examples, and a warm start: (mean forces, their doubt, next warm start).
+Average = Callable[[Tangent, Evaluation, Evaluation, Warm | None], tuple[Forces, Forces, Warm | None]]
 
 
 @dataclass(frozen=True)
@@ -119,9 +110,9 @@ class Pass:
 
     settling: Settling
     end: Weights
-    forces: Float[Tensor, " rows"]  # D p̄
-    doubt: Float[Tensor, " rows"]  # D (p̄ - p of lower order)
-    here: Linearisation
+    forces: Forces  # Dᵀ p̄
+    doubt: Forces  # Dᵀ (p̄ - p of lower order)
+    here: Tangent
     warm: Warm | None
 
 
@@ -142,33 +133,40 @@ class EntropicMidpoint:
     tolerance: float = 0.01
     smallest: float = 1e-10  # a step below this has stalled
 
-    def init(self, margins: Margins, weights: Weights) -> State:
+    def init(self, objective: Objective, weights: Weights) -> State:
         """The state at the start of a run."""
-        evaluation = margins.evaluate(weights)
-        uniform = torch.full_like(evaluation.margins, 1 / margins.count)
+        evaluation = objective.margins.evaluate(weights)
+        uniform = torch.full_like(evaluation.margins, 1 / evaluation.margins.numel()).flatten()
         sizes = {"trapezoid": self.step_size, "entropic": self.step_size}
-        return State(weights, evaluation, local_slopes(margins, evaluation), uniform, None, sizes)
+        return State(weights, evaluation, local_slopes(objective.margins, evaluation), uniform, None, sizes)
 
-    def step(self, margins: Margins, loss: Loss, state: State) -> tuple[State, Step] | None:
+    def step(self, objective: Objective, state: State) -> tuple[State, Step] | None:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
-        outlook = _outlook(margins, loss, state)
-        sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + margins.count
+        outlook = _outlook(objective, state)
+        sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + objective.count
         while outlook.speed > 0 and math.isfinite(outlook.speed):
-            route = self._cheaper(margins, outlook, sizes)
-            stretch = Stretch(margins, loss, state, outlook, sizes[route] / outlook.speed)
+            route = self._cheaper(objective, outlook, sizes)
+            stretch = Stretch(objective, state, outlook, sizes[route] / outlook.speed)
             attempt = _ROUTES[route](stretch)
             visited += attempt.visited
             if attempt.settled and attempt.error <= self.tolerance:
                 sizes[route] = min(self.step_size, sizes[route] * 1.3)
                 after, size, mismatch = _advanced(stretch, attempt)
                 after = replace(after, sizes=sizes, examples_visited=after.examples_visited + visited)
-                return after, Step(route, size, attempt.error, rejected, attempt.on.count, mismatch)
+                return after, Step(
+                    route,
+                    size,
+                    attempt.error,
+                    rejected,
+                    len(attempt.dual if attempt.rows is None else attempt.rows),
+                    mismatch,
+                )
             sizes[route], rejected = sizes[route] / 2, rejected + 1
             if sizes[route] < self.smallest:
                 break
         return None
 
-    def _cheaper(self, margins: Margins, outlook: Outlook, sizes: dict[str, float]) -> str:
+    def _cheaper(self, objective: Objective, outlook: Outlook, sizes: dict[str, float]) -> str:
         """The route with the lower estimated cost per unit of progress, from counts of operations alone."""
         parameters = len(outlook.velocity)
         fastest = float(outlook.rates.abs().max())
@@ -176,20 +174,18 @@ class EntropicMidpoint:
         active = len(_active(outlook, sizes["entropic"] / outlook.speed))
         passes = 16 * 6 * parameters
         newton = 500 * active**3 / 3  # three solves of some four steps each, sixteen times, at LAPACK's pace
-        trapezoid = passes * margins.count / min(sizes["trapezoid"], gentle)
-        entropic = (passes * active + newton + 2 * parameters * margins.count) / sizes["entropic"]
+        trapezoid = passes * objective.count / min(sizes["trapezoid"], gentle)
+        entropic = (passes * active + newton + 2 * parameters * objective.count) / sizes["entropic"]
         if sizes["trapezoid"] > gentle and trapezoid < entropic:
             sizes["trapezoid"] = gentle
         return "trapezoid" if trapezoid < entropic else "entropic"
 
 
-def _outlook(margins: Margins, loss: Loss, state: State) -> Outlook:
-    potential = loss.potential(state.evaluation.margins)
-    slope = loss.slope(state.evaluation.margins)
-    here = margins.linearise(state.weights, state.slopes)
-    velocity = here.pullback(torch.softmax(-potential, 0) * slope) if state.velocity is None else state.velocity
+def _outlook(objective: Objective, state: State) -> Outlook:
+    here = objective.linearise(state.weights, state.slopes)
+    velocity = here.pullback(objective.forces(state.evaluation)) if state.velocity is None else state.velocity
     speed = float(velocity.norm() / state.weights.norm())
-    return Outlook(potential, velocity, slope * here.pushforward(velocity), speed)
+    return Outlook(objective.potential(state.evaluation), velocity, here.pushforward(velocity), speed)
 
 
 def _active(outlook: Outlook, span: float) -> Tensor:
@@ -204,26 +200,27 @@ def _active(outlook: Outlook, span: float) -> Tensor:
 
 def _trapezoid(stretch: Stretch) -> Attempt:
     """The cheap route: all examples, no kernel."""
+    objective = stretch.objective
 
-    def average(here: Linearisation, before: Tensor, after: Tensor, warm: Warm | None) -> tuple[Tensor, Tensor, None]:
-        start, end = torch.softmax(-before, 0), torch.softmax(-after, 0)
-        return (start + end) / 2, start, None
+    def average(here: Tangent, before: Evaluation, after: Evaluation, warm: Warm | None) -> tuple[Forces, Forces, None]:
+        start, end = objective.forces(before), objective.forces(after)
+        return (start + end) / 2, (end - start) / 2, None
 
-    return _settle(stretch, stretch.margins, None, average)
+    return _settle(stretch, objective, None, average)
 
 
 def _entropic(stretch: Stretch) -> Attempt:
-    """The implicit route on the examples that matter, verified on all of them afterwards."""
-    margins, potential = stretch.margins, stretch.outlook.potential
+    """The implicit route on the potentials that matter, verified on all of them afterwards."""
+    objective, potential = stretch.objective, stretch.outlook.potential
     temperature = max(1.0, 4 * torch.finfo(potential.dtype).eps * float(potential.abs().max()))
     rows, visited = _active(stretch.outlook, stretch.span), 0
     while True:
         attempt = _entropic_on(stretch, rows, temperature)
-        visited += attempt.visited + margins.count // 3
+        visited += attempt.visited + objective.count // 3
         attempt = replace(attempt, visited=visited, temperature=temperature)
         if not attempt.settled:
             return attempt
-        missed = _missed(stretch.loss.potential(margins.evaluate(attempt.weights).margins), rows)
+        missed = _missed(objective.potential(objective.margins.evaluate(attempt.weights)), rows)
         if len(missed) == 0:
             return attempt
         rows = torch.cat([rows, missed]).sort().values
@@ -238,11 +235,10 @@ def _missed(after: Tensor, rows: Tensor) -> Tensor:
 
 
 def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
-    start, span = stretch.state.dual[rows], stretch.span
+    start, span, objective = stretch.state.dual[rows], stretch.span, stretch.objective.restricted(rows)
 
-    def average(here: Linearisation, before: Tensor, after: Tensor, warm: Warm | None) -> tuple[Tensor, Tensor, Warm]:
-        slope = stretch.loss.slope(here.margins)
-        kernel = slope[:, None] * here.kernel() * slope
+    def average(here: Tangent, at: Evaluation, then: Evaluation, warm: Warm | None) -> tuple[Forces, Forces, Warm]:
+        kernel, before, after = here.kernel(), objective.potential(at), objective.potential(then)
         # What the frozen kernel does not explain of the way to u₁; with it the margins end where they really are.
         drift = torch.zeros_like(before) if warm is None else after - before - span * (kernel @ warm.mean)
         starts = (start, start, start) if warm is None else (warm.whole, warm.first, warm.second)
@@ -250,16 +246,17 @@ def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
             solution.weights for solution in extrapolated_average(span * kernel, before, drift, starts, temperature)
         )
         mean = first + second - whole
-        return mean, whole, Warm(whole, first, second, mean)
+        return here.forces(mean), here.forces(mean - whole), Warm(whole, first, second, mean)
 
-    return _settle(stretch, stretch.margins.restricted(rows), rows, average)
+    return _settle(stretch, objective, rows, average)
 
 
-def _settle(stretch: Stretch, on: Margins, rows: Rows | None, average: Average) -> Attempt:
+def _settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average) -> Attempt:
     """Iterate p̄, slopes and w_mid together until the end of the step moves by less than its own error."""
     state, norm = stretch.state, float(stretch.state.weights.norm())
-    before = state.evaluation if rows is None else state.evaluation.take(rows)
-    slopes = state.slopes if rows is None else tuple(slope[rows] for slope in state.slopes)
+    examples = None if rows is None else stretch.objective.examples(rows)
+    before = state.evaluation if examples is None else state.evaluation.take(examples)
+    slopes = state.slopes if examples is None else tuple(slope[examples] for slope in state.slopes)
     end = state.weights + stretch.span * stretch.outlook.velocity
     last = _pass(stretch, on, before, average, end, Settling.start(slopes), None)
     changes = [float((last.end - end).norm()) / norm]
@@ -282,7 +279,7 @@ def _settle(stretch: Stretch, on: Margins, rows: Rows | None, average: Average) 
 
 def _pass(
     stretch: Stretch,
-    on: Margins,
+    on: Objective,
     before: Evaluation,
     average: Average,
     end: Weights,
@@ -290,15 +287,12 @@ def _pass(
     warm: Warm | None,
 ) -> Pass:
     """From a guess of the end to the next: slopes, midpoint, weights of the examples, end."""
-    loss, start = stretch.loss, stretch.state.weights
-    after = on.evaluate(end)
-    settling = settling.towards(secant_slopes(on, before, after))
+    start = stretch.state.weights
+    after = on.margins.evaluate(end)
+    settling = settling.towards(secant_slopes(on.margins, before, after))
     here = on.linearise((start + end) / 2, settling.slopes)
-    slope = loss.slope(here.margins)
-    mean, lower, warm = average(here, loss.potential(before.margins), loss.potential(after.margins), warm)
-    forces = slope * mean
-    moved = start + stretch.span * here.pullback(forces)
-    return Pass(settling, moved, forces, slope * (mean - lower), here, warm)
+    forces, doubt, warm = average(here, before, after, warm)
+    return Pass(settling, start + stretch.span * here.pullback(forces), forces, doubt, here, warm)
 
 
 def _finished(changes: list[float], size: float) -> bool:
@@ -318,14 +312,14 @@ def _diverges(changes: list[float]) -> bool:
 
 def _advanced(stretch: Stretch, attempt: Attempt) -> tuple[State, float, float]:
     """Converge the midpoint with everything else frozen, then move: the state after, `‖Δw‖/‖w‖`, and the mismatch."""
-    state, margins, span = stretch.state, stretch.margins, stretch.span
+    state, objective, span = stretch.state, stretch.objective, stretch.span
     weights, mismatch, iterations = _converged(state, attempt, span)
-    evaluation = margins.evaluate(weights)
+    evaluation = objective.margins.evaluate(weights)
     moved = weights - state.weights
     after = State(
         weights=weights,
         evaluation=evaluation,
-        slopes=_merged(local_slopes(margins, evaluation), attempt),
+        slopes=_merged(local_slopes(objective.margins, evaluation), objective, attempt),
         dual=attempt.dual,
         velocity=None if attempt.rows is None else moved / span,
         sizes=state.sizes,
@@ -340,7 +334,7 @@ def _converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, fl
     """Fixed-point iteration of `w_mid` alone, to rounding: the only source of drift in the laws (T6.2)."""
     end, mismatch = attempt.weights, math.inf
     for iteration in range(_CONVERGING):
-        here = attempt.on.linearise((state.weights + end) / 2, attempt.settling.slopes)
+        here = attempt.on.margins.linearise((state.weights + end) / 2, attempt.settling.slopes)
         moved = state.weights + span * here.pullback(attempt.forces)
         previous, mismatch = mismatch, float((moved - end).norm() / moved.norm())
         end = moved
@@ -349,12 +343,12 @@ def _converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, fl
     return end, mismatch, _CONVERGING
 
 
-def _merged(local: Slopes, attempt: Attempt) -> Slopes:
+def _merged(local: Slopes, objective: Objective, attempt: Attempt) -> Slopes:
     """Settled slopes of the active examples, one-sided slopes of the others."""
     if attempt.rows is None:
         return attempt.settling.slopes
     for all_rows, active in zip(local, attempt.settling.slopes, strict=True):
-        all_rows[attempt.rows] = active
+        all_rows[objective.examples(attempt.rows)] = active
     return local
 
 
@@ -366,8 +360,8 @@ def _scattered(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
 
 def _physical_time(stretch: Stretch, after: Evaluation) -> float:
     """`log ∫ dτ / R`, the physical time of a step, with `log R` linear in `τ` across it."""
-    start = log_risk(stretch.outlook.potential)
-    fall = start - log_risk(stretch.loss.potential(after.margins))
+    start = stretch.objective.log_risk(stretch.state.evaluation)
+    fall = start - stretch.objective.log_risk(after)
     shape = 0.0 if abs(fall) < 1e-12 else math.log(abs(-math.expm1(-abs(fall)) / fall))
     return math.log(stretch.span) - start + max(fall, 0.0) + shape
 

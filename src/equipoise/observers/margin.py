@@ -14,12 +14,14 @@ class Margin:
     """Minimum, normalised and smoothed margin, support examples; KKT residuals at every `kkt_every`-th look (T7).
 
     Of the training set of a flow, or of examples of one's own: `Margin((X, y))` with labels in {-1, +1} for one score,
-    class indices for several. The normalised figures and the KKT residuals need a homogeneous network and separated
-    data of a flow; they are left out elsewhere. `accuracy` is the share of examples with all margins positive.
+    class indices for several. The normalised figures and the KKT residuals need a homogeneous network, an exponential
+    tail and separated data of a flow; they are left out elsewhere. The residuals are those of the `kkt_examples` least
+    margins. `accuracy` is the share of examples with all margins positive.
     """
 
     data: tuple[Tensor, Tensor] | None = None
     kkt_every: int = 10
+    kkt_examples: int = 1000
     name: ClassVar[str] = "margin"
 
     def init(self, scene: Scene) -> Memory:
@@ -29,7 +31,7 @@ class Margin:
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """Readings of the whole network."""
-        figures = _of_flow(scene, snapshot, self.kkt_every) if self.data is None else self._of_probe(scene, snapshot)
+        figures = _of_flow(self, scene, snapshot) if self.data is None else self._of_probe(scene, snapshot)
         return memory, [Reading("", quantity, value) for quantity, value in figures.items()]
 
     def _of_probe(self, scene: Scene, snapshot: Snapshot) -> dict[str, float]:
@@ -46,25 +48,26 @@ def _plain(seen: Tensor) -> dict[str, float]:
     return {"minimum": float(seen.min()), "support": float(margins.support(seen).sum())}
 
 
-def _of_flow(scene: Scene, snapshot: Snapshot, kkt_every: int) -> dict[str, float]:
+def _of_flow(asked: Margin, scene: Scene, snapshot: Snapshot) -> dict[str, float]:
     seen, degree = snapshot.margins, scene.homogeneity
     assert seen is not None
     assert snapshot.log_loss is not None
     readings = _plain(seen)
-    if degree is None:
+    if degree is None or scene.loss not in margins.EXPONENTIAL + margins.LOGISTIC:
         return readings
     readings["normalised"] = margins.normalised_margin(seen, snapshot.norm, degree)
     readings["smoothed_normalised"] = margins.smoothed_normalised_margin(
         snapshot.log_loss, scene.require("examples"), snapshot.norm, degree, scene.require("loss")
     )
-    if seen.min() > 0 and (snapshot.final or snapshot.step % kkt_every == 0):
-        readings |= _kkt(snapshot, seen, degree)
+    if seen.min() > 0 and (snapshot.final or snapshot.step % asked.kkt_every == 0):
+        readings |= _kkt(snapshot, seen.flatten(), degree, asked.kkt_examples)
     return readings
 
 
-def _kkt(snapshot: Snapshot, seen: Tensor, degree: int) -> dict[str, float]:
-    here = snapshot.linearisation
-    assert here is not None
+def _kkt(snapshot: Snapshot, seen: Tensor, degree: int, examples: int) -> dict[str, float]:
+    assert snapshot.linearisation is not None
+    rows = seen.argsort(stable=True)[:examples].sort().values
+    here, seen = snapshot.linearisation.restricted(rows), seen[rows]
     multipliers = kkt.multipliers_from_gram(here.kernel(), degree * seen, snapshot.norm, seen, degree)
     residuals = kkt.kkt_residuals(here.weights(), here.pullback(multipliers), multipliers, seen, degree)
     return {"kkt_epsilon": residuals.epsilon, "kkt_delta": residuals.delta}

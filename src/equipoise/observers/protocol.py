@@ -87,7 +87,11 @@ class Spectra(Protocol):
 
 @runtime_checkable
 class JacobianProducts(Protocol):
-    """The Jacobian `J` of the margins at one instant, by its products."""
+    """The Jacobian `J` of the margins at one instant, flat for classes, by its products."""
+
+    def restricted(self, rows: Tensor) -> "JacobianProducts":
+        """The same of some of the margins."""
+        ...
 
     def kernel(self) -> Tensor:
         """`J Jᵀ`."""

@@ -1,0 +1,129 @@
+"""Margins of feedforward chains by products of whole matrices: `K = Σ_k (H_{k-1} H_{k-1}ᵀ) ∘ (Δ_k Δ_kᵀ)` (T6.1)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise.graph.chain import Layer
+from equipoise.graph.evaluate import activation
+from equipoise.integrate.margins import Evaluation, Layout, Slopes, Weights
+from equipoise.integrate.readout import Readout, Rows
+
+
+@dataclass(frozen=True)
+class FeedforwardMargins:
+    """Margins of a chain `z_k = W_k h_{k-1} + b_k`, `h_k = σ(z_k)`; per-example gradients are never formed."""
+
+    chain: tuple[Layer, ...]
+    layout: Layout
+    inputs: Float[Tensor, "n d"]
+    readout: Readout
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return self.readout.count
+
+    @property
+    def negative_slopes(self) -> tuple[float, ...]:
+        """The slope below zero of every kink."""
+        return tuple(layer.negative_slope for layer in self.chain if layer.negative_slope is not None)
+
+    def restricted(self, examples: Rows) -> "FeedforwardMargins":
+        """The same for some of the examples."""
+        return replace(self, inputs=self.inputs[examples], readout=self.readout.take(examples))
+
+    def evaluate(self, weights: Weights) -> Evaluation:
+        """The network itself."""
+        views, hidden, seen = self.layout.views(weights), self.inputs, []
+        for layer in self.chain:
+            hidden = _affine(hidden, layer, views)
+            if layer.negative_slope is not None:
+                seen.append(hidden)
+                hidden = activation(hidden, layer.negative_slope)
+        return Evaluation(self.readout.margins(hidden), tuple(seen))
+
+    def linearise(self, weights: Weights, slopes: Slopes) -> "_Linearisation":
+        """Forward with `h_k = α_k ∘ z_k`; what goes backward depends on the forces."""
+        views, hidden, aligned = self.layout.views(weights), self.inputs, self._aligned(slopes)
+        entering = []
+        for layer, slope in zip(self.chain, aligned, strict=True):
+            entering.append(hidden)
+            hidden = _sloped(_affine(hidden, layer, views), slope)
+        return _Linearisation(self, views, aligned, entering, self.readout.margins(hidden))
+
+    def _aligned(self, slopes: Slopes) -> list[Tensor | None]:
+        """The slopes with one entry per layer; `None` for linear ones."""
+        remaining = iter(slopes)
+        return [None if layer.negative_slope is None else next(remaining) for layer in self.chain]
+
+
+def _affine(hidden: Tensor, layer: Layer, views: Mapping[str, Tensor]) -> Tensor:
+    return torch.nn.functional.linear(hidden, views[layer.weight], views[layer.bias] if layer.bias else None)
+
+
+def _sloped(tensor: Tensor, slope: Tensor | None) -> Tensor:
+    return tensor if slope is None else slope * tensor
+
+
+@dataclass(frozen=True)
+class _Linearisation:
+    """`entering[k]` is `H_{k-1}`, one row for each example."""
+
+    owner: FeedforwardMargins
+    views: Mapping[str, Tensor]
+    slopes: list[Tensor | None]
+    entering: list[Tensor]
+    margins: Float[Tensor, " examples *others"]
+
+    def pullback(self, forces: Float[Tensor, " examples *others"]) -> Weights:
+        """`Jᵀ p`: `W_k` receives `Δ_kᵀ H_{k-1}`."""
+        gradient = {}
+        for layer, hidden, leaving in zip(self.owner.chain, self.entering, self._leaving(forces, None), strict=True):
+            gradient[layer.weight] = leaving.T @ hidden
+            if layer.bias:
+                gradient[layer.bias] = leaving.sum(0)
+        return self.owner.layout.flatten(gradient)
+
+    def pushforward(self, change: Weights) -> Float[Tensor, " examples *others"]:
+        """`J δw`, by carrying the change forward: `δz_k = δW_k h_{k-1} + δb_k + W_k δh_{k-1}`."""
+        changes, moved = self.owner.layout.views(change), torch.zeros_like(self.entering[0])
+        for layer, hidden, slope in zip(self.owner.chain, self.entering, self.slopes, strict=True):
+            carried = 0.0 if hidden is self.entering[0] else moved @ self.views[layer.weight].T
+            moved = _sloped(_affine(hidden, layer, changes) + carried, slope)
+        return self.owner.readout.margins(moved)
+
+    def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
+        """`K = Σ_k (H_{k-1} H_{k-1}ᵀ + 1 if biased) ∘ (Δ_k Δ_kᵀ)`, rows of `H` and `Δ` for the pairs."""
+        total = forces.new_zeros(len(forces), len(forces))
+        for layer, hidden, leaving in zip(
+            self.owner.chain, self.entering, self._leaving(forces, examples), strict=True
+        ):
+            hidden = hidden[examples]
+            gram = hidden @ hidden.T
+            total += (gram + 1 if layer.bias else gram) * (leaving @ leaving.T)
+        return total
+
+    def _leaving(self, forces: Tensor, examples: Rows | None) -> list[Tensor]:
+        """`Δ_k = ∂⟨forces, m⟩/∂z_k` of every layer, one row for each row of forces."""
+        if self.owner.readout.scores == 1:
+            rows = self._unit if examples is None else [delta[examples] for delta in self._unit]
+            return [forces[:, None] * delta for delta in rows]
+        readout = self.owner.readout if examples is None else self.owner.readout.take(examples)
+        return self._backward(readout.adjoint(forces), examples)
+
+    @cached_property
+    def _unit(self) -> list[Tensor]:
+        """`∂m/∂z_k`, where there is one margin an example."""
+        return self._backward(self.owner.readout.adjoint(torch.ones_like(self.margins)), None)
+
+    def _backward(self, sensitivity: Tensor, examples: Rows | None) -> list[Tensor]:
+        leaving = []
+        for layer, slope in zip(reversed(self.owner.chain), reversed(self.slopes), strict=True):
+            leaving.append(_sloped(sensitivity, slope if slope is None or examples is None else slope[examples]))
+            sensitivity = leaving[-1] @ self.views[layer.weight]
+        return leaving[::-1]

@@ -1,0 +1,127 @@
+"""`log R` as a function of the weights: margins, the loss, and what each example counts (THEORY T6.3).
+
+A stepper sees nothing but potentials `u` and forces. Potentials lie in one flat vector, one for each example and other
+class; `R = mean Σ e^{-u}` exactly, and `-∇ log R = J_uᵀ softmax(-u)` with `J_u = D J`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise.integrate.losses import Differential, Loss
+from equipoise.integrate.margins import Evaluation, Linearisation, Margins, Slopes, Weights
+from equipoise.integrate.readout import Rows
+
+Forces = Float[Tensor, " examples *others"]  # on the margins
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`log R` on all potentials, or on some `rows` of them: the active set of a step.
+
+    `offsets` are `-log(n w_i)`, for examples that weigh `w_i` in place of `1/n`; `None` where all weigh the same.
+    """
+
+    margins: Margins
+    loss: Loss
+    offsets: Float[Tensor, " examples"] | None = None
+    rows: Rows | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return self.margins.count
+
+    @property
+    def per_example(self) -> int:
+        """Potentials of one example: 1 for two classes, `C - 1` for `C`."""
+        return math.prod(self.margins.readout.others)
+
+    def examples(self, rows: Rows) -> Rows:
+        """The examples that these potentials belong to, each once, ascending."""
+        return torch.unique(rows // self.per_example)
+
+    def restricted(self, rows: Rows) -> "Objective":
+        """The same on some of the potentials (of an objective on all), and on no other example."""
+        examples = self.examples(rows)
+        local = torch.searchsorted(examples, rows // self.per_example)
+        return replace(
+            self,
+            margins=self.margins.restricted(examples),
+            offsets=None if self.offsets is None else self.offsets[examples],
+            rows=local * self.per_example + rows % self.per_example,
+        )
+
+    def potential(self, at: Evaluation) -> Float[Tensor, " rows"]:
+        """`u`, flat."""
+        return self.pick(self._potential(at.margins))
+
+    def log_risk(self, at: Evaluation) -> float:
+        """`log R`, from all the examples there are."""
+        return float(torch.logsumexp(-self._potential(at.margins).flatten(), 0) - math.log(self.count))
+
+    def forces(self, at: Evaluation) -> Forces:
+        """`-∂ log R/∂m = Dᵀ softmax(-u)`, on all potentials."""
+        potential = self._potential(at.margins)
+        weights = torch.softmax(-potential.flatten(), 0).view_as(potential)
+        return self.loss.differential(at.margins).pull(weights)
+
+    def linearise(self, weights: Weights, slopes: Slopes) -> "Tangent":
+        """The network with these slopes, around these weights."""
+        return Tangent(self, self.margins.linearise(weights, slopes))
+
+    def spread(self, values: Float[Tensor, " rows"]) -> Forces:
+        """Flat values where they belong, zero elsewhere."""
+        shape = (self.count, *self.margins.readout.others)
+        if self.rows is None:
+            return values.view(shape)
+        return values.new_zeros(math.prod(shape)).index_copy(0, self.rows, values).view(shape)
+
+    def pick(self, values: Forces) -> Float[Tensor, " rows"]:
+        """The flat values of these rows: the adjoint of `spread`."""
+        return values.flatten() if self.rows is None else values.flatten()[self.rows]
+
+    def _potential(self, margins: Forces) -> Forces:
+        potential = self.loss.potential(margins)
+        if self.offsets is None:
+            return potential
+        return potential + self.offsets.view(-1, *[1] * (potential.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """The potentials of a network with frozen slopes to first order: `J_u = D J` by its products."""
+
+    objective: Objective
+    here: Linearisation
+
+    @cached_property
+    def differential(self) -> Differential:
+        """`D` at the margins of the frozen network."""
+        return self.objective.loss.differential(self.here.margins)
+
+    def forces(self, weights: Float[Tensor, " rows"]) -> Forces:
+        """`Dᵀ p`: what weights on the potentials are on the margins."""
+        return self.differential.pull(self.objective.spread(weights))
+
+    def pullback(self, forces: Forces) -> Weights:
+        """`Jᵀ f`; with `f = Dᵀ p` this is `J_uᵀ p`."""
+        return self.here.pullback(forces)
+
+    def pushforward(self, change: Weights) -> Float[Tensor, " rows"]:
+        """`J_u δw`."""
+        return self.objective.pick(self.differential.push(self.here.pushforward(change)))
+
+    def kernel(self) -> Float[Tensor, "rows rows"]:
+        """`K_u = D J Jᵀ Dᵀ`."""
+        objective = self.objective
+        total = objective.count * objective.per_example
+        rows = torch.arange(total, device=self.here.margins.device) if objective.rows is None else objective.rows
+        examples = rows // objective.per_example
+        units = torch.zeros(len(rows), *objective.margins.readout.others).to(self.here.margins)
+        units.view(len(rows), -1).scatter_(1, (rows % objective.per_example)[:, None], 1.0)
+        return self.here.kernel(examples, self.differential.take(examples).pull(units))
