@@ -46,13 +46,34 @@ class Member:
 
     def slices(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "blocks copies _ rest"]:
         """The slices of a tensor shaped like the parameter; a view of it where the memory allows."""
-        front = tensor.reshape(self.view).movedim(self.axes, tuple(range(len(self.axes))))
-        rows = front.flatten(0, len(self.axes) - 1) if len(self.axes) > 1 else front
-        rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
-        start = self._start
-        stretch = None if start is None else rows[start : start + self.index.numel()]
-        slices = rows[self.index.to(tensor.device)] if stretch is None else stretch.reshape(*self.index.shape, -1)
+        rows = self._rows(tensor)
+        if self._start is None:
+            slices = rows[self.index.to(tensor.device)]
+        else:
+            count = self.index.numel()
+            stretch = rows if len(rows) == count else rows[self._start : self._start + count]
+            slices = stretch.reshape(*self.index.shape, rows.shape[1])
         return slices if self.directions is None else self.directions.to(slices).mT @ slices
+
+    def _rows(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "slices rest"]:
+        viewed = tensor.reshape(self.view)
+        if self.axes == (0,):
+            return viewed.flatten(1) if viewed.ndim > 1 else viewed[:, None]
+        if self.axes == (1,) and viewed.ndim == 2:
+            return viewed.mT
+        front = viewed.movedim(self.axes, tuple(range(len(self.axes))))
+        return front.reshape(math.prod(front.shape[: len(self.axes)]), -1)
+
+    @cached_property
+    def covers(self) -> bool:
+        """Whether the slices are all of the parameter, each once."""
+        whole = math.prod(self.view[axis] for axis in self.axes)
+        return self.directions is None and self.index.numel() == whole == len(self.index.unique())
+
+    @cached_property
+    def ordered(self) -> bool:
+        """Whether the slices follow each other as in the parameter, without copies."""
+        return self._start is not None and self.index.shape[1] == 1
 
     @cached_property
     def _start(self) -> int | None:
