@@ -1,4 +1,4 @@
-"""A network of GPT-2's shape in plain `torch.nn`: 12 blocks of width 768, 85 million parameters, bytes for a vocabulary."""
+"""A network of GPT-2's shape in plain `torch.nn`: 12 blocks of width 768, 85 million parameters, byte tokens."""
 
 import torch
 from torch import Tensor, nn

@@ -100,7 +100,9 @@ def main(threads: int = 1) -> None:
     wall, cpu = base = best(lambda: reading(weights, gradients))
     rate = 8 * size / cpu
     print(f"\n{size / 1e6:.1f} M parameters, float32, {threads} thread(s)")
-    print(f"reading weights and gradients once: {wall * 1e3:.0f} ms wall, {cpu * 1e3:.0f} ms CPU, {rate / 1e9:.0f} GB/s")
+    print(
+        f"reading weights and gradients once: {wall * 1e3:.0f} ms wall, {cpu * 1e3:.0f} ms CPU, {rate / 1e9:.0f} GB/s"
+    )
     show("norms of weights and gradients, torch._foreach_norm", best(lambda: norms(weights, gradients)), base)
     show("residual of every law, exact", best(lambda: laws.residual(weights, gradients)), base)
     for count in (1, 4, 16):
@@ -108,8 +110,8 @@ def main(threads: int = 1) -> None:
         show(f"residual of every law, sketch={count}", cost, base)
     flops, speed = matrix_flops(laws), gemm_rate()
     floor = flops / speed
-    print(f"matrix products of the exact pass: {flops / 1e9:.1f} GFlop at {speed / 1e9:.0f} GFlop/s = {floor * 1e3:.0f} ms,")
-    print(f"   {floor / cpu:.1f} × the reading by themselves")
+    print(f"matrix products of the exact pass: {flops / 1e9:.1f} GFlop at {speed / 1e9:.0f} GFlop/s take")
+    print(f"   {floor * 1e3:.0f} ms, {floor / cpu:.1f} × the reading by themselves")
     print(f"peak extra memory of the exact pass: {extra:.1f} MB, {extra / (4e-6 * size):.1%} of the weights")
     print(f"largest residual of an exact law: {largest(laws, weights, gradients):.1e}")
 

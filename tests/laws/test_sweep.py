@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import case
 
+from cases import case
 from equipoise.errors import InputError
 from equipoise.laws import invariances, sweep
 from equipoise.laws.law import named

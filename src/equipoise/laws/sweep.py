@@ -151,7 +151,10 @@ def residuals(
 def _probes(laws: Sequence[Law], count: int, seed: int) -> dict[int, Float[Tensor, "blocks k width"]]:
     generator = torch.Generator().manual_seed(seed)
     wide = [n for n, law in enumerate(laws) if isinstance(law.commutant, Full | Blocks) and law.interface.width > count]
-    return {n: torch.randn(laws[n].interface.blocks, count, laws[n].interface.width, generator=generator) / count**0.5 for n in wide}
+    return {
+        n: torch.randn(laws[n].interface.blocks, count, laws[n].interface.width, generator=generator) / count**0.5
+        for n in wide
+    }
 
 
 class _Gathered:
