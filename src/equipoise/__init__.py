@@ -2,12 +2,13 @@
 
 from importlib.metadata import version
 
-from equipoise import data, networks
+from equipoise import data, networks, sinks
 from equipoise.integrate import steppers
 from equipoise.integrate.goals import Growth, LogLoss, Steps
 from equipoise.integrate.loop import flow, resume
 from equipoise.integrate.run import Run, Status
 from equipoise.laws import invariances
+from equipoise.monitor import TrainingAlarm, watch
 from equipoise.observers import Activity, Alignment, Drift, Margin, Residual, Spectrum
 from equipoise.page.report import report
 from equipoise.references import cite
@@ -28,6 +29,7 @@ __all__ = [
     "Spectrum",
     "Status",
     "Steps",
+    "TrainingAlarm",
     "certify",
     "cite",
     "data",
@@ -36,5 +38,7 @@ __all__ = [
     "networks",
     "report",
     "resume",
+    "sinks",
     "steppers",
+    "watch",
 ]

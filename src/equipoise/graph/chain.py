@@ -56,6 +56,62 @@ def read_chain(captured: Captured) -> tuple[Layer, ...] | None:
     return tuple(layers) if current is not None and sorted(used) == sorted(captured.parameters.values()) else None
 
 
+# What leaves every channel to itself, so that the next layer reads the directions that the last one writes.
+_CHANNELWISE = frozenset(
+    {
+        *(_aten.relu.default, _aten.leaky_relu.default, _aten.abs.default, _aten.elu.default, _aten.gelu.default),
+        *(
+            _aten.silu.default,
+            _aten.tanh.default,
+            _aten.sigmoid.default,
+            _aten.softplus.default,
+            _aten.hardtanh.default,
+        ),
+        *(_aten.dropout.default, _aten.native_dropout.default, _aten.clone.default, _aten.alias.default),
+        *(_aten.max_pool2d.default, _aten.avg_pool2d.default, _aten.hardswish.default, _aten.mish.default),
+    }
+)
+_MAPS = frozenset({_aten.linear.default, _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default})
+
+
+def successions(captured: Captured) -> tuple[tuple[str, str | None, str], ...]:
+    """Layers that follow each other: (weight and bias of one, weight of a next one that reads it), in any network.
+
+    Between the two, every channel is left to itself: activations, dropout, pooling, or nothing.
+
+    >>> from equipoise.graph.capture import capture
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.GELU(), torch.nn.Linear(2, 1, bias=False))
+    >>> successions(capture(model, torch.ones(4, 3)))
+    (('0.weight', '0.bias', '2.weight'),)
+    """
+    found = []
+    for node in captured.graph.nodes:
+        weight, bias = _map(node, captured)
+        if weight is not None:
+            found += [(weight, bias, above) for above in _readers(node, captured) if above != weight]
+    return tuple(dict.fromkeys(found))
+
+
+def _map(node: fx.Node, captured: Captured) -> tuple[str | None, str | None]:
+    """Weight and bias of a linear map; None where they are no parameters."""
+    if node.target not in _MAPS:
+        return None, None
+    names = [captured.parameters.get(argument.name) for argument in node.args[1:3] if isinstance(argument, fx.Node)]
+    return (names[0] if names else None), (names[1] if len(names) > 1 else None)
+
+
+def _readers(node: fx.Node, captured: Captured) -> list[str]:
+    """The weights that read a node's channels."""
+    readers = []
+    for user in node.users:
+        weight, _ = _map(user, captured)
+        if weight is not None and user.args[0] is node:
+            readers.append(weight)
+        elif user.target in _CHANNELWISE or user.target is operator.getitem:
+            readers += _readers(user, captured)
+    return readers
+
+
 def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slopes: dict[fx.Node, Kink]) -> bool:
     """Take one more operation into the chain; False where it does not belong to one."""
     if node.target is _aten.linear.default:

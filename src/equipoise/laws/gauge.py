@@ -17,6 +17,7 @@ from equipoise.laws.commutant import Antisymmetric, Blocks, Full
 from equipoise.laws.law import Law
 from equipoise.laws.predict import plain_change
 
+Named = Mapping[str, Tensor]
 Reduce = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
 
 DIRECTIONS = 8
@@ -74,20 +75,26 @@ def sketched(law: Law) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Gauge:
-    """Laws to be read together. `reduce` sums over the processes of a training whose weights are in shards."""
+    """Laws to be read together.
+
+    Where the weights are in shards, `share` gives one process's part of each as a tensor of the full shape, and
+    `reduce` sums over the processes.
+    """
 
     laws: tuple[Law, ...]
     reduce: Reduce = list
+    share: Callable[[Named], Named] = dict
 
     @classmethod
-    def sketch(cls, laws: Sequence[Law], reduce: Reduce = list, directions: int = DIRECTIONS, seed: int = 0) -> "Gauge":
+    def sketch(cls, laws: Sequence[Law], directions: int = DIRECTIONS, seed: int = 0) -> "Gauge":
         """Laws wider than twice `directions` through that many random directions, the same for equal seeds."""
-        return cls(tuple(_sketch(law, directions, seed) for law in laws), reduce)
+        return cls(tuple(_sketch(law, directions, seed) for law in laws))
 
-    def read(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> list[Dial]:
-        """One dial for each law. Weights and gradients may be one process's shard, padded with zeros."""
+    def read(self, weights: Named, gradients: Named | None = None) -> list[Dial]:
+        """One dial for each law."""
         if not self.laws:
             return []
+        weights, gradients = self.share(weights), self.share(gradients) if gradients else None
         parts = [_parts(law, weights, gradients) for law in self.laws]
         whole = iter(self.reduce([tensor for tensors in parts for tensor in tensors]))
         numbers = [_numbers(law, [next(whole) for _ in tensors]) for law, tensors in zip(self.laws, parts, strict=True)]
@@ -114,7 +121,7 @@ def _additive(law: Law) -> bool:
     return law.kind == "shift" or law.interface.width == 1
 
 
-def _parts(law: Law, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None) -> list[Tensor]:
+def _parts(law: Law, weights: Named, gradients: Named | None) -> list[Tensor]:
     """What has to be summed over shards before anything else is done with it."""
     w, g = law.slices(weights), law.slices(gradients) if gradients else None
     if not _additive(law):

@@ -28,7 +28,8 @@ def predict_drift(
 ) -> dict[str, Prediction]:
     """The change of every law under `optimizer.step()`, which is not taken."""
     weights, gradients = named(model), gradients_of(model, aliases)
-    settings = {name: plain_step(optimizer, parameter) for name, parameter in model.named_parameters()}
+    plain = plain_steps(optimizer)
+    settings = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in model.named_parameters()}
     updates: dict[str, Tensor] | None = None
     found = {}
     for law in laws:
@@ -55,13 +56,14 @@ def plain_change(law: Law, value: Tensor, of_gradients: Tensor, rate: float, dec
     return shrunk * value if law.kind == "shift" else shrunk * (2 + shrunk) * value + rate**2 * of_gradients
 
 
-def plain_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[float, float] | None:
-    """Learning rate and weight decay of a plain gradient step on a parameter, or None for any other update."""
+def plain_steps(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float] | None]:
+    """By the `id` of each parameter, learning rate and weight decay of a plain gradient step; None: another update."""
+    found: dict[int, tuple[float, float] | None] = {}
     for group in optimizer.param_groups:
-        if any(parameter is member for member in group["params"]):
-            plain = type(optimizer) is torch.optim.SGD and not group["momentum"]
-            return (float(group["lr"]), float(group["weight_decay"])) if plain else None
-    return 0.0, 0.0
+        plain = type(optimizer) is torch.optim.SGD and not group["momentum"]
+        rate = (float(group["lr"]), float(group["weight_decay"])) if plain else None
+        found |= {id(parameter): rate for parameter in group["params"]}
+    return found
 
 
 def _updates(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

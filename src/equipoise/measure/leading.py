@@ -1,7 +1,7 @@
 """The leading singular triplets of a matrix, with what is certain about them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -33,21 +33,28 @@ class Leading:
         """`σ̂_1 ≥ σ̂_2 ≥ …`."""
         return self.triplets.values.tolist()
 
+    def top(self, r: int) -> "Leading":
+        """The same with fewer triplets."""
+        return replace(self, triplets=self.triplets.top(r), residuals=self.residuals[:r])
+
     @property
     def error_bound(self) -> float:
         """`upper - σ̂_1`, at least the error of `σ̂_1`."""
-        return max(0.0, self.upper - float(self.triplets.values[0]))
+        return self.upper - float(self.triplets.values[0])
 
     @property
     def rank_one_residual(self) -> float:
         """`tail / ‖W‖_F²`; 0 for a zero matrix."""
-        return min(1.0, self.tail / self.frobenius_norm**2) if self.frobenius_norm > 0 else 0.0
+        if self.frobenius_norm == 0:
+            return 0.0
+        share = self.tail / self.frobenius_norm**2
+        return 1.0 if share > 1 else share
 
     @property
     def stable_rank(self) -> float:
         """`‖W‖_F² / σ̂_1²`; 0 for a zero matrix."""
         first = float(self.triplets.values[0])
-        return (self.frobenius_norm / first) ** 2 if first > 0 else 0.0
+        return 0.0 if first == 0 else (self.frobenius_norm / first) ** 2
 
 
 def leading(matrix: Float[Tensor, "rows columns"], r: int = 1) -> Leading:

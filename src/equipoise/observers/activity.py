@@ -76,6 +76,7 @@ def _counts(now: Patterns, flipped: Tensor, since: float) -> dict[str, float]:
         "stably_active": float((settled & (on == now.examples)).sum()),
         "stably_inactive": float((settled & (on == 0)).sum()),
         "dead": float((on == 0).sum()),
+        "dead_share": float((on == 0).double().mean()),
         "pattern_classes": float(len(pattern_classes(now).classes)),
         "last_flip": last if last > -torch.inf else float("nan"),
     }

@@ -31,7 +31,7 @@ class Drift:
 
     def before(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """The quantities just before a step, and what the step will do to them."""
-        after = {name: value for name, value in memory.items() if not name.startswith(("before/", "change/", "round/"))}
+        after = _lasting(memory)
         for dial in scene.require("gauge").read(snapshot.parameters, snapshot.gradients):
             name, rates = dial.law.name, {snapshot.rates.get(parameter) for parameter in dial.law.parameters}
             rate = rates.pop() if len(rates) == 1 else None
@@ -49,7 +49,12 @@ class Drift:
                 readings += _seen(dial, memory, snapshot)
         if snapshot.thorough or not scene.frugal:
             readings += _whole(scene, memory, snapshot)
-        return memory, readings
+        return _lasting(memory), readings
+
+
+def _lasting(memory: Memory) -> Memory:
+    """Where it started; predictions are for one step only."""
+    return {name: value for name, value in memory.items() if name.startswith(("start/", "gauge/"))}
 
 
 def _rounding(dial: Dial, rate: float, snapshot: Snapshot) -> float:

@@ -1,5 +1,6 @@
 """Singular values of every weight matrix."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,12 +27,13 @@ class Spectrum:
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """One reading a figure and matrix."""
-        readings = []
+        readings, finite = [], []
         for unfolding, seen in zip(scene.matrices, snapshot.spectra.leading(scene.matrices, self.r), strict=True):
+            finite += [unfolding] if math.isfinite(seen.frobenius_norm) else []
             figures = _leading(seen) | (_certainty(seen) if scene.frugal else {})
             readings += [Reading(unfolding.weight, quantity, value) for quantity, value in figures.items()]
         if scene.frugal and snapshot.thorough:
-            for unfolding, seen in zip(scene.matrices, snapshot.spectra.full(scene.matrices), strict=True):
+            for unfolding, seen in zip(finite, snapshot.spectra.full(finite), strict=True):
                 readings += [Reading(unfolding.weight, quantity, value) for quantity, value in _full(seen).items()]
         return memory, readings
 

@@ -1,0 +1,149 @@
+"""The processes that train together: sums over all of them, and which part of a weight each one holds."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from equipoise.measure.tracking import Piece
+from equipoise.measure.unfolding import Unfolding, read
+
+
+@dataclass(frozen=True)
+class Crew:
+    """`size` processes, of which this is number `rank`; one, where nothing is distributed."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def present(cls) -> "Crew":
+        """The default process group, if there is one.
+
+        >>> Crew.present()
+        Crew(rank=0, size=1)
+        """
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process decides and writes."""
+        return self.rank == 0
+
+    def reduce(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The sum of each tensor over all processes, by one reduction in float64."""
+        if self.size == 1 or not tensors:
+            return tensors
+        flat = torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        return [piece.view(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+    def decided(self, number: int) -> int:
+        """What the leading process says; all get it in the same reduction."""
+        if self.size == 1:
+            return number
+        told = torch.tensor([number if self.leads else 0], dtype=torch.float64)
+        return int(self.reduce([told.to(_device())])[0])
+
+    # --- parts of a weight ---
+
+    def piece(self, unfolding: Unfolding, weights: Mapping[str, Tensor]) -> Piece:
+        """The rows of a matrix that are this process's: its shard, or its share of what all have."""
+        tensor = weights[unfolding.weight]
+        offset, rows = _rows(tensor)
+        local, bias = _local(tensor), None if unfolding.bias is None else _local(weights[unfolding.bias])
+        if not _is_sharded(tensor) and self.size > 1:
+            low, high = (len(local) * rank // self.size for rank in (self.rank, self.rank + 1))
+            local, offset, bias = local[low:high], low, None if bias is None else bias[low:high]
+        matrix = read(local) if unfolding.reads else local.flatten(1)
+        taps = len(matrix) // len(local) if len(local) else 1
+        wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+        return Piece(matrix.to(wide), None if bias is None else bias.to(wide), offset * taps, rows * taps)
+
+    def summands(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights as tensors of their full shape whose sum over all processes is the weight."""
+        return Summands(weights.weights if isinstance(weights, Gathered) else weights, self)
+
+    def norm(self, weights: Mapping[str, Tensor]) -> float:
+        """`‖w‖` over all weights, shards included."""
+        counted = [_local(weight) for weight in weights.values() if _is_sharded(weight) or self.leads]
+        squares = [torch.linalg.vector_norm(weight).double().square() for weight in counted]
+        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+        return float(self.reduce([total])[0].sqrt())
+
+
+class Summands(Mapping[str, Tensor]):
+    """Each process's shard, padded with zeros; a weight that all have is the first one's."""
+
+    def __init__(self, weights: Mapping[str, Tensor], crew: Crew):
+        self.weights, self.crew = weights, crew
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.weights[name]
+        if not _is_sharded(tensor):
+            return tensor if self.crew.leads else torch.zeros_like(tensor)
+        offset, rows = _rows(tensor)
+        local = _local(tensor)
+        padding = [0, 0] * (local.ndim - 1) + [offset, rows - offset - len(local)]
+        return torch.nn.functional.pad(local, padding)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+class Gathered(Mapping[str, Tensor]):
+    """The weights as whole tensors; a shard is gathered from all processes when it is read."""
+
+    def __init__(self, weights: Mapping[str, Tensor]):
+        self.weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Any = self.weights[name]
+        return tensor.full_tensor() if _is_sharded(tensor) else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def whole(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights, gathered where they are in shards."""
+    return Gathered(weights) if any_sharded(weights) else weights
+
+
+def any_sharded(weights: Mapping[str, Tensor]) -> bool:
+    """Whether some weight is in shards."""
+    return not isinstance(weights, Gathered) and any(map(_is_sharded, weights.values()))
+
+
+def _is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "placements")
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if _is_sharded(tensor) else tensor
+
+
+def _rows(tensor: Any) -> tuple[int, int]:
+    """How many rows come before this process's, and how many there are."""
+    if not _is_sharded(tensor):
+        return 0, len(tensor)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return int(offset[0]), tensor.shape[0]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -1,0 +1,194 @@
+"""One optimizer under watch: its hooks, its steps, and the looks around some of them."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from equipoise.laws import Laws
+from equipoise.laws.predict import plain_steps
+from equipoise.monitor.alarms import TrainingAlarm
+from equipoise.monitor.crew import whole
+from equipoise.monitor.meter import Cadence, Meter
+from equipoise.monitor.scenery import Scenery
+from equipoise.monitor.spectra import Follower, canonical
+from equipoise.observers import Alignment, Memory, Observer, Reading, Scene, Snapshot, Unavailable
+
+
+class Desk(Protocol):
+    """Where readings go."""
+
+    laws: Laws | None
+
+    def tell(self, step: int, norm: float, observer: str, readings: list[Reading]) -> None:
+        """Take what one observer read."""
+        ...
+
+    def close_look(self, step: int) -> None:
+        """Pass on everything told since the last look."""
+        ...
+
+
+@dataclass
+class Lane:
+    """The looks at the parameters that one optimizer holds. `off` says which observers are off, and why."""
+
+    optimizer: Optimizer
+    scenery: Scenery
+    observers: Sequence[Observer]
+    cadence: Cadence
+    full_every: int
+    meter: Meter
+    desk: Desk
+    off: dict[str, str]
+    earlier: frozenset[str] = frozenset()
+    step: int = 0
+    due: int = 1
+    looks: int = 0
+    scene: Scene | None = None
+    follower: Follower | None = None
+    memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
+
+    def hook(self) -> list[Any]:
+        """Register with the optimizer; the handles take the hooks away again."""
+        return [
+            self.optimizer.register_step_pre_hook(self._before),
+            self.optimizer.register_step_post_hook(self._after),
+        ]
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The names of the parameters that the optimizer holds."""
+        own = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        return frozenset(name for name, parameter in self.scenery.parameters.items() if id(parameter) in own)
+
+    # --- hooks ---
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.step += 1
+        if self.step < self.due:
+            return None
+        if _skipped(optimizer):  # the gradient has overflowed, and this step will not be taken
+            self.due = self.step + 1
+            return None
+        itself, *rest = args  # torch passes the optimizer among the arguments
+        closure = kwargs.get("closure", rest[0] if rest else None)
+        if closure is None:
+            self._look_before()
+            return None
+        looking = _once_after(closure, self._look_before)  # gradients come with the closure
+        return ((itself, looking), {}) if rest else (args, kwargs | {"closure": looking})
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.step < self.due:
+            return
+        if self.scene is not None:
+            self._look_after()
+        self.due = self.scenery.crew.decided(self.cadence.following(self.step, self.meter))
+
+    # --- looks ---
+
+    @torch.no_grad()
+    def _look_before(self) -> None:
+        with self.meter.timed(setup=self.scene is None):
+            if self.scene is None:
+                self.prepare()
+            gradients = self.scenery.gradients(getattr(self.optimizer, "grad_scale", None))
+            if gradients is not None:
+                self._ask("before", self._snapshot(gradients=gradients))
+
+    @torch.no_grad()
+    def _look_after(self, final: bool = False) -> None:
+        setup = self.looks == 0 or final
+        with self.meter.timed(setup):
+            self.looks += 1
+            self._ask("observe", self._snapshot(final=final))
+            self.desk.close_look(self.step)
+        if not setup:
+            self.meter.close_look()
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Read the model, and let every observer see where it starts; those that cannot work are off from here on."""
+        scenery = self.scenery
+        self.scene = scene = scenery.scene(self.held, self.cadence.every, self.earlier)
+        self.desk.laws = scenery.laws
+        for position, observer in enumerate(self.observers):
+            try:
+                self.memories[position] = observer.init(scene)
+            except Exception as error:  # a mistake in an observer must not stop the training
+                self._turn_off(position, error)
+        on = [self.observers[position] for position in self.memories]
+        asked = [unfolding for unfolding in scene.matrices if any(not isinstance(each, Alignment) for each in on)]
+        if any(isinstance(observer, Alignment) for observer in on):
+            asked += [each for pair in scene.consecutive for each in pair]
+        weights = scenery.weights()
+        unfoldings = dict.fromkeys(canonical(unfolding, weights) for unfolding in asked)
+        r = max((getattr(observer, "r", 1) for observer in on), default=1)
+        self.follower = Follower(tuple(unfoldings), r, scenery.crew)
+
+    def finish(self) -> None:
+        """A last, thorough look at where the training ended."""
+        if self.scene is not None and self.memories:
+            self._look_after(final=True)
+
+    def _snapshot(self, gradients: dict[str, Tensor] | None = None, final: bool = False) -> Snapshot:
+        assert self.follower is not None
+        scenery, weights, plain = self.scenery, self.scenery.weights(), plain_steps(self.optimizer)
+        rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in scenery.parameters.items()}
+        return Snapshot(
+            step=self.step,
+            clock=float(self.step),
+            parameters=whole(weights),
+            norm=scenery.crew.norm(weights),
+            spectra=self.follower.look(weights),
+            thorough=final or self.looks == 1 or self.looks % self.full_every == 0,
+            final=final,
+            gradients=None if gradients is None else whole(gradients),
+            precision=None if scenery.example is None else scenery.example.precision,
+            rates={name: rate for name, rate in rates.items() if rate is not None},
+        )
+
+    def _ask(self, method: str, snapshot: Snapshot) -> None:
+        assert self.scene is not None
+        for position, memory in list(self.memories.items()):
+            observer = self.observers[position]
+            if not hasattr(observer, method):
+                continue
+            try:
+                after, readings = getattr(observer, method)(self.scene, memory, snapshot)
+            except Exception as error:  # a mistake in an observer must not stop the training
+                self._turn_off(position, error)
+                continue
+            self.memories[position] = after
+            self.desk.tell(self.step, snapshot.norm, observer.name, readings)
+
+    def _turn_off(self, position: int, error: Exception) -> None:
+        name = self.observers[position].name
+        self.memories.pop(position, None)
+        self.off[name] = error.found if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, Unavailable):
+            warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler has told a fused optimizer that it must not step."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def _once_after(closure: Callable[..., Any], look: Callable[[], None]) -> Callable[..., Any]:
+    """The closure, with a look after its first evaluation: there weights and gradients belong together."""
+    pending = [look]
+
+    def looking(*args: Any, **kwargs: Any) -> Any:
+        loss = closure(*args, **kwargs)
+        while pending:
+            pending.pop()()
+        return loss
+
+    return looking

@@ -1,0 +1,127 @@
+"""What a watched training has said so far: records, alarms, what is off, and what the looking costs."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from equipoise.laws import Laws
+from equipoise.monitor.alarms import Alarm, Rule, TrainingAlarm
+from equipoise.monitor.meter import Meter
+from equipoise.monitor.present import figure, summary
+from equipoise.observers import Reading
+from equipoise.sinks import Keeper, Sink
+from equipoise.store import Record
+
+
+@dataclass
+class Log:
+    """The result of `eq.watch`, growing while the training runs.
+
+    `alarms` in the order in which they came, each kind once a place; `off` maps an observer or a sink that is not
+    working to the reason; `laws` are the model's, once the first step is taken.
+    """
+
+    keeper: Keeper
+    sinks: list[Sink]
+    rules: Sequence[Rule]
+    on_alarm: Callable[[Alarm], Any] | None = None
+    leads: bool = True
+    meter: Meter = field(default_factory=Meter)
+    alarms: list[Alarm] = field(default_factory=list)
+    off: dict[str, str] = field(default_factory=dict)
+    laws: Laws | None = None
+    steps: int = 0
+    _norm: float | None = None
+    _told: list[Record] = field(default_factory=list, repr=False)
+    _step: int = -1
+    _known: set[tuple[str, str, str]] = field(default_factory=set, repr=False)
+
+    def table(self) -> pd.DataFrame:
+        """All records in one tidy table: step, growth, observer, place, quantity, value."""
+        return self.keeper.table().drop(columns=["log_loss", "log_time"])
+
+    def last(self, observer: str, quantity: str, place: str = "") -> float | None:
+        """The latest value of a quantity, or `None` if it was never recorded."""
+        table = self.table()
+        rows = table[(table.observer == observer) & (table.quantity == quantity) & (table.place == place)]
+        return None if rows.empty else float(rows.value.iloc[-1])
+
+    def plot(self, *quantities: str) -> Any:
+        """A matplotlib figure with one panel for each quantity (by default those that tell most), a line a place."""
+        return figure(self.table(), quantities)
+
+    def summary(self) -> str:
+        """What to know at a glance: cost, alarms, what is off, and each matrix at the start and at the end."""
+        return summary(self)
+
+    @property
+    def overhead(self) -> float:
+        """Time of the looks over the time of the training without them; the first look is set-up, and not counted."""
+        return self.meter.share
+
+    # --- for the lanes ---
+
+    def tell(self, step: int, norm: float, observer: str, readings: Sequence[Reading]) -> None:
+        """Take what one observer read; raise the alarms that it calls for."""
+        self._norm = norm if self._norm is None else self._norm
+        growth = math.log(norm / self._norm) if norm > 0 and self._norm > 0 else math.nan
+        moment = (step, growth, math.nan, math.nan)
+        fresh = [reading for reading in readings if self._is_new(step, observer, reading)]
+        records = [Record(*moment, observer, *reading) for reading in fresh]
+        self._told += records
+        self.steps = max(self.steps, step)
+        for record in records:
+            for rule in self.rules:
+                alarm = rule(record)
+                if alarm is not None:
+                    self._raise(alarm, moment)
+
+    def _is_new(self, step: int, observer: str, reading: Reading) -> bool:
+        """Whether this step has not told it before: the last look may come at the step of the one before."""
+        if step != self._step:
+            self._step, self._known = step, set()
+        key = (observer, reading.place, reading.quantity)
+        known = key in self._known
+        self._known.add(key)
+        return not known
+
+    def close_look(self, step: int) -> None:
+        """Pass the records of this look on to the sinks."""
+        moment = (step, math.nan, math.nan, math.nan)
+        told, self._told = self._told, []
+        told.append(Record(*moment, "watch", "", "overhead", self.overhead))
+        told.append(Record(*moment, "watch", "", "seconds", self.meter.last))
+        if self.leads:
+            for sink in [self.keeper, *self.sinks]:
+                self._to(sink, lambda sink: sink.write(told))
+
+    def close(self) -> None:
+        """Let every sink finish."""
+        if self.leads:
+            for sink in [self.keeper, *self.sinks]:
+                self._to(sink, lambda sink: sink.close())
+
+    def _to(self, sink: Sink, act: Callable[[Sink], None]) -> None:
+        """A sink that fails is off; the training goes on."""
+        name = type(sink).__name__
+        if name in self.off:
+            return
+        try:
+            act(sink)
+        except Exception as error:
+            self.off[name] = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)
+
+    def _raise(self, alarm: Alarm, moment: tuple[int, float, float, float]) -> None:
+        if any((alarm.kind, alarm.place) == (known.kind, known.place) for known in self.alarms):
+            return
+        self.alarms.append(alarm)
+        self._told.append(Record(*moment, "alarm", alarm.place, alarm.kind, 1.0))
+        if self.leads:
+            warnings.warn(str(alarm), TrainingAlarm, stacklevel=2)
+            if self.on_alarm is not None:
+                self.on_alarm(alarm)

@@ -1,0 +1,162 @@
+"""`eq.watch`: looks around the steps of an optimizer, while a training loop runs unchanged."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from equipoise.errors import InputError
+from equipoise.graph.capture import Inputs
+from equipoise.monitor.alarms import Alarm, Rule, default_rules
+from equipoise.monitor.crew import Crew
+from equipoise.monitor.lane import Lane
+from equipoise.monitor.log import Log
+from equipoise.monitor.meter import Cadence
+from equipoise.monitor.scenery import Example, Scenery
+from equipoise.monitor.unwrap import own_parameters
+from equipoise.observers import Alignment, Drift, Observer, Residual, Spectrum
+from equipoise.sinks import Call, Disk, Keeper, Memory, Sink
+
+
+def default_observers() -> tuple[Observer, ...]:
+    """Spectra, alignment, drift of the laws, and the residual of every gradient."""
+    return (Spectrum(), Alignment(), Drift(), Residual())
+
+
+@contextmanager
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer],
+    every: int = 50,
+    *,
+    observe: Sequence[Observer] | None = None,
+    sinks: Sequence[Sink | Callable[[list[Any]], Any]] = (),
+    out: str | PathLike[str] | None = None,
+    example_inputs: Inputs | None = None,
+    budget: float | None = None,
+    full_every: int = 100,
+    alarms: Sequence[Rule] | None = None,
+    on_alarm: Callable[[Alarm], Any] | None = None,
+    quiet: bool = False,
+) -> Iterator[Log]:
+    """Watch a training loop, which stays as it is: `with eq.watch(model, optimizer) as log: train()`.
+
+    A look is taken at the first step and at every `every`-th: before it of the gradients and of what the step should do
+    to the laws, after it of what it did and of the spectra. Every `full_every`-th look is thorough, with full spectra
+    and whole laws; so are the first and a last one at the end. With `budget=0.02` looks come later where they would
+    take more than 2% of the time of the training. Several optimizers count their own steps.
+
+    The laws need to see a forward pass: the shapes of the first one are recorded, or are those of `example_inputs`.
+    Where the model cannot be read, the observers that need it are off, `log.off` says why, and the training goes on; so
+    it does when an observer or a sink fails. Hooks on the optimizer are all that is added, and are gone at the end.
+
+    `out` names a new folder for the records (SQLite, and Parquet at the end); `sinks` are further ones, or callables
+    that take the records of each look. `alarms` are the rules (`default_rules()`); each alarm is a `TrainingAlarm`
+    warning, is in `log.alarms`, and is passed to `on_alarm`.
+
+    Raises `InputError` where the optimizer holds no parameter of the model, and `StoreError` for a folder in use.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> with watch(model, optimizer, every=5, quiet=True) as log:
+    ...     for _ in range(10):
+    ...         optimizer.zero_grad()
+    ...         model(torch.ones(4, 3)).square().mean().backward()
+    ...         optimizer.step()
+    >>> sorted(set(log.table().step)), log.last("residual", "residual", "0.weight → 2.weight") < 1e-6
+    ([1, 5, 10], True)
+    """
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    _check(model, optimizers, every, budget, full_every)
+    crew = Crew.present()
+    observers = default_observers() if observe is None else tuple(observe)
+    with ExitStack() as stack:
+        keeper: Keeper = Disk(out, _asked(every, budget, observers)) if out and crew.leads else Memory()
+        others = [sink if isinstance(sink, Sink) else Call(sink) for sink in sinks]
+        log = Log(keeper, others, default_rules() if alarms is None else alarms, on_alarm, crew.leads)
+        scenery = Scenery(model, None if example_inputs is None else Example(example_inputs), crew)
+        lanes = _lanes(scenery, optimizers, observers, Cadence(every, budget), full_every, log)
+        handles = [_FirstForward(scenery).handle, *(handle for lane in lanes for handle in lane.hook())]
+        stack.callback(_end, log, quiet)
+        try:
+            yield log
+            for lane in lanes:
+                lane.finish()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _FirstForward:
+    """A forward pre-hook that records the shapes of one call and goes; copies of the model get an inert one."""
+
+    def __init__(self, scenery: Scenery):
+        self.scenery = scenery
+        self.handle = scenery.model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.handle.remove()
+        seen, given = Example.of_call(args, kwargs), self.scenery.example
+        self.scenery.example = seen if given is None else replace(given, precision=seen.precision)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inert, ()
+
+
+def _inert() -> Callable[..., None]:
+    return _ignore
+
+
+def _ignore(*args: Any) -> None:
+    return None
+
+
+def _lanes(
+    scenery: Scenery, optimizers: list[Optimizer], observers: Sequence[Observer], cadence: Cadence, full: int, log: Log
+) -> list[Lane]:
+    lanes: list[Lane] = []
+    earlier: frozenset[str] = frozenset()
+    for optimizer in optimizers:
+        lane = Lane(optimizer, scenery, observers, cadence, full, log.meter, log, log.off, earlier)
+        earlier |= lane.held
+        lanes.append(lane)
+    return lanes
+
+
+def _end(log: Log, quiet: bool) -> None:
+    log.close()
+    if log.leads and not quiet:
+        print(log.summary())
+
+
+def _asked(every: int, budget: float | None, observers: Sequence[Observer]) -> dict[str, Any]:
+    return {"kind": "watch", "every": every, "budget": budget, "observers": [observer.name for observer in observers]}
+
+
+def _check(model: nn.Module, optimizers: list[Optimizer], every: int, budget: float | None, full_every: int) -> None:
+    if every < 1 or full_every < 1:
+        raise InputError(
+            expected="a look every so many steps, 1 or more",
+            found=f"every={every}, full_every={full_every}",
+            remedy="pass every=50, full_every=100",
+        )
+    if budget is not None and not 0 < budget < 1:
+        raise InputError(
+            expected="a share of the training's time between 0 and 1",
+            found=f"budget={budget}",
+            remedy="pass budget=0.02",
+        )
+    own = {id(parameter) for parameter in own_parameters(model).values()}
+    for optimizer in optimizers:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if own.isdisjoint(held):
+            raise InputError(
+                expected="an optimizer of the model's parameters",
+                found=f"{type(optimizer).__name__} with {len(held)} other parameters",
+                remedy="pass the optimizer made from model.parameters()",
+            )

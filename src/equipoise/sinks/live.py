@@ -1,0 +1,61 @@
+"""The latest figures of every matrix and law, in the terminal, while the training runs."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live as Display
+from rich.table import Table
+
+from equipoise.store import Record
+
+_COLUMNS = {
+    "sigma_1": "σ₁",
+    "stable_rank": "stable rank",
+    "rank_one_residual": "rank-one residual",
+    "alignment_next": "alignment",
+    "dead": "dead",
+    "residual": "T1 residual",
+    "relative_drift": "drift",
+    "relative_drift_estimate": "drift (sketch)",
+}
+
+
+class Live:
+    """A table that is drawn anew at each look; where nothing is a terminal, once at the end."""
+
+    def __init__(self, console: Console | None = None, rows: int = 24):
+        self.console, self.rows = console or Console(), rows
+        self.latest: dict[str, dict[str, float]] = {}
+        self.heading = ""
+        self._display: Display | None = None
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Redraw."""
+        for record in records:
+            if record.quantity in _COLUMNS:
+                self.latest.setdefault(record.place, {})[record.quantity] = record.value
+            if record.quantity == "overhead":
+                self.heading = f"step {record.step}, watching takes {record.value:.2%} of the training's time"
+        if self.console.is_terminal:
+            if self._display is None:
+                self._display = Display(console=self.console, auto_refresh=False)
+                self._display.start()
+            self._display.update(self.table(), refresh=True)
+
+    def close(self) -> None:
+        """Leave the last table standing."""
+        if self._display is not None:
+            self._display.stop()
+        elif self.latest:
+            self.console.print(self.table())
+
+    def table(self) -> Table:
+        """One row for each place; columns that nothing was told of are left out."""
+        told = [name for name in _COLUMNS if any(name in figures for figures in self.latest.values())]
+        table = Table(title=self.heading)
+        table.add_column("place")
+        for name in told:
+            table.add_column(_COLUMNS[name], justify="right")
+        for place, figures in list(self.latest.items())[: self.rows]:
+            table.add_row(place, *(f"{figures[name]:.4g}" if name in figures else "" for name in told))
+        return table
