@@ -1,9 +1,12 @@
 """Proof that every use of every parameter was read by a matcher, or the list of what was not."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from equipoise.graph.walk import Unmatched, Walk
+from equipoise.graph.matchers.pointwise import LAWLESS
+from equipoise.graph.matchers.recurrent import LAWLESS as CELLS
+from equipoise.graph.walk import Unmatched, Walk, operation_name
 
 
 @dataclass(frozen=True)
@@ -11,13 +14,15 @@ class Coverage:
     """Uses of parameters that were matched, and what was not.
 
     An operation without a matcher holds still whatever it reads: the laws that are returned stay proved, those that it
-    might have had are missing. `unused` parameters take no part in the output; `frozen` ones are not trained.
+    might have had are missing. `lawless` counts the maps, such as GELU, that commute with no linear flow: the units in
+    front of them have no law of their own. `unused` parameters take no part in the output; `frozen` ones are not trained.
     """
 
     uses: Mapping[str, tuple[str, ...]]
     unmatched: tuple[Unmatched, ...] = ()
     unused: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    lawless: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -27,7 +32,8 @@ class Coverage:
     def __str__(self) -> str:
         head = f"{sum(map(len, self.uses.values()))} uses of {len(self.uses)} parameters read"
         missing = [f"{u.operation} at {u.node} (touches {', '.join(u.parameters) or 'none'})" for u in self.unmatched]
-        parts = [("not read", missing), ("unused", self.unused), ("frozen", self.frozen)]
+        through = [f"{name} ({count})" for name, count in self.lawless.items()]
+        parts = [("not read", missing), ("no law through", through), ("unused", self.unused), ("frozen", self.frozen)]
         return "; ".join([head, *(f"{label}: {', '.join(names)}" for label, names in parts if names)])
 
 
@@ -48,4 +54,13 @@ def coverage(walk: Walk) -> Coverage:
         unmatched=tuple(walk.unmatched),
         unused=tuple(name for name, nodes in uses.items() if not nodes),
         frozen=tuple(name for name in uses if name in walk.frozen),
+        lawless=Counter(_lawless(walk)),
     )
+
+
+def _lawless(walk: Walk) -> Iterator[str]:
+    """Operations on what parameters compute that leave no linear flow."""
+    for node in walk.captured.graph.nodes:
+        name = operation_name(node.target)
+        if node.op == "call_function" and name in (*LAWLESS, *CELLS) and walk.upstream(node):
+            yield name

@@ -117,8 +117,9 @@ class Walk:
             return self._nested(self.references[name], args, kwargs)
         if name in MATCHERS:
             return MATCHERS[name](self.algebra, *args, **kwargs)
-        if name not in LAWLESS:
-            self.unmatched.append(Unmatched(node.name, name, self._upstream(node)))
+        touched = self.upstream(node)
+        if name not in LAWLESS and touched:
+            self.unmatched.append(Unmatched(node.name, name, touched))
         return self._held(node, signals)
 
     def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -183,7 +184,7 @@ class Walk:
         self.algebra.still(*signals)
         return pytree.tree_map_only(Tensor, lambda tensor: Signal(_shape(tensor)), node.meta.get("val"))
 
-    def _upstream(self, node: fx.Node) -> tuple[str, ...]:
+    def upstream(self, node: fx.Node) -> tuple[str, ...]:
         """The parameters that the arguments of a node are computed from without another linear map in between."""
         found, queue, seen = [], list(node.all_input_nodes), set()
         while queue:

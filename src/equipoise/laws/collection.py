@@ -153,6 +153,19 @@ class Laws(Sequence[Law]):
         found = residuals(self.laws, self._strips, named(parameters), slopes, sketch=sketch, seed=seed)
         return dict(zip((law.name for law in self.laws), found, strict=True))
 
+    def by_unit(self, parameters: Parameters, gradients: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
+        """One row for each head, neuron or group of every law: its number in the law, its count and its own residual.
+
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+        >>> model(torch.ones(1, 3).double()).exp().sum().backward()
+        >>> invariances(model, torch.ones(4, 3).double()).by_unit(model)[["law", "unit", "count"]]
+                           law  unit  count
+        0  0.weight → 2.weight     0      1
+        1  0.weight → 2.weight     1      1
+        """
+        slopes = gradients_of(parameters, self._aliases) if gradients is None else gradients
+        return present.by_unit(self.laws, named(parameters), slopes)
+
     def predict_drift(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Prediction]:
         """The change of every conserved quantity that the next `optimizer.step()` will make (T2.2).
 

@@ -88,6 +88,18 @@ class Law:
         defect = self.identity(parameters, gradients).norm()
         return torch.where(defect == 0, defect, defect / self.scale(parameters, gradients))
 
+    def residuals(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> Float[Tensor, " units"]:
+        """The residual of each head, neuron or group by itself, over its own `Σ ‖W‖‖G‖`; one number where all act as one.
+
+        For a shift, over the norm of all gradients given.
+        """
+        defects = self.identity(parameters, gradients).flatten(1).norm(dim=1)
+        if self.kind == "shift":
+            return torch.where(defects == 0, defects, defects / self.scale(parameters, gradients))
+        sides = zip(self.degrees, self.slices(named(parameters)), self.slices(gradients), strict=True)
+        terms = [abs(degree) * w.flatten(1).norm(dim=1) * g.flatten(1).norm(dim=1) for degree, w, g in sides]
+        return torch.where(defects == 0, defects, defects / torch.stack(terms).sum(0))
+
     def identity(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> Tensor:
         """The projected moments `P(Σ_p G_p W_pᵀ - Σ_c V_cᵀ G_c)` themselves, block by block."""
         weights = self.slices(named(parameters))

@@ -1,9 +1,10 @@
 """Laws for the eye and for other programs: table, LaTeX, JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from torch import Tensor
 
 from equipoise.laws.law import Law
 
@@ -12,6 +13,20 @@ def table(laws: Sequence[Law]) -> pd.DataFrame:
     """One row for each law: name, kind, how many quantities, exact or not, and the formula."""
     rows = [(law.name, law.kind, law.count, law.exact, law.statement) for law in laws]
     return pd.DataFrame(rows, columns=pd.Index(["law", "kind", "count", "exact", "conserved"]))
+
+
+def by_unit(
+    laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    """One row for each head, neuron or group, with its own residual."""
+    columns = pd.Index(["law", "kind", "unit", "count", "exact", "residual"])
+    rows = [
+        (law.name, law.kind, unit, law.count // len(residuals), law.exact, residual)
+        for law in laws
+        for residuals in [law.residuals(parameters, gradients).tolist()]
+        for unit, residual in enumerate(residuals)
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def to_json(laws: Sequence[Law]) -> str:
