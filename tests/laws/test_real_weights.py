@@ -68,9 +68,7 @@ def test_one_wrong_head_is_seen_in_that_head_alone(trained):
     gradients[name][5 * 32 : 6 * 32] *= 1.001
     units = laws.by_unit(weights, gradients)
     wrong = units[units.exact & (units.residual > 1e-13)]
-    assert wrong[["law", "unit"]].values.tolist() == [
-        [f"{name} → encoder.layer.3.attention.output.dense.weight", 5]
-    ]
+    assert wrong[["law", "unit"]].values.tolist() == [[f"{name} → encoder.layer.3.attention.output.dense.weight", 5]]
 
 
 def test_a_gradient_of_random_numbers_breaks_every_law_of_a_head(trained):

@@ -15,9 +15,7 @@ def table(laws: Sequence[Law]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=pd.Index(["law", "kind", "count", "exact", "conserved"]))
 
 
-def by_unit(
-    laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-) -> pd.DataFrame:
+def by_unit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> pd.DataFrame:
     """One row for each head, neuron or group, with its own residual."""
     columns = pd.Index(["law", "kind", "unit", "count", "exact", "residual"])
     rows = [
