@@ -37,7 +37,7 @@ def test_every_use_of_every_parameter_is_read(trained):
 
 
 def test_every_head_of_every_layer_has_its_laws(trained):
-    _, laws, units = trained
+    _, _laws, units = trained
     width = WIDTH // HEADS
     for layer in range(LAYERS):
         of = f"encoder.layer.{layer}.attention"
@@ -72,7 +72,7 @@ def test_one_wrong_head_is_seen_in_that_head_alone(trained):
 
 
 def test_a_gradient_of_random_numbers_breaks_every_law_of_a_head(trained):
-    model, laws, units = trained
+    model, laws, _units = trained
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     noise = {name: torch.randn_like(weight) for name, weight in weights.items()}
     found = laws[:].by_unit(weights, noise)

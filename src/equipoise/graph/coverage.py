@@ -15,7 +15,7 @@ class Coverage:
 
     An operation without a matcher holds still whatever it reads: the laws that are returned stay proved, those that it
     might have had are missing. `lawless` counts the maps, such as GELU, that commute with no linear flow: the units in
-    front of them have no law of their own. `unused` parameters take no part in the output; `frozen` ones are not trained.
+    front of them have no law of their own. `unused` parameters take no part in the output, `frozen` ones in training.
     """
 
     uses: Mapping[str, tuple[str, ...]]

@@ -89,7 +89,7 @@ class Law:
         return torch.where(defect == 0, defect, defect / self.scale(parameters, gradients))
 
     def residuals(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> Float[Tensor, " units"]:
-        """The residual of each head, neuron or group by itself, over its own `Σ ‖W‖‖G‖`; one number where all act as one.
+        """The residual of each head, neuron or group by itself, over its own `Σ ‖W‖‖G‖`.
 
         For a shift, over the norm of all gradients given.
         """
