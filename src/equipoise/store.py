@@ -213,6 +213,10 @@ class Store:
         """The names under which weights were saved, in alphabetical order."""
         return sorted(path.stem for path in (self.folder / WEIGHTS).glob("*.safetensors"))
 
+    def between(self) -> list[str]:
+        """Those of weights saved on the way: all but `initial` and `final`."""
+        return [name for name in self.weights() if name not in ("initial", "final")]
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write `result.json`; NaN and infinities, which JSON lacks, become null."""
         with _in_one_line(self.folder):

@@ -1,8 +1,7 @@
 import copy
 import json
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from equipoise.integrate.problem import build_margins
 from equipoise.integrate.readout import Signs
 from equipoise.integrate.steppers import EntropicMidpoint
 from equipoise.networks import mlp
-from equipoise.store import Store
 from equipoise.theorems.assumptions import LAW_TOLERANCE
 from equipoise.theorems.certificate import certify
 
@@ -35,7 +33,7 @@ class Finished:
     data: tuple
     log_loss: float
     loss: object = Exponential()
-    folder: Path | None = None
+    saved: dict = field(default_factory=dict)
 
 
 def flowed(bias=False, goal=-300.0):

@@ -7,8 +7,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 import equipoise as eq
 from equipoise.cli.app import Json, Quiet, app, integers, line, stderr, typed
 from equipoise.errors import InputError
+from equipoise.graph.tail import linear_tail
 from equipoise.integrate.goals import parse_goal
-from equipoise.theorems.tail import certified_bounds
+from equipoise.theorems.tail import Tail, certified_bounds
 
 
 @app.command
@@ -117,7 +118,7 @@ def _tell_run(run: "eq.Run", as_json: bool) -> int:
     """The run and its certificate, as one JSON object or in words."""
     certificate = eq.certify(run)
     summary = run.summary()
-    bounds = certified_bounds(run.chain, run.initial, run.final) if run.chain else {}
+    bounds = certified_bounds(Tail.of(linear_tail(run.chain), run.final), run.initial, run.final) if run.chain else {}
     for layer in summary["layers"]:
         layer["certified_bound"] = bounds.get(layer["name"])
     summary["certificate"] = certificate.to_json()

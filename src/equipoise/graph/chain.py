@@ -10,7 +10,7 @@ from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import Kink, kinks
 
 _aten = torch.ops.aten
-_SHAPING = frozenset(
+SHAPING = frozenset(
     {
         _aten.view.default,
         _aten.reshape.default,
@@ -123,7 +123,7 @@ def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slop
     if node in slopes and layers and layers[-1].negative_slope is None:
         layers[-1] = Layer(layers[-1].weight, layers[-1].bias, slopes[node].negative_slope)
         return True
-    return node.target in _SHAPING or node.target is operator.getitem
+    return node.target in SHAPING or node.target is operator.getitem
 
 
 def _reads_a_size(node: fx.Node) -> bool:

@@ -120,6 +120,11 @@ def kinks(captured: Captured) -> tuple[Kink, ...]:
     return tuple(found)
 
 
+def is_linear(node: fx.Node) -> bool:
+    """Whether a node is one of the linear operations of a piecewise-linear network; sizes are none."""
+    return node.target in _LINEAR and node.target is not _aten.sym_size.int
+
+
 def frozen(
     captured: Captured,
     kinks: Sequence[Kink],

@@ -53,6 +53,10 @@ class Growth:
         return f"growth={_exactly(self.value)}"
 
 
+EVERY_QUARTER = tuple(Growth(quarters / 4) for quarters in range(1, 41))
+"""`s = 0.25, 0.5, …, 10`: where a flow keeps its weights unless told otherwise."""
+
+
 @dataclass(frozen=True)
 class Steps:
     """For `value` accepted steps."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.integrate.goals import Goal, LogLoss, parse_goal
+from equipoise.integrate.goals import EVERY_QUARTER, Goal, LogLoss, parse_goal
 from equipoise.integrate.losses import Exponential, Loss
 from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Objective, Tangent
@@ -46,7 +46,7 @@ def flow(
     observe: Sequence[Observer] | None = None,
     out: str | Path | None = None,
     stepper: EntropicMidpoint | None = None,
-    save_at: Iterable[Goal] = (),
+    save_at: Iterable[Goal] = EVERY_QUARTER,
     max_steps: int = 10_000,
     arguments: dict[str, Any] | None = None,
     watcher: Watcher | None = None,
@@ -55,7 +55,8 @@ def flow(
 
     `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}. The flow runs on a copy in float64 on
     the model's device; the caller's model and data never change. `out` names a folder for the run: manifest, records,
-    weights, checkpoints. `save_at` lists goals at which weights are saved besides the first and the last.
+    weights, checkpoints. `save_at` lists goals at which weights are kept besides the first and the last, in `run.saved`
+    and in the folder: by default at every quarter of growth, for what a certificate says of the way.
 
     How it ended is `run.status`, a value. Raises `InputError` for data or a model that cannot be used.
 
@@ -125,6 +126,7 @@ class Progress:
     falls: tuple[float, ...] = ()  # log-losses of the last steps, to see a stall
     records: list[Record] = field(default_factory=list, repr=False)  # a log, only ever appended to
     written: int = 0  # records that are on disk
+    saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # likewise only ever added to
     seconds: float = 0.0
 
 
@@ -273,10 +275,12 @@ class _Loop:
     def _save(self, progress: Progress, pending: list[Goal]) -> list[Goal]:
         """Keep the weights at goals just reached; the goals that remain."""
         ahead = self._ahead(progress, pending)
-        if self.store is not None:
-            for goal in pending:
-                if goal not in ahead:
-                    self.store.save_weights(goal.describe(), self.problem.layout.views(progress.state.weights))
+        for goal in pending:
+            if goal not in ahead:
+                views = self.problem.layout.views(progress.state.weights)
+                progress.saved[goal.describe()] = {name: view.clone() for name, view in views.items()}
+                if self.store is not None:
+                    self.store.save_weights(goal.describe(), views)
         return ahead
 
     def _commit(self, progress: Progress) -> Progress:
@@ -292,7 +296,21 @@ class _Loop:
         state = _state(saved, len(self.problem.margins.negative_slopes), self.problem)
         memories = tuple(_memory(saved, index) for index in range(len(self.observers)))
         told = saved.metadata
-        return Progress(saved.step, state, memories, tuple(told["falls"]), records, len(records), told["seconds"])
+        return Progress(
+            step=saved.step,
+            state=state,
+            memories=memories,
+            falls=tuple(told["falls"]),
+            records=records,
+            written=len(records),
+            saved=self._kept(),
+            seconds=told["seconds"],
+        )
+
+    def _kept(self) -> dict[str, dict[str, Tensor]]:
+        """The weights saved on the way; those after the checkpoint will be reached, and saved, again."""
+        assert self.store is not None
+        return {name: self.store.load_weights(name)[0] for name in self.store.between()}
 
     def _run(self, progress: Progress, status: Status) -> Run:
         state, problem = progress.state, self.problem
@@ -314,6 +332,7 @@ class _Loop:
             seconds=progress.seconds,
             records=progress.records,
             folder=None if self.store is None else Path(self.store.folder),
+            saved=progress.saved,
         )
         if self.store is not None:
             self._commit(progress)

@@ -1,6 +1,6 @@
 """A finished flow: where it ended, why, and everything recorded on the way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Run:
     seconds: float
     records: list[Record]
     folder: Path | None = None
+    saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # on the way, by the goal reached
 
     def table(self) -> pd.DataFrame:
         """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""
@@ -140,6 +141,7 @@ class Run:
                 )
             problem = stored_problem(store, model, data)
             initial, final = store.load_weights("initial")[0], store.load_weights("final")[0]
+            saved = {name: store.load_weights(name)[0] for name in store.between()}
             records = [Record(*row) for row in store.table().itertuples(index=False)]
         weights = problem.layout.flatten({name: final[name] for name in problem.layout.shapes})
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
@@ -154,6 +156,7 @@ class Run:
             status=Status(result["status"]),
             records=records,
             folder=Path(folder),
+            saved=saved,
             **{name: result[name] for name in names},
         )
 

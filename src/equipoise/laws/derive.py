@@ -15,7 +15,7 @@ from equipoise.graph.interface import Interface, Member, find_interfaces
 from equipoise.graph.shifts import find_shifts
 from equipoise.graph.walk import Walk
 from equipoise.laws.commutant import Antisymmetric, Blocks, Commutant, ComplexPlanes, Diagonal, Full, Scalar, Shift
-from equipoise.laws.law import Law
+from equipoise.laws.law import Law, Parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +107,9 @@ class Between:
     consumers: tuple[str, ...]
     commutant: Commutant
 
-    def law(self, model: nn.Module) -> Law:
-        """The law it states, for the parameters of a model."""
-        parameters = dict(model.named_parameters())
+    def law(self, model: Parameters) -> Law:
+        """The law it states, for the parameters of a model, or for parameters by name; only their shapes matter."""
+        parameters = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
         sides = [(name, 0, 1.0) for name in self.producers] + [(name, 1, -1.0) for name in self.consumers]
         members = tuple(self._member(parameters, *side) for side in sides)
         blocks, width = self.commutant.shape

@@ -13,11 +13,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from equipoise.graph.chain import Layer
+from equipoise.graph.tail import linear_tail
 from equipoise.measure.spectrum import spectra
 from equipoise.page.canvas import Reach, canvas, fitted, line, positive
 from equipoise.page.material import Material
 from equipoise.page.words import plain, power
-from equipoise.theorems.tail import deficit_bounds
+from equipoise.theorems.tail import Tail, deficit_bounds
 
 SHADES = 5  # of each kind of layer, in the template's style sheet
 
@@ -234,7 +235,10 @@ def _certified(material: Material) -> dict[str, pd.DataFrame]:
     )
     if not chain or not material.initial or len(material.initial[chain[-1].weight]) != 1:
         return {}
-    deficits = deficit_bounds(chain, material.initial, material.final or None)
+    tail = Tail(linear_tail(chain))
+    if not tail.layers:
+        return {}
+    deficits = deficit_bounds(tail, material.initial, material.final or None)
     norms = material.curves("spectrum", "frobenius_norm")
     return {
         place: curve.assign(value=deficits[place] / curve["value"] ** 2)

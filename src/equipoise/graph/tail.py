@@ -1,0 +1,86 @@
+"""The linear tail of any network: its last linear layers, one after another, whatever stands below (THEORY §2)."""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from equipoise.graph.capture import Captured
+from equipoise.graph.chain import SHAPING, Layer
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
+
+
+def read_tail(captured: Captured) -> tuple[Layer, ...]:
+    """`W_{K0}, …, W_L` of T3, from the input up: the linear layers that end in the output, nothing but shaping between.
+
+    Fully connected layers and 1×1 convolutions. A layer belongs only if it is used once and nothing but the next layer
+    reads what it writes; what the first of them reads may be anything. Empty where the output is not that of such a
+    layer.
+
+    >>> from torch import nn
+    >>> from equipoise.graph.capture import capture
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Linear(2, 1, bias=False))
+    >>> [layer.weight for layer in read_tail(capture(model, torch.ones(5, 3)))]
+    ['2.weight', '3.weight']
+    """
+    return tuple(_downwards(captured))[::-1]
+
+
+def linear_tail(chain: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The same of a feedforward chain that was read already: its last layers that no activation follows.
+
+    >>> chain = (Layer("a", None, 0.0), Layer("b", None, None), Layer("c", None, None))
+    >>> [layer.weight for layer in linear_tail(chain)]
+    ['b', 'c']
+    """
+    rectified = [position for position, layer in enumerate(chain) if layer.kind != "linear"]
+    return chain[max(rectified) + 1 :] if rectified else chain
+
+
+def _downwards(captured: Captured) -> Iterator[Layer]:
+    """The layers of the tail, from the output down."""
+    node = captured.output[0] if len(captured.output) == 1 else None
+    width = None  # of what the layer above reads
+    while node is not None:
+        if (layer := _layer(captured, node)) is not None:
+            if width not in (None, node.meta["val"].shape[_features(node)]):
+                return
+            yield layer
+            width = node.args[1].meta["val"].shape[1]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        elif node.target not in SHAPING and node.target is not operator.getitem:
+            return
+        node = _read_by_nothing_else(node.args[0])
+
+
+def _layer(captured: Captured, node: fx.Node) -> Layer | None:
+    """The layer that a node computes, if it is fully connected or a 1×1 convolution of parameters used only here."""
+    if node.target is not _aten.linear.default and not _pointwise(node):
+        return None
+    sources = [argument for argument in node.args[1:3] if isinstance(argument, fx.Node)]
+    names = [captured.parameters.get(source.name) for source in sources]
+    if not names or None in names or any(len(source.users) > 1 for source in sources):
+        return None
+    return Layer(str(names[0]), names[1] if len(names) > 1 else None, None)
+
+
+def _pointwise(node: fx.Node) -> bool:
+    if node.target not in _CONVOLUTIONS:
+        return False
+    weight: Any = node.args[1]
+    groups = node.args[6] if len(node.args) > 6 else 1
+    return groups == 1 and weight.meta["val"].shape[2:].numel() == 1
+
+
+def _features(node: fx.Node) -> int:
+    """The axis of a layer's output that its rows write."""
+    return 1 if node.target in _CONVOLUTIONS else -1
+
+
+def _read_by_nothing_else(source: Any) -> fx.Node | None:
+    """A node of one reader, sizes apart; the input of a tail's first layer may have more, and ends the search."""
+    readers = [user for user in source.users if user.target is not _aten.sym_size.int]
+    return source if len(readers) == 1 else None

@@ -1,0 +1,157 @@
+"""One statement of a theorem about one network, and the statements of T3 about its linear tail."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor
+
+from equipoise.measure.alignment import alignment
+from equipoise.measure.spectrum import spectra
+from equipoise.theorems import growth, tail
+from equipoise.theorems.assumptions import Assumption, Standing
+from equipoise.theorems.evidence import Evidence, Named
+
+Relation = Literal["≤", "≥"]
+SINCE_START = ("laws conserved", "weights of the run")
+LIMIT = ("homogeneous", "exponential tail", "separated", *SINCE_START)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a theorem about this network: `measured ≤ bound`, or `≥` where `relation` says so.
+
+    It stands no better than the worst of the assumptions it rests on.
+    """
+
+    name: str
+    theorem: str
+    quantity: str
+    measured: float
+    relation: Relation
+    bound: float
+    rests_on: tuple[str, ...]
+    standing: Standing
+
+    @property
+    def holds(self) -> bool:
+        """Whether the inequality is satisfied and no assumption has failed; a NaN satisfies nothing."""
+        satisfied = self.measured <= self.bound if self.relation == "≤" else self.measured >= self.bound
+        return satisfied and self.standing != "failed"
+
+
+@dataclass(frozen=True)
+class Claimer:
+    """Makes claims that stand as well as the assumptions they rest on; those that were not asked about do not count."""
+
+    standings: dict[str, Standing]
+
+    @classmethod
+    def of(cls, found: Iterable[Assumption]) -> "Claimer":
+        """From assumptions as they were found."""
+        return cls({assumption.name: assumption.standing for assumption in found})
+
+    def __call__(
+        self,
+        name: str,
+        theorem: str,
+        quantity: str,
+        measured: float,
+        relation: Relation,
+        bound: float,
+        rests_on: Iterable[str] = (),
+    ) -> Claim:
+        """The claim, with the standing of its worst assumption."""
+        asked = tuple(assumption for assumption in rests_on if assumption in self.standings)
+        standings = {self.standings[assumption] for assumption in asked}
+        worst: Standing = "failed" if "failed" in standings else "observed" if "observed" in standings else "verified"
+        return Claim(name, theorem, quantity, measured, relation, bound, asked, worst)
+
+    def failed(self, name: str) -> bool:
+        """Whether an assumption was asked about and failed."""
+        return self.standings.get(name) == "failed"
+
+
+def tail_claims(evidence: Evidence, claim: Claimer) -> tuple[Claim, ...]:
+    """T3.1 for every layer of the tail, T3.2 for every pair, T3.3 for chains, T3.4 for the limit.
+
+    From the matrices at initialisation, where they are known. If the laws did not survive since, the bounds from
+    today's matrices are given too: those hold at any point, whatever the optimizer.
+    """
+    start, rests_on = (evidence.final, ()) if evidence.initial is None else (evidence.initial, SINCE_START)
+    ranks = _ranks(evidence, claim, start, rests_on)
+    claims = [*ranks, *_alignments(evidence, claim, start, rests_on), *_growths(evidence, claim)]
+    if claim.failed("laws conserved") or claim.failed("weights of the run"):
+        claims += _ranks(evidence, claim, evidence.final, (), " from today's matrices")
+        claims += _alignments(evidence, claim, evidence.final, (), " from today's matrices")
+    return (*claims, _limit(evidence, ranks, claim))
+
+
+def _ranks(evidence: Evidence, claim: Claimer, start: Named, rests_on: Iterable[str], suffix: str = "") -> list[Claim]:
+    rank = evidence.tail.rank
+    bounds = tail.certified_bounds(evidence.tail, start, evidence.final)
+    measured = spectra({name: evidence.final[name] for name in bounds})
+    what = f"rank {'one' if rank == 1 else f'≤ {rank}'}"
+    quantity = "1 - σ₁²/‖W‖²" if rank == 1 else f"1 - Σ_{{i≤{rank}}} σᵢ²/‖W‖²"
+    return [
+        claim(f"{what} of {name}{suffix}", "T3.1", quantity, measured[name].rank_residual(rank), "≤", bound, rests_on)
+        for name, bound in bounds.items()
+    ]
+
+
+def _alignments(
+    evidence: Evidence, claim: Claimer, start: Named, rests_on: Iterable[str], suffix: str = ""
+) -> list[Claim]:
+    rank = evidence.tail.rank
+    bounds = tail.misalignment_bounds(evidence.tail, start, evidence.final)
+    quantity = "1 - ⟨v₊, u⟩²" if rank == 1 else f"‖sin Θ‖² of the top {rank} directions"
+    return [
+        claim(
+            f"alignment of {lower.weight} with {upper.weight}{suffix}",
+            "T3.2",
+            quantity,
+            _sines(evidence, lower, upper),
+            "≤",
+            bounds[lower.weight],
+            rests_on,
+        )
+        for lower, upper in pairwise(evidence.tail.layers)
+    ]
+
+
+def _sines(evidence: Evidence, lower: tail.Layer, upper: tail.Layer) -> float:
+    """`‖sin Θ‖_F²` between the top-`r` spaces of `[W_k b_k]` and `W_{k+1}`."""
+    above: Tensor = tail.matrix(evidence.final[upper.weight])
+    rank = min(evidence.tail.rank, *above.shape)
+    return float(alignment(tail.incoming(lower, evidence.final), above, rank).angles.sin().square().sum())
+
+
+def _growths(evidence: Evidence, claim: Claimer) -> list[Claim]:
+    """None but for chains without biases (the bound needs homogeneity), and none without a start (it says nothing)."""
+    if evidence.chain is None or evidence.has_biases or evidence.initial is None:
+        return []
+    bounds = growth.norm_bounds(
+        evidence.chain, evidence.initial, evidence.final, evidence.certain_margin, evidence.radius
+    )
+    return [
+        claim(
+            f"growth of {layer.weight}",
+            "T3.3",
+            "‖W‖_F",
+            float(evidence.final[layer.weight].norm()),
+            "≥",
+            bounds[layer.weight],
+            LIMIT,
+        )
+        for layer in evidence.tail.layers
+    ]
+
+
+def _limit(evidence: Evidence, ranks: list[Claim], claim: Claimer) -> Claim:
+    """What gradient flow does from here on: growth and convergence are hypotheses where f is not homogeneous (§0)."""
+    rests_on = (*(LIMIT[1:] if evidence.homogeneity.degree is None else LIMIT), "directional convergence")
+    measured, bound = max(found.measured for found in ranks), max(found.bound for found in ranks)
+    rank = "one" if evidence.tail.rank == 1 else f"at most {evidence.tail.rank}"
+    name, quantity = f"limit direction, its tail of rank {rank}", f"worst {ranks[0].quantity}"
+    return claim(name, "T3.4", quantity, measured, "≤", bound, rests_on)

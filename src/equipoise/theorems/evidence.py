@@ -1,0 +1,122 @@
+"""What a certificate is made from: a network, its weights on the way and at the end, the data, and what follows."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from equipoise.graph.capture import Captured
+from equipoise.graph.chain import Layer
+from equipoise.graph.degree import Homogeneity, homogeneity
+from equipoise.integrate.losses import Loss, log_risk
+from equipoise.laws import Law, Laws
+from equipoise.measure.margins import binary_margins, class_margins
+from equipoise.theorems.rounding import score_rounding
+from equipoise.theorems.tail import Tail, ratio
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The weights at one instant of a run, and its growth `s = log(‖w‖/‖w₀‖)`."""
+
+    growth: float
+    weights: Named
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A network read once, its weights in float64, the data and the loss.
+
+    `points` are the weights saved along a run in order of growth, the initial and the final ones among them; a single
+    one where only the final weights are known. `predicted` is what the laws should have changed by since the start
+    (T2.2), where the optimizer was gradient descent and kept count.
+    """
+
+    captured: Captured
+    laws: Laws
+    chain: tuple[Layer, ...] | None
+    tail: Tail
+    points: tuple[Point, ...]
+    initial: Named | None
+    X: Tensor
+    y: Tensor
+    loss: Loss
+    predicted: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def final(self) -> Named:
+        """The weights that the certificate is about."""
+        return self.points[-1].weights
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """`f(x_i)`, one row an example, at the final weights."""
+        return self.scores_at(self.final)
+
+    def scores_at(self, weights: Named) -> Tensor:
+        """`f(x_i)`, one row an example."""
+        with torch.no_grad():
+            return self.captured.run(weights, self.X).reshape(len(self.y), -1)
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """`y_i f(x_i)`, or `f_{y_i} - f_c` for every other class, at the final weights, recomputed."""
+        return self.margins_of(self.scores)
+
+    def margins_of(self, scores: Tensor) -> Tensor:
+        """Margins of given scores."""
+        return binary_margins(scores, self.y) if scores.shape[1] == 1 else class_margins(scores, self.y)
+
+    @cached_property
+    def log_risk(self) -> float:
+        """`log R` at the final weights, recomputed."""
+        return log_risk(self.loss.potential(self.margins))
+
+    @cached_property
+    def rounding(self) -> float | None:
+        """A bound on the rounding of any margin, hence of `log R`, which is 1-Lipschitz in them; None where unknown."""
+        one = score_rounding(self.captured, self.final, self.X)
+        return one if one is None or self.scores.shape[1] == 1 else 2 * one
+
+    @property
+    def certain_margin(self) -> float:
+        """The smallest margin, rounding taken off where it is known."""
+        return float(self.margins.min()) - (self.rounding or 0.0)
+
+    @property
+    def radius(self) -> float:
+        """The largest `‖x_i‖`."""
+        return float(self.X.flatten(1).norm(dim=1).max())
+
+    @cached_property
+    def homogeneity(self) -> Homogeneity:
+        """The degree in all weights, or what stands in the way."""
+        return homogeneity(self.captured)
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether any parameter of a chain is a bias."""
+        return any(layer.bias for layer in self.chain or ())
+
+    @property
+    def exact_laws(self) -> tuple[Law, ...]:
+        """The laws that conserve something, exactly."""
+        return tuple(law for law in self.laws if law.exact and law.count > 0)
+
+    @cached_property
+    def drifts(self) -> dict[str, float]:
+        """`‖C - C₀ - predicted‖/‖w‖²` of every exact law by name (`/‖w‖` where linear in `w`); none without `C₀`."""
+        if self.initial is None:
+            return {}
+        return {law.name: self._drift(law, self.initial) for law in self.exact_laws}
+
+    def _drift(self, law: Law, initial: Named) -> float:
+        change = law.value(self.final) - law.value(initial)
+        norm = math.sqrt(sum(float(tensor.square().sum()) for tensor in self.final.values()))
+        change = change - self.predicted.get(law.name, torch.zeros_like(change)).to(change)
+        return ratio(float(change.norm()), norm if law.kind == "shift" else norm**2)

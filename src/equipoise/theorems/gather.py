@@ -1,0 +1,150 @@
+"""From what the caller has, a run or a model with data, to the evidence of a certificate; everything in float64."""
+
+import copy
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.data.dataset import validate
+from equipoise.errors import InputError
+from equipoise.graph.chain import Layer, read_chain
+from equipoise.graph.tail import read_tail
+from equipoise.integrate.losses import named_loss
+from equipoise.laws import Laws, invariances
+from equipoise.theorems import tail
+from equipoise.theorems.evidence import Evidence, Named, Point
+
+
+@runtime_checkable
+class FinishedRun(Protocol):
+    """What a certificate needs of a run: the network, its weights on the way, and what the run recorded."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network."""
+        ...
+
+    @property
+    def initial(self) -> Mapping[str, Tensor]:
+        """Parameters at initialisation, by name."""
+        ...
+
+    @property
+    def final(self) -> Mapping[str, Tensor]:
+        """Parameters at the end, by name."""
+        ...
+
+    @property
+    def saved(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Parameters at instants on the way, each under a name."""
+        ...
+
+    @property
+    def data(self) -> tuple[Tensor, Tensor]:
+        """The training set."""
+        ...
+
+    @property
+    def loss(self) -> Any:
+        """The loss, or its name."""
+        ...
+
+    @property
+    def log_loss(self) -> float:
+        """`log R` at the end, as recorded."""
+        ...
+
+
+def gather_run(run: FinishedRun) -> Evidence:
+    """The evidence of a run."""
+    return gather(run.model, run.final, run.data, run.loss, initial=run.initial, saved=run.saved)
+
+
+def gather(
+    model: nn.Module,
+    final: Mapping[str, Tensor],
+    data: Any,
+    loss: Any,
+    *,
+    initial: Mapping[str, Tensor] | None = None,
+    saved: Mapping[str, Mapping[str, Tensor]] | None = None,
+    laws: Laws | None = None,
+    predicted: Mapping[str, Tensor] | None = None,
+) -> Evidence:
+    """The evidence of a model with these final weights; see `certify` for what is raised."""
+    weights = doubles(final, "weights")
+    device = next((tensor.device for tensor in weights.values()), torch.device("cpu"))
+    X, y = (tensor.to(device) for tensor in validate(data))
+    own = copy.deepcopy(model).double()
+    with torch.no_grad():
+        outputs = own(X[:2]).reshape(len(X[:2]), -1).shape[1]
+    stated = laws
+    laws = invariances(own, X[:2], loss="cross_entropy" if outputs > 1 else None)
+    captured = laws.captured
+    assert captured is not None  # these laws were read, not stated
+    start = None if initial is None else doubles(initial, "initial weights")
+    if start is not None:
+        tail.require_same_shapes(start, weights)
+    return Evidence(
+        captured=captured,
+        laws=laws if stated is None else stated,
+        chain=_chain(captured),
+        tail=tail.Tail.of(_lawful(read_tail(captured), laws), weights),
+        points=_points(weights, start, saved or {}),
+        initial=start,
+        X=X,
+        y=y,
+        loss=named_loss(loss),
+        predicted=predicted or {},
+    )
+
+
+def _chain(captured: Any) -> tuple[Layer, ...] | None:
+    try:
+        return read_chain(captured)
+    except InputError:  # an operation that is not piecewise linear: T3 needs no more than the tail
+        return None
+
+
+def _lawful(layers: tuple[Layer, ...], laws: Laws) -> tuple[Layer, ...]:
+    """The last layers between every two of which a law was derived: one frozen layer, or a tied one, ends the tail."""
+    known = {(frozenset(law.producers), frozenset(law.consumers)) for law in laws}
+    kept = layers[-1:]
+    for lower, upper in reversed(list(pairwise(layers))):
+        if (frozenset(name for name in (lower.weight, lower.bias) if name), frozenset({upper.weight})) not in known:
+            break
+        kept = (lower, *kept)
+    return kept
+
+
+def _points(final: Named, initial: Named | None, saved: Mapping[str, Mapping[str, Tensor]]) -> tuple[Point, ...]:
+    """The initial weights, those saved on the way and the final ones, in order of growth."""
+    if initial is None:
+        return (Point(0.0, final),)
+    between = [doubles(weights, f"weights saved as {name}") for name, weights in saved.items()]
+    base = _norm(initial)
+    growth = lambda weights: math.log(_norm(weights) / base) if base > 0 else math.inf  # noqa: E731
+    known = sorted((Point(growth(weights), weights) for weights in between), key=lambda point: point.growth)
+    end = growth(final)
+    return (Point(0.0, initial), *(point for point in known if 0 < point.growth < end), Point(end, final))
+
+
+def doubles(weights: Mapping[str, Tensor], what: str) -> Named:
+    """The weights in float64, detached. Raises `InputError` for NaN and infinity."""
+    found = {name: tensor.detach().double() for name, tensor in weights.items()}
+    for name, tensor in found.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(
+                expected=f"finite {what}",
+                found=f"NaN or infinite entries in {name}",
+                remedy="find the step at which training diverged",
+            )
+    return found
+
+
+def _norm(weights: Named) -> float:
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in weights.values()))

@@ -1,0 +1,76 @@
+"""A certificate as text, and back from JSON."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields as fields_of
+from typing import Any, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from equipoise.errors import InputError
+from equipoise.theorems.assumptions import Assumption
+from equipoise.theorems.claims import Claim
+from equipoise.theorems.recheck import Fingerprint
+
+T = TypeVar("T")
+
+
+def text(verdict: str, assumptions: Sequence[Assumption], claims: Sequence[Claim], notes: Sequence[str]) -> str:
+    """The verdict, a table of assumptions, a table of claims, and the notes."""
+    return "\n".join([verdict, _printed(_assumption_rows(assumptions)), _printed(_claim_rows(claims)), *notes])
+
+
+def read(certificate: type[T], stored: Mapping[str, Any]) -> T:
+    """A certificate of that class from the fields of its JSON."""
+    try:
+        parts = {
+            "assumptions": tuple(_record(Assumption, found) for found in stored["assumptions"]),
+            "claims": tuple(_record(Claim, found) for found in stored["claims"]),
+            "notes": tuple(stored["notes"]),
+            "subject": _record(Fingerprint, stored["subject"]),
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            expected="the JSON of a certificate",
+            found=f"{type(error).__name__}: {error}",
+            remedy="pass what equipoise certify DIR --json printed",
+        ) from None
+    return certificate(**parts)
+
+
+def _record(kind: type[T], stored: Mapping[str, Any]) -> T:
+    """A dataclass from its JSON: lists become tuples again, and null a figure that was not finite where one must be."""
+    values = {field.name: stored[field.name] for field in fields_of(kind)}  # pyright: ignore[reportArgumentType]
+    for name in ("measured", "bound") if kind is Claim else ():
+        values[name] = math.nan if values[name] is None else values[name]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _assumption_rows(assumptions: Sequence[Assumption]) -> Table:
+    table = Table("assumption", "standing", "measured", "tolerance", "compared", box=box.SIMPLE)
+    for found in assumptions:
+        table.add_row(found.name, found.standing, _figure(found.measured), _figure(found.tolerance), found.why)
+    return table
+
+
+def _claim_rows(claims: Sequence[Claim]) -> Table:
+    table = Table("claim", "theorem", "quantity", "measured", "", "bound", "standing", "holds", box=box.SIMPLE)
+    for claim in claims:
+        figures = (_figure(claim.measured), claim.relation, _figure(claim.bound))
+        holds = "yes" if claim.holds else "NO"
+        table.add_row(claim.name, claim.theorem, claim.quantity, *figures, claim.standing, holds)
+    return table
+
+
+def _printed(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=160, color_system=None, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
