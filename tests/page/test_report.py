@@ -13,6 +13,7 @@ import torch
 
 from equipoise.data import load
 from equipoise.errors import InputError, StoreError
+from equipoise.graph.tail import linear_tail
 from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.integrate.run import Run
@@ -23,7 +24,7 @@ from equipoise.page.material import POINTS, Material
 from equipoise.page.report import report
 from equipoise.store import Record, Store
 from equipoise.theorems.certificate import certify
-from equipoise.theorems.tail import certified_bounds
+from equipoise.theorems.tail import Tail, certified_bounds
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at the page with")
@@ -130,7 +131,7 @@ def test_the_certified_curve_ends_at_the_certified_bound_and_stays_above_the_res
     drawn = Material.of_run(run)
     figure = next(figure for figure in FIGURES if figure.name == "rank-one").draw(drawn)
     traces = {trace.name: trace for trace in figure.data}
-    bounds = certified_bounds(run.chain, run.initial, run.final)
+    bounds = certified_bounds(Tail(linear_tail(run.chain)), run.initial, run.final)
     measured, certified = traces["layer2"].y, traces["layer2 certified"].y
     assert certified[-1] == pytest.approx(bounds["layer2.weight"], rel=1e-9)
     assert not (measured > certified).any()  # NaN, where the bound says nothing, is above nothing

@@ -16,6 +16,7 @@ from equipoise.data import Dataset, validate
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, read_chain
+from equipoise.graph.degree import homogeneity
 from equipoise.graph.evaluate import kinks, recorded
 from equipoise.integrate.feedforward import FeedforwardMargins
 from equipoise.integrate.general import CapturedMargins
@@ -57,10 +58,8 @@ class Problem:
 
     @property
     def homogeneity(self) -> int | None:
-        """`L` with `f(x; aw) = a^L f(x; w)`: the depth of a chain without biases, unknown for any other network."""
-        if self.chain is None or any(layer.bias for layer in self.chain):
-            return None
-        return len(self.chain)
+        """`L` with `f(x; aw) = a^L f(x; w)`; None where an operation, a bias or a skip stands in the way."""
+        return homogeneity(self.captured).degree
 
     @property
     def kink_names(self) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def exponential_tail(evidence: Evidence) -> Assumption:
     return Assumption(
         "exponential tail",
         "ℓ(m) e^m → 1 as m → ∞",
-        passed if error <= 1e-12 else "failed",
+        passed if error <= 1e-12 and evidence.loss.exponential_tail else "failed",
         error,
         1e-12,
         f"|log ℓ(m) + m| of the {evidence.loss.name} loss at m = 40" + ("" if known else "; a loss of your own"),

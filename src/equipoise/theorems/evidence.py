@@ -70,7 +70,7 @@ class Evidence:
 
     def margins_of(self, scores: Tensor) -> Tensor:
         """Margins of given scores."""
-        return binary_margins(scores, self.y) if scores.shape[1] == 1 else class_margins(scores, self.y)
+        return class_margins(scores, self.y) if self.loss.multiclass else binary_margins(scores, self.y)
 
     @cached_property
     def log_risk(self) -> float:
@@ -81,7 +81,7 @@ class Evidence:
     def rounding(self) -> float | None:
         """A bound on the rounding of any margin, hence of `log R`, which is 1-Lipschitz in them; None where unknown."""
         one = score_rounding(self.captured, self.final, self.X)
-        return one if one is None or self.scores.shape[1] == 1 else 2 * one
+        return 2 * one if one is not None and self.loss.multiclass else one
 
     @property
     def certain_margin(self) -> float:

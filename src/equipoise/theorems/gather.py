@@ -13,7 +13,7 @@ from equipoise.data.dataset import validate
 from equipoise.errors import InputError
 from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.tail import read_tail
-from equipoise.integrate.losses import named_loss
+from equipoise.integrate.losses import LOSSES, Loss, named_loss
 from equipoise.laws import Laws, invariances
 from equipoise.theorems import tail
 from equipoise.theorems.evidence import Evidence, Named, Point
@@ -76,14 +76,13 @@ def gather(
     predicted: Mapping[str, Tensor] | None = None,
 ) -> Evidence:
     """The evidence of a model with these final weights; see `certify` for what is raised."""
-    weights = doubles(final, "weights")
+    weights, chosen = doubles(final, "weights"), named_loss(loss)
     device = next((tensor.device for tensor in weights.values()), torch.device("cpu"))
-    X, y = (tensor.to(device) for tensor in validate(data))
+    X, y = (tensor.to(device) for tensor in validate(data, multiclass=chosen.multiclass))
     own = copy.deepcopy(model).double()
-    with torch.no_grad():
-        outputs = own(X[:2]).reshape(len(X[:2]), -1).shape[1]
+    _check_outputs(own, X, y, chosen)
     stated = laws
-    laws = invariances(own, X[:2], loss="cross_entropy" if outputs > 1 else None)
+    laws = invariances(own, X[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
     captured = laws.captured
     assert captured is not None  # these laws were read, not stated
     start = None if initial is None else doubles(initial, "initial weights")
@@ -98,9 +97,21 @@ def gather(
         initial=start,
         X=X,
         y=y,
-        loss=named_loss(loss),
+        loss=chosen,
         predicted=predicted or {},
     )
+
+
+def _check_outputs(model: nn.Module, X: Tensor, y: Tensor, loss: Loss) -> None:
+    with torch.no_grad():
+        scores = model(X[:2]).reshape(len(X[:2]), -1).shape[1]
+    expected = max(2, int(y.max()) + 1) if loss.multiclass else 1
+    if scores < expected or (scores > 1 and not loss.multiclass):
+        raise InputError(
+            expected=f"{expected} or more scores" if loss.multiclass else f"one score, as the {loss.name} loss reads",
+            found=f"{scores} scores for each example",
+            remedy='certify a network of one score, or one score for each class with loss="cross_entropy"',
+        )
 
 
 def _chain(captured: Any) -> tuple[Layer, ...] | None:

@@ -46,7 +46,8 @@ def _record(kind: type[T], stored: Mapping[str, Any]) -> T:
     values = {field.name: stored[field.name] for field in fields_of(kind)}  # pyright: ignore[reportArgumentType]
     for name in ("measured", "bound") if kind is Claim else ():
         values[name] = math.nan if values[name] is None else values[name]
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return kind(**plain)
 
 
 def _assumption_rows(assumptions: Sequence[Assumption]) -> Table:

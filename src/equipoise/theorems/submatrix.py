@@ -17,7 +17,7 @@ from equipoise.measure.activity import Patterns, pattern_classes, patterns
 from equipoise.measure.spectrum import spectrum
 from equipoise.theorems import tail
 from equipoise.theorems.assumptions import LAW_TOLERANCE, Assumption, Standing
-from equipoise.theorems.claims import SINCE_START, Claim, Claimer
+from equipoise.theorems.claims import SINCE_START, Claim, Claimer, Relation
 from equipoise.theorems.evidence import Evidence, Named
 
 CLASS_LAWS = "class laws conserved"
@@ -175,7 +175,7 @@ def submatrix_claims(evidence: Evidence, layers: tuple[PatternedLayer, ...], cla
             yield claim(title, "T4.3", _quantity(layer.total), *_compared(weight, layer.total, layer.whole), rests_on)
 
 
-def _compared(rows: Tensor, rank: int, deficit: float) -> tuple[float, str, float]:
+def _compared(rows: Tensor, rank: int, deficit: float) -> tuple[float, Relation, float]:
     bound = min(1.0, tail.ratio(deficit, float(rows.square().sum())))
     return spectrum(rows).rank_residual(rank), "≤", bound
 
