@@ -25,3 +25,13 @@ class CaptureError(EquipoiseError):
 
 class StoreError(EquipoiseError, OSError):
     """A run folder that cannot be written or read."""
+
+
+def one_line(error: Exception) -> str:
+    """What another library's exception says, in one line.
+
+    >>> one_line(ValueError("two\\nlines"))
+    'ValueError: two'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:300]

@@ -1,22 +1,105 @@
-"""`equipoise invariances`: the laws of a network."""
+"""`equipoise invariances`: the laws of a network, and the check of its gradient that they make."""
+
+import sys
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 import equipoise as eq
 from equipoise.cli.app import Json, app, integers, line
+from equipoise.cli.factory import Subject, as_input, made_by, own_output
+from equipoise.laws import Audit, Laws
+from equipoise.laws.present import plain
 
 
 @app.command
 def invariances(
-    *, widths: str = "64,64,64,64", inputs: int = 64, linear_tail: int = 3, bias: bool = False, json: Json = False
+    *,
+    module: str | None = None,
+    check: Annotated[bool, Parameter(negative="")] = False,
+    widths: str = "64,64,64,64",
+    inputs: int = 64,
+    linear_tail: int = 3,
+    bias: bool = False,
+    json: Json = False,
 ) -> int:
-    """List every law that gradient flow keeps in a reference network.
+    """List every law that gradient flow keeps; with --check, test a gradient by them.
+
+    Exit code 1 says that a law fails, or that there is none to check by.
 
     Parameters
     ----------
-    widths: hidden widths.
-    inputs: width of the input.
+    module: `package.module:factory`; the factory returns (model, example_inputs), (model, example_inputs, loss) or
+        (model, example_inputs, target, loss), where the loss is a callable or a name. Without it, a reference network.
+    check: run one backward pass in float64 on a copy of the model and compare the residual of every law with rounding.
+    widths: hidden widths of the reference network.
+    inputs: width of its input.
+    linear_tail: how many of its last layers are linear.
+    bias: whether they have biases.
     """
+    subject = made_by(module) if module else _reference(widths, inputs, linear_tail, bias)
+    with own_output(), as_input("a model and a loss that run forward and backward in float64", "run them by themselves"):
+        laws = eq.invariances(subject.model, subject.inputs, subject.loss, through_detach=check)
+        audit = laws.check(subject.model, subject.data, subject.loss) if check else None
+    if json:
+        print(line(_fields(laws, audit)))
+    else:
+        _show(laws, audit)
+    return 0 if audit is None or (audit.passed and len(laws)) else 1
+
+
+def _reference(widths: str, inputs: int, linear_tail: int, bias: bool) -> Subject:
     model = eq.networks.mlp([inputs, *integers("--widths", widths), 1], linear_tail=linear_tail, bias=bias)
-    laws = eq.invariances(model, next(model.parameters()).new_ones(2, inputs))
-    rows = [{"name": law.name, "kind": law.kind, "count": law.count} for law in laws]
-    print(line({"laws": rows}) if json else str(laws))
-    return 0
+    like = next(model.parameters())
+    return Subject(model, torch.randn(2, inputs, generator=torch.Generator().manual_seed(0)).to(like))
+
+
+def _fields(laws: Laws, audit: Audit | None) -> dict[str, Any]:
+    coverage = laws.coverage
+    fields: dict[str, Any] = {
+        "laws": [_row(plain(law), place, audit) for place, law in enumerate(laws)],
+        "count": laws.count,
+        "coverage": {
+            "complete": coverage.complete,
+            "unmatched": [vars(unmatched) for unmatched in coverage.unmatched],
+            "unused": coverage.unused,
+            "frozen": coverage.frozen,
+            "lawless": coverage.lawless,
+        },
+        "dropped": laws.dropped,
+    }
+    if audit is not None:
+        fields["check"] = {"passed": audit.passed and len(laws) > 0, "suspects": audit.suspects}
+    return fields
+
+
+def _row(law: dict[str, Any], place: int, audit: Audit | None) -> dict[str, Any]:
+    if audit is None:
+        return law
+    finding = audit.findings[place]
+    return law | {"residual": finding.residual, "tolerance": finding.tolerance, "passed": finding.passed}
+
+
+def _show(laws: Laws, audit: Audit | None) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    checked = ["residual", ""] if audit else []
+    table = Table("law", "kind", "conserved", *checked, box=box.SIMPLE)
+    for place, law in enumerate(laws):
+        table.add_row(law.name, law.kind, str(law.count), *_verdict(audit, place))
+    console.print(table)
+    console.print(str(laws.coverage), markup=False, highlight=False)
+    if audit is not None:
+        told = str(audit) if len(laws) else "no law to check the gradient by"
+        console.print(told, markup=False, highlight=False)
+
+
+def _verdict(audit: Audit | None, place: int) -> list[str]:
+    if audit is None:
+        return []
+    finding = audit.findings[place]
+    words = ("holds" if finding.exact else "broken by eps") if finding.passed else "FAILS"
+    return [f"{finding.residual:.1e}", words]

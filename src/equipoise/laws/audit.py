@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from equipoise.laws.law import Law
+from equipoise.laws.sweep import plan, residuals
 
 ALARM = 16.0
 """An alarm is raised where the relative residual exceeds `ALARM` units of rounding (`torch.finfo(dtype).eps`).
@@ -82,10 +83,9 @@ def audit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapp
     """
     parameters = {name: weight.detach() for name, weight in parameters.items()}
     findings = []
-    for law in laws:
-        dtypes = [gradients[name].dtype for name in law.parameters]
-        limit = max(tolerance(dtype) for dtype in dtypes)
-        findings.append(Finding(law.name, float(law.residual(parameters, gradients)), limit, law.exact))
+    for law, residual in zip(laws, residuals(laws, plan(laws), parameters, gradients), strict=True):
+        limit = max(tolerance(gradients[name].dtype) for name in law.parameters)
+        findings.append(Finding(law.name, float(residual), limit, law.exact))
     failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
     return Audit(tuple(findings), _suspects(laws, failed, parameters, gradients))
 

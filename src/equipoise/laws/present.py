@@ -29,10 +29,11 @@ def by_unit(laws: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Ma
 
 def to_json(laws: Sequence[Law]) -> str:
     """One object for each law, with its members by name, axes and degree."""
-    return json.dumps([_plain(law) for law in laws], ensure_ascii=False)
+    return json.dumps([plain(law) for law in laws], ensure_ascii=False)
 
 
-def _plain(law: Law) -> dict[str, object]:
+def plain(law: Law) -> dict[str, object]:
+    """A law as JSON knows it."""
     members = [
         {"parameter": member.parameter, "axes": list(member.axes), "degree": member.degree}
         for member in law.interface.members
