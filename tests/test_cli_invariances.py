@@ -6,7 +6,7 @@ import pytest
 
 from equipoise.cli import main
 
-FACTORIES = '''
+FACTORIES = """
 import torch
 from torch import nn
 
@@ -83,7 +83,7 @@ def vector_for_loss():
 
 
 constant = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -59,7 +59,9 @@ def _subject(path: str, result: Any) -> Subject:
 
 
 def _refuse(path: str, found: str) -> NoReturn:
-    raise InputError(expected=f"{path} to return {SHAPES}", found=found, remedy="return example inputs beside the model")
+    raise InputError(
+        expected=f"{path} to return {SHAPES}", found=found, remedy="return example inputs beside the model"
+    )
 
 
 def _factory(path: str) -> Callable[[], Any]:

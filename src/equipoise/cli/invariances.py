@@ -42,7 +42,10 @@ def invariances(
     bias: whether they have biases.
     """
     subject = made_by(module) if module else _reference(widths, inputs, linear_tail, bias)
-    with own_output(), as_input("a model and a loss that run forward and backward in float64", "run them by themselves"):
+    with (
+        own_output(),
+        as_input("a model and a loss that run forward and backward in float64", "run them by themselves"),
+    ):
         laws = eq.invariances(subject.model, subject.inputs, subject.loss, through_detach=check)
         audit = laws.check(subject.model, subject.data, subject.loss) if check else None
     if json:
