@@ -5,7 +5,19 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The engine's inner loop makes thousands of tiny calls; checking each would take ten times as long as running them.
-CHECKED = ["data", "graph", "laws", "linalg", "measure", "networks", "observers", "page", "store", "theorems"]
+CHECKED = [
+    "checkpoint",
+    "data",
+    "graph",
+    "laws",
+    "linalg",
+    "measure",
+    "networks",
+    "observers",
+    "page",
+    "store",
+    "theorems",
+]
 install_import_hook([f"equipoise.{room}" for room in CHECKED], "beartype.beartype")
 
 # The same examples on every machine, however slow it is.

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from equipoise import data, networks, sinks
+from equipoise.checkpoint import analyze
 from equipoise.integrate import steppers
 from equipoise.integrate.goals import Growth, LogLoss, Steps
 from equipoise.integrate.loop import flow, resume
@@ -30,6 +31,7 @@ __all__ = [
     "Status",
     "Steps",
     "TrainingAlarm",
+    "analyze",
     "certify",
     "cite",
     "data",

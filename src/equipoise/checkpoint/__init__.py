@@ -1,0 +1,6 @@
+"""Behind `eq.analyze`: a checkpoint's spectra, streaming."""
+
+from equipoise.checkpoint.analysis import METHODS, analyze
+from equipoise.checkpoint.selection import TYPES
+
+__all__ = ["METHODS", "TYPES", "analyze"]

@@ -1,0 +1,123 @@
+"""`eq.analyze`: the spectral table of a model or of a checkpoint on disk, one tensor at a time."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from equipoise.checkpoint.adapters import merge
+from equipoise.checkpoint.chains import Pairs, aligned, chain_pairs
+from equipoise.checkpoint.matrices import Matrix
+from equipoise.checkpoint.measured import Row, Settings
+from equipoise.checkpoint.null import random_cosine
+from equipoise.checkpoint.opened import open_checkpoint
+from equipoise.checkpoint.selection import Names, name_filter, type_filter
+from equipoise.checkpoint.survey import Item, matrices, survey
+from equipoise.checkpoint.table import side_by_side, table
+from equipoise.errors import InputError
+
+METHODS = ("auto", "gram", "svd", "fast")
+
+
+Watcher = Callable[[str, int, int], None]  # told before each tensor: its name, numbers done, numbers in all
+
+
+def analyze(
+    source: Any,
+    other: Any = None,
+    *,
+    names: Names | None = None,
+    types: str | Sequence[str] | None = None,
+    method: str = "auto",
+    r: int = 5,
+    tolerance: float | None = None,
+    heavy_tail: bool = True,
+    split: bool = True,
+    adapter: str | os.PathLike[str] | None = None,
+    chain: Sequence[str] | None = None,
+    example_inputs: Any = None,
+    watcher: Watcher | None = None,
+) -> pd.DataFrame:
+    """The spectrum of every matrix and convolution kernel, and a reason for every tensor that has none.
+
+    `source` is a model, a state dict, or a path: safetensors (a file, an index of shards, a Hugging Face folder),
+    `torch.save` (read with `weights_only=True`, never executed) or ONNX. Files are mapped; one tensor is in memory at
+    a time. With `other`, the two tables stand side by side (columns `*_a`, `*_b`), with `distance = ‖B - A‖_F/‖A‖_F`.
+
+    Each row has `name`, `aliases` (other names of tied weights), `type`, `shape` as (out, in, *taps), `dtype`,
+    `reason` (None where it was measured), the measures of THEORY §6 on the `out × (in·taps)` matrix, the
+    Marchenko–Pastur `mp_edge` and the `outliers` above it, the heavy-tail fit, `spectrum` (all singular values), and
+    `null_*`: the same measure of a Gaussian matrix of that shape and norm (mean of three). Half precision is
+    computed in float64 from its exact values.
+
+    - `method`: "gram" (float64 Gram matrix; σ_i right to `n eps σ_1²/σ_i`, at worst the column `accuracy` times σ_1),
+      "svd" (float64 SVD), "auto" (gram; svd for float64), "fast" (Krylov and Lanczos, with `*_low`, `*_high`);
+    - `names` keeps rows by globs or `re:` expressions, `types` by type; `split=False` leaves fused tensors whole;
+    - `tolerance` of `numerical_rank`, over σ_1 (default `max(rows, columns) · eps` of float32);
+    - `adapter`: a PEFT folder whose LoRA factors are merged first;
+    - `chain`: names in order, lowest first, for `alignment_next`; for a model, `example_inputs` gives its graph, and
+      without either the `Sequential`s in it are chains.
+
+    Raises `InputError` for bad arguments and for files that are damaged, malicious or no checkpoints.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    >>> found = analyze(model)
+    >>> found[["name", "shape", "numerical_rank", "reason"]]
+           name   shape  numerical_rank                                         reason
+    0  0.weight  (4, 6)               4                                           None
+    1    0.bias    (4,)            <NA>  a vector: a spectrum needs two dimensions
+    2  2.weight  (1, 4)               1                                           None
+    3    2.bias    (1,)            <NA>  a vector: a spectrum needs two dimensions
+    """
+    settings = _settings(method, r, tolerance, heavy_tail)
+    sources = [source] if other is None else [source, other]
+    plans = [_planned(its, adapter, names, types, split) for its in sources]
+    known = [matrices(items) for items in plans]
+    pairs = [chain_pairs(its, chain, example_inputs, found) for its, found in zip(sources, known, strict=True)]
+    total, done = sum(item.numbers() for items in plans for item in items), 0
+    tables = []
+    for items, linked, found in zip(plans, pairs, known, strict=True):
+        rows = []
+        for item in items:
+            if watcher is not None:
+                watcher(item.name, done, total)
+            rows.append(item.row(settings))
+            done += item.numbers()
+        tables.append(table(_with_alignment(rows, linked, found), fast=method == "fast"))
+    return tables[0] if other is None else side_by_side(tables[0], tables[1], known[0], known[1])
+
+
+def _planned(
+    source: Any,
+    adapter: str | os.PathLike[str] | None,
+    names: Names | None,
+    types: str | Sequence[str] | None,
+    split: bool,
+) -> list[Item]:
+    checkpoint = open_checkpoint(source)
+    if adapter is not None:
+        checkpoint = merge(checkpoint, adapter)
+    return survey(checkpoint, name_filter(names), type_filter(types), split)
+
+
+def _settings(method: str, r: int, tolerance: float | None, heavy_tail: bool) -> Settings:
+    if method not in METHODS or r < 1 or not (tolerance is None or 0 <= tolerance < 1):
+        raise InputError(
+            expected=f"a method among {', '.join(METHODS)}, r of 1 or more, and a tolerance in [0, 1)",
+            found=f"method={method!r}, r={r}, tolerance={tolerance}",
+            remedy="leave them out for the defaults",
+        )
+    return Settings(method, r, tolerance, heavy_tail)
+
+
+def _with_alignment(rows: list[Row], pairs: Pairs, known: Mapping[str, Matrix]) -> list[Row]:
+    """Rows with the alignment of each lower matrix with the next, and that of random directions beside it."""
+    next_of: dict[str, Row] = {}
+    for lower, upper in pairs:
+        if lower in known and upper in known:
+            found, null = aligned(known[lower], known[upper]), random_cosine(known[lower].shape[0])
+            measured = {} if found is None else {"alignment_next": found.cosine, "null_alignment_next": null}
+            next_of[known[lower].name] = {"next": known[upper].name, **measured}
+    return [row | next_of.get(row["name"], {}) for row in rows]

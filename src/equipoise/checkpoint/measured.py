@@ -1,0 +1,139 @@
+"""One matrix, measured: every figure of a row, exact or randomised, with its null."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise import linalg
+from equipoise.checkpoint.bulk import bulk
+from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual, squared_norm
+from equipoise.checkpoint.null import DRAWS, gaussian_singular_values
+from equipoise.checkpoint.randomised import leading, spread
+from equipoise.checkpoint.tail import heavy_tail
+from equipoise.measure.spectrum import Spectrum
+
+NULLED = (
+    "stable_rank",
+    "effective_rank",
+    "participation_ratio",
+    "numerical_rank",
+    "rank_one_residual",
+    "outliers",
+    "heavy_tail_exponent",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure, as `analyze` says; `tolerance` None is `max(rows, columns) · eps` of float32."""
+
+    method: str = "auto"
+    r: int = 5
+    tolerance: float | None = None
+    heavy_tail: bool = True
+
+    def rank_tolerance(self, rows: int, columns: int) -> float:
+        """The share of `σ_1` above which a singular value counts."""
+        return max(rows, columns) * torch.finfo(torch.float32).eps if self.tolerance is None else self.tolerance
+
+
+def measure(matrix: Tensor, settings: Settings) -> Row | str:
+    """The figures of an `out × in` matrix of any floating dtype, or why there are none: NaN or infinite entries."""
+    wide = matrix.dtype == torch.float64
+    if not wide:
+        matrix = matrix if matrix.dtype == torch.float32 or settings.method != "fast" else matrix.float()
+        squares = squared_norm(matrix)
+        finite = squares - squares == 0
+    else:
+        finite = bool(torch.isfinite(matrix).all())
+    if not finite:
+        return _spoilt(matrix)
+    if settings.method == "fast" and bool((matrix != 0).any()):
+        return _fast(matrix, settings)
+    if settings.method == "svd" or (settings.method == "auto" and wide):
+        return _by_svd(matrix, settings)
+    values = gram_singular_values(matrix)
+    rows, columns = matrix.shape
+    row = described(values, rows, columns, settings, rank_one_residual(matrix, values))
+    return row | {"method": "gram", "accuracy": accuracy(matrix)}
+
+
+def _by_svd(matrix: Tensor, settings: Settings) -> Row:
+    """LAPACK's SVD in float64, of the matrix over its largest entry: squares of 1e200 would overflow."""
+    scale = float(matrix.abs().max()) or 1.0
+    values = linalg.singular_values([matrix.double() / scale])[0].cpu()
+    row = described(values * scale, matrix.shape[0], matrix.shape[1], settings)
+    return row | {"method": "svd", "accuracy": min(matrix.shape) * torch.finfo(torch.float64).eps}
+
+
+def _spoilt(matrix: Tensor) -> str:
+    wrong = sum(int((~torch.isfinite(rows)).sum()) for rows in matrix.split(max((1 << 20) // matrix.shape[1], 1)))
+    return f"{wrong} of {matrix.numel()} entries are NaN or infinite"
+
+
+def described(
+    values: Float[Tensor, " k"], rows: int, columns: int, settings: Settings, residual: float | None = None
+) -> Row:
+    """Every measure of THEORY §6 and of the bulk and tail of a spectrum, from all singular values."""
+    spectrum = Spectrum(values, rows, columns, r=settings.r)
+    tolerance, around = settings.rank_tolerance(rows, columns), bulk(values, rows, columns)
+    tail = heavy_tail(values) if settings.heavy_tail else None
+    return {
+        "frobenius_norm": spectrum.frobenius_norm,
+        "spectral_norm": float(values[0]),
+        "nuclear_norm": float(values.sum()),
+        "stable_rank": spectrum.stable_rank,
+        "effective_rank": spectrum.effective_rank,
+        "participation_ratio": spectrum.participation_ratio,
+        "numerical_rank": spectrum.numerical_rank(tolerance),
+        "rank_tolerance": tolerance,
+        "rank_one_residual": spectrum.rank_one_residual if residual is None else residual,
+        "singular_values": spectrum.singular_values.tolist(),
+        "mp_edge": around.edge,
+        "outliers": around.outliers,
+        "heavy_tail_exponent": tail and tail.exponent,
+        "heavy_tail_error": tail and tail.error,
+        "heavy_tail_distance": tail and tail.distance,
+        "spectrum": values.float().numpy(),
+    }
+
+
+def _fast(matrix: Tensor, settings: Settings) -> Row:
+    """What needs only a few products; what needs every singular value stays empty."""
+    values, ranges = leading(matrix, min(settings.r, *matrix.shape))
+    ranges |= spread(matrix)
+    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+    around = bulk_edge(norm, *matrix.shape)
+    row: Row = {"frobenius_norm": norm, "singular_values": values[: settings.r].tolist(), "mp_edge": around}
+    for name, found in ranges.items():
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row | {"spectrum": values.float().cpu().numpy(), "method": "fast"}
+
+
+def bulk_edge(norm: float, rows: int, columns: int) -> float:
+    """`s (√m + √n)` with `s² = ‖W‖_F² / mn`, outliers included."""
+    return norm / (rows * columns) ** 0.5 * (rows**0.5 + columns**0.5)
+
+
+def null_row(row: Mapping[str, Any], rows: int, columns: int, settings: Settings) -> Row:
+    """What a Gaussian matrix of the same shape and Frobenius norm measures: the mean of a few draws."""
+    mean = _null(max(rows, columns), min(rows, columns), settings)
+    scale = row["frobenius_norm"] / (rows * columns) ** 0.5
+    known = {f"null_{name}": mean[name] for name in NULLED if row.get(name) is not None}
+    return known | {"null_spectral_norm": scale * mean["spectral_norm"]}
+
+
+@lru_cache(maxsize=256)
+def _null(rows: int, columns: int, settings: Settings) -> Mapping[str, Any]:
+    drawn = [described(gaussian_singular_values(rows, columns, draw), rows, columns, settings) for draw in range(DRAWS)]
+    return {name: _mean([row[name] for row in drawn]) for name in (*NULLED, "spectral_norm")}
+
+
+def _mean(values: list[Any]) -> float | None:
+    return None if None in values else sum(values) / len(values)

@@ -1,0 +1,111 @@
+"""What was passed in, as a `Checkpoint`: the format is told by the content, and a folder by what is in it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from equipoise.checkpoint.readers.limits import read_json
+from equipoise.checkpoint.readers.modules import read_module, read_state
+from equipoise.checkpoint.readers.onnx import read_onnx
+from equipoise.checkpoint.readers.safetensors import read_index, read_safetensors
+from equipoise.checkpoint.readers.torch_save import LEGACY, ZIP, read_torch, read_torch_index, unnested
+from equipoise.checkpoint.stored import Checkpoint, Stored
+from equipoise.errors import InputError
+
+_USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "model.onnx",
+)
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx", ".index.json")
+
+
+def open_checkpoint(source: Any) -> Checkpoint:
+    """A model, a state dict, a file, or a folder with one checkpoint in it; tensors are not read yet.
+
+    Raises `InputError` for anything else, in one line.
+    """
+    if isinstance(source, nn.Module):
+        return _named(Checkpoint(type(source).__name__, read_module(source)))
+    if isinstance(source, Mapping):
+        return _named(Checkpoint("state dict", read_state(unnested(source))))
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            expected="a model, a state dict or the path of a checkpoint",
+            found=type(source).__name__,
+            remedy="pass a torch.nn.Module or a path",
+        )
+    path = Path(source)
+    file = _in_folder(path) if path.is_dir() else path
+    try:
+        tensors = _read(file)
+    except OSError as error:
+        raise InputError(
+            expected=f"to read {file}", found=error.strerror or str(error), remedy="check the path"
+        ) from None
+    config = file.parent / "config.json"
+    found = Checkpoint(str(source), tensors, read_json(config) if config.is_file() else {})
+    if not found.tensors:
+        raise InputError(expected="a checkpoint with tensors", found=f"none in {file}", remedy="pass another file")
+    return _named(found)
+
+
+def _read(path: Path) -> tuple[Stored, ...]:
+    if not path.is_file():
+        raise InputError(expected="a checkpoint file or folder", found=f"none at {path}", remedy="check the path")
+    with path.open("rb") as file:
+        start = file.read(max(9, len(LEGACY)))
+    if path.name.endswith(".index.json"):
+        return read_index(path) if ".safetensors." in path.name else read_torch_index(path)
+    if start.startswith((ZIP, LEGACY)):
+        return read_torch(path)
+    if start[8:9] == b"{":  # after the length of the header
+        return read_safetensors(path)
+    if path.suffix == ".onnx":
+        return read_onnx(path)
+    raise InputError(
+        expected="a checkpoint: safetensors, torch.save or ONNX",
+        found=f"{path.name}, which is none of them or is cut short",
+        remedy="pass another file",
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    """The one checkpoint in a folder."""
+    usual = [folder / name for name in _USUAL if (folder / name).is_file()]
+    if usual:
+        return usual[0]
+    others = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(_SUFFIXES))
+    if len(others) != 1:
+        raise InputError(
+            expected=f"one checkpoint in {folder}",
+            found=", ".join(path.name for path in others[:5]) or "none",
+            remedy="pass the path of the file itself",
+        )
+    return others[0]
+
+
+def _named(checkpoint: Checkpoint) -> Checkpoint:
+    """Without the prefixes that `torch.compile` and data parallelism add, unless two names would become one."""
+    cleaned = [tuple(map(_clean, tensor.names)) for tensor in checkpoint.tensors]
+    flat = [name for names in cleaned for name in names]
+    if len(set(flat)) < len(flat):
+        return checkpoint
+    tensors = (
+        replace(tensor, name=names[0], aliases=names[1:])
+        for tensor, names in zip(checkpoint.tensors, cleaned, strict=True)
+    )
+    return replace(checkpoint, tensors=tuple(tensors))
+
+
+def _clean(name: str) -> str:
+    return name.replace("_orig_mod.", "").removeprefix("module.")

@@ -1,0 +1,68 @@
+"""What a file may ask for: paths inside its folder, and a bounded amount of text."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from equipoise.checkpoint.stored import Stored
+from equipoise.errors import InputError
+
+JSON_LIMIT = 64 << 20  # the index of a model with half a million tensors
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` in `folder`; `InputError` when it is not there, or when the name leads somewhere else.
+
+    A link in the folder is followed: the cache of the Hugging Face hub consists of links.
+    """
+    path, parts = folder / name, Path(name).parts
+    leads_out = Path(name).is_absolute() or ".." in parts
+    try:
+        there = path.is_file()
+    except ValueError:  # a name that no file can have
+        there = False
+    if leads_out or not there:
+        raise InputError(
+            expected=f"the file {name!r} in {folder}",
+            found="a path out of the folder" if leads_out else "no such file there",
+            remedy="fetch the missing file, or do not trust this checkpoint",
+        )
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size."""
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            expected=f"a JSON object in {path.name}, of at most {JSON_LIMIT >> 20} MB",
+            found=str(error),
+            remedy="fetch or save it again",
+        ) from None
+    return found
+
+
+def read_index_of(index: Path, read: Callable[[Path], tuple[Stored, ...]]) -> tuple[Stored, ...]:
+    """The tensors of every shard that an index names, in the index's own folder, each shard by `read`.
+
+    A tensor that the index promises and no shard holds is there with its reason. Raises `InputError` for an index that
+    is none, and as `inside` and `read` do.
+    """
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise InputError(
+            expected="an index whose weight_map gives the shard of each tensor",
+            found=f"none in {index.name}",
+            remedy="pass the index that was saved with the shards",
+        )
+    tensors = [stored for shard in dict.fromkeys(shards.values()) for stored in read(inside(index.parent, shard))]
+    lost = sorted(set(shards).difference(*(stored.names for stored in tensors)))
+    return (*tensors, *(Stored(name, (), "", Tensor, reason=f"it is in no shard of {index.name}") for name in lost))

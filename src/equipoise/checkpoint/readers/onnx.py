@@ -1,0 +1,122 @@
+"""ONNX models: their initialisers and constants, with external data mapped and never looked for outside the folder."""
+
+import math
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise.checkpoint.readers.limits import inside
+from equipoise.checkpoint.stored import Stored
+from equipoise.errors import InputError
+
+LIMIT = 2 << 30  # protobuf's own
+_RAW = {
+    "FLOAT": torch.float32,
+    "DOUBLE": torch.float64,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "FLOAT8E4M3FN": torch.float8_e4m3fn,
+    "FLOAT8E5M2": torch.float8_e5m2,
+}
+
+
+def read_onnx(path: Path) -> tuple[Stored, ...]:
+    """The initialisers of the graph and of its subgraphs, and the values of its `Constant` nodes.
+
+    The graph itself is parsed by protobuf, numbers inside it included; those in external files are mapped. Raises
+    `InputError` without the onnx package, for a file that is no model, and for data that is missing, too short, or
+    outside the folder of the model.
+    """
+    if find_spec("onnx") is None:
+        raise InputError(expected="onnx, which reads .onnx files", found="no onnx", remedy="pip install onnx")
+    import onnx  # an extra
+
+    try:
+        if path.stat().st_size > LIMIT:
+            raise ValueError("more than 2 GB, which protobuf cannot hold")
+        model = onnx.load(path, load_external_data=False)
+        tensors = list(_tensors(model.graph))
+        sparse = [tensor.values.name for tensor in model.graph.sparse_initializer]
+    except Exception as error:  # protobuf's DecodeError is a plain Exception
+        raise _refused(path, str(error)) from None
+    if not (tensors or model.graph.node or sparse):
+        raise _refused(path, "an empty graph")
+    named = [(tensor.name or f"constant_{place}", tensor) for place, tensor in enumerate(tensors)]
+    return (
+        *(_stored(path, name, tensor) for name, tensor in named),
+        *(Stored(name, (), "", torch.Tensor, reason="it is sparse") for name in sparse),
+    )
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                attribute.t.name = attribute.t.name or node.output[0]
+                yield attribute.t
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _stored(path: Path, name: str, tensor: Any) -> Stored:
+    from onnx import TensorProto
+
+    shape, kind = tuple(tensor.dims), TensorProto.DataType.Name(tensor.data_type)
+    if any(size < 0 for size in shape):
+        raise _refused(path, f"{name} has the shape {shape}")
+    dtype = _RAW.get(kind)
+    if dtype is None:
+        return Stored(name, shape, kind.lower(), torch.Tensor)
+    return Stored(name, shape, str(dtype).removeprefix("torch."), _numbers(path, name, tensor, dtype))
+
+
+def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """How to get the numbers, once it is sure that there are as many as the shape says."""
+    from onnx import TensorProto, numpy_helper
+
+    shape = tuple(tensor.dims)
+    needed = math.prod(shape) * dtype.itemsize
+    if tensor.data_location == TensorProto.EXTERNAL:
+        where, offset = _external(path, name, tensor, needed)
+        return lambda: _mapped(where, offset, needed).view(dtype).reshape(shape)
+    if tensor.HasField("raw_data"):
+        _require_length(path, name, needed, len(tensor.raw_data))
+        return lambda: torch.frombuffer(bytearray(tensor.raw_data), dtype=dtype).reshape(shape)
+    values = tensor.float_data or tensor.double_data or tensor.int32_data
+    _require_length(path, name, math.prod(shape), len(values))
+    return lambda: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float64)).to(dtype)
+
+
+def _external(path: Path, name: str, tensor: Any, needed: int) -> tuple[Path, int]:
+    """The file and the offset of external data."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    where = inside(path.parent, entries.get("location", ""))
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
+    except ValueError:
+        offset, length = -1, -1
+    if offset < 0 or offset + needed > where.stat().st_size:
+        raise _refused(path, f"{name} is said to lie at {offset} in {where.name}, which ends before")
+    _require_length(path, name, needed, length)
+    return where, offset
+
+
+def _mapped(path: Path, offset: int, length: int) -> Tensor:
+    if length == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.from_numpy(np.memmap(path, np.uint8, "c", offset, (length,)))  # "c": torch wants it writable
+
+
+def _require_length(path: Path, name: str, needed: int, found: int) -> None:
+    if found != needed:
+        raise _refused(path, f"{name} needs {needed} and has {found} bytes or numbers")
+
+
+def _refused(path: Path, found: str) -> InputError:
+    return InputError(expected="an ONNX model", found=f"{path.name}: {found[:200]}", remedy="export or fetch it again")

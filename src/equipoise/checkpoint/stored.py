@@ -1,0 +1,120 @@
+"""The tensors of a checkpoint before they are read: names, shapes, and a way to get at the numbers one by one."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BUDGET = 64 << 20  # bytes read through one mapping before it is given up: mapped pages count as memory until then
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One tensor: `read()` maps or fetches it; `reason` says why it cannot be read, where it cannot.
+
+    `aliases` are its other names, if it is tied; `layer` is the class of the module that owns it, where known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+    aliases: tuple[str, ...] = ()
+    layer: str | None = None
+    reason: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of its names, the one it is listed under first."""
+        return (self.name, *self.aliases)
+
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """All tensors of one file, folder or model, with the fields of its `config.json`, if it has one."""
+
+    label: str
+    tensors: tuple[Stored, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Mapped:
+    """A file mapped into memory, and mapped anew once `BUDGET` bytes were read, so that what was read can leave it.
+
+    `opened()` gives something to get tensors from by name; the tensors are views of the mapping.
+    """
+
+    def __init__(self, opened: Callable[[], Callable[[str], Tensor]]):
+        self._opened = opened
+        self._get: Callable[[str], Tensor] | None = None
+        self._read = 0
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, without touching its numbers."""
+        if self._get is None or self._read > BUDGET:
+            self._get, self._read = None, 0  # the old mapping goes first
+            self._get = self._opened()
+        tensor = self._get(name)
+        self._read += tensor.nbytes
+        return tensor
+
+    def reader(self, name: str) -> Callable[[], Tensor]:
+        """`read` of this name, for later."""
+        return lambda: self.read(name)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for `torch.float32`.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def stored(tensors: Mapping[str, Tensor], read: Callable[[str], Callable[[], Tensor]]) -> tuple[Stored, ...]:
+    """Each tensor once, with all names of those that share their numbers; `read(name)` says how to get it later.
+
+    >>> weight = torch.ones(2, 2)
+    >>> [entry.names for entry in stored({"a": weight, "b": weight}, lambda name: lambda: weight)]
+    [('a', 'b')]
+    """
+    found: dict[object, Stored] = {}
+    for name, tensor in tensors.items():
+        key = _place(tensor) or name
+        if key in found:
+            found[key] = replace(found[key], aliases=(*found[key].aliases, name))
+        else:
+            shape, reason = tuple(tensor.shape), unreadable(tensor)
+            found[key] = Stored(name, shape, dtype_name(tensor.dtype), read(name), reason=reason)
+    return tuple(found.values())
+
+
+def unreadable(tensor: Tensor) -> str | None:
+    """Why the numbers of a tensor are not there to be read, if they are not."""
+    if tensor.is_meta:
+        return "it has no numbers: it is on the meta device"
+    if tensor.layout is not torch.strided:
+        return f"its layout is {dtype_name(tensor.layout)}, not dense"  # pyright: ignore[reportArgumentType]
+    if tensor.is_quantized:
+        return "it is quantised: its numbers are codes"
+    if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return f"it is a {type(tensor).__name__}, not a plain tensor"
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        return "its shape says more numbers than it stores"
+    return None
+
+
+def _place(tensor: Tensor) -> object:
+    """Where the numbers are, the same for tied tensors; None for a tensor that has none."""
+    if tensor.numel() == 0 or unreadable(tensor):
+        return None
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device

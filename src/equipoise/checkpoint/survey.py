@@ -1,0 +1,92 @@
+"""The rows that a checkpoint is going to have, and each of them measured."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from equipoise.checkpoint.gram import squared_norm
+from equipoise.checkpoint.matrices import Matrix, Rules
+from equipoise.checkpoint.measured import Row, Settings, measure, null_row
+from equipoise.checkpoint.stored import Checkpoint, Stored
+from equipoise.errors import EquipoiseError, InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A row to come: a matrix, or a tensor with the reason why it has none."""
+
+    stored: Stored
+    matrix: Matrix | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As the table lists it."""
+        return self.matrix.name if self.matrix else self.stored.name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names of a tied tensor."""
+        return self.matrix.aliases if self.matrix else self.stored.aliases
+
+    @property
+    def kind(self) -> str:
+        """The type of a matrix; `other` for what is none."""
+        return self.matrix.kind if self.matrix else "other"
+
+    def numbers(self) -> int:
+        """How many numbers are read for it."""
+        return self.stored.count if self.matrix is None else self.matrix.sides[0] * self.matrix.sides[1]
+
+    def row(self, settings: Settings) -> Row:
+        """Its row of the table. What goes wrong with one tensor is its reason, and the rest goes on."""
+        shape = self.matrix.shape if self.matrix else self.stored.shape
+        base: Row = {"name": self.name, "aliases": list(self.aliases), "type": self.kind, "shape": tuple(shape)}
+        base |= {"dtype": self.stored.dtype, "reason": self.reason, "note": self.matrix.note if self.matrix else ""}
+        return base | (self._measured(self.matrix, settings) if self.matrix else self._vector())
+
+    def _measured(self, matrix: Matrix, settings: Settings) -> Row:
+        try:
+            found = measure(matrix.unfolded().detach(), settings)
+        except EquipoiseError as error:
+            return {"reason": str(error)}
+        except (RuntimeError, NotImplementedError, ArithmeticError) as error:  # a dtype that torch cannot convert yet
+            return {"reason": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        return {"reason": found} if isinstance(found, str) else found | null_row(found, *matrix.sides, settings)
+
+    def _vector(self) -> Row:
+        """The norm of a vector or number; its reason says as well when it is not finite."""
+        readable = self.stored.reason is None and self.stored.dtype.startswith(("float", "bfloat"))
+        if not readable or len(self.stored.shape) > 1 or self.stored.count == 0:
+            return {}
+        squares = squared_norm(self.stored.read().detach().reshape(1, -1))
+        if squares - squares != 0:
+            return {"reason": f"{self.reason}; NaN or infinite entries"}
+        return {"frobenius_norm": squares**0.5}
+
+
+def survey(
+    checkpoint: Checkpoint, wanted: Callable[[Collection[str]], bool], of_type: Callable[[str], bool], split: bool
+) -> list[Item]:
+    """The rows that the filters keep, in the order of the checkpoint. Raises `InputError` where they keep none."""
+    rules = Rules(checkpoint.tensors, checkpoint.config, split)
+    items: list[Item] = []
+    for stored in checkpoint.tensors:
+        found = rules.matrices(stored)
+        if isinstance(found, str):
+            items.append(Item(stored, reason=found))
+        else:
+            items.extend(Item(stored, matrix) for matrix in found)
+    kept = [item for item in items if of_type(item.kind) and wanted((item.name, *item.aliases))]
+    if not kept:
+        some = ", ".join(item.name for item in items[:4])
+        raise InputError(
+            expected="filters that keep something",
+            found=f"nothing left of {len(items)} rows ({some}, …)",
+            remedy="type names as globs, such as '*.weight'",
+        )
+    return kept
+
+
+def matrices(items: list[Item]) -> Mapping[str, Matrix]:
+    """The matrices among them by name, and by the other names of tied ones."""
+    return {name: item.matrix for item in items if item.matrix for name in (item.name, *item.aliases)}

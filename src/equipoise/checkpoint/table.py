@@ -1,0 +1,76 @@
+"""Rows as data frames: one checkpoint, or two side by side."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+
+from equipoise.checkpoint.matrices import Matrix
+from equipoise.checkpoint.measured import NULLED, Row
+
+KEYS = ["name", "aliases", "type", "shape", "dtype", "reason", "note"]
+RANGED = ["spectral_norm", "nuclear_norm", "stable_rank", "effective_rank", "participation_ratio", "rank_one_residual"]
+MEASURES = [
+    "frobenius_norm",
+    "spectral_norm",
+    "nuclear_norm",
+    "stable_rank",
+    "effective_rank",
+    "participation_ratio",
+    "numerical_rank",
+    "rank_tolerance",
+    "rank_one_residual",
+    "singular_values",
+    "next",
+    "alignment_next",
+    "mp_edge",
+    "outliers",
+    "heavy_tail_exponent",
+    "heavy_tail_error",
+    "heavy_tail_distance",
+]
+NULLS = [f"null_{name}" for name in ("spectral_norm", *NULLED, "alignment_next")]
+LAST = ["method", "accuracy", "spectrum"]
+_WHOLE = ("numerical_rank", "outliers")  # numbers that have no decimals, and may be missing
+
+
+def table(rows: Sequence[Row], fast: bool = False) -> pd.DataFrame:
+    """One row a matrix or tensor; the columns are always the same, with the ranges of `RANGED` in fast mode."""
+    ranges = [f"{name}_{end}" for name in RANGED for end in ("low", "high")] if fast else []
+    found = pd.DataFrame(list(rows), columns=[*KEYS, *MEASURES, *ranges, *NULLS, *LAST])
+    texts = {"singular_values", "next", "method", "spectrum", *KEYS}
+    numbers = {name: "float64" for name in found.columns if name not in texts}
+    found = found.astype(numbers | dict.fromkeys(_WHOLE, "Int64"))
+    missing = found["reason"].isna()
+    return found.assign(reason=found["reason"].astype(object).where(~missing, None))
+
+
+def side_by_side(
+    first: pd.DataFrame, second: pd.DataFrame, of_first: Mapping[str, Matrix], of_second: Mapping[str, Matrix]
+) -> pd.DataFrame:
+    """Both tables joined by name, in the order of the first, with `distance = ‖B - A‖_F / ‖A‖_F` where shapes agree."""
+    joined = first.merge(second, on="name", how="outer", suffixes=("_a", "_b"), sort=False, indicator=True)
+    order = {name: place for place, name in enumerate(dict.fromkeys([*first["name"], *second["name"]]))}
+    joined = joined.sort_values("name", key=lambda names: names.map(order), ignore_index=True)
+    for side, lost in (("_a", "right_only"), ("_b", "left_only")):
+        joined.loc[joined["_merge"] == lost, f"reason{side}"] = "it is not in this checkpoint"
+    measured = joined["reason_a"].isna() & joined["reason_b"].isna()
+    distances = [
+        _distance(of_first[name], of_second[name]) if both else float("nan")
+        for name, both in zip(joined["name"], measured, strict=True)
+    ]
+    joined.insert(1, "distance", distances)
+    return joined.drop(columns="_merge")
+
+
+def _distance(first: Matrix, second: Matrix) -> float:
+    if first.sides != second.sides:
+        return float("nan")
+    a, b = first.unfolded().detach(), second.unfolded().detach()
+    rows = max((1 << 18) // a.shape[1], 1)
+    moved = size = 0.0
+    for before, after in zip(a.split(rows), b.split(rows), strict=True):
+        before = before.to("cpu", torch.float64)
+        moved += float(torch.linalg.vector_norm(after.to("cpu", torch.float64) - before).square())
+        size += float(torch.linalg.vector_norm(before).square())
+    return (moved / size) ** 0.5 if size else float("nan")
