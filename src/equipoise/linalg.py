@@ -89,7 +89,19 @@ def deflated_residual(
     1.000000e-10
     """
     deflated = matrix - (left * values.unsqueeze(-2)) @ right.mT
-    return torch.linalg.vector_norm(deflated, dim=(-2, -1)).square()
+    return frobenius_norm(deflated).square()
+
+
+def frobenius_norm(matrix: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch"]:
+    """`‖W‖_F`, row by row and then over the rows.
+
+    Over both dimensions at once torch adds the squares in one long sum: for an 8192 × 8192 matrix in float32 that is
+    0.5% too little.
+
+    >>> float(frobenius_norm(torch.full((2, 2), 3.0)))
+    6.0
+    """
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=-1), dim=-1)
 
 
 def singular_values(matrices: Iterable[Float[Tensor, "_ _"]]) -> list[Float[Tensor, " _"]]:
@@ -219,7 +231,7 @@ def _orthonormal(block: Tensor) -> Tensor:
 
 def _finite_norm(matrix: Tensor) -> Tensor:
     """`‖W‖_F`, one read; whatever is wrong with the matrix shows in it."""
-    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1)) if matrix.numel() else matrix.new_zeros(())
+    norm = frobenius_norm(matrix) if matrix.numel() else matrix.new_zeros(())
     if matrix.numel() == 0 or matrix.dtype not in (torch.float32, torch.float64) or not torch.isfinite(norm).all():
         require_matrix(matrix)
         raise InputError(
