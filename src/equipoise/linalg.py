@@ -98,8 +98,8 @@ def frobenius_norm(matrix: Float[Tensor, "*batch rows columns"]) -> Float[Tensor
     Over both dimensions at once torch adds the squares in one long sum: for an 8192 × 8192 matrix in float32 that is
     0.5% too little.
 
-    >>> float(frobenius_norm(torch.full((2, 2), 3.0)))
-    6.0
+    >>> float(frobenius_norm(torch.eye(4)))
+    2.0
     """
     return torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=-1), dim=-1)
 
