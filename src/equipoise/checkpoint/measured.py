@@ -82,7 +82,7 @@ def described(
 ) -> Row:
     """Every measure of THEORY §6 and of the bulk and tail of a spectrum, from all singular values."""
     spectrum = Spectrum(values, rows, columns, r=settings.r)
-    tolerance, around = settings.rank_tolerance(rows, columns), bulk(values, rows, columns)
+    tolerance, around = settings.rank_tolerance(rows, columns), bulk(spectrum.frobenius_norm, rows, columns)
     tail = heavy_tail(values) if settings.heavy_tail else None
     return {
         "frobenius_norm": spectrum.frobenius_norm,
@@ -96,7 +96,7 @@ def described(
         "rank_one_residual": spectrum.rank_one_residual if residual is None else residual,
         "singular_values": spectrum.singular_values.tolist(),
         "mp_edge": around.edge,
-        "outliers": around.outliers,
+        "outliers": around.outliers(values),
         "heavy_tail_exponent": tail and tail.exponent,
         "heavy_tail_error": tail and tail.error,
         "heavy_tail_distance": tail and tail.distance,
@@ -108,17 +108,12 @@ def _fast(matrix: Tensor, settings: Settings) -> Row:
     """What needs only a few products; what needs every singular value stays empty."""
     values, ranges = leading(matrix, min(settings.r, *matrix.shape))
     ranges |= spread(matrix)
-    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-    around = bulk_edge(norm, *matrix.shape)
-    row: Row = {"frobenius_norm": norm, "singular_values": values[: settings.r].tolist(), "mp_edge": around}
+    norm = float(linalg.frobenius_norm(matrix))
+    edge = bulk(norm, matrix.shape[0], matrix.shape[1]).edge
+    row: Row = {"frobenius_norm": norm, "singular_values": values[: settings.r].tolist(), "mp_edge": edge}
     for name, found in ranges.items():
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row | {"spectrum": values.float().cpu().numpy(), "method": "fast"}
-
-
-def bulk_edge(norm: float, rows: int, columns: int) -> float:
-    """`s (√m + √n)` with `s² = ‖W‖_F² / mn`, outliers included."""
-    return norm / (rows * columns) ** 0.5 * (rows**0.5 + columns**0.5)
 
 
 def null_row(row: Mapping[str, Any], rows: int, columns: int, settings: Settings) -> Row:

@@ -30,7 +30,7 @@ def leading(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Tensor, dict
     """
     found = linalg.krylov_triplets(matrix, r)
     top = found.triplets.top(1)
-    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+    norm = float(linalg.frobenius_norm(matrix))
     low = float(top.values[0])
     high = max(min(float(linalg.probable_norm_bound(matrix)), float(found.upper), norm), low)
     deflated = float(linalg.deflated_residual(matrix, top.left, top.values, top.right)) / norm**2
@@ -47,7 +47,7 @@ def spread(matrix: Float[Tensor, "rows columns"]) -> dict[str, Range]:
     Sixteen Gaussian probes, 24 Lanczos steps of `WᵀW` each; the bounds are two standard errors over the probes
     (jackknife), which leave out the small bias of the quadrature.
     """
-    scale = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+    scale = float(linalg.frobenius_norm(matrix))
     sums = _sums(matrix, scale)
     measures = {"nuclear_norm": lambda s: scale * s[0], "effective_rank": _effective, "participation_ratio": _ratio}
     return {name: _jackknife(sums, measure) for name, measure in measures.items()}

@@ -45,8 +45,8 @@ def heavy_tail(values: Float[Tensor, " k"]) -> Tail | None:
         return None
     tail = eigenvalues[eigenvalues >= start]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of exponents near the edge of its range
-        fitted = powerlaw.Fit(tail, xmin=start, verbose=False).power_law
+        warnings.simplefilter("ignore")  # of exponents above 3, where powerlaw's own range ends
+        fitted = powerlaw.Fit(tail, xmin=start, verbose=False, parameter_ranges={"alpha": (1, None)}).power_law
     exponent = float(fitted.alpha)
     return Tail(exponent, (exponent - 1) / math.sqrt(len(tail)), float(fitted.D), start)
 
