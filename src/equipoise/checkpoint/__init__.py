@@ -2,5 +2,6 @@
 
 from equipoise.checkpoint.analysis import METHODS, analyze
 from equipoise.checkpoint.selection import TYPES
+from equipoise.checkpoint.table import records
 
-__all__ = ["METHODS", "TYPES", "analyze"]
+__all__ = ["METHODS", "TYPES", "analyze", "records"]

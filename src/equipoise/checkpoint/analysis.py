@@ -52,7 +52,8 @@ def analyze(
     computed in float64 from its exact values.
 
     - `method`: "gram" (float64 Gram matrix; σ_i right to `n eps σ_1²/σ_i`, at worst the column `accuracy` times σ_1),
-      "svd" (float64 SVD), "auto" (gram; svd for float64), "fast" (Krylov and Lanczos, with `*_low`, `*_high`);
+      "svd" (float64 SVD), "auto" (gram; svd for float64), "fast" (Krylov and Lanczos where both sides are above 1024,
+      with `*_low` and `*_high`; gram for the others);
     - `names` keeps rows by globs or `re:` expressions, `types` by type; `split=False` leaves fused tensors whole;
     - `tolerance` of `numerical_rank`, over σ_1 (default `max(rows, columns) · eps` of float32);
     - `adapter`: a PEFT folder whose LoRA factors are merged first;

@@ -26,6 +26,7 @@ NULLED = (
     "outliers",
     "heavy_tail_exponent",
 )
+FAST_FROM = 1024  # on the shorter side: up to here all singular values cost no more than a few
 Row = dict[str, Any]
 
 
@@ -47,14 +48,13 @@ def measure(matrix: Tensor, settings: Settings) -> Row | str:
     """The figures of an `out × in` matrix of any floating dtype, or why there are none: NaN or infinite entries."""
     wide = matrix.dtype == torch.float64
     if not wide:
-        matrix = matrix if matrix.dtype == torch.float32 or settings.method != "fast" else matrix.float()
         squares = squared_norm(matrix)
         finite = squares - squares == 0
     else:
         finite = bool(torch.isfinite(matrix).all())
     if not finite:
         return _spoilt(matrix)
-    if settings.method == "fast" and bool((matrix != 0).any()):
+    if settings.method == "fast" and min(matrix.shape) > FAST_FROM and bool((matrix != 0).any()):
         return _fast(matrix, settings)
     if settings.method == "svd" or (settings.method == "auto" and wide):
         return _by_svd(matrix, settings)
@@ -106,6 +106,7 @@ def described(
 
 def _fast(matrix: Tensor, settings: Settings) -> Row:
     """What needs only a few products; what needs every singular value stays empty."""
+    matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
     values, ranges = leading(matrix, min(settings.r, *matrix.shape))
     ranges |= spread(matrix)
     norm = float(linalg.frobenius_norm(matrix))

@@ -1,6 +1,7 @@
 """Rows as data frames: one checkpoint, or two side by side."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -40,9 +41,20 @@ def table(rows: Sequence[Row], fast: bool = False) -> pd.DataFrame:
     found = pd.DataFrame(list(rows), columns=[*KEYS, *MEASURES, *ranges, *NULLS, *LAST])
     texts = {"singular_values", "next", "method", "spectrum", *KEYS}
     numbers = {name: "float64" for name in found.columns if name not in texts}
-    found = found.astype(numbers | dict.fromkeys(_WHOLE, "Int64"))
-    missing = found["reason"].isna()
-    return found.assign(reason=found["reason"].astype(object).where(~missing, None))
+    found = found.astype(numbers | dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(texts, object))
+    return found.assign(**{name: found[name].where(found[name].notna(), None) for name in texts})
+
+
+def records(frame: pd.DataFrame) -> list[Row]:
+    """The rows as plain dictionaries for JSON, without the whole spectra; what is missing is None."""
+    kept = frame.loc[:, [not str(name).startswith("spectrum") for name in frame.columns]].astype(object)
+    return [{str(name): _plain(value) for name, value in row.items()} for row in kept.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return list(value)
+    return None if pd.isna(value) else value
 
 
 def side_by_side(

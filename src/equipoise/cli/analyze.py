@@ -1,0 +1,166 @@
+"""`equipoise analyze`: the spectra of a checkpoint, or of two side by side."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import equipoise as eq
+from equipoise.checkpoint import records
+from equipoise.cli.app import Json, Quiet, app, line, stderr
+from equipoise.errors import StoreError
+from equipoise.page.checkpoint import checkpoint_page
+from equipoise.page.words import plain
+
+_COLUMNS = {  # what the terminal has room for
+    "stable_rank": "stable rank",
+    "effective_rank": "effective rank",
+    "numerical_rank": "rank",
+    "rank_one_residual": "1 − σ₁²/‖W‖²",
+    "alignment_next": "alignment",
+    "outliers": "outliers",
+    "heavy_tail_exponent": "α",
+}
+_NO_SPECTRUM = "other"
+
+
+@app.command
+def analyze(
+    source: Path,
+    other: Path | None = None,
+    *,
+    names: Annotated[list[str] | None, Parameter(consume_multiple=False, negative="")] = None,
+    types: str | None = None,
+    method: str = "auto",
+    fast: Annotated[bool, Parameter(negative="")] = False,
+    r: int = 5,
+    tolerance: float | None = None,
+    adapter: Path | None = None,
+    chain: str | None = None,
+    split: bool = True,
+    heavy_tail: bool = True,
+    parquet: Path | None = None,
+    html: Path | None = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Measure every matrix of a checkpoint: ranks, norms, outliers, tails, each beside a random matrix's.
+
+    Parameters
+    ----------
+    source: a safetensors, torch.save or ONNX file, an index of shards, or a folder with one of them.
+    other: a second checkpoint, side by side with the first.
+    names: keep rows with such a name: a glob, or re: and a regular expression; may be repeated.
+    types: keep these types (linear,conv2d, …).
+    method: gram, svd, fast, or auto (gram; svd for float64).
+    fast: the same as --method fast (randomised, with error bars).
+    r: how many singular values to list.
+    tolerance: of the numerical rank, over the largest singular value.
+    adapter: a folder with a LoRA adapter to merge first.
+    chain: names of consecutive layers, lowest first, separated by commas, for their alignment.
+    split: take fused tensors (in_proj_weight, LSTM gates) apart.
+    heavy_tail: fit the tail exponent.
+    parquet: write the table with all spectra there.
+    html: write the page with all spectra there.
+    json: one JSON object as the last line of standard output.
+    """
+    with _progress(quiet or not stderr.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        table = eq.analyze(
+            source,
+            other,
+            names=names or None,
+            types=types.split(",") if types else None,
+            method="fast" if fast else method,
+            r=r,
+            tolerance=tolerance,
+            adapter=adapter,
+            chain=chain.split(",") if chain else None,
+            split=split,
+            heavy_tail=heavy_tail,
+            watcher=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
+        )
+    if parquet is not None:
+        _write_parquet(table, parquet)
+    if html is not None:
+        checkpoint_page(table, html, label=str(source), other=str(other) if other else None)
+    if json:
+        print(line({"source": str(source), "other": str(other) if other else None, "rows": records(table)}))
+    else:
+        _show(table, two=other is not None)
+    return 0
+
+
+def _progress(quiet: bool) -> Progress:
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    return Progress(*columns, console=stderr, disable=quiet, transient=True)
+
+
+def _write_parquet(table: pd.DataFrame, path: Path) -> None:
+    try:
+        table.to_parquet(path)
+    except OSError as error:
+        raise StoreError(
+            expected=f"to write {path}", found=error.strerror or str(error), remedy="choose another path"
+        ) from None
+
+
+def _show(table: pd.DataFrame, two: bool) -> None:
+    """The table, each figure with the random matrix's in brackets, and what has no row in it."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file has no width
+    sides = ("_a", "_b") if two else ("",)
+    rows = records(table)
+    measured = [row for row in rows if any(row[f"type{side}"] not in (None, _NO_SPECTRUM) for side in sides)]
+    if measured:
+        console.print(_rendered(measured, sides))
+    if measured and not two:
+        console.print("[dim]in brackets: a random matrix of the same shape and norm[/dim]")
+    for side in sides:
+        rest = Counter(row[f"reason{side}"] for row in rows if row[f"type{side}"] == _NO_SPECTRUM)
+        for reason, count in rest.items():
+            console.print(f"{count} without a spectrum: {reason}", markup=False)
+
+
+def _rendered(rows: list[dict[str, Any]], sides: tuple[str, ...]) -> Table:
+    shown = [name for name in _COLUMNS if any(row[f"{name}{side}"] is not None for row in rows for side in sides)]
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    drawn.add_column("name", overflow="fold")
+    drawn.add_column("shape", no_wrap=True)
+    for name in shown:
+        drawn.add_column(_COLUMNS[name], justify="right", no_wrap=True)
+    if len(sides) > 1:
+        drawn.add_column("‖B − A‖/‖A‖", justify="right")
+    for row in rows:
+        drawn.add_row(*_cells(row, shown, sides))
+    return drawn
+
+
+def _cells(row: dict[str, Any], shown: list[str], sides: tuple[str, ...]) -> list[str]:
+    shapes = dict.fromkeys("×".join(map(str, row[f"shape{side}"])) for side in sides if row[f"shape{side}"])
+    reasons = dict.fromkeys(str(row[f"reason{side}"]) for side in sides if row[f"reason{side}"])
+    name = escape(str(row["name"])) + "".join(f"\n[red]{escape(reason)}[/red]" for reason in reasons)
+    figures = [" → ".join(_figure(row.get(f"{name}{side}")) for side in sides) for name in shown]
+    if len(sides) == 1:
+        nulls = [row.get(f"null_{name}") for name in shown]
+        figures = [
+            said if null is None else f"{said} [dim]({_figure(null)})[/dim]"
+            for said, null in zip(figures, nulls, strict=True)
+        ]
+    else:
+        figures.append(_figure(row["distance"]))
+    return [name, " → ".join(shapes), *figures]
+
+
+def _figure(value: Any) -> str:
+    """Three digits are enough for the eye."""
+    if value is None:
+        return "—"
+    return plain(float(f"{value:.3g}")) if isinstance(value, float) else plain(int(value))

@@ -1,0 +1,132 @@
+"""The page of an analysed checkpoint: its spectra, its measures by depth, and the whole table."""
+
+import os
+from collections import Counter
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from equipoise.checkpoint import records
+from equipoise.page.render import embedded, render, require_libraries, write
+from equipoise.page.words import plain
+
+COLUMNS = (
+    ("stable_rank", "stable rank"),
+    ("effective_rank", "effective rank"),
+    ("participation_ratio", "participation ratio"),
+    ("numerical_rank", "numerical rank"),
+    ("rank_one_residual", "1 − σ₁²/‖W‖²"),
+    ("spectral_norm", "σ₁"),
+    ("alignment_next", "alignment with next"),
+    ("outliers", "outliers"),
+    ("heavy_tail_exponent", "tail exponent α"),
+)
+_BY_DEPTH = (
+    ("stable_rank", "stable rank", "‖W‖²/σ₁²: how many directions carry the norm."),
+    ("outliers", "singular values above the bulk", "More than a random matrix of that shape and norm would have."),
+    ("effective_rank", "effective rank", "exp of the entropy of σ/Σσ."),
+    (
+        "heavy_tail_exponent",
+        "tail exponent α",
+        "Of a power law fitted to the largest σ²: a fit, whether or not it is one.",
+    ),
+)
+
+
+def checkpoint_page(
+    table: pd.DataFrame, path: str | os.PathLike[str] = "spectra.html", *, label: str = "", other: str | None = None
+) -> Path:
+    """Write the page of a table that `eq.analyze` gave, for one checkpoint or for two; returns where it is.
+
+    One file with all its scripts and no network, as `eq.report` writes. Raises `InputError` without plotly and jinja2,
+    and `StoreError` for a path that cannot be written.
+    """
+    require_libraries()
+    sides = ("_a", "_b") if "reason_a" in table.columns else ("",)
+    tables = [_side(table, side) for side in sides]
+    return write(Path(path), _page(table, tables, label, other))
+
+
+def _side(table: pd.DataFrame, suffix: str) -> pd.DataFrame:
+    """The columns of one checkpoint under their own names."""
+    if not suffix:
+        return table
+    kept = ["name", *(name for name in table.columns if name.endswith(suffix))]
+    return table.loc[:, kept].rename(columns=lambda name: str(name).removesuffix(suffix))
+
+
+def _page(table: pd.DataFrame, tables: list[pd.DataFrame], label: str, other: str | None) -> str:
+    # only here, because plotly is an extra
+    from equipoise.page.spectra import FAMILIES, depth_figure, families, spectra_figure
+
+    found = families(tables)
+    largest = sorted(found, key=lambda family: len(family.members), reverse=True)[:FAMILIES]
+    shown = [family for family in found if family in largest]
+    drawn = [(family, spectra_figure(family)) for family in shown]
+    by_depth = [(name, title, said, depth_figure(found, name, title)) for name, title, said in _BY_DEPTH]
+    return render(
+        "checkpoint.html",
+        label=label,
+        other=other,
+        headline=_headline(tables),
+        depth=[(f"depth-{name}", title, said, embedded(plot)) for name, title, said, plot in by_depth if plot],
+        spectra=[
+            (family.identity, family.name.replace(".weight", ""), _caption(family), embedded(plot))
+            for family, plot in drawn
+            if plot is not None
+        ],
+        missing=[family.name for family in found if family not in shown],
+        columns=[title for _, title in COLUMNS],
+        rows=_rows(tables),
+        distances=dict(zip(table["name"], table["distance"], strict=True)) if other else None,
+        without=_without(tables),
+    )
+
+
+def _caption(family: Any) -> str:
+    shapes = Counter(row["shape"] for member in family.members for row in member.rows if row is not None)
+    several = f"{len(family.members)} matrices of " if len(family.members) > 1 else ""
+    return several + " and ".join("×".join(map(str, shape)) for shape in shapes)
+
+
+def _headline(tables: list[pd.DataFrame]) -> list[tuple[str, str, str]]:
+    """Of the first checkpoint."""
+    measured = [row for row in records(tables[0]) if row["stable_rank"] is not None]
+    if not measured:
+        return []
+    numbers = float(sum(prod(row["shape"]) for row in measured))
+    shares = {row["name"]: 100 * row["stable_rank"] / row["null_stable_rank"] for row in measured}
+    lowest = min(shares, key=shares.__getitem__)
+    return [
+        ("matrices", plain(len(measured)), f"{plain(numbers)} numbers in them"),
+        ("stable rank", plain(median(row["stable_rank"] for row in measured)), "the median"),
+        ("of the random", f"{median(shares.values()):.0f}%", "the median share of a random matrix's stable rank"),
+        ("furthest from random", f"{shares[lowest]:.1f}%", lowest.replace(".weight", "")),
+    ]
+
+
+def _rows(tables: list[pd.DataFrame]) -> list[dict[str, Any]]:
+    """Each tensor with a spectrum, or with a matrix that could not be measured."""
+    rows: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        for row in records(table):
+            if row["type"] in (None, "other"):
+                continue
+            shown = rows.setdefault(str(row["name"]), {"sides": [], "row": row})
+            cells = [(_figure(row[name]), _figure(row.get(f"null_{name}"))) for name, _ in COLUMNS]
+            shown["sides"].append({"reason": row["reason"], "cells": cells})
+    return [{"name": name, "shape": "×".join(map(str, its["row"]["shape"])), **its} for name, its in rows.items()]
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    return plain(float(f"{value:.4g}")) if isinstance(value, float) else plain(int(value))
+
+
+def _without(tables: list[pd.DataFrame]) -> list[tuple[str, int]]:
+    rows = [row for table in tables for row in records(table)]
+    return list(Counter(row["reason"] for row in rows if row["type"] == "other").items())

@@ -1,0 +1,150 @@
+"""The figures of an analysed checkpoint: the spectra of each family of matrices, and its measures by depth.
+
+A family is all matrices whose names differ in numbers alone, `encoder.layer.*.output.dense.weight` say; the first
+number that differs within it is the depth. Families run from blue at the bottom to orange at the top.
+"""
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from equipoise.checkpoint.null import gaussian_singular_values
+from equipoise.page.canvas import canvas, fitted
+
+POINTS = 120  # on a logarithmic axis more look no different
+CURVES = 24  # of one family
+FAMILIES = 18
+_NUMBER = re.compile(r"\d+")
+_DASHES = ("solid", "dot")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One matrix of a family: where it stands in it, and its rows, one for each checkpoint that has it."""
+
+    name: str
+    depth: int
+    rows: tuple[dict[str, Any] | None, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Matrices of the same role."""
+
+    name: str
+    members: tuple[Member, ...]
+
+    @property
+    def identity(self) -> str:
+        """Its name as an HTML identifier."""
+        return "spectra-" + re.sub(r"\W+", "-", self.name.replace("*", "n")).strip("-")
+
+
+def families(tables: Sequence[pd.DataFrame]) -> list[Family]:
+    """The families of one checkpoint or of two, in order of appearance; only what was measured."""
+    rows: dict[str, list[dict[str, Any] | None]] = {}
+    for place, table in enumerate(tables):
+        for row in table.to_dict("records"):
+            if row.get("spectrum") is not None:
+                rows.setdefault(str(row["name"]), [None] * len(tables))[place] = row
+    grouped: dict[str, list[str]] = {}
+    for name in rows:
+        grouped.setdefault(_NUMBER.sub("*", name), []).append(name)
+    return [
+        Family(family if len(names) > 1 else names[0], tuple(Member(n, d, tuple(rows[n])) for n, d in _depths(names)))
+        for family, names in grouped.items()
+    ]
+
+
+def _depths(names: list[str]) -> Iterator[tuple[str, int]]:
+    """Each name with the first of its numbers that is not the same in all."""
+    numbers = [[int(number) for number in _NUMBER.findall(name)] for name in names]
+    differing = [place for place, column in enumerate(zip(*numbers, strict=True)) if len(set(column)) > 1]
+    for name, its in zip(names, numbers, strict=True):
+        yield name, its[differing[0]] if differing else 0
+
+
+def spectra_figure(family: Family) -> go.Figure | None:
+    """`σ_i` over the edge of the bulk, against `i`; dashed and grey a random matrix of the same shape and norm."""
+    figure = canvas("σᵢ / edge of the bulk", logarithmic=True, across="i")
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(type="log", hoverformat="d", minorloglabels="none")
+    members = _thinned(family.members)
+    for place, member in enumerate(members):
+        for dash, row in zip(_DASHES, member.rows, strict=False):
+            if row is not None and row["mp_edge"] > 0:
+                said = _said(family, member)
+                _curve(figure, row["spectrum"] / row["mp_edge"], said, _colour(place, len(members)), dash)
+    first = next((row for member in members for row in member.rows if row is not None), None)
+    if first is not None and figure.data:
+        rows, columns = first["shape"][0], int(np.prod(first["shape"][1:]))
+        noise = gaussian_singular_values(rows, columns).numpy() / (rows**0.5 + columns**0.5)
+        _curve(figure, noise, "random", "var(--quiet)", "dash")
+    return fitted(figure, (0.5, 2.0)) if figure.data else None
+
+
+def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure | None:
+    """One measure against depth, a curve for each family of several matrices; dotted for the second checkpoint."""
+    figure = canvas(title, across="layer")
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(hoverformat="d", tickformat="d")
+    deep = [family for family in found if len(family.members) > 1]
+    for place, family in enumerate(deep):
+        for side, dash in enumerate(_DASHES):
+            points = _by_depth(family, side, measure)
+            if points:
+                depth, values = (np.array(column, float) for column in zip(*points, strict=True))
+                figure.add_scatter(
+                    x=depth,
+                    y=values,
+                    mode="lines+markers",
+                    marker={"size": 5},
+                    name=html.escape(family.name.replace(".weight", "")),
+                    legendgroup=html.escape(family.name),
+                    showlegend=side == 0,
+                    line={"color": _colour(place, len(deep)), "dash": dash, "width": 2},
+                )
+    return figure if figure.data else None
+
+
+def _by_depth(family: Family, side: int, measure: str) -> list[tuple[int, float]]:
+    """Depth and measure of every member that has it, from the bottom up."""
+    rows = [(member.depth, member.rows[side]) for member in family.members if side < len(member.rows)]
+    return sorted((depth, float(row[measure])) for depth, row in rows if row is not None and pd.notna(row[measure]))
+
+
+def _said(family: Family, member: Member) -> str:
+    return f"layer {member.depth}" if len(family.members) > 1 else member.name
+
+
+def _curve(figure: go.Figure, values: np.ndarray, said: str, colour: str, dash: str) -> None:
+    places = np.unique(np.geomspace(1, len(values), POINTS).round().astype(int))
+    seen = values[places - 1].astype(float)
+    figure.add_scatter(
+        x=places,
+        y=np.where(seen > 1e-7, seen, np.nan).round(6),
+        mode="lines+markers" if len(places) < 4 else "lines",
+        name=html.escape(said),
+        legendgroup=html.escape(said),
+        showlegend=dash != "dot",
+        line={"color": colour, "dash": dash, "width": 1.5},
+    )
+
+
+def _thinned(members: Sequence[Member]) -> list[Member]:
+    ordered = sorted(members, key=lambda member: member.depth)
+    if len(ordered) <= CURVES:
+        return ordered
+    return [ordered[place] for place in np.linspace(0, len(ordered) - 1, CURVES).round().astype(int)]
+
+
+def _colour(place: int, count: int) -> str:
+    """From blue over violet to orange; light enough for a dark page and dark enough for a light one."""
+    turn = place / (count - 1) if count > 1 else 0.0
+    return f"hsl({round(210 + 180 * turn) % 360}, 62%, 54%)"
