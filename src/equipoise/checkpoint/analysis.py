@@ -87,6 +87,8 @@ def analyze(
             rows.append(item.row(settings))
             done += item.numbers()
         tables.append(table(_with_alignment(rows, linked, found), fast=method == "fast"))
+    if watcher is not None:
+        watcher("", total, total)
     return tables[0] if other is None else side_by_side(tables[0], tables[1], known[0], known[1])
 
 

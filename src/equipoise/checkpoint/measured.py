@@ -13,7 +13,7 @@ from equipoise import linalg
 from equipoise.checkpoint.bulk import bulk
 from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual, squared_norm
 from equipoise.checkpoint.null import DRAWS, gaussian_singular_values
-from equipoise.checkpoint.randomised import leading, spread
+from equipoise.checkpoint.randomised import randomised
 from equipoise.checkpoint.tail import heavy_tail
 from equipoise.measure.spectrum import Spectrum
 
@@ -107,11 +107,9 @@ def described(
 def _fast(matrix: Tensor, settings: Settings) -> Row:
     """What needs only a few products; what needs every singular value stays empty."""
     matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
-    values, ranges = leading(matrix, min(settings.r, *matrix.shape))
-    ranges |= spread(matrix)
-    norm = float(linalg.frobenius_norm(matrix))
+    values, norm, ranges = randomised(matrix, settings.r)
     edge = bulk(norm, matrix.shape[0], matrix.shape[1]).edge
-    row: Row = {"frobenius_norm": norm, "singular_values": values[: settings.r].tolist(), "mp_edge": edge}
+    row: Row = {"frobenius_norm": norm, "singular_values": values.tolist(), "mp_edge": edge}
     for name, found in ranges.items():
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row | {"spectrum": values.float().cpu().numpy(), "method": "fast"}

@@ -1,6 +1,7 @@
 """The measures of a matrix from a few products with thin blocks, each between two bounds."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from equipoise import linalg
 
 _PROBES = 16
 _STEPS = 24
+_APART = 16  # leading triplets that no probe has to see: they would make most of the scatter
 
 
 class Range(NamedTuple):
@@ -21,35 +23,43 @@ class Range(NamedTuple):
     high: float
 
 
-def leading(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Tensor, dict[str, Range]]:
-    """The `r` leading singular values, from below, and what follows from the first.
+def randomised(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Float[Tensor, " r"], float, dict[str, Range]]:
+    """The `r` leading singular values from below, `‖W‖_F`, and every measure that can be had without the others.
 
-    The bounds are certain but for the chance of 1e-9 that `probable_norm_bound` states: `σ̂_1 ≤ σ_1 ≤ t`, hence
-    `‖W‖_F²/t² ≤ stable rank ≤ ‖W‖_F²/σ̂_1²`; deflating any unit vectors bounds the residual from above. `matrix` is
-    float32 or float64, not zero.
+    `matrix` is float32 or float64, and not zero.
     """
-    found = linalg.krylov_triplets(matrix, r)
-    top = found.triplets.top(1)
+    found = linalg.krylov_triplets(matrix, min(max(r, _APART), *matrix.shape))
     norm = float(linalg.frobenius_norm(matrix))
-    low = float(top.values[0])
+    ranges = certain(matrix, found, norm) | estimated(matrix, found.triplets, norm)
+    return found.triplets.values[:r].double(), norm, ranges
+
+
+def certain(matrix: Tensor, found: linalg.KrylovTriplets, norm: float) -> dict[str, Range]:
+    """What follows from the first singular value: bounds that hold but for the 1e-9 of `probable_norm_bound`.
+
+    `σ̂_1 ≤ σ_1 ≤ t`, hence `‖W‖_F²/t² ≤ stable rank ≤ ‖W‖_F²/σ̂_1²`; deflating any unit vectors bounds the residual
+    from above.
+    """
+    top = found.triplets.top(1)
+    low = min(float(top.values[0]), norm)  # one rounding apart for a matrix of rank one
     high = max(min(float(linalg.probable_norm_bound(matrix)), float(found.upper), norm), low)
-    deflated = float(linalg.deflated_residual(matrix, top.left, top.values, top.right)) / norm**2
-    return found.triplets.values.double(), {
+    deflated = min(float(linalg.deflated_residual(matrix, top.left, top.values, top.right)) / norm**2, 1.0)
+    return {
         "spectral_norm": Range(low, low, high),
-        "stable_rank": Range((norm / low) ** 2, max((norm / high) ** 2, 1.0), (norm / low) ** 2),
-        "rank_one_residual": Range(min(deflated, 1.0), max(1 - (high / norm) ** 2, 0.0), min(deflated, 1.0)),
+        "stable_rank": Range((norm / low) ** 2, (norm / high) ** 2, (norm / low) ** 2),
+        "rank_one_residual": Range(deflated, min(max(1 - (high / norm) ** 2, 0.0), deflated), deflated),
     }
 
 
-def spread(matrix: Float[Tensor, "rows columns"]) -> dict[str, Range]:
+def estimated(matrix: Tensor, triplets: linalg.Triplets, norm: float) -> dict[str, Range]:
     """Nuclear norm, effective rank and participation ratio by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017).
 
-    Sixteen Gaussian probes, 24 Lanczos steps of `WᵀW` each; the bounds are two standard errors over the probes
-    (jackknife), which leave out the small bias of the quadrature.
+    The triplets at hand are counted as they are; sixteen Gaussian probes orthogonal to them, and 24 Lanczos steps of
+    `WᵀW` each, see the rest. The bounds are two standard errors over the probes (jackknife); they leave out the small
+    bias of the quadrature.
     """
-    scale = float(linalg.frobenius_norm(matrix))
-    sums = _sums(matrix, scale)
-    measures = {"nuclear_norm": lambda s: scale * s[0], "effective_rank": _effective, "participation_ratio": _ratio}
+    sums = _sums(matrix / norm, linalg.Triplets(triplets.left, triplets.values / norm, triplets.right))
+    measures = {"nuclear_norm": lambda s: norm * s[0], "effective_rank": _effective, "participation_ratio": _ratio}
     return {name: _jackknife(sums, measure) for name, measure in measures.items()}
 
 
@@ -62,42 +72,45 @@ def _ratio(sums: Tensor) -> Tensor:
     return 1 / sums[2]  # (Σσ²)² is 1: the matrix is scaled
 
 
-def _sums(matrix: Tensor, scale: float) -> Float[Tensor, "3 probes"]:
-    """`Σσ`, `Σσ log σ` and `Σσ⁴` of `W/‖W‖_F`, one estimate for each probe."""
-    nodes, weights = _quadrature(matrix, scale)
-    size = min(matrix.shape)
-    functions = torch.stack([nodes, torch.special.xlogy(nodes, nodes), nodes**4])
-    return size * (functions * weights).sum(-1)
+def _sums(matrix: Tensor, triplets: linalg.Triplets) -> Float[Tensor, "3 probes"]:
+    """`Σσ`, `Σσ log σ` and `Σσ⁴`, one estimate for each probe."""
+    nodes, weights = _quadrature(matrix, triplets)
+    return _powers(triplets.values.double().cpu()).sum(-1, keepdim=True) + (_powers(nodes) * weights).sum(-1)
 
 
-def _quadrature(matrix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Nodes `σ` and weights of each probe: Golub–Kahan bidiagonalisation, its basis kept orthogonal."""
+def _powers(values: Tensor) -> Tensor:
+    return torch.stack([values, torch.special.xlogy(values, values), values**4])
+
+
+def _quadrature(matrix: Tensor, triplets: linalg.Triplets) -> tuple[Tensor, Tensor]:
+    """Nodes `σ` and weights of each probe: Golub–Kahan bidiagonalisation, orthogonal to itself and to the triplets."""
+    known = triplets.right
     if matrix.shape[0] < matrix.shape[1]:
-        matrix = matrix.mT
+        matrix, known = matrix.mT, triplets.left
     size = matrix.shape[1]
-    steps = min(_STEPS, size)
-    generator = torch.Generator(matrix.device).manual_seed(0)
-    probe = torch.randn(_PROBES, size, generator=generator, dtype=matrix.dtype, device=matrix.device)
-    weight = probe.square().sum(-1).double().cpu() / size
-    basis = [probe / torch.linalg.vector_norm(probe, dim=-1, keepdim=True)]
-    images: list[Tensor] = []
+    steps = min(_STEPS, size - known.shape[1])
+    if steps == 0:
+        return torch.zeros(_PROBES, 1).double(), torch.zeros(_PROBES, 1).double()
+    generator = linalg.own_generator(matrix.device)
+    probes = torch.randn(_PROBES, size, generator=generator, dtype=matrix.dtype, device=matrix.device)
+    probes = probes - probes @ known @ known.mT
+    basis, images = [torch.nn.functional.normalize(probes, dim=-1)], []
     for _ in range(steps):
-        images.append(basis[-1] @ matrix.mT / scale)
+        images.append(basis[-1] @ matrix.mT)
         if len(basis) < steps:
-            basis.append(_orthogonal(images[-1] @ matrix / scale, torch.stack(basis, dim=1)))
-    projected = torch.stack(images, dim=-1).double().cpu()
-    _, values, turn = torch.linalg.svd(projected, full_matrices=False)
-    return values, turn[..., 0].square() * weight[:, None]
+            basis.append(_orthogonal(images[-1] @ matrix, torch.stack(basis, dim=1), known))
+    _, values, turn = torch.linalg.svd(torch.stack(images, dim=-1).double().cpu(), full_matrices=False)
+    return values, turn[..., 0].square() * probes.double().square().sum(-1, keepdim=True).cpu()
 
 
-def _orthogonal(block: Tensor, basis: Float[Tensor, "probes steps size"]) -> Tensor:
+def _orthogonal(block: Tensor, basis: Float[Tensor, "probes steps size"], known: Float[Tensor, "size r"]) -> Tensor:
     for _ in range(2):  # twice is enough (Kahan & Parlett)
+        block = block - block @ known @ known.mT
         block = block - torch.einsum("ps,psn->pn", torch.einsum("psn,pn->ps", basis, block), basis)
-    size = torch.linalg.vector_norm(block, dim=-1, keepdim=True)
-    return block / size.clamp(min=torch.finfo(block.dtype).tiny)
+    return torch.nn.functional.normalize(block, dim=-1)
 
 
-def _jackknife(sums: Tensor, measure) -> Range:
+def _jackknife(sums: Tensor, measure: Callable[[Tensor], Tensor]) -> Range:
     count = sums.shape[1]
     value = float(measure(sums.mean(1)))
     others = (sums.sum(1, keepdim=True) - sums) / (count - 1)

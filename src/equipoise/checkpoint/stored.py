@@ -103,7 +103,7 @@ def unreadable(tensor: Tensor) -> str | None:
     if tensor.is_meta:
         return "it has no numbers: it is on the meta device"
     if tensor.layout is not torch.strided:
-        return f"its layout is {dtype_name(tensor.layout)}, not dense"  # pyright: ignore[reportArgumentType]
+        return f"its layout is {str(tensor.layout).removeprefix('torch.')}, not dense"
     if tensor.is_quantized:
         return "it is quantised: its numbers are codes"
     if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):

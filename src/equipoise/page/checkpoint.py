@@ -25,12 +25,12 @@ COLUMNS = (
     ("heavy_tail_exponent", "tail exponent α"),
 )
 _BY_DEPTH = (
-    ("stable_rank", "stable rank", "‖W‖²/σ₁²: how many directions carry the norm."),
-    ("outliers", "singular values above the bulk", "More than a random matrix of that shape and norm would have."),
-    ("effective_rank", "effective rank", "exp of the entropy of σ/Σσ."),
+    ("stable_rank", "Stable rank", "‖W‖²/σ₁²: how many directions carry the norm."),
+    ("outliers", "Singular values above the bulk", "More than a random matrix of that shape and norm would have."),
+    ("effective_rank", "Effective rank", "exp of the entropy of σ/Σσ."),
     (
         "heavy_tail_exponent",
-        "tail exponent α",
+        "Tail exponent α",
         "Of a power law fitted to the largest σ²: a fit, whether or not it is one.",
     ),
 )
@@ -105,6 +105,8 @@ def _headline(tables: list[pd.DataFrame]) -> list[tuple[str, str, str]]:
         ("stable rank", plain(median(row["stable_rank"] for row in measured)), "the median"),
         ("of the random", f"{median(shares.values()):.0f}%", "the median share of a random matrix's stable rank"),
         ("furthest from random", f"{shares[lowest]:.1f}%", lowest.replace(".weight", "")),
+        ("outliers", plain(sum(row["outliers"] or 0 for row in measured)), "singular values above the bulk of noise"),
+        ("without a spectrum", plain(len(tables[0]) - len(measured)), "tensors, with the reason below the table"),
     ]
 
 

@@ -8,6 +8,7 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from equipoise.page.canvas import canvas, fitted
 POINTS = 120  # on a logarithmic axis more look no different
 CURVES = 24  # of one family
 FAMILIES = 18
+FLOOR = 0.02  # of the edge: the smallest singular values of all would take most of the height
 _NUMBER = re.compile(r"\d+")
 _DASHES = ("solid", "dot")
 
@@ -86,15 +88,24 @@ def spectra_figure(family: Family) -> go.Figure | None:
         rows, columns = first["shape"][0], int(np.prod(first["shape"][1:]))
         noise = gaussian_singular_values(rows, columns).numpy() / (rows**0.5 + columns**0.5)
         _curve(figure, noise, "random", "var(--quiet)", "dash")
-    return fitted(figure, (0.5, 2.0)) if figure.data else None
+    return _from(fitted(figure, (0.5, 2.0)), FLOOR) if figure.data else None
+
+
+def _from(figure: go.Figure | None, floor: float) -> go.Figure | None:
+    """With a logarithmic axis that starts no lower than `floor`."""
+    if figure is not None:
+        low, high = figure.layout.yaxis.range
+        figure.update_yaxes(range=[max(low, np.log10(floor)), high])
+    return figure
 
 
 def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure | None:
     """One measure against depth, a curve for each family of several matrices; dotted for the second checkpoint."""
     figure = canvas(title, across="layer")
-    figure.update_layout(hovermode="closest")
+    figure.update_layout(hovermode="closest", legend_font_size=11)
     figure.update_xaxes(hoverformat="d", tickformat="d")
     deep = [family for family in found if len(family.members) > 1]
+    shared = _shared_prefix([family.name for family in deep])
     for place, family in enumerate(deep):
         for side, dash in enumerate(_DASHES):
             points = _by_depth(family, side, measure)
@@ -105,12 +116,19 @@ def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure
                     y=values,
                     mode="lines+markers",
                     marker={"size": 5},
-                    name=html.escape(family.name.replace(".weight", "")),
+                    name=html.escape(family.name.removeprefix(shared).replace(".weight", "")),
                     legendgroup=html.escape(family.name),
                     showlegend=side == 0,
                     line={"color": _colour(place, len(deep)), "dash": dash, "width": 2},
                 )
     return figure if figure.data else None
+
+
+def _shared_prefix(names: Sequence[str]) -> str:
+    """What all names begin with, up to a dot."""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = takewhile(lambda parts: len(set(parts)) == 1, columns)
+    return "".join(f"{parts[0]}." for parts in shared) if len(names) > 1 else ""
 
 
 def _by_depth(family: Family, side: int, measure: str) -> list[tuple[int, float]]:
