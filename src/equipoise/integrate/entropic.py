@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_TOLERANCE = 1e-8  # Σ p |residual| / T at which an iterate is a solution
+TOLERANCE = 1e-8  # Σ p |residual| / T at which an iterate is a solution
 _ITERATIONS = 60
-_FLOOR = 1e-9  # weight below which a warm start may not fall: Newton cannot revive an exact zero
+_FLOOR = 1e-13  # weight below which a warm start may not fall: Newton cannot revive an exact zero
 _LADDER = 20.0  # factor between temperatures when a warm start fails
 
 
@@ -35,23 +35,25 @@ def entropic_minimum(
     linear: Float[Tensor, " a"],
     start: Float[Tensor, " a"],
     temperature: float = 1.0,
+    tolerance: float = TOLERANCE,
 ) -> Solution:
     """The minimum of `½ pᵀAp + bᵀp + T Σ p log p` over the simplex (THEORY T6.1), warm-started.
 
     `quadratic` is `A` (symmetric, positive semi-definite), `linear` is `b`, `start` any non-negative weights. When
     Newton's method fails from `start`, the temperature is lowered to `T` in factors of 20 from the scale of `A`.
+    `tolerance` is the residual `Σ p |b + Ap + T log p + λ| / T` at which an iterate is a solution.
 
     >>> flat = entropic_minimum(torch.zeros(2, 2).double(), torch.zeros(2).double(), torch.tensor([0.9, 0.1]).double())
     >>> flat.weights
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     linear = linear - linear.min()
-    found = _newton(quadratic, linear, start, temperature)
+    found = _newton(quadratic, linear, start, temperature, tolerance)
     if found.converged:
         return found
     weights, iterations = torch.full_like(linear, 1 / len(linear)), found.iterations
     for rung in _rungs(quadratic, linear, temperature):
-        found = _newton(quadratic, linear, weights, rung)
+        found = _newton(quadratic, linear, weights, rung, tolerance)
         weights, iterations = found.weights, iterations + found.iterations
     return Solution(weights, found.residual, iterations, found.converged)
 
@@ -62,6 +64,7 @@ def extrapolated_average(
     drift: Float[Tensor, " a"],
     start: tuple[Float[Tensor, " a"], Float[Tensor, " a"], Float[Tensor, " a"]],
     temperature: float = 1.0,
+    tolerance: float = TOLERANCE,
 ) -> tuple[Solution, Solution, Solution]:
     """One implicit Euler step over `[0, h]`, and two over its halves, of `du/dτ = K softmax(-u) + drift/h`.
 
@@ -69,9 +72,9 @@ def extrapolated_average(
     Returned as `(p_1, p_a, p_b)`. `quadratic` is `hK`, `initial` is `u(0)`, `start` three warm starts.
     """
     half = quadratic / 2
-    whole = entropic_minimum(quadratic, initial + drift, start[0], temperature)
-    first = entropic_minimum(half, initial + drift / 2, start[1], temperature)
-    second = entropic_minimum(half, initial + drift + half @ first.weights, start[2], temperature)
+    whole = entropic_minimum(quadratic, initial + drift, start[0], temperature, tolerance)
+    first = entropic_minimum(half, initial + drift / 2, start[1], temperature, tolerance)
+    second = entropic_minimum(half, initial + drift + half @ first.weights, start[2], temperature, tolerance)
     return whole, first, second
 
 
@@ -84,7 +87,7 @@ def _rungs(quadratic: Tensor, linear: Tensor, temperature: float) -> list[float]
     return rungs[::-1]
 
 
-def _newton(quadratic: Tensor, linear: Tensor, start: Tensor, temperature: float) -> Solution:
+def _newton(quadratic: Tensor, linear: Tensor, start: Tensor, temperature: float, tolerance: float) -> Solution:
     """Newton's method in `log p`, with steps that stay positive; stops where rounding does."""
     weights = _normalised(start.clamp(min=_FLOOR))
     epsilon = torch.finfo(linear.dtype).eps
@@ -95,7 +98,7 @@ def _newton(quadratic: Tensor, linear: Tensor, start: Tensor, temperature: float
         slope = slope - weights @ slope
         floor = float(weights @ rounding) / temperature
         residual = float(weights @ slope.abs()) / temperature
-        if residual <= max(_TOLERANCE, floor):
+        if residual <= max(tolerance, floor):
             return Solution(weights, residual, iteration, True)
         direction = _direction(quadratic, slope, weights, temperature)
         if not bool(torch.isfinite(direction).all()):

@@ -108,6 +108,16 @@ class _Linearisation:
             total += (gram + 1 if layer.bias else gram) * (leaving @ leaving.T)
         return total
 
+    def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
+        """`-∂⟨forces, m⟩/∂h_k (‖h_{k-1}‖² + 1 if biased)` at every kink."""
+        leaving, found = self._leaving(forces, None), []
+        for k, layer in enumerate(self.owner.chain[:-1]):
+            if layer.negative_slope is not None:
+                onto = leaving[k + 1] @ self.views[self.owner.chain[k + 1].weight]
+                reach = self.entering[k].square().sum(1, keepdim=True)
+                found.append(-onto * (reach + 1 if layer.bias else reach))
+        return tuple(found)
+
     def _leaving(self, forces: Tensor, examples: Rows | None) -> list[Tensor]:
         """`Δ_k = ∂⟨forces, m⟩/∂z_k` of every layer, one row for each row of forces."""
         if self.owner.readout.scores == 1:

@@ -73,6 +73,10 @@ class Linearisation(Protocol):
         """`G Gᵀ` with `G_p = Σ_c forces[p, c] ∂m_{examples[p], c}`: the tangent kernel of combinations of margins."""
         ...
 
+    def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
+        """`-∂⟨forces, m⟩/∂h ‖∂z/∂w‖²` at every kink: how fast `z` falls as its own slope rises, where it does."""
+        ...
+
 
 @runtime_checkable
 class Margins(Protocol):

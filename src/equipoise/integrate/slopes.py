@@ -1,46 +1,47 @@
-"""Secant slopes as an iteration that settles, pairs that chatter or slide included (THEORY T6.2 and T4.5)."""
-
-from dataclasses import dataclass
+"""Secant slopes that depend on where they lead: pairs that cross or slide on their kink (THEORY T6.2 and T4.5)."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-_RECOVERY = 1.2  # growth of a pair's step once its residual keeps its sign
 
+def implicit_slope(
+    before: Float[Tensor, "*pairs"],
+    after: Float[Tensor, "*pairs"],
+    slope: Float[Tensor, "*pairs"],
+    stiffness: Float[Tensor, "*pairs"],
+    negative_slope: float,
+) -> Float[Tensor, "*pairs"]:
+    """The secant slope `α'` of each pair if its end answered `z₁ - k (α' - α)`, `k ≥ 0` its stiffness (T4.5).
 
-@dataclass(frozen=True)
-class Settling:
-    """Slopes on their way to the secant slopes they imply.
+    The secant slope of a pair that slides jumps from one side to the other as `z₁` does, and iterating it flips the pair
+    for ever. Solved together with its own effect on `z₁`, it is a continuous function of `z₁`, and at a fixed point
+    `α' = α` it is the secant slope itself. With `σ(z) = νz + (1 - ν) max(z, 0)` it is a root of a quadratic.
 
-    A pair that slides along its kink turns off when on and on when off: plain iteration flips it for ever. Each pair
-    has a step of its own, halved whenever its residual changes sign.
+    >>> still, once = torch.zeros(3).double(), torch.ones(3).double()
+    >>> implicit_slope(still, torch.tensor([-0.5, 0.0, 0.5]).double(), once / 2, 2 * once, 0.0)
+    tensor([0.2500, 0.5000, 0.7500], dtype=torch.float64)
     """
-
-    slopes: tuple[Tensor, ...]
-    steps: tuple[Tensor, ...]
-    residuals: tuple[Tensor, ...]
-
-    @classmethod
-    def start(cls, slopes: tuple[Tensor, ...]) -> "Settling":
-        """Full steps from these slopes."""
-        return cls(slopes, tuple(map(torch.ones_like, slopes)), tuple(map(torch.zeros_like, slopes)))
-
-    def towards(self, targets: tuple[Tensor, ...]) -> "Settling":
-        """One damped step towards the secant slopes that the present ones led to.
-
-        >>> first = Settling.start((torch.tensor([1.0]),)).towards((torch.tensor([0.0]),))
-        >>> first.towards((torch.tensor([1.0]),)).slopes
-        (tensor([0.5000]),)
-        """
-        moves = [
-            _relaxed(slope, target, step, residual)
-            for slope, target, step, residual in zip(self.slopes, targets, self.steps, self.residuals, strict=True)
-        ]
-        slopes, steps, residuals = zip(*moves, strict=True) if moves else ((), (), ())
-        return Settling(slopes, steps, residuals)
+    if negative_slope == 1:
+        return slope
+    share = (slope - negative_slope) / (1 - negative_slope)
+    answer = (stiffness * (1 - negative_slope)).clamp(min=0)
+    level = after + answer * share
+    share = torch.where(before > 0, _leaving(before, level, answer), _entering(before, level, answer))
+    return negative_slope + (1 - negative_slope) * share.clamp(0, 1)
 
 
-def _relaxed(slope: Tensor, target: Tensor, step: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    residual = target - slope
-    step = torch.where(residual * before < 0, step / 2, (step * _RECOVERY).clamp(max=1.0))
-    return slope + step * residual, step, residual
+def _leaving(before: Tensor, level: Tensor, answer: Tensor) -> Tensor:
+    """From above: 1 while `z₁ = q - kβ` stays there, else the positive root of `kβ² + (z₀ - q)β = z₀`."""
+    middle = before - level
+    root = (middle**2 + 4 * answer * before).clamp(min=0).sqrt()
+    tiny = torch.finfo(level.dtype).tiny
+    below = torch.where(middle > 0, 2 * before / (middle + root).clamp(min=tiny), (root - middle) / (2 * answer + tiny))
+    return torch.where(level >= answer, 1.0, below)
+
+
+def _entering(before: Tensor, level: Tensor, answer: Tensor) -> Tensor:
+    """From below: 0 while `z₁` stays there, else the smaller root of `kβ² - (q - z₀ + k)β + q = 0`."""
+    middle = level - before + answer
+    root = (middle**2 - 4 * answer * level).clamp(min=0).sqrt()
+    return torch.where(level <= 0, 0.0, 2 * level / (middle + root).clamp(min=torch.finfo(level.dtype).tiny))

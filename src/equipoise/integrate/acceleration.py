@@ -1,0 +1,68 @@
+"""Anderson acceleration of a fixed-point iteration that need not contract."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_MEMORY = 12  # differences kept
+_RESOLVED = 1e-10  # share of the largest difference below which a direction is rounding
+
+
+class Change(NamedTuple):
+    """The difference of two tensors, where they differ."""
+
+    places: Tensor
+    values: Tensor
+
+    @classmethod
+    def between(cls, earlier: Tensor, later: Tensor) -> "Change":
+        """Only the entries that differ."""
+        difference = (later - earlier).flatten()
+        places = difference.nonzero().squeeze(1)
+        return cls(places, difference[places])
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """The history of an iteration `x → G(x)`: differences of residuals and of images, the latest last.
+
+    `x` is several tensors together. The residual by which a mixture is judged is that of the first: the weights, where
+    errors are in the units that matter (Anderson 1965; Walker & Ni 2011, type II).
+    """
+
+    residual: Tensor | None = None
+    images: tuple[Tensor, ...] = ()
+    residuals: tuple[Tensor, ...] = ()
+    changes: tuple[tuple[Change, ...], ...] = ()
+
+    def mixed(self, entered: Tensor, images: tuple[Tensor, ...]) -> tuple["Anderson", tuple[Tensor, ...]]:
+        """The next `x`, from the images `G(x)` of this one; `entered` is the first tensor of this `x`.
+
+        >>> state, x = Anderson(), torch.tensor([1.0, 1.0]).double()
+        >>> for _ in range(4):  # x → Ax + b with an eigenvalue of -2: plain iteration diverges
+        ...     state, (x,) = state.mixed(x, (torch.stack([-2 * x[0] + 3, 0.5 * x[1] + 1]),))
+        >>> x
+        tensor([1.0000, 2.0000], dtype=torch.float64)
+        """
+        residual = images[0] - entered
+        if self.residual is None:
+            return Anderson(residual, images), images
+        differences = (*self.residuals, residual - self.residual)[-_MEMORY:]
+        moved = tuple(Change.between(*both) for both in zip(self.images, images, strict=True))
+        changes = (*self.changes, moved)[-_MEMORY:]
+        shares = _least_squares(torch.stack(differences, 1), residual)
+        mixed = [image.clone() for image in images]
+        for share, change in zip(shares, changes, strict=True):
+            for total, (places, values) in zip(mixed, change, strict=True):
+                total.view(-1).index_add_(0, places, values, alpha=-float(share))
+        return Anderson(residual, images, differences, changes), tuple(mixed)
+
+
+def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
+    """`argmin ‖target - columns · γ‖`, directions under the rounding of the largest left out."""
+    basis, factor = torch.linalg.qr(columns)
+    left, values, right = torch.linalg.svd(factor)
+    inverse = torch.where(values > _RESOLVED * values[0], 1 / values, 0.0)
+    return right.mT @ (inverse * (left.mT @ (basis.mT @ target)))

@@ -1,0 +1,81 @@
+"""The weights `p̄` of the examples over a step: two routes (THEORY T6.1)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from equipoise.integrate.entropic import extrapolated_average
+from equipoise.integrate.margins import Evaluation
+from equipoise.integrate.objective import Forces, Tangent
+from equipoise.integrate.readout import Rows
+from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, Warm, settle
+
+_NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under e^-25 of the heaviest
+_UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
+
+
+def trapezoid(stretch: Stretch) -> Attempt:
+    """The cheap route: all examples, no kernel; `p̄ = ½(softmax(-u₀) + softmax(-u₁))`."""
+    objective = stretch.objective
+
+    def average(
+        here: Tangent, before: Evaluation, after: Evaluation, warm: Warm | None, tolerance: float
+    ) -> tuple[Forces, Forces, None]:
+        start, end = objective.forces(before), objective.forces(after)
+        return (start + end) / 2, (end - start) / 2, None
+
+    return settle(stretch, objective, None, average)
+
+
+def entropic(stretch: Stretch) -> Attempt:
+    """The implicit route on the potentials that matter, verified on all of them afterwards."""
+    objective, potential = stretch.objective, stretch.outlook.potential
+    temperature = max(1.0, 4 * torch.finfo(potential.dtype).eps * float(potential.abs().max()))
+    rows, visited = active(stretch.outlook, stretch.span), 0
+    while True:
+        attempt = _entropic_on(stretch, rows, temperature)
+        visited += attempt.visited + objective.count // 3
+        attempt = replace(attempt, visited=visited, temperature=temperature)
+        if not attempt.settled:
+            return attempt
+        missed = _missed(objective.potential(objective.margins.evaluate(attempt.weights)), rows)
+        if len(missed) == 0:
+            return attempt
+        rows = torch.cat([rows, missed]).sort().values
+
+
+def active(outlook: Outlook, span: float) -> Rows:
+    """Potentials that weigh at the start of the step, or would at its end."""
+    after = outlook.potential + span * outlook.rates
+    travelled = span * outlook.rates.abs().max()
+    near = (outlook.potential - outlook.potential.min() < _NEGLIGIBLE) | (
+        after - after.min() < _NEGLIGIBLE + 0.01 * travelled
+    )
+    return near.nonzero().squeeze(1)
+
+
+def _missed(after: Tensor, rows: Tensor) -> Tensor:
+    """Potentials outside the active set that weigh at the end of the step, beyond what its own error explains."""
+    level = after[rows].min()
+    outside = torch.ones_like(after, dtype=torch.bool)
+    outside[rows] = False
+    return (outside & (after < level + _NEGLIGIBLE - _UNSEEN * level.abs())).nonzero().squeeze(1)
+
+
+def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
+    start, span, objective = stretch.state.dual[rows], stretch.span, stretch.objective.restricted(rows)
+
+    def average(
+        here: Tangent, at: Evaluation, then: Evaluation, warm: Warm | None, tolerance: float
+    ) -> tuple[Forces, Forces, Warm]:
+        kernel, before, after = here.kernel(), objective.potential(at), objective.potential(then)
+        # What the frozen kernel does not explain of the way to u₁; with it the margins end where they really are.
+        drift = torch.zeros_like(before) if warm is None else after - before - span * (kernel @ warm.mean)
+        starts = (start, start, start) if warm is None else (warm.whole, warm.first, warm.second)
+        found = extrapolated_average(span * kernel, before, drift, starts, temperature, tolerance)
+        whole, first, second = (solution.weights for solution in found)
+        mean = first + second - whole
+        return here.forces(mean), here.forces(mean - whole), Warm(whole, first, second, mean)
+
+    return settle(stretch, objective, rows, average)
