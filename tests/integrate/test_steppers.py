@@ -6,7 +6,6 @@ import torch
 from equipoise.data import load
 from equipoise.integrate.losses import log_risk, named_loss
 from equipoise.integrate.problem import build_problem
-from equipoise.integrate.slopes import Settling
 from equipoise.integrate.steppers import EntropicMidpoint
 from equipoise.networks import mlp, residual_mlp
 
@@ -108,12 +107,3 @@ def test_trajectory_agrees_with_dopri5_while_it_can_follow():
     path = odeint(velocity, problem.weights, times, method="dopri5", rtol=1e-9, atol=1e-11)
     theirs = interpolated([(depth(weights), weights) for weights in path], target)
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
-
-
-def test_settling_halves_the_steps_of_a_pair_that_chatters():
-    """A sliding pair is on when taken for off and off when taken for on; its slope must settle in between."""
-    settling = Settling.start((torch.tensor([1.0], dtype=torch.float64),))
-    for _ in range(40):
-        slope = settling.slopes[0]
-        settling = settling.towards((torch.where(slope > 0.3, 0.0, 1.0).double(),))
-    assert abs(float(settling.slopes[0]) - 0.3) < 0.05

@@ -131,12 +131,20 @@ def frozen(
     parameters: Mapping[str, Tensor],
     inputs: Tensor,
     slopes: Sequence[Tensor],
+    offsets: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The network's output with every activation `σ(z)` replaced by `α ∘ z`: multilinear in the weights (T6.2)."""
+    """The network's output with every activation `σ(z)` replaced by `α ∘ z`: multilinear in the weights (T6.2).
+
+    `offsets`, one for each kink, are added to what leaves it.
+    """
     chosen = {kink.node: slope for kink, slope in zip(kinks, slopes, strict=True)}
+    added = {} if offsets is None else {kink.node: offset for kink, offset in zip(kinks, offsets, strict=True)}
 
     def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
-        return chosen[node] * args[0] if node in chosen else NotImplemented
+        if node not in chosen:
+            return NotImplemented
+        leaving = chosen[node] * args[0]
+        return leaving + added[node] if node in added else leaving
 
     return captured.run(parameters, inputs, intercept=intercept)
 

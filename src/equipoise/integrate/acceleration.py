@@ -44,7 +44,7 @@ class Anderson:
         >>> for _ in range(4):  # x → Ax + b with an eigenvalue of -2: plain iteration diverges
         ...     state, (x,) = state.mixed(x, (torch.stack([-2 * x[0] + 3, 0.5 * x[1] + 1]),))
         >>> x
-        tensor([1.0000, 2.0000], dtype=torch.float64)
+        tensor([1., 2.], dtype=torch.float64)
         """
         residual = images[0] - entered
         if self.residual is None:
@@ -63,6 +63,6 @@ class Anderson:
 def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
     """`argmin ‖target - columns · γ‖`, directions under the rounding of the largest left out."""
     basis, factor = torch.linalg.qr(columns)
-    left, values, right = torch.linalg.svd(factor)
+    left, values, right = torch.linalg.svd(factor, full_matrices=False)
     inverse = torch.where(values > _RESOLVED * values[0], 1 / values, 0.0)
     return right.mT @ (inverse * (left.mT @ (basis.mT @ target)))

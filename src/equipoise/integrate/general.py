@@ -93,3 +93,21 @@ class _Linearisation:
         gradients = torch.func.vmap(torch.func.grad(combined), in_dims=(None, 0, 0, 0))
         jacobian = gradients(self.weights, self.owner.inputs[examples], onto, slopes)
         return jacobian @ jacobian.T
+
+    def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
+        """`-∂⟨forces, m⟩/∂h ‖∂z/∂w‖²` at every kink: one backward pass, and one forward along random weights.
+
+        `‖∂z/∂w‖²` is taken as the mean square of `∂z/∂w · v`, `v ~ N(0, 1)`, over all `z` of one example at a kink.
+        """
+        owner = self.owner
+
+        def pushed(offsets: tuple[Tensor, ...]) -> Tensor:
+            views = owner.layout.views(self.weights)
+            output = frozen(owner.captured, owner.kinks, views, owner.inputs, self.slopes, offsets)
+            return (forces * owner.readout.margins(output.reshape(owner.count, owner.readout.scores))).sum()
+
+        onto = torch.func.grad(pushed)(tuple(map(torch.zeros_like, self.slopes)))
+        probe = torch.randn(len(self.weights), generator=torch.Generator().manual_seed(0)).to(self.weights)
+        moved = torch.func.jvp(lambda weights: owner.evaluate(weights).preactivations, (self.weights,), (probe,))[1]
+        reach = [z.square().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) for z in moved]
+        return tuple(-force * each for force, each in zip(onto, reach, strict=True))

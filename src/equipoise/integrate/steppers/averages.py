@@ -12,6 +12,8 @@ from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, Warm, settle
 
 _NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under e^-25 of the heaviest
+_SUPPORTS = 1e-6  # share of the heaviest above which an example of the last step enters the next: it rests on it
+_ENTERING = 8  # missed examples that may enter at once, or half as many as there are: the worst hold up the others
 _UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
 
 
@@ -32,7 +34,9 @@ def entropic(stretch: Stretch) -> Attempt:
     """The implicit route on the potentials that matter, verified on all of them afterwards."""
     objective, potential = stretch.objective, stretch.outlook.potential
     temperature = max(1.0, 4 * torch.finfo(potential.dtype).eps * float(potential.abs().max()))
-    rows, visited = active(stretch.outlook, stretch.span), 0
+    dual, visited = stretch.state.dual, 0
+    support = (dual > _SUPPORTS * dual.max()).nonzero().squeeze(1)
+    rows = torch.cat([active(stretch.outlook, stretch.span), support]).unique()
     while True:
         attempt = _entropic_on(stretch, rows, temperature)
         visited += attempt.visited + objective.count // 3
@@ -56,11 +60,12 @@ def active(outlook: Outlook, span: float) -> Rows:
 
 
 def _missed(after: Tensor, rows: Tensor) -> Tensor:
-    """Potentials outside the active set that weigh at the end of the step, beyond what its own error explains."""
+    """The worst outside the active set of those that weigh at the end of the step, beyond what its error explains."""
     level = after[rows].min()
     outside = torch.ones_like(after, dtype=torch.bool)
     outside[rows] = False
-    return (outside & (after < level + _NEGLIGIBLE - _UNSEEN * level.abs())).nonzero().squeeze(1)
+    below = (outside & (after < level + _NEGLIGIBLE - _UNSEEN * level.abs())).nonzero().squeeze(1)
+    return below[after[below].argsort(stable=True)[: max(_ENTERING, len(rows) // 2)]]
 
 
 def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
