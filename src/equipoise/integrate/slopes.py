@@ -14,8 +14,8 @@ def implicit_slope(
 ) -> Float[Tensor, "*pairs"]:
     """The secant slope `α'` of each pair if its end answered `z₁ - k (α' - α)`, `k ≥ 0` its stiffness (T4.5).
 
-    The secant slope of a pair that slides jumps from one side to the other as `z₁` does, and iterating it flips the pair
-    for ever. Solved together with its own effect on `z₁`, it is a continuous function of `z₁`, and at a fixed point
+    The secant slope of a pair that slides jumps from one side to the other as `z₁` does, and iterating it flips it for
+    ever. Solved together with its own effect on `z₁`, it is a continuous function of `z₁`, and at a fixed point
     `α' = α` it is the secant slope itself. With `σ(z) = νz + (1 - ν) max(z, 0)` it is a root of a quadratic.
 
     >>> still, once = torch.zeros(3).double(), torch.ones(3).double()

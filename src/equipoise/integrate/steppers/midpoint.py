@@ -116,6 +116,6 @@ def _merged(local: Slopes, objective: Objective, attempt: Attempt) -> Slopes:
     """Settled slopes of the active examples, one-sided slopes of the others."""
     if attempt.rows is None:
         return attempt.slopes
-    for all_rows, active in zip(local, attempt.slopes, strict=True):
-        all_rows[objective.examples(attempt.rows)] = active
+    for all_rows, settled in zip(local, attempt.slopes, strict=True):
+        all_rows[objective.examples(attempt.rows)] = settled
     return local
