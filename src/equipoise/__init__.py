@@ -2,13 +2,13 @@
 
 from importlib.metadata import version
 
-from equipoise import data, networks, sinks
+from equipoise import data, networks, sinks, testing
 from equipoise.checkpoint import analyze
 from equipoise.integrate import steppers
 from equipoise.integrate.goals import Growth, LogLoss, Steps
 from equipoise.integrate.loop import flow, resume
 from equipoise.integrate.run import Run, Status
-from equipoise.laws import invariances
+from equipoise.laws import acts_like, invariances
 from equipoise.monitor import TrainingAlarm, watch
 from equipoise.observers import Activity, Alignment, Drift, Margin, Residual, Spectrum
 from equipoise.page.report import report
@@ -31,6 +31,7 @@ __all__ = [
     "Status",
     "Steps",
     "TrainingAlarm",
+    "acts_like",
     "analyze",
     "certify",
     "cite",
@@ -42,5 +43,6 @@ __all__ = [
     "resume",
     "sinks",
     "steppers",
+    "testing",
     "watch",
 ]

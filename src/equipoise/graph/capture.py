@@ -1,9 +1,11 @@
 """A model as one flat graph of operations on its parameters, buffers and inputs, read by `torch.export`."""
 
 import copy
+import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from equipoise.errors import CaptureError
+from equipoise.errors import CaptureError, InputError, one_line
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], Any]
@@ -124,8 +126,16 @@ def capture(model: nn.Module, example_inputs: Inputs) -> Captured:
     )
 
 
-def _arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments."""
+    if not isinstance(example_inputs, (Tensor, Sequence, Mapping)) or _batch((example_inputs,), {}) == 0:
+        raise InputError(
+            expected="a tensor, a sequence of arguments or a mapping of keywords, of at least one example",
+            found=f"shape {tuple(example_inputs.shape)}"
+            if isinstance(example_inputs, Tensor)
+            else repr(example_inputs),
+            remedy="pass inputs that the model accepts, such as two examples of the data",
+        )
     keywords = isinstance(example_inputs, Mapping)
     args = () if keywords else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     return args, dict(example_inputs) if keywords else {}
@@ -159,7 +169,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     except Exception as error:
         raise CaptureError(
             expected="a model that torch.export can read",
-            found=_reason(error),
+            found=one_line(error),
             remedy="remove what depends on the values of tensors, or state interfaces= by hand",
         ) from error
 
@@ -194,16 +204,16 @@ def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch 2.13 says of itself: an `isinstance` it has deprecated, the list of weights its nn.RNN rebuilds."""
-    with warnings.catch_warnings():
+    """What torch 2.13 says of itself, and the graph it prints when it refuses: the reason is raised in one line."""
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled, shapes.disabled = shapes.disabled, True
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
-        yield
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:300]
+        try:
+            yield
+        finally:
+            shapes.disabled = disabled
 
 
 def _inline_regions(module: fx.GraphModule) -> None:

@@ -317,12 +317,13 @@ def _embedding(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.N
 
 
 def _cat(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.Node, Groups | None]]:
-    sources, *dim = node.args
-    shapes = [_shape(walk, source) for source in sources]  # pyright: ignore[reportArgumentType, reportOptionalIterable, reportGeneralTypeIssues]
-    for place, (source, shape) in enumerate(zip(sources, shapes, strict=True)):  # pyright: ignore[reportArgumentType]
+    sources: Any = node.args[0]
+    shapes = [_shape(walk, source) for source in sources]
+    for place, (source, shape) in enumerate(zip(sources, shapes, strict=True)):
         numbers = [torch.full(other, -1) for other in shapes]
         numbers[place] = torch.arange(int(np.prod(shape))).reshape(shape)
-        yield source, _pull(groups, torch.cat(numbers, *dim), shape)  # pyright: ignore[reportReturnType, reportArgumentType]
+        joined: Any = torch.cat(numbers, *node.args[1:])  # pyright: ignore[reportArgumentType, reportCallIssue]
+        yield source, _pull(groups, joined, shape)
 
 
 def _product(node: fx.Node, walk: Walk, groups: Groups) -> Iterator[tuple[fx.Node, Any]]:

@@ -2,6 +2,7 @@
 
 from equipoise.laws.audit import Audit, Finding
 from equipoise.laws.collection import Laws, invariances
+from equipoise.laws.combined import Intersection, Product
 from equipoise.laws.commutant import (
     Antisymmetric,
     Blocks,
@@ -27,9 +28,11 @@ __all__ = [
     "Diagonal",
     "Finding",
     "Full",
+    "Intersection",
     "Law",
     "Laws",
     "Prediction",
+    "Product",
     "Scalar",
     "Shift",
     "acts_like",

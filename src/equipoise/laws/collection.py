@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.coverage import Coverage
 from equipoise.laws import present
 from equipoise.laws.audit import Audit, audit
-from equipoise.laws.declared import declared
+from equipoise.laws.declared import declared, functions_read_as_declared
 from equipoise.laws.derive import Between, Reading, derive
 from equipoise.laws.law import Law, Parameters, gradients_of, named
 from equipoise.laws.predict import Prediction, predict_drift
@@ -57,10 +57,11 @@ def invariances(
     layer1.weight → layer2.weight: vertex, 3 conserved
     layer2.weight → layer3.weight: linear, 3 conserved
     """
-    _refuse_complex(model)
+    _refuse(model)
     if interfaces is not None:
         return Laws(tuple(interface.law(model) for interface in interfaces), Coverage({}))
-    captured = capture(model, example_inputs)
+    with functions_read_as_declared():
+        captured = capture(model, example_inputs)
     frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     reading = Reading(frozen, _ignores_shift(loss), references=declared(), through_detach=through_detach)
     laws, coverage = derive(captured, reading)
@@ -106,7 +107,7 @@ class Laws(Sequence[Law]):
         return self.table().to_html(index=False)
 
     @property
-    def count(self) -> int:
+    def conserved(self) -> int:
         """Linearly independent conserved quantities of all laws together."""
         return sum(law.count for law in self.laws)
 
@@ -198,9 +199,10 @@ class Laws(Sequence[Law]):
         >>> invariances(model, torch.ones(4, 3)).check(model, torch.ones(4, 3)).passed
         True
         """
+        named(model)
         twin = copy.deepcopy(model).double()
         twin.zero_grad()
-        double = lambda leaf: leaf.double() if leaf.is_floating_point() else leaf  # noqa: E731
+        double = lambda leaf: leaf.detach().to(torch.float64, copy=True) if leaf.is_floating_point() else leaf  # noqa: E731
         run_backward(twin, pytree.tree_map_only(Tensor, double, data), loss)
         return self.audit(twin)
 
@@ -215,10 +217,10 @@ class Laws(Sequence[Law]):
         nodes = {node.name: node for node in captured.graph.nodes}
         patterns = {}
         for name, states in activity.items():
-            if name not in nodes:
+            if name not in nodes or states.shape[-1:] != nodes[name].meta["val"].shape[-1:]:
                 raise InputError(
-                    expected=f"names of nodes, such as {', '.join(kink_names(captured))}",
-                    found=repr(name),
+                    expected=f"on/off states of all units of a node, such as {', '.join(kink_names(captured))}",
+                    found=f"{name!r} of shape {tuple(states.shape)}",
                     remedy="use laws.activity(model, inputs)",
                 )
             patterns |= {user: states.bool().cpu() for user in kink_names(captured) if _is_about(nodes[user], name)}
@@ -286,14 +288,18 @@ def run_backward(model: nn.Module, data: Any, loss: LossLike) -> None:
     """`loss(model(input)[, target]).backward()`; see `Laws.check`."""
     paired = isinstance(data, (tuple, list)) and len(data) == 2 and loss is not None
     inputs, target = data if paired else (data, None)
-    output = _called(model, inputs)
-    if loss is None:
-        _random_combination(output).backward()
-        return
-    function = _LOSSES.get(loss) if isinstance(loss, str) else loss
+    function = _LOSSES.get(loss) if isinstance(loss, str) else loss or _random_combination
     if function is None:
         raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
-    function(output, *(() if target is None else (target,))).backward()
+    try:
+        value = function(_called(model, inputs), *(() if target is None else (target,)))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            expected="data that the model and the loss accept",
+            found=one_line(error),
+            remedy="pass the input, or (input, target) and a loss of both",
+        ) from error
+    value.backward()
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
@@ -341,8 +347,17 @@ def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str
     return {name: tuple(parameter for parameter in names if parameter not in known) for name, names in missing.items()}
 
 
-def _refuse_complex(model: nn.Module) -> None:
+def _refuse(model: Any) -> None:
+    """Say what cannot be read before anything is tried."""
+    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
+        raise InputError(
+            expected="a torch.nn.Module that is not compiled",
+            found=type(model).__name__,
+            remedy="pass the module inside (model._orig_mod of torch.compile)",
+        )
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(expected="initialised parameters", found=f"lazy {name}", remedy="run the model once first")
         if parameter.is_complex():
             raise InputError(
                 expected="real parameters",

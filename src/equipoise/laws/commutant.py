@@ -46,7 +46,7 @@ class Commutant(Protocol):
         ...
 
 
-class _Matrices:
+class Matrices:
     """All matrices on each block: the base of the commutants that differ only in how many blocks there are."""
 
     def moments(self, left: Sequence[Slices], right: Sequence[Slices], degrees: Sequence[float]) -> Moments:
@@ -70,7 +70,7 @@ def _gram(x: Slices, y: Slices) -> Moments:
 
 
 @dataclass(frozen=True)
-class Full(_Matrices):
+class Full(Matrices):
     """All `d × d` matrices: the map between is linear (matrix-wise laws).
 
     >>> Full(3).count
@@ -96,7 +96,7 @@ class Full(_Matrices):
 
 
 @dataclass(frozen=True)
-class Diagonal(_Matrices):
+class Diagonal(Matrices):
     """One rate for each of `d` units: an elementwise positively homogeneous map, as ReLU (vertex-wise laws).
 
     >>> Diagonal(3).folded(torch.arange(3.0)[:, None, None])
@@ -122,7 +122,7 @@ class Diagonal(_Matrices):
 
 
 @dataclass(frozen=True)
-class Scalar(_Matrices):
+class Scalar(Matrices):
     """One rate for all components together: a normalisation, or units that a map ties to each other.
 
     >>> Scalar().folded(torch.ones(1, 1, 1))
@@ -147,7 +147,7 @@ class Scalar(_Matrices):
 
 
 @dataclass(frozen=True)
-class Blocks(_Matrices):
+class Blocks(Matrices):
     """All matrices within each of `number` blocks of `width` components: heads, groups, pattern classes.
 
     >>> Blocks(2, 3).count
@@ -174,7 +174,7 @@ class Blocks(_Matrices):
 
 
 @dataclass(frozen=True)
-class ComplexPlanes(_Matrices):
+class ComplexPlanes(Matrices):
     """Complex numbers on each of `number` planes: the commutant of rotations by distinct angles.
 
     >>> ComplexPlanes(1).project(torch.tensor([[[3.0, 1.0], [0.0, 1.0]]]))
@@ -207,7 +207,7 @@ class ComplexPlanes(_Matrices):
 
 
 @dataclass(frozen=True)
-class Antisymmetric(_Matrices):
+class Antisymmetric(Matrices):
     """Antisymmetric matrices only, as under tied weights: an identity between gradients, and nothing conserved.
 
     >>> Antisymmetric(1, 3).count

@@ -109,7 +109,8 @@ def _plainly(node: fx.Node, args: tuple[Any, ...]) -> Any:
     """LayerNorm from its formula: third derivatives of the fused kernel do not keep its symmetries in torch 2.13."""
     if node.target is not torch.ops.aten.layer_norm.default:
         return NotImplemented
-    x, shape, gain, bias, eps = (*args, *(None, None, 1e-5)[len(args) - 2 :])[:5]
+    given: tuple[Any, ...] = (*args, *(None, None, 1e-5)[len(args) - 2 :])
+    x, shape, gain, bias, eps = given[:5]
     axes = list(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdim=True)
     out = centred / (centred.square().mean(axes, keepdim=True) + eps).sqrt()

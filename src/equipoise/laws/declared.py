@@ -1,24 +1,27 @@
 """What operators that cannot be read compute, as declared by their authors."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from equipoise.errors import InputError
 from equipoise.graph.walk import operation_name
 
-_DECLARED: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("declared", default={})  # noqa: B039
+Reference = Callable[..., Any]
+_OPERATORS: dict[str, Reference] = {}
+_FUNCTIONS: dict[type[torch.autograd.Function], Reference] = {}
 
 
-@contextmanager
-def acts_like(operator: Any, reference: Callable[..., Any]) -> Iterator[None]:
-    """Within the context, laws are derived as if `operator` computed what `reference` does, argument for argument.
+class acts_like:
+    """From now on, or within a `with` block, laws are derived as if `operator` computed what `reference` does.
 
-    `operator` is a `torch.library` operator such as `torch.ops.mine.linear` (or one of its overloads). Its own
-    backward is then checked by the laws of the reference.
+    `operator` is a `torch.library` operator such as `torch.ops.mine.linear` (or one of its overloads), or a subclass of
+    `torch.autograd.Function`, whose `apply` is replaced while a model is read. The reference takes the same arguments.
+    The operator's own backward is then checked by the laws of the reference. A `Function` that is not declared is read
+    through its forward, as far as `torch.export` can follow it.
 
     >>> import torch
     >>> from torch import Tensor, nn
@@ -41,25 +44,45 @@ def acts_like(operator: Any, reference: Callable[..., Any]) -> Iterator[None]:
 
     Raises `InputError` for anything that is not an operator.
     """
-    names = {_name(operator): reference}
-    token = _DECLARED.set({**_DECLARED.get(), **names})
-    try:
+
+    def __init__(self, operator: Any, reference: Reference):
+        self._registry, self._key = _place(operator)
+        self._before = self._registry.get(self._key)
+        self._registry[self._key] = reference
+
+    def __enter__(self) -> "acts_like":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            del self._registry[self._key]
+        else:
+            self._registry[self._key] = self._before
+
+
+def declared() -> Mapping[str, Reference]:
+    """The operators declared so far, by the name they have in a graph."""
+    return dict(_OPERATORS)
+
+
+@contextmanager
+def functions_read_as_declared() -> Iterator[None]:
+    """`apply` of every declared `autograd.Function` is its reference in here."""
+    with ExitStack() as stack:
+        for function, reference in _FUNCTIONS.items():
+            stack.enter_context(patch.object(function, "apply", staticmethod(reference)))
         yield
-    finally:
-        _DECLARED.reset(token)
 
 
-def declared() -> Mapping[str, Callable[..., Any]]:
-    """The declarations in force."""
-    return _DECLARED.get()
-
-
-def _name(operator: Any) -> str:
+def _place(operator: Any) -> tuple[dict[Any, Reference], Any]:
+    """The registry that an operator belongs to, and its key there."""
+    if isinstance(operator, type) and issubclass(operator, torch.autograd.Function):
+        return _FUNCTIONS, operator
     overload = getattr(operator, "_opoverload", None) or getattr(operator, "default", operator)
-    if not isinstance(overload, torch._ops.OpOverload):
-        raise InputError(
-            expected="an operator of torch.library",
-            found=repr(operator),
-            remedy="register it with torch.library.custom_op; an autograd.Function is read through its forward",
-        )
-    return operation_name(overload)
+    if isinstance(overload, torch._ops.OpOverload):
+        return _OPERATORS, operation_name(overload)
+    raise InputError(
+        expected="an operator of torch.library or a subclass of torch.autograd.Function",
+        found=repr(operator),
+        remedy="register it with torch.library.custom_op",
+    )

@@ -95,25 +95,35 @@ def _columns(member: Member) -> int:
     return int(torch.Size(rest).numel())
 
 
+Side = str | tuple[str, int]
+"""A parameter by name, and which of its axes carries the components if not the usual one."""
+
+
 @dataclass(frozen=True)
 class Between:
     """An interface stated by hand: rows of the producers and columns of the consumers carry the components in order.
+
+    Another axis is given beside the name: keys read queries by their rows, `consumers=(("k.weight", 0),)`.
 
     >>> Between(producers=("0.weight", "0.bias"), consumers=("2.weight",), commutant=Diagonal(4)).commutant.count
     4
     """
 
-    producers: tuple[str, ...]
-    consumers: tuple[str, ...]
+    producers: tuple[Side, ...]
+    consumers: tuple[Side, ...]
     commutant: Commutant
 
     def law(self, model: Parameters) -> Law:
         """The law it states, for the parameters of a model, or for parameters by name; only their shapes matter."""
         parameters = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
-        sides = [(name, 0, 1.0) for name in self.producers] + [(name, 1, -1.0) for name in self.consumers]
-        members = tuple(self._member(parameters, *side) for side in sides)
+        sides = [_placed(side, axis=0) for side in self.producers], [_placed(side, axis=1) for side in self.consumers]
+        members = tuple(
+            self._member(parameters, *place, degree)
+            for places, degree in zip(sides, (1.0, -1.0), strict=True)
+            for place in places
+        )
         blocks, width = self.commutant.shape
-        name = f"{_side(self.producers)} → {_side(self.consumers)}"
+        name = " → ".join(_side([parameter for parameter, _ in places]) for places in sides if places)
         return Law(name, Interface(members, blocks, width), self.commutant)
 
     def _member(self, parameters: Mapping[str, Tensor], name: str, axis: int, degree: float) -> Member:
@@ -127,3 +137,7 @@ class Between:
             )
         index = torch.arange(shape[axis]).reshape(blocks, width, -1).transpose(1, 2)
         return Member(name, shape, (axis,), index, degree)
+
+
+def _placed(side: Side, axis: int) -> tuple[str, int]:
+    return (side, axis) if isinstance(side, str) else side

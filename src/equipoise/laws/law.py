@@ -1,5 +1,6 @@
 """One law as a value: what is conserved, by which weights, and how far a point is from satisfying it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -138,7 +139,19 @@ class Law:
 
     def slices(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """What of each member takes part, of shape (blocks, copies, width, rest)."""
-        return [member.slices(tensors[member.parameter]) for member in self.interface.members]
+        return [member.slices(fitting(member, tensors)) for member in self.interface.members]
+
+
+def fitting(member: Member, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor of a member, dense; an embedding may have sparse gradients."""
+    tensor = tensors.get(member.parameter)
+    if tensor is None or tensor.numel() != math.prod(member.view):
+        raise InputError(
+            expected=f"{member.parameter} with {math.prod(member.view)} elements",
+            found="none" if tensor is None else f"shape {tuple(tensor.shape)}",
+            remedy="pass the model that the laws were derived from, and all its gradients",
+        )
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 _REASONS = {
@@ -148,6 +161,8 @@ _REASONS = {
     "planes": "rotations by distinct angles commute with complex numbers on each plane",
     "scalar": "all units may be scaled together, and the map between undoes it",
     "antisymmetric": "the same weight stands on both sides: only rotations are left, an identity between gradients",
+    "product": "each part of the vector may be acted on by itself, as the map there allows",
+    "intersection": "what commutes with every map that the vector meets may act",
     "shift": "its readers ignore a common shift, so the gradient sums to zero over each group",
 }
 _SOURCES = {
@@ -157,6 +172,8 @@ _SOURCES = {
     "planes": "THEORY §1",
     "scalar": "THEORY §1",
     "antisymmetric": "THEORY §1",
+    "product": "THEORY §1",
+    "intersection": "THEORY §1",
     "shift": "THEORY §1",
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from equipoise.errors import InputError
 from equipoise.graph.interface import Member
 from equipoise.laws.commutant import Blocks, Full, Slices
-from equipoise.laws.law import Law
+from equipoise.laws.law import Law, fitting
 
 STRIP = 1 << 18  # elements: weights and gradients of a strip then fit into a second-level cache
 
@@ -142,6 +142,9 @@ def residuals(
         raise InputError(expected="sketch=k, k probes, at least one", found=f"sketch={sketch}", remedy="pass sketch=8")
     if not laws:
         return []
+    whole = {member.parameter: member for law in laws for member in law.interface.members}
+    parameters = {name: fitting(member, parameters) for name, member in whole.items()}
+    gradients = {**gradients, **{name: fitting(member, gradients) for name, member in whole.items()}}
     gathered = _Gathered(laws, {} if sketch is None else _probes(laws, sketch, seed))
     for strip in strips:
         gathered.add(strip, strip.of(parameters[strip.parameter]), strip.of(gradients[strip.parameter]))

@@ -24,7 +24,7 @@ def summary(log: "Log") -> str:
         f" (set-up {meter.setup:.2f} s)"
     ]
     if log.laws is not None:
-        lines.append(f"{len(log.laws)} laws, {log.laws.count} conserved quantities")
+        lines.append(f"{len(log.laws)} laws, {log.laws.conserved} conserved quantities")
     lines += [f"off: {name} ({reason})" for name, reason in log.off.items()]
     lines += [f"alarm: {alarm}" for alarm in log.alarms]
     table = log.table()
