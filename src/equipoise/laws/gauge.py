@@ -8,6 +8,7 @@ diagonal have mean zero and variance `‖C‖_F²`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -97,10 +98,28 @@ class Gauge:
         weights, gradients = self.share(weights), self.share(gradients) if gradients else None
         parts = [_parts(law, weights, gradients) for law in self.laws]
         whole = iter(self.reduce([tensor for tensors in parts for tensor in tensors]))
-        numbers = [_numbers(law, [next(whole) for _ in tensors]) for law, tensors in zip(self.laws, parts, strict=True)]
         shifts = gradients and any(law.kind == "shift" for law in self.laws)
         norm = _norm(gradients.values(), self.reduce) if gradients and shifts else 0.0
-        return [_dial(law, number, norm) for law, number in zip(self.laws, numbers, strict=True)]
+        summed = [[next(whole) for _ in tensors] for tensors in parts]
+        return [_dial(law, _numbers(law, found), norm) for law, found in zip(self.laws, summed, strict=True)]
+
+    def at(self, weights: Named, gradients: Named | None = None) -> "Dials":
+        """What is read at one instant, when it is asked for."""
+        return Dials(self, weights, gradients)
+
+
+@dataclass(frozen=True, eq=False)
+class Dials:
+    """The laws at one instant, read once for all observers."""
+
+    gauge: Gauge
+    weights: Named
+    gradients: Named | None = None
+
+    @cached_property
+    def read(self) -> list[Dial]:
+        """One dial for each law."""
+        return self.gauge.read(self.weights, self.gradients)
 
 
 def _sketch(law: Law, directions: int, seed: int) -> Law:
@@ -116,47 +135,64 @@ def _sketch(law: Law, directions: int, seed: int) -> Law:
     return Law(law.name, Interface(members, blocks, directions, breaks=law.interface.breaks), commutant)
 
 
-def _additive(law: Law) -> bool:
-    """Whether its moments are sums over entries of the weights, and so over shards."""
-    return law.kind == "shift" or law.interface.width == 1
-
-
 def _parts(law: Law, weights: Named, gradients: Named | None) -> list[Tensor]:
     """What has to be summed over shards before anything else is done with it."""
     w, g = law.slices(weights), law.slices(gradients) if gradients else None
-    if not _additive(law):
+    if law.kind == "shift":
+        return [law.commutant.moments(x, x, law.degrees) for x in (w, g) if x is not None]
+    if law.interface.width > 1:
         return w if g is None else [*w, *g]
-    own = [law.commutant.moments(w, w, law.degrees), _squares(w)]
-    if g is None:
-        return own
-    return [*own, law.commutant.moments(g, w, law.degrees), law.commutant.moments(g, g, law.degrees), _squares(g)]
+    pairs = [(w, w)] if g is None else [(w, w), (g, w), (g, g)]
+    return [torch.stack([(x * y).flatten(1).sum(1) for x, y in zip(*pair, strict=True)]) for pair in pairs]
 
 
-def _numbers(law: Law, whole: list[Tensor]) -> list[Tensor]:
-    """Moments and squares of the weights; with gradients, mixed moments, and those of the gradients."""
-    if _additive(law):
-        return whole
-    count = len(law.interface.members)
-    w, g = whole[:count], whole[count:]
-    own = [law.commutant.moments(w, w, law.degrees), _squares(w)]
-    if not g:
-        return own
-    return [*own, law.commutant.moments(g, w, law.degrees), law.commutant.moments(g, g, law.degrees), _squares(g)]
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """Moments of weights, of gradients with weights, of gradients; squares of each member's weights and gradients."""
+
+    own: Tensor
+    squares: Tensor
+    mixed: Tensor | None = None
+    of_gradients: Tensor | None = None
+    gradient_squares: Tensor | None = None
+
+
+def _numbers(law: Law, whole: list[Tensor]) -> _Numbers:
+    """From the parts, summed over shards."""
+    if law.kind == "shift":
+        sizes = [part.square().sum()[None] for part in whole]
+        return _Numbers(whole[0], sizes[0]) if len(whole) == 1 else _Numbers(whole[0], sizes[0], whole[1], whole[1])
+    moments = law.commutant.moments
+    if law.interface.width > 1:
+        count = len(law.interface.members)
+        w, g = whole[:count], whole[count:]
+        own = moments(w, w, law.degrees)
+        if not g:
+            return _Numbers(own, _squares(w))
+        return _Numbers(own, _squares(w), moments(g, w, law.degrees), moments(g, g, law.degrees), _squares(g))
+    degrees = torch.tensor(law.degrees).to(whole[0])
+    sums = [(degrees @ part)[:, None, None] for part in whole]
+    if len(sums) == 1:
+        return _Numbers(sums[0], whole[0].sum(1))
+    return _Numbers(sums[0], whole[0].sum(1), sums[1], sums[2], whole[2].sum(1))
 
 
 def _squares(slices: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(part) for part in slices]).square()
 
 
-def _dial(law: Law, numbers: list[Tensor], norm: float) -> Dial:
+def _dial(law: Law, found: _Numbers, norm: float) -> Dial:
     fold = lambda moments: law.commutant.folded(law.commutant.project(moments))  # noqa: E731
-    degrees = torch.tensor(law.degrees).abs().to(numbers[1])
-    value, size = fold(numbers[0]), float(degrees @ numbers[1])
-    if len(numbers) == 2:
-        return Dial(law, value, size)
-    _, of_weights, mixed, of_gradients, squares = numbers
-    scale = norm if law.kind == "shift" else float(degrees @ (of_weights * squares).sqrt())
-    return Dial(law, value, size, float(law.commutant.project(mixed).norm()), scale, fold(of_gradients))
+    degrees = torch.tensor(law.degrees).abs().to(found.squares)
+    shift = law.kind == "shift"
+    size = float(found.squares.sum()) if shift else float(degrees @ found.squares)
+    if found.mixed is None or found.of_gradients is None:
+        return Dial(law, fold(found.own), size)
+    squares = found.gradient_squares
+    scale = norm if squares is None else float(degrees @ (found.squares * squares).sqrt())
+    return Dial(
+        law, fold(found.own), size, float(law.commutant.project(found.mixed).norm()), scale, fold(found.of_gradients)
+    )
 
 
 def _norm(tensors: Iterable[Tensor], reduce: Reduce) -> float:

@@ -157,7 +157,7 @@ def _ritz(
     ritz, turn = ritz.flip(-1).clamp(min=0), turn.flip(-1).mT.to(blocks)
     values, right, back = ritz.sqrt(), turn @ blocks, turn @ pulled
     coupling = back - ritz.to(blocks)[..., None] * right
-    distance = torch.linalg.vector_norm(coupling, dim=-1).double()
+    distance = torch.linalg.vector_norm(coupling.double(), dim=-1)  # of squares of squares: beyond float32
     small = torch.finfo(torch.float64).tiny
     nearest = torch.minimum(distance / values.clamp(min=small), distance.sqrt())
     upper = _upper(ritz, distance, squares, images.shape[-1] + blocks.shape[-1], blocks.dtype)

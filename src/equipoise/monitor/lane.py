@@ -138,6 +138,7 @@ class Lane:
 
     def _snapshot(self, gradients: dict[str, Tensor] | None = None, final: bool = False) -> Snapshot:
         assert self.follower is not None
+        gauge = self.scene.gauge if self.scene else None
         scenery, weights, plain = self.scenery, self.scenery.weights(), plain_steps(self.optimizer)
         rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in scenery.parameters.items()}
         return Snapshot(
@@ -149,6 +150,7 @@ class Lane:
             thorough=final or self.looks == 1 or self.looks % self.full_every == 0,
             final=final,
             gradients=None if gradients is None else whole(gradients),
+            dials=None if gauge is None else gauge.at(weights, gradients),
             precision=None if scenery.example is None else scenery.example.precision,
             rates={name: rate for name, rate in rates.items() if rate is not None},
         )

@@ -32,7 +32,7 @@ class Drift:
     def before(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """The quantities just before a step, and what the step will do to them."""
         after = _lasting(memory)
-        for dial in scene.require("gauge").read(snapshot.parameters, snapshot.gradients):
+        for dial in snapshot.dials.read if snapshot.dials else ():
             name, rates = dial.law.name, {snapshot.rates.get(parameter) for parameter in dial.law.parameters}
             rate = rates.pop() if len(rates) == 1 else None
             if rate is not None and dial.law.exact:
@@ -45,7 +45,7 @@ class Drift:
         """One drift for each law, and a mismatch where there was a prediction."""
         readings = []
         if scene.frugal:
-            for dial in scene.require("gauge").read(snapshot.parameters):
+            for dial in snapshot.dials.read if snapshot.dials else ():
                 readings += _seen(dial, memory, snapshot)
         if snapshot.thorough or not scene.frugal:
             readings += _whole(scene, memory, snapshot)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from equipoise.errors import InputError
 from equipoise.laws import Laws
-from equipoise.laws.gauge import Gauge
+from equipoise.laws.gauge import Dials, Gauge
 from equipoise.measure.leading import Leading
 from equipoise.measure.spectrum import Spectrum
 from equipoise.measure.unfolding import Unfolding
@@ -122,6 +122,7 @@ class Snapshot:
     thorough: bool = True  # time for what is too dear at every look
     final: bool = False
     gradients: Mapping[str, Tensor] | None = None  # of the loss, at these weights
+    dials: Dials | None = None  # what the laws say, with the gradients if there are any
     precision: torch.dtype | None = None  # in which the gradients were computed; None: that of the weights
     rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (η, λ) of weights that plain SGD moves
     log_loss: float | None = None

@@ -25,11 +25,13 @@ class Residual:
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """One residual for each law, wherever weights and gradients belong together."""
-        gradients = snapshot.linearisation.gradients() if snapshot.linearisation else snapshot.gradients
-        if gradients is None:
+        dials = snapshot.dials
+        if snapshot.linearisation is not None:
+            dials = scene.require("gauge").at(snapshot.parameters, snapshot.linearisation.gradients())
+        if dials is None or dials.gradients is None:
             return memory, []
         readings = []
-        for dial in scene.require("gauge").read(snapshot.parameters, gradients):
+        for dial in dials.read:
             readings.append(Reading(dial.law.name, "residual", dial.residual))
             if dial.law.exact:
                 limit = tolerance(snapshot.precision or dial.value.dtype)
