@@ -1,6 +1,7 @@
 """A model as one flat graph of operations on its parameters, buffers and inputs, read by `torch.export`."""
 
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -175,7 +176,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    shapes = _dynamic_shapes(args, kwargs)
+    shapes = _dynamic_shapes(model, args, kwargs)
     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False).run_decompositions({})
 
 
@@ -192,7 +193,10 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
     return pytree.tree_map_only(Tensor, double, (args, kwargs))
 
 
-def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The batch, left free; export (torch 2.13) cannot do that where something goes into a `**kwargs`."""
+    if not kwargs.keys() <= inspect.signature(model.forward).parameters.keys():
+        return None
     batch = _batch(args, kwargs)
 
     def dims(leaf: Any) -> dict[int, Any] | None:

@@ -17,7 +17,7 @@ from equipoise.sinks import Keeper, Sink
 from equipoise.store import Record
 
 
-@dataclass
+@dataclass(repr=False)
 class Log:
     """The result of `eq.watch`, growing while the training runs.
 
@@ -62,6 +62,9 @@ class Log:
     def overhead(self) -> float:
         """Time of the looks over the time of the training without them; the first look is set-up, and not counted."""
         return self.meter.share
+
+    def __repr__(self) -> str:
+        return f"<Log of {self.steps} steps, {len(self.alarms)} alarms, off: {', '.join(self.off) or 'none'}>"
 
     # --- for the lanes ---
 

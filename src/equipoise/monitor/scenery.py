@@ -1,5 +1,6 @@
 """What a training loop can offer its observers, read once from the model and the shapes of its inputs."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from equipoise.laws.collection import kink_names
 from equipoise.laws.gauge import Gauge
 from equipoise.measure.unfolding import Unfolding
 from equipoise.monitor.crew import Crew, any_sharded, whole
-from equipoise.monitor.unwrap import own_buffers, own_parameters, shell
+from equipoise.monitor.unwrap import own_buffers, own_parameters, shell, unwrapped
 from equipoise.observers import Probe, Scene
 
 LOOKS_TO_SETTLE = 10  # looks through which a neuron must keep its state to be called stable
@@ -31,12 +32,15 @@ class Example:
     precision: torch.dtype | None = None
 
     @classmethod
-    def of_call(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Example":
+    def of_call(cls, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Example":
         """Of the arguments of a call, none of which is kept."""
         args, kwargs = pytree.tree_map_only(Tensor, _hollow, (args, dict(kwargs)))
+        if args and kwargs:  # by name, as far as they have one
+            names = inspect.signature(unwrapped(model).forward).parameters
+            args, kwargs = (), {**dict(zip(names, args, strict=False)), **kwargs}
         device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return cls((args, kwargs) if args and kwargs else kwargs or args, precision)
+        return cls(kwargs or args, precision)
 
 
 def _hollow(tensor: Tensor) -> Tensor:

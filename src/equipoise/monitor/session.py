@@ -101,7 +101,7 @@ class _FirstForward:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.handle.remove()
-        seen, given = Example.of_call(args, kwargs), self.scenery.example
+        seen, given = Example.of_call(module, args, kwargs), self.scenery.example
         self.scenery.example = seen if given is None else replace(given, precision=seen.precision)
 
     def __reduce__(self) -> tuple[Any, ...]:

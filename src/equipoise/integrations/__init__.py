@@ -1,0 +1,1 @@
+"""`eq.watch` as callbacks of trainers; each module needs the trainer it is for."""
