@@ -52,6 +52,20 @@ def deficit_bounds(tail: list[torch.Tensor], biases: list[torch.Tensor | None]) 
     return bounds
 
 
+def paths(layers: list[torch.Tensor], biases: list[torch.Tensor | None]) -> dict[tuple, float]:
+    """`Φ_π` of every path of a chain by brute force: (input or "1", neuron, …, output) -> product of weights."""
+    found: dict[tuple, float] = {(i,): 1.0 for i in range(layers[0].shape[1])}
+    for depth, (weight, bias) in enumerate(zip(layers, biases, strict=True)):
+        longer = {}
+        for path, product in found.items():
+            for out in range(weight.shape[0]):
+                longer[*path, out] = product * float(weight[out, path[-1]])
+        if bias is not None:
+            longer |= {(f"1@{depth}", out): float(bias[out]) for out in range(weight.shape[0])}
+        found = longer
+    return found
+
+
 # --- the entropic problem (T6.1): scipy on the stiff system itself ---------------------------------------------------
 
 

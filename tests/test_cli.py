@@ -82,3 +82,11 @@ def test_another_programs_folder_is_left_alone(capsys, tmp_path):
     assert code == 2
     assert err.count("\n") == 1
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_decompose_counts_measures_and_draws(capsys, tmp_path):
+    code, out, _ = call(capsys, "decompose", "--bias", "--draw", str(tmp_path / "net.svg"), "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["paths"] == 5 * 4 * 3 + 4 * 3 + 3 + 1
+    assert (tmp_path / "net.svg").exists()

@@ -14,6 +14,7 @@ from equipoise.observers import Activity, Alignment, Drift, Margin, Residual, Sp
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
+from equipoise.theorems.decomposition import Decomposition, decompose, sign_changes
 
 __version__ = version("equipoise")
 
@@ -21,6 +22,7 @@ __all__ = [
     "Activity",
     "Alignment",
     "Certificate",
+    "Decomposition",
     "Drift",
     "Growth",
     "LogLoss",
@@ -36,11 +38,13 @@ __all__ = [
     "certify",
     "cite",
     "data",
+    "decompose",
     "flow",
     "invariances",
     "networks",
     "report",
     "resume",
+    "sign_changes",
     "sinks",
     "steppers",
     "testing",

@@ -30,6 +30,7 @@ _LINEAR = frozenset(
         _aten.mul.Tensor,
         _aten.mul.Scalar,
         _aten.div.Scalar,
+        _aten.div.Tensor,
         _aten.cat.default,
         _aten.stack.default,
         _aten.split.Tensor,

@@ -72,7 +72,7 @@ def _pointwise(node: fx.Node) -> bool:
         return False
     weight: Any = node.args[1]
     groups = node.args[6] if len(node.args) > 6 else 1
-    return groups == 1 and weight.meta["val"].shape[2:].numel() == 1
+    return bool(groups == 1 and weight.meta["val"].shape[2:].numel() == 1)
 
 
 def _features(node: fx.Node) -> int:

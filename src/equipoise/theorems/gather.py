@@ -64,6 +64,11 @@ def gather_run(run: FinishedRun) -> Evidence:
     return gather(run.model, run.final, run.data, run.loss, initial=run.initial, saved=run.saved)
 
 
+def run_points(run: FinishedRun) -> tuple[Point, ...]:
+    """The weights of a run in float64: initial, saved on the way, and final, in order of growth."""
+    return points_along(doubles(run.final, "weights"), doubles(run.initial, "initial weights"), run.saved)
+
+
 def gather(
     model: nn.Module,
     final: Mapping[str, Tensor],
@@ -93,7 +98,7 @@ def gather(
         laws=laws if stated is None else stated,
         chain=_chain(captured),
         tail=tail.Tail.of(_lawful(read_tail(captured), laws), weights),
-        points=_points(weights, start, saved or {}),
+        points=points_along(weights, start, saved or {}),
         initial=start,
         X=X,
         y=y,
@@ -132,7 +137,7 @@ def _lawful(layers: tuple[Layer, ...], laws: Laws) -> tuple[Layer, ...]:
     return kept
 
 
-def _points(final: Named, initial: Named | None, saved: Mapping[str, Mapping[str, Tensor]]) -> tuple[Point, ...]:
+def points_along(final: Named, initial: Named | None, saved: Mapping[str, Mapping[str, Tensor]]) -> tuple[Point, ...]:
     """The initial weights, those saved on the way and the final ones, in order of growth."""
     if initial is None:
         return (Point(0.0, final),)

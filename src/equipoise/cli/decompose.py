@@ -1,0 +1,66 @@
+"""`equipoise decompose`: a network as a multilinear map and a tree of signs."""
+
+from pathlib import Path
+from typing import Any
+
+import equipoise as eq
+from equipoise.cli.app import Json, app, integers, line
+
+
+@app.command
+def decompose(
+    folder: Path | None = None,
+    *,
+    inputs: int = 5,
+    widths: str = "4,3",
+    bias: bool = False,
+    seed: int = 0,
+    draw: Path | None = None,
+    max_paths: int = 100_000,
+    json: Json = False,
+) -> int:
+    """Count the paths of a network, measure them, and draw the tree of signs that they make.
+
+    Parameters
+    ----------
+    folder: of a finished run: also how far its paths moved, and when its signs changed last; by default a reference
+        network of the given shape.
+    inputs: width of the input.
+    widths: hidden widths; the output is one score.
+    bias: with biases.
+    seed: of the weights.
+    draw: picture of a small network: FILE.svg, FILE.pdf or FILE.png.
+    max_paths: that are unrolled.
+    """
+    if folder is None:
+        model = eq.networks.mlp([inputs, *integers("--widths", widths), 1], bias=bias, seed=seed)
+        parts, moved = eq.decompose(model, max_paths=max_paths), {}
+    else:
+        run = eq.Run.load(folder)
+        parts, moved = _of_run(run, max_paths)
+    told = {"paths": parts.paths, "path_norm": parts.path_norm, **moved}
+    if draw is not None:
+        told["drawing"] = str(parts.draw(draw))
+    print(line(told) if json else _words(told))
+    return 0
+
+
+def _of_run(run: "eq.Run", max_paths: int) -> tuple["eq.Decomposition", dict[str, Any]]:
+    parts = eq.decompose(run.model, run.data[0][:2], max_paths=max_paths)
+    moved = {
+        "initial_path_norm": parts.at(run.initial).path_norm,
+        "path_distance": parts.distance(run.initial),
+        "signs": eq.sign_changes(run).to_dict("records"),
+    }
+    return parts, moved
+
+
+def _words(told: dict[str, Any]) -> str:
+    lines = [f"{told['paths']:,.0f} paths, path norm {told['path_norm']:.6g}"]
+    if "signs" in told:
+        lines.append(f"path norm at the start {told['initial_path_norm']:.6g}, distance {told['path_distance']:.6g}")
+        lines += [
+            f"  {row['parameter']:24} signs constant from s = {row['last_change']:.2f}, {row['changing']:.2%} of late"
+            for row in told["signs"]
+        ]
+    return "\n".join([*lines, *([f"drawn: {told['drawing']}"] if "drawing" in told else [])])

@@ -1,0 +1,264 @@
+"""Sums over all paths of a network, each by one pass through its graph and no enumeration (THEORY T5.3).
+
+A path from an input, or from the constant that feeds a bias, to an output has the product `Φ_π(w) = Π w_e` of its
+weights. Replacing every weight by a function of it, activations by the identity and maxima by sums, one forward pass on
+inputs of one adds up that function of all the products (Gonon, Brisebarre, Riccietti & Gribonval 2024). What is fixed
+is an edge too: an identity skip has weight 1, a mean over `k` elements is `k` edges of weight `1/k`. The slope of a
+leaky activation belongs to `A_π`, not to `Φ_π`.
+
+For the distance of two networks three sums go together: with `B = Π b_e` and `D = Π a_e - Π b_e` of a path, one more
+edge makes `D ← a D + (a - b) B`, so that no two nearly equal numbers are ever subtracted.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from equipoise.errors import InputError
+from equipoise.graph.capture import Captured
+from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.walk import operation_name
+
+MOVING = frozenset({*KEEPING, *DROPPING, *COPYING, "getitem", "alias", "_unsafe_view", "_to_copy"})
+KINKS = frozenset({"relu", "leaky_relu", "abs"})
+_CONTRACTIONS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm"})
+
+Entry = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Lift:
+    """What is summed over the paths: `start` of the empty path, and how an edge mixes the sums, `(to, from) → entry`.
+
+    An entry is a function of the edge's weight in each of the two networks compared.
+    """
+
+    start: tuple[float, ...]
+    entries: Mapping[tuple[int, int], Entry]
+
+
+COUNT = Lift((1.0,), {(0, 0): lambda a, b: (a != 0).to(a)})
+NORM = Lift((1.0,), {(0, 0): lambda a, b: a.abs()})
+INNER = Lift((1.0,), {(0, 0): lambda a, b: a * b})
+DISTANCE = Lift(
+    (1.0, 0.0, 0.0),  # Σ B², Σ D B, Σ D²
+    {
+        (0, 0): lambda a, b: b * b,
+        (1, 0): lambda a, b: (a - b) * b,
+        (1, 1): lambda a, b: a * b,
+        (2, 0): lambda a, b: (a - b) ** 2,
+        (2, 1): lambda a, b: 2 * a * (a - b),
+        (2, 2): lambda a, b: a * a,
+    },
+)
+
+
+def path_count(captured: Captured) -> float:
+    """The number of paths, those from constants that feed biases among them; exact below 2^53.
+
+    >>> from torch import nn
+    >>> from equipoise.graph.capture import capture
+    >>> path_count(capture(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(2, 5)))
+    50.0
+    """
+    ones = {name: torch.ones(shape, dtype=torch.float64) for name, shape in _shapes(captured).items()}
+    return lifted(captured, COUNT, ones, ones)
+
+
+def path_norm(captured: Captured, weights: Mapping[str, Tensor]) -> float:
+    """`Σ_π |Φ_π(w)|`, outputs summed."""
+    return lifted(captured, NORM, weights, weights)
+
+
+def path_inner(captured: Captured, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    """`⟨Φ(w), Φ(w')⟩`."""
+    return lifted(captured, INNER, weights, others)
+
+
+def path_distance(captured: Captured, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    """`‖Φ(w) - Φ(w')‖`, to rounding also where the two are close."""
+    return math.sqrt(max(lifted(captured, DISTANCE, weights, others), 0.0))
+
+
+def lifted(captured: Captured, lift: Lift, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    """The last of the sums of a lift, over all paths to all outputs, in float64.
+
+    Raises `InputError`, naming the operation, for a network that is not made of linear maps, piecewise-linear
+    activations and maxima.
+    """
+    walk = _Walk(captured, lift, weights, others)
+    with torch.no_grad():
+        for node in captured.graph.nodes:
+            walk.visit(node)
+    return sum(float(walk.sums(node)[-1].sum()) for node in captured.output)
+
+
+class Edges(NamedTuple):
+    """What depends on weights and constants only, in each of the two networks."""
+
+    a: Tensor
+    b: Tensor
+
+
+class Sums(NamedTuple):
+    """Sums over the paths to every element, one tensor for each sum of the lift."""
+
+    parts: tuple[Tensor, ...]
+
+
+class _Walk:
+    def __init__(self, captured: Captured, lift: Lift, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]):
+        self.captured, self.lift, self.weights, self.others = captured, lift, weights, others
+        self.values: dict[fx.Node, Any] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.values[node] = self._placeholder(node)
+        elif node.op == "call_function":
+            args = map_arg(node.args, lambda source: self.values[source])
+            kwargs = map_arg(node.kwargs, lambda source: self.values[source])
+            self.values[node] = self._call(node, list(args), dict(kwargs))  # pyright: ignore[reportArgumentType]
+
+    def sums(self, node: fx.Node) -> tuple[Tensor, ...]:
+        return self._constant(self.values[node]).parts
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        if (name := self.captured.parameters.get(node.name)) is not None:
+            return Edges(self.weights[name].detach().double(), self.others[name].detach().double())
+        if node.name in self.captured.constants:
+            constant = self.captured.constants[node.name]
+            return Edges(constant.double(), constant.double())
+        if node.name not in self.captured.inputs:
+            return None
+        example = self.captured.examples[self.captured.inputs.index(node.name)]
+        one = torch.ones(1, *example.shape[1:], dtype=torch.float64, device=example.device)
+        return Sums(tuple(start * one for start in self.lift.start))
+
+    def _call(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, (Sums, Edges)))
+        name = operation_name(node.target)
+        target: Any = node.target
+        if not any(isinstance(leaf, Sums) for leaf in leaves):
+            return (
+                self._apart(target, args, kwargs)
+                if any(isinstance(x, Edges) for x in leaves)
+                else target(*args, **kwargs)
+            )
+        first = args[0]
+        if name == "sym_size":
+            return target(first.parts[0], *args[1:])
+        if name in KINKS:
+            return first
+        if name in MOVING or name == "sum":
+            return Sums(tuple(target(part, *args[1:], **kwargs) for part in first.parts))
+        if name in ("cat", "stack"):
+            lists = [self._constant(item).parts for item in first]
+            return Sums(tuple(target(list(parts), *args[1:]) for parts in zip(*lists, strict=True)))
+        if name in ("add", "sub") and not kwargs:
+            return self._added(first, self._scaled(args[1], -1.0) if name == "sub" else args[1])
+        if name == "neg":
+            return self._scaled(first, -1.0)
+        if name in ("mul", "div") and len(args) == 2:
+            return self._product(name, *args)
+        if name in ("mean", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
+            return self._pooled(name, *args)
+        if name in _CONTRACTIONS and not isinstance(args[1], Sums):
+            return self._contracted(target, *args)
+        raise refusal(name)
+
+    def _apart(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Edges:
+        """An operation on weights alone, in each of the two networks."""
+
+        def side(part: int) -> Any:
+            return pytree.tree_map_only(Edges, lambda edges: edges[part], (args, kwargs), is_leaf=_is_edges)
+
+        results = [target(*own_args, **own_kwargs) for own_args, own_kwargs in (side(0), side(1))]
+        return Edges(*results)
+
+    def _mixed(self, edges: Edges, apply: Callable[[Tensor, Tensor, int], Tensor], sums: Sums) -> Sums:
+        """`out_i = Σ_j apply(sums_j, T_ij(edges))`."""
+        totals: list[Any] = [0.0] * len(sums.parts)
+        for (to, source), entry in self.lift.entries.items():
+            totals[to] = totals[to] + apply(sums.parts[source], entry(edges.a, edges.b), source)
+        return Sums(tuple(totals))
+
+    def _constant(self, value: Any) -> Sums:
+        """Edges from the constant 1, as a bias has."""
+        if isinstance(value, Sums):
+            return value
+        edges = value if isinstance(value, Edges) else Edges(*[torch.tensor(float(value), dtype=torch.float64)] * 2)
+        start = Sums(tuple(torch.tensor(s, dtype=torch.float64, device=edges.a.device) for s in self.lift.start))
+        return self._mixed(edges, lambda part, weight, source: part * weight, start)
+
+    def _added(self, left: Any, right: Any) -> Sums:
+        pairs = zip(self._constant(left).parts, self._constant(right).parts, strict=True)
+        return Sums(tuple(a + b for a, b in pairs))
+
+    def _scaled(self, value: Any, factor: float) -> Any:
+        fixed = torch.tensor(factor, dtype=torch.float64)
+        return self._product("mul", self._constant(value), Edges(fixed, fixed))
+
+    def _product(self, name: str, left: Any, right: Any) -> Sums:
+        """Each element times an edge of its own, trained or fixed."""
+        sums, edges = (left, right) if isinstance(left, Sums) else (right, left)
+        if isinstance(edges, Sums) or (name == "div" and isinstance(right, Sums)):
+            raise refusal(f"{name} of two activations")
+        if not isinstance(edges, Edges):
+            edges = Edges(*[torch.tensor(float(edges), dtype=torch.float64)] * 2)
+        edges = Edges(1 / edges.a, 1 / edges.b) if name == "div" else edges
+        return self._mixed(edges, lambda part, weight, source: part * weight, sums)
+
+    def _contracted(self, target: Any, sums: Sums, weight: Edges, bias: Edges | None = None, *rest: Any) -> Sums:
+        if not isinstance(sums, Sums):
+            raise refusal("a matrix of weights times activations")
+        extra = (None, *rest) if rest else ()
+        total = self._mixed(weight, lambda part, entries, source: target(part, entries, *extra), sums)
+        if bias is None:
+            return total
+        place = (-1, *([1] * (weight.a.ndim - 2)))  # channels come before positions
+        return Sums(tuple(t + c.reshape(place) for t, c in zip(total.parts, self._constant(bias).parts, strict=True)))
+
+    def _pooled(self, name: str, sums: Sums, *args: Any) -> Sums:
+        """A maximum as a sum, a mean as a sum of equal edges."""
+        if name == "mean":
+            totals = Sums(tuple(part.sum(*args) for part in sums.parts))
+            return self._scaled(totals, totals.parts[0].numel() / sums.parts[0].numel())
+        if name == "adaptive_avg_pool2d":
+            if tuple(args[0]) != (1, 1):
+                raise refusal("adaptive_avg_pool2d to more than one element")
+            return self._pooled("mean", sums, (-2, -1), True)
+        size, stride, padding = [*args, *[None] * 3][:3]
+        total = Sums(tuple(_window_sums(part, size, stride, padding) for part in sums.parts))
+        return total if name == "max_pool2d" else self._scaled(total, 1 / math.prod(_pair(size)))
+
+
+def _window_sums(part: Tensor, size: Any, stride: Any, padding: Any) -> Tensor:
+    return torch.nn.functional.avg_pool2d(part, size, stride or size, padding or 0, divisor_override=1)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+
+def refusal(operation: str) -> InputError:
+    """The error for an operation that no decomposition knows."""
+    return InputError(
+        expected="a network of linear maps, ReLU or leaky ReLU, max-pooling, averages and skips",
+        found=operation,
+        remedy="decompose the part of the network without it",
+    )
+
+
+def _is_edges(value: Any) -> bool:
+    return isinstance(value, Edges)
+
+
+def _shapes(captured: Captured) -> dict[str, torch.Size]:
+    nodes = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
+    return {name: nodes[placeholder].meta["val"].shape for placeholder, name in captured.parameters.items()}

@@ -1,0 +1,56 @@
+"""When the signs of a network became constant along a run, so that `ρ` was a fixed network from there (THEORY T5.2)."""
+
+import math
+from itertools import pairwise
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from equipoise.theorems.directional import LimitDirection, limit_direction
+from equipoise.theorems.evidence import Point
+from equipoise.theorems.gather import FinishedRun, run_points
+
+
+def sign_changes(run: FinishedRun) -> pd.DataFrame:
+    """For each parameter: when its signs changed last, and how many may still change; one row each.
+
+    `last_change` is the growth of the first saved point at which every sign is the final one (0: none ever changed),
+    `changing` the share of weights whose sign changed between the last two saved points, `undecided` the number that
+    are zero at the limit of `w/‖w‖` within its uncertainty (dead neurons, biases above the first layer; NaN where the
+    run saved too few points to see a limit).
+
+    >>> from equipoise import data, flow, networks
+    >>> run = flow(networks.mlp([5, 4, 1]), data.load("separable", n=20, d=5), until="growth=1")
+    >>> sign_changes(run).columns.tolist()
+    ['parameter', 'weights', 'last_change', 'changing', 'undecided']
+    """
+    points = run_points(run)
+    direction = limit_direction(points)
+    rows = [
+        (name, tensor.numel(), *_changes(name, points), _undecided(direction, name))
+        for name, tensor in points[-1].weights.items()
+    ]
+    return pd.DataFrame(rows, columns=["parameter", "weights", "last_change", "changing", "undecided"])
+
+
+def _changes(name: str, points: tuple[Point, ...]) -> tuple[float, float]:
+    """The growth from which the signs are the final ones, and the share that changed in the last stretch."""
+    final = _signs(points[-1].weights[name])
+    moved = [_signs(point.weights[name]) != final for point in points]
+    last = next((after.growth for (_, after), m in _backwards(points, moved) if bool(m.any())), 0.0)
+    return last, float(moved[-2].double().mean()) if len(moved) > 1 and moved[-2].numel() else 0.0
+
+
+def _backwards(points: tuple[Point, ...], moved: list[Tensor]) -> list[tuple[tuple[Point, Point], Tensor]]:
+    return list(zip(pairwise(points), moved[:-1], strict=True))[::-1]
+
+
+def _signs(weights: Tensor) -> Tensor:
+    return torch.where(weights < 0, -1, 1)
+
+
+def _undecided(direction: LimitDirection | None, name: str) -> float:
+    if direction is None or direction.rate is None:
+        return math.nan
+    return float((~direction.decided()[name]).sum())
