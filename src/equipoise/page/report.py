@@ -7,7 +7,7 @@ from typing import Any
 from equipoise.integrate.run import Run
 from equipoise.page.material import Material
 from equipoise.page.render import embedded, render, require_libraries, write
-from equipoise.page.words import command, headline, story
+from equipoise.page.words import THEOREMS, command, headline, story
 
 
 def report(run_or_folder: Any, path: str | os.PathLike[str] = "report.html", certificate: Any = None) -> Path:
@@ -46,5 +46,6 @@ def _page(material: Material, certificate: Any) -> str:
         figures=[(figure, embedded(plot)) for figure, plot in drawn if plot is not None],
         missing=[figure.title for figure, plot in drawn if plot is None],
         certificate=certificate,
+        theorems=THEOREMS,
         command=command(material.manifest),
     )

@@ -11,6 +11,19 @@ from equipoise.page.material import Material
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
+THEOREMS = {
+    "T3.1": "linear layers tend to low rank",
+    "T3.2": "consecutive linear layers align",
+    "T3.3": "all layers grow together",
+    "T3.4": "the limit, whatever stands below the linear layers",
+    "T4.1": "neurons stay on or off",
+    "T4.2": "neurons that are on together tend to low rank",
+    "T4.3": "a layer has no higher rank than its patterns",
+    "T5.2": "signs stay as they are",
+    "T7": "the direction tends to a stationary point of the margin",
+}
+"""What each theorem of a certificate says, in a few words."""
+
 
 def plain(value: Any) -> str:
     """A value as it stands on the page: numbers to four digits, powers of ten written out, nothing as a dash.

@@ -1,0 +1,189 @@
+"""For every assumption a run that breaks it alone, and a certificate that names it."""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise import data
+from equipoise.integrate.goals import LogLoss
+from equipoise.integrate.loop import flow
+from equipoise.laws import Between, Full, invariances
+from equipoise.networks import mlp
+from equipoise.theorems.certificate import certify
+
+
+def standings(certificate):
+    return {found.name: found.standing for found in certificate.assumptions}
+
+
+def broken(certificate):
+    return [name for name, standing in standings(certificate).items() if standing == "failed"]
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return data.load("separable", n=30, d=10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def run(examples):
+    return flow(mlp([10, 8, 8, 1], linear_tail=2, seed=0), examples, until=LogLoss(-1e4))
+
+
+def descended(model, examples, optimizer, steps, penalty=lambda margins: torch.exp(-margins)):
+    """Plain training; returns the initial weights and what T2.2 predicts of every law, summed over the steps."""
+    X, y = examples
+    initial = copy.deepcopy(dict(model.named_parameters()))
+    laws, total = invariances(model, X[:2]), {}
+    for _ in range(steps):
+        optimizer.zero_grad()
+        penalty(y * model(X).squeeze(1)).mean().backward()
+        for name, prediction in laws.predict_drift(model, optimizer).items():
+            total[name] = total.get(name, 0.0) + prediction.change
+        optimizer.step()
+    return initial, total
+
+
+def test_nothing_is_broken_by_gradient_flow(run):
+    certificate = certify(run)
+    assert broken(certificate) == []
+    assert certificate.holds
+
+
+def test_adam_breaks_the_laws_and_what_survives_is_said(examples):
+    model = mlp([10, 8, 8, 1], linear_tail=2, seed=0)
+    initial, _ = descended(model, examples, torch.optim.Adam(model.parameters(), lr=0.01), 150)
+    certificate = certify(model, examples, initial=initial)
+    assert broken(certificate) == ["laws conserved"]
+    assert certificate.failed == ("laws conserved",)
+    today = [claim for claim in certificate.claims if claim.name.endswith("from today's matrices")]
+    assert [claim.standing for claim in today] == ["verified"] * 3
+    assert all(claim.holds for claim in today)
+    assert any("whatever the optimizer" in note for note in certificate.notes)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_large_steps_and_momentum_break_the_laws(examples, momentum):
+    model = mlp([10, 8, 8, 1], linear_tail=2, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=momentum)
+    initial, _ = descended(model, examples, optimizer, 60)
+    assert broken(certify(model, examples, initial=initial)) == ["laws conserved"]
+
+
+def test_with_the_predicted_defects_gradient_descent_is_certified(examples):
+    model = mlp([10, 8, 8, 1], linear_tail=2, seed=0)
+    initial, predicted = descended(model, examples, torch.optim.SGD(model.parameters(), lr=0.3), 60)
+    certificate = certify(model, examples, initial=initial, predicted=predicted)
+    assert broken(certificate) == []
+    assert certificate.holds
+    law = next(found for found in certificate.assumptions if found.name == "laws conserved")
+    assert law.measured < 1e-15
+    wrong = {name: 1.001 * change for name, change in predicted.items()}
+    assert broken(certify(model, examples, initial=initial, predicted=wrong)) == ["laws conserved"]
+
+
+def test_an_activation_that_is_not_homogeneous_breaks_homogeneity_alone(examples):
+    """Gradient flow of a tanh network, by implicit midpoint steps: the tail keeps its laws, and its bounds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(10, 8, bias=False), nn.Tanh(), nn.Linear(8, 8, bias=False), nn.Linear(8, 1, bias=False)
+    )
+    model, initial = midpoint(model.double(), examples, steps=100, size=0.04)
+    certificate = certify(model, examples, initial=initial)
+    assert broken(certificate) == ["homogeneous"]
+    assert certificate.holds
+    assert (
+        next(a for a in certificate.assumptions if a.name == "homogeneous").why
+        == "no degree: tanh of what has degree 1"
+    )
+    assert {claim.theorem for claim in certificate.claims} == {"T3.1", "T3.2", "T3.4"}
+
+
+def midpoint(model, examples, steps, size):
+    """`dw/dτ = -∇R/|∇R|` by the implicit midpoint rule, which keeps quadratic laws; the model and where it started."""
+    X, y = examples
+    names = [name for name, _ in model.named_parameters()]
+    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def slope(weights):
+        leaves = [weight.clone().requires_grad_() for weight in weights]
+        scores = torch.func.functional_call(model, dict(zip(names, leaves, strict=True)), (X,)).squeeze(1)
+        gradient = torch.autograd.grad(torch.logsumexp(-y * scores, 0), leaves)
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradient))
+        return [-g / norm for g in gradient]
+
+    here = list(initial.values())
+    for _ in range(steps):
+        there = here
+        for _ in range(20):  # a contraction
+            force = slope([(a + b) / 2 for a, b in zip(here, there, strict=True)])
+            there = [a + size * f for a, f in zip(here, force, strict=True)]
+        here = there
+    with torch.no_grad():
+        for parameter, weight in zip(model.parameters(), here, strict=True):
+            parameter.copy_(weight)
+    return model, initial
+
+
+def test_data_that_are_not_separated(run):
+    X, y = run.data
+    flipped = y.clone()
+    flipped[0] = -flipped[0]
+    certificate = certify(run.model, (X, flipped), initial=run.initial)
+    assert broken(certificate) == ["separated"]
+    assert not certificate.holds
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """`ℓ(m) = (1 + m)^{-2}` for positive margins: no exponential tail."""
+
+    name: str = "polynomial"
+    multiclass: bool = False
+    exponential_tail: bool = False
+
+    def potential(self, margins):
+        return 2 * torch.log1p(margins.clamp(min=0))
+
+    def differential(self, margins):
+        raise NotImplementedError
+
+    def log_at_zero(self):
+        return 0.0
+
+
+def test_a_loss_without_an_exponential_tail(run):
+    certificate = certify(run.model, run.data, initial=run.initial, loss=Polynomial())
+    assert broken(certificate) == ["exponential tail"]
+    assert not certificate.holds
+
+
+def test_stale_and_forged_weights(run):
+    stale = certify(replace(run, final=run.saved["growth=0.75"]))
+    assert broken(stale) == ["weights of the run"]
+    assert not stale.holds
+    forged = {name: weight * (1 + 1e-9) for name, weight in run.final.items()}
+    assert "weights of the run" in broken(certify(replace(run, final=forged)))
+
+
+def test_another_start_than_that_of_the_run(run):
+    other = dict(mlp([10, 8, 8, 1], linear_tail=2, seed=1).named_parameters())
+    assert broken(certify(replace(run, initial=other, saved={}))) == ["laws conserved"]
+
+
+def test_a_bias_left_out_of_the_law(examples):
+    run = flow(mlp([10, 8, 8, 1], linear_tail=2, bias=True, seed=0), examples, until=LogLoss(-30))
+    X, _ = run.data
+    assert "laws conserved" not in broken(certify(run.model, run.data, initial=run.initial))
+    bare = Between(("layer2.weight",), ("layer3.weight",), Full(8))
+    stated = invariances(run.model, X[:2], interfaces=[bare])
+    certificate = certify(run.model, run.data, initial=run.initial, laws=stated)
+    assert set(broken(certificate)) == {"homogeneous", "laws conserved"}  # biases alone cost the former
+    assert certificate.failed == ("laws conserved",)
+    whole = Between(("layer2.weight", "layer2.bias"), ("layer3.weight",), Full(8))
+    stated = invariances(run.model, X[:2], interfaces=[whole])
+    assert certify(run.model, run.data, initial=run.initial, laws=stated).holds

@@ -1,0 +1,89 @@
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+
+from equipoise import data
+from equipoise.errors import InputError
+from equipoise.integrate.goals import LogLoss
+from equipoise.integrate.loop import flow
+from equipoise.networks import mlp
+from equipoise.theorems.certificate import Certificate, certify
+
+
+@pytest.fixture(scope="module")
+def run():
+    return flow(
+        mlp([10, 8, 8, 1], linear_tail=2, seed=0), data.load("separable", n=30, d=10, seed=0), until=LogLoss(-1e4)
+    )
+
+
+@pytest.fixture(scope="module")
+def stored(run):
+    """What a file would hold."""
+    return json.loads(json.dumps(certify(run).to_json()))
+
+
+def test_it_is_the_same_when_made_again(run, stored):
+    found = Certificate.from_json(stored).recheck(run)
+    assert found.holds
+    assert found.differences == ()
+
+
+def test_the_model_and_the_data_alone_will_do(run):
+    certificate = certify(run.model, run.data, initial=run.initial)
+    assert certificate.recheck(run.model, run.data, initial=run.initial).holds
+    without = certificate.recheck(run.model, run.data)
+    assert not without.holds
+    assert any(line.startswith("initial: ") for line in without.differences)
+
+
+def forged(stored, **fields):
+    """The same certificate with the first claim changed."""
+    changed = copy.deepcopy(stored)
+    changed["claims"][0] |= fields
+    return Certificate.from_json(changed)
+
+
+@pytest.mark.parametrize("fields", [{"bound": 1e-9}, {"measured": 1e-9}, {"standing": "observed"}, {"rests_on": []}])
+def test_a_forged_figure_is_named(run, stored, fields):
+    (difference,) = forged(stored, **fields).recheck(run).differences
+    assert difference.startswith(f"claim rank one of layer2.weight: {next(iter(fields))} ")
+
+
+def test_a_claim_that_was_added_or_left_out_is_named(run, stored):
+    missing = stored | {"claims": stored["claims"][1:]}
+    assert Certificate.from_json(missing).recheck(run).differences == ("claim rank one of layer2.weight: missing",)
+    added = stored | {"claims": [*stored["claims"], stored["claims"][0] | {"name": "rank one of all"}]}
+    assert Certificate.from_json(added).recheck(run).differences == (
+        "claim rank one of all: not there when made again",
+    )
+
+
+def test_a_failed_assumption_that_was_turned_is_named(run, stored):
+    X, y = run.data
+    flipped = y.clone()
+    flipped[0] = -flipped[0]
+    failing = json.loads(json.dumps(certify(run.model, (X, flipped)).to_json()))
+    for found in failing["assumptions"]:
+        found["standing"] = "verified"
+    recheck = Certificate.from_json(failing).recheck(run.model, (X, flipped))
+    assert not recheck.holds
+    assert any("assumption separated: standing verified" in line for line in recheck.differences)
+
+
+def test_other_weights_and_other_data_are_named(run, stored):
+    stale = replace(run, final=run.saved["growth=0.25"])
+    differences = Certificate.from_json(stored).recheck(stale).differences
+    assert any(line.startswith("weights: ") for line in differences)
+    tampered = replace(run, final=run.final | {"layer3.weight": run.final["layer3.weight"] * (1 + 1e-15)})
+    assert any(line.startswith("weights: ") for line in Certificate.from_json(stored).recheck(tampered).differences)
+    X, y = run.data
+    moved = Certificate.from_json(stored).recheck(replace(run, data=(X + 1e-13, y)))
+    assert any(line.startswith("data: ") for line in moved.differences)
+
+
+def test_what_is_no_certificate_is_refused():
+    with pytest.raises(InputError, match="the JSON of a certificate; found KeyError: 'assumptions'"):
+        Certificate.from_json({"status": "reached"})
