@@ -2,7 +2,7 @@
 
 import pickletools
 import re
-from typing import IO, Any
+from typing import Any
 
 from equipoise.errors import InputError
 
@@ -26,11 +26,11 @@ _DATA = re.compile(r"torch(\.storage)?\.(\w*Storage|b?float\w*|double|half|u?int
 _NOTHING, _DICT = "()", "{}"
 
 
-def require_plain_pickle(file: IO[bytes], label: str) -> None:
+def require_plain_pickle(file: Any, label: str) -> None:
     """Raise `InputError` unless the pickle that starts here builds only tensors, numbers, strings and containers.
 
-    Reads to the end of the pickle. The stack is followed with a name for each global, and for what is known empty;
-    everything else on it is None.
+    `file` is open for bytes, and is read to the end of the pickle. The stack is followed with a name for each global,
+    and for what is known empty; everything else on it is None.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}

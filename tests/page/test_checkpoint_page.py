@@ -1,0 +1,106 @@
+"""The page of an analysed checkpoint, looked at in a browser."""
+
+import re
+
+import pytest
+import torch
+
+import equipoise as eq
+from browser import browse, look, needs_browser
+from equipoise.page.checkpoint import _side, checkpoint_page
+from equipoise.page.spectra import CURVES, FAMILIES, depth_figure, families, spectra_figure
+
+
+def state(layers=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    found = {f"h.{k}.fc.weight": torch.randn(12, 16, generator=generator) for k in range(layers)}
+    found |= {f"h.{k}.proj.weight": torch.randn(8, 8, generator=generator) for k in range(layers)}
+    return found | {
+        "emb.weight": torch.randn(30, 5, generator=generator),
+        "head.weight": torch.randn(1, 9),
+        "b": torch.ones(3),
+    }
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return checkpoint_page(eq.analyze(state()), tmp_path_factory.mktemp("page") / "page.html", label="model")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("theme", [0, 1])
+def test_every_figure_is_drawn_in_the_readers_theme_and_width(page, tmp_path, width, theme):
+    seen = look(page, tmp_path, width, theme)
+    names = [plot["name"] for plot in seen["plots"]]
+    assert (
+        names[:4]
+        == ["depth-stable_rank", "depth-outliers", "depth-effective_rank", "depth-heavy_tail_exponent"][
+            : len(names[:4])
+        ]
+    )
+    assert {"spectra-h-n-fc-weight", "spectra-emb-weight"} <= set(names)
+    assert all(plot["curves"] > 0 for plot in seen["plots"] if plot["name"] != "spectra-head-weight")
+    assert seen["wide"] <= 0
+    assert all(plot["spill"] <= 0.5 for plot in seen["plots"])
+
+
+def test_families_are_told_apart_by_their_numbers():
+    found = families([eq.analyze(state())])
+    assert [(family.name, len(family.members)) for family in found] == [
+        ("h.*.fc.weight", 4), ("h.*.proj.weight", 4), ("emb.weight", 1), ("head.weight", 1)
+    ]  # fmt: skip
+    assert [member.depth for member in found[0].members] == [0, 1, 2, 3]
+    figure = spectra_figure(found[0])
+    assert [trace.name for trace in figure.data] == ["layer 0", "layer 1", "layer 2", "layer 3", "random"]
+    table = eq.analyze(state()).set_index("name")
+    edge = table.loc["h.2.fc.weight", "mp_edge"]
+    assert figure.data[2].y[0] == pytest.approx(table.loc["h.2.fc.weight", "spectral_norm"] / edge, rel=1e-4)
+
+
+def test_two_checkpoints_are_solid_and_dotted(tmp_path):
+    table = eq.analyze(state(), state(seed=1))
+    html = checkpoint_page(table, tmp_path / "two.html", label="one", other="two").read_text(encoding="utf-8")
+    assert "<code>one</code> beside <code>two</code>" in html
+    found = families([_side(table, suffix) for suffix in ("_a", "_b")])
+    assert {trace.line.dash for trace in spectra_figure(found[0]).data} == {"solid", "dot", "dash"}
+    assert {trace.line.dash for trace in depth_figure(found, "stable_rank", "").data} == {"solid", "dot"}
+
+
+def test_a_large_model_stays_small(tmp_path):
+    many = {
+        f"h.{k}.{part}{place}.weight": torch.eye(3)
+        for k in range(40)
+        for place, part in enumerate("abcdefghijklmnopqrstuvwxyz")
+    }
+    path = checkpoint_page(eq.analyze(many, heavy_tail=False), tmp_path / "many.html")
+    html = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 9e6
+    assert html.count('id="spectra-') == FAMILIES
+    assert len(spectra_figure(families([eq.analyze(many, names="*.a0.*", heavy_tail=False)])[0]).data) == CURVES + 1
+    assert "h.*.z*.weight" in html[html.index('class="missing"') :].split("</p>")[0]
+
+
+def test_nothing_from_the_file_becomes_markup(tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    spoilt = torch.ones(2, 2)
+    spoilt[0] = torch.nan
+    table = eq.analyze(
+        {f"{evil}.{k}.weight": torch.randn(4, 4) for k in range(2)} | {evil: spoilt, f"{evil}b": torch.ones(2)}
+    )
+    path = checkpoint_page(table, tmp_path / "evil.html", label=evil)
+    html = path.read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 3
+
+
+@needs_browser
+def test_the_browser_has_nothing_to_say(page, tmp_path):
+    assert browse(page, tmp_path)[1] == []
+
+
+def test_a_checkpoint_without_matrices_is_a_page_too(tmp_path):
+    html = checkpoint_page(eq.analyze({"b": torch.ones(3)}), tmp_path / "none.html").read_text(encoding="utf-8")
+    assert "<figure" not in html
+    assert re.search(r"1 without a spectrum: a vector", html)
