@@ -1,0 +1,98 @@
+"""One data set and one seed, and the networks trained on it: each once, for all the claims that look at it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from equipoise import data
+from equipoise.data import Dataset
+from equipoise.integrate.goals import Goal, LogLoss
+from equipoise.integrate.loop import flow
+from equipoise.integrate.run import Run
+from equipoise.integrate.steppers import EntropicMidpoint
+from equipoise.observers import Memory, Observer, Reading, Scene, Snapshot
+
+DATA = ("mnist", "fashion_mnist", "digits", "separable")
+PAIRS = ((0, 1), (3, 5), (4, 9), (2, 7), (6, 8))
+"""The two classes of a seed, from easy to alike; the same ten labels stand for clothes in Fashion-MNIST."""
+EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Tape:
+    """An observer that keeps every snapshot it is shown, for the claims to read afterwards."""
+
+    snapshots: list[Snapshot]
+    name: ClassVar[str] = "tape"
+
+    def init(self, scene: Scene) -> Memory:
+        """Nothing to remember."""
+        return {}
+
+    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+        """Keep the snapshot; no readings."""
+        self.snapshots.append(snapshot)
+        return memory, []
+
+
+@dataclass(frozen=True)
+class Trail:
+    """A finished flow and every accepted point of it, the initial one first."""
+
+    run: Run
+    snapshots: tuple[Snapshot, ...]
+
+    @property
+    def unfinished(self) -> str:
+        """Why the claims about the limit say nothing about this run; empty where it got to its goal."""
+        return "" if self.run.status in ("reached", "precision_floor") else f"the flow ended as {self.run.status.value}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is made, on which data, and how far it is trained.
+
+    `network` gets an example and the seed; `data` makes the training set from the case's own.
+    """
+
+    network: Callable[[Tensor, int], nn.Module]
+    data: Callable[["Case"], tuple[Tensor, Tensor]] = lambda case: case.pair()
+    until: Goal = LogLoss(-1e5)  # noqa: RUF009 - a frozen value
+    loss: str = "exponential"
+    step_size: float = 0.05
+    max_steps: int = 2000
+    observe: tuple[Observer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting: a data set and a seed, which chooses classes, examples and initial weights."""
+
+    data: str
+    seed: int
+    examples: int = EXAMPLES
+    trails: dict[Recipe, Trail] = field(default_factory=dict, repr=False, compare=False)
+
+    def pair(self) -> Dataset:
+        """Two classes of the data set, in equal measure as they come; `separable` has two of its own."""
+        classes = None if self.data == "separable" else PAIRS[self.seed % len(PAIRS)]
+        return data.load(self.data, classes=classes, n=self.examples, seed=self.seed)
+
+    def train(self, recipe: Recipe) -> Trail:
+        """The flow of the recipe on this case, from the cache where a claim has asked for it before."""
+        if recipe not in self.trails:
+            X, y = recipe.data(self)
+            tape: list[Snapshot] = []
+            run = flow(
+                recipe.network(X[0], self.seed),
+                (X, y),
+                loss=recipe.loss,
+                until=recipe.until,
+                observe=(Tape(tape), *recipe.observe),
+                stepper=EntropicMidpoint(step_size=recipe.step_size),
+                max_steps=recipe.max_steps,
+            )
+            self.trails[recipe] = Trail(run, tuple(tape))
+        return self.trails[recipe]

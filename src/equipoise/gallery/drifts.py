@@ -1,0 +1,23 @@
+"""What several claims measure of laws along a flow: the worst drift of those of one kind."""
+
+from equipoise.gallery.case import Trail
+from equipoise.gallery.claim import Finding
+from equipoise.laws import invariances
+
+ROUNDING = 1e-13
+"""Drift that rounding explains: a step keeps a law to about 1e-16 of ‖w‖² (T6.2), a flow here takes some hundred."""
+
+
+def worst_drift(trail: Trail, kind: str) -> Finding:
+    """The largest `‖C - C₀‖_F / ‖w‖²` of the laws of that kind, over the flow."""
+    run = trail.run
+    laws = [law for law in invariances(run.model, run.data.X[:2]) if law.kind == kind]
+    if not laws:
+        return Finding.without(f"the network has no {kind} law")
+    start = {law.name: law.value(run.initial) for law in laws}
+    curve = []
+    for snapshot in trail.snapshots:
+        drifts = [float((law.value(snapshot.parameters) - start[law.name]).norm()) for law in laws]
+        curve.append((snapshot.growth, max(drifts) / snapshot.norm**2))
+    conserved = sum(law.count for law in laws)
+    return Finding(max(y for _, y in curve), curve, f"{conserved} conserved quantities, {run.steps} steps")

@@ -1,0 +1,54 @@
+"""Natural pattern classes: the rows of co-active neurons below a linear tail stay within their bound (T4.2)."""
+
+from torch import Tensor
+
+from equipoise.gallery.blocks import beyond, block_bound, together_since
+from equipoise.gallery.case import Case, Trail
+from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.recipes import RELU
+from equipoise.measure.activity import pattern_classes, patterns
+
+POSITION, LOWER, UPPER = 1, "layer2.weight", "layer3.weight"  # the ReLU layer just below the tail
+
+
+def track(trail: Trail, members: Tensor) -> tuple[float, list[tuple[float, float]]]:
+    """The worst of residual / bound since the neurons became co-active, and the block's residual along the flow."""
+    since = together_since(trail.snapshots, POSITION, members)
+    start, worst, curve = trail.snapshots[since].parameters, 0.0, []
+    for snapshot in trail.snapshots[since:]:
+        now = snapshot.parameters
+        block = now[LOWER][members]
+        measured = beyond(block, 1)
+        worst = max(worst, measured / block_bound((start[LOWER], now[LOWER]), (start[UPPER], now[UPPER]), members))
+        curve.append((snapshot.growth, measured / float(block.square().sum())))
+    return worst, curve
+
+
+def measure(case: Case) -> Finding:
+    """Every class of two neurons or more at the end, followed back to when its neurons became co-active."""
+    trail = case.train(RELU)
+    z = trail.snapshots[-1].preactivations[POSITION]
+    classes = [members for members in pattern_classes(patterns(z)).classes if len(members) > 1]
+    if not classes:
+        return Finding.without("no two neurons end co-active")
+    tracked = [track(trail, members) for members in classes]
+    ends = [curve[-1][1] for _, curve in tracked]
+    remark = f"{len(classes)} classes of {', '.join(str(len(c)) for c in classes)} neurons; residuals "
+    remark += ", ".join(f"{end:.1e}" for end in ends)
+    return Finding(max(worst for worst, _ in tracked), tracked[0][1], remark)
+
+
+CLAIM = Claim(
+    name="class-blocks",
+    title="ReLU layers: the block of each pattern class stays within its bound",
+    statement="The rows of the last ReLU layer that belong to neurons with equal patterns behave like a linear layer "
+    "from the "
+    "time their patterns agree: their distance to rank one stays within the bound from the weights of that time.",
+    theorem="T4.2",
+    sources=("le2022training",),
+    statistic="the largest of Σ_{i>1} σ_i² of a class's rows over its bound, over classes and time",
+    threshold=1.0,
+    why="A bound is a bound: nothing may exceed it by anything, rounding is part of it.",
+    measure=measure,
+    picture=Picture("growth s", "1 − σ₁²/‖·‖² of the largest class's rows"),
+)

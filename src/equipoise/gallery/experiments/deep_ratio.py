@@ -1,0 +1,62 @@
+"""Deep ReLU networks: ‖W‖_F/‖W‖₂ of the middle layers is at most √2 in the limit (Timor, Vardi & Shamir 2022).
+
+They prove that the harmonic mean of `‖W_k‖₂/‖W_k‖_F` over the layers of a deep ReLU network of largest margin is at
+least `(1/√2) (√2/B)^{k/L}` and more, `B` the norm of the layers of a fixed network of depth `k` that fits the data: as the
+depth `L` grows only `1/√2` stays. The comparison network passes a score of either sign on through two ReLU neurons.
+On two points of opposite labels both neurons are needed, so the `√2` is attained: each point has a path of its own,
+the two with equal norms, and every middle layer has two equal singular values.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.gallery.case import Case, Recipe
+from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiments.two_points import obtuse_pair
+from equipoise.gallery.recipes import WIDTH
+from equipoise.integrate.goals import LogLoss
+from equipoise.measure.spectrum import spectrum
+from equipoise.networks import mlp
+from equipoise.observers import Snapshot
+
+DEPTH = 5
+
+
+def _deep(example: Tensor, seed: int) -> nn.Module:
+    return mlp([example.numel(), *[WIDTH] * (DEPTH - 1), 1], init="kaiming", seed=seed)
+
+
+DEEP = Recipe(_deep, data=obtuse_pair, until=LogLoss(-1e6))
+
+
+def ratios(snapshot: Snapshot) -> list[float]:
+    """`‖W‖_F/‖W‖₂` of every layer between two hidden ones."""
+    return [spectrum(weight).stable_rank ** 0.5 for weight in [*snapshot.parameters.values()][1:-1]]
+
+
+def measure(case: Case) -> Finding:
+    """The harmonic mean of `‖W‖₂/‖W‖_F` over the middle layers, as the `‖W‖_F/‖W‖₂` it stands for."""
+    trail = case.train(DEEP)
+    curve = [(s.growth, torch.tensor(ratios(s)).mean().item()) for s in trail.snapshots]
+    each = ", ".join(f"{ratio:.3f}" for ratio in ratios(trail.snapshots[-1]))
+    return Finding(curve[-1][1], curve, f"‖W‖_F/‖W‖₂ of the middle layers: {each}", trail.unfinished)
+
+
+CLAIM = Claim(
+    name="deep-ratio",
+    title="Deep ReLU networks: ‖W‖_F/‖W‖₂ tends to at most √2",
+    statement="In a deep ReLU network the layers' ‖W‖_F/‖W‖₂, the square root of the stable rank, is on average at "
+    "most √2 in "
+    "the limit of depth: low rank, but not one, for a score of either sign takes two ReLU neurons to pass on.",
+    theorem="T4.3",
+    sources=("timor2022implicit",),
+    statistic="mean of ‖W‖_F/‖W‖₂ over the layers between hidden ones, at the end",
+    threshold=1.05 * math.sqrt(2),
+    why="√2 is the limit; a layer keeps a share e^{-2s} of its square from its start, spread over its width: at a "
+    "growth "
+    "of 2.5 some ten percent of the square, five of its root. At the start the ratio is about 2.",
+    measure=measure,
+    picture=Picture("growth s", "mean ‖W‖_F / ‖W‖₂", logarithmic=False, level=math.sqrt(2)),
+)

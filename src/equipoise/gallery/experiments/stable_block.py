@@ -1,0 +1,51 @@
+"""Neurons that are on for every example: their block takes the rank of the layer above (T4.2 for every r)."""
+
+import torch
+
+from equipoise.gallery.blocks import beyond, block_bound
+from equipoise.gallery.case import Case
+from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.recipes import POSITIVE
+
+LOWER, UPPER = "layer1.weight", "layer2.weight"
+
+
+def measure(case: Case) -> Finding:
+    """`Σ_{i>r} σ_i²` of the rows that were on for everything all along, over its bound, the worst rank and time."""
+    trail = case.train(POSITIVE)
+    slopes = torch.stack([snapshot.slopes[0] for snapshot in trail.snapshots])
+    members = (slopes == 1).all(0).all(0).nonzero().flatten()
+    if len(members) < 2:
+        return Finding.without(f"{len(members)} neurons were on for every example all along")
+    start, worst, curve = trail.snapshots[0].parameters, 0.0, []
+    for snapshot in trail.snapshots:
+        now = snapshot.parameters
+        block = now[LOWER][members]
+        for r in range(1, len(members)):
+            bound = block_bound((start[LOWER], now[LOWER]), (start[UPPER], now[UPPER]), members, r)
+            worst = max(worst, beyond(block, r) / bound)
+        curve.append((snapshot.growth, beyond(block, 2) / float(block.square().sum())))
+    one = beyond(block, 1) / float(block.square().sum())
+    remark = (
+        f"{len(members)} neurons always on; at the end {one:.2e} beyond rank one, {curve[-1][1]:.2e} beyond rank two"
+    )
+    return Finding(worst, curve, remark, trail.unfinished)
+
+
+CLAIM = Claim(
+    name="stable-block",
+    title="Stably active neurons: their block takes the rank of the layer above",
+    statement="With non-negative features, a bias and non-negative first weights most neurons of the first ReLU "
+    "layer are on "
+    "for every example and stay so. Their rows follow the rank of the layer that reads them, within the bound: not one "
+    "here but two, for that layer has a direction for each label. (Directly below a linear tail, two labels leave "
+    "hardly "
+    "any neuron on for every example: all of them would push the score the same way.)",
+    theorem="T4.2",
+    sources=("le2022training",),
+    statistic="the largest of Σ_{i>r} σ_i² of the block over its bound, over every r and time",
+    threshold=1.0,
+    why="A bound is a bound: nothing may exceed it by anything, rounding is part of it.",
+    measure=measure,
+    picture=Picture("growth s", "share of the block's square beyond rank two"),
+)
