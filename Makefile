@@ -23,6 +23,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/flow_depth.py
 
 gallery: $(VENV)/.test
+	$(BIN)/equipoise gallery run --all
+	$(BIN)/equipoise gallery report
 	$(BIN)/python -m pytest -q -m slow
 
 docs: $(VENV)/.test

@@ -3,7 +3,15 @@
 Exit 0 on success, 1 when something falls short, 2 on bad input.
 """
 
-from equipoise.cli import analyze, certify, decompose, flow, invariances, report  # each registers its verb
+from equipoise.cli import (  # each registers its verb
+    analyze,
+    certify,
+    decompose,
+    flow,
+    gallery,
+    invariances,
+    report,
+)
 from equipoise.cli.app import app, main
 
-__all__ = ["analyze", "app", "certify", "decompose", "flow", "invariances", "main", "report"]
+__all__ = ["analyze", "app", "certify", "decompose", "flow", "gallery", "invariances", "main", "report"]

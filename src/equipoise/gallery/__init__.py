@@ -1,0 +1,13 @@
+"""The paper's claims, each measured on several data sets and seeds: what holds, how often, and where it does not.
+
+A claim is one file of `experiments`: its words, source, threshold and the argument for it, seeds, statistic, picture.
+"""
+
+from equipoise.gallery.case import Case
+from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.exhibit import exhibit
+from equipoise.gallery.registry import claims
+from equipoise.gallery.results import Results, load
+from equipoise.gallery.runner import run
+
+__all__ = ["Case", "Claim", "Finding", "Picture", "Results", "claims", "exhibit", "load", "run"]

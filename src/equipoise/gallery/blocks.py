@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
+from equipoise.gallery.case import Moment
 from equipoise.measure.spectrum import spectrum
-from equipoise.observers import Snapshot
 
 
-def together_since(snapshots: tuple[Snapshot, ...], position: int, members: Tensor) -> int:
+def together_since(moments: tuple[Moment, ...], position: int, members: Tensor) -> int:
     """The first point from which these neurons had equal slopes on every example, up to the last one."""
-    for t in range(len(snapshots) - 1, 0, -1):
-        slopes = snapshots[t].slopes[position][:, members]
+    for t in range(len(moments) - 1, 0, -1):
+        slopes = moments[t].slopes[position][:, members]
         if not (slopes == slopes[:, :1]).all():
             return t
     return 0

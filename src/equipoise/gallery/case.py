@@ -1,6 +1,6 @@
 """One data set and one seed, and the networks trained on it: each once, for all the claims that look at it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,10 +21,22 @@ EXAMPLES = 24
 
 
 @dataclass(frozen=True)
-class Tape:
-    """An observer that keeps every snapshot it is shown, for the claims to read afterwards."""
+class Moment:
+    """One accepted point of a flow. Slopes are those that the step to it was taken with."""
 
-    snapshots: list[Snapshot]
+    growth: float
+    log_loss: float
+    norm: float
+    parameters: Mapping[str, Tensor]
+    preactivations: tuple[Tensor, ...]
+    slopes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Tape:
+    """An observer that keeps every point it is shown, for the claims to read afterwards."""
+
+    moments: list[Moment]
     name: ClassVar[str] = "tape"
 
     def init(self, scene: Scene) -> Memory:
@@ -32,8 +44,12 @@ class Tape:
         return {}
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
-        """Keep the snapshot; no readings."""
-        self.snapshots.append(snapshot)
+        """Keep the point; no readings."""
+        assert snapshot.log_loss is not None  # a flow offers all of these
+        assert snapshot.preactivations is not None
+        assert snapshot.slopes is not None
+        here = (snapshot.clock, snapshot.log_loss, snapshot.norm)
+        self.moments.append(Moment(*here, snapshot.parameters, snapshot.preactivations, snapshot.slopes))
         return memory, []
 
 
@@ -42,7 +58,7 @@ class Trail:
     """A finished flow and every accepted point of it, the initial one first."""
 
     run: Run
-    snapshots: tuple[Snapshot, ...]
+    moments: tuple[Moment, ...]
 
     @property
     def unfinished(self) -> str:
@@ -84,7 +100,7 @@ class Case:
         """The flow of the recipe on this case, from the cache where a claim has asked for it before."""
         if recipe not in self.trails:
             X, y = recipe.data(self)
-            tape: list[Snapshot] = []
+            tape: list[Moment] = []
             run = flow(
                 recipe.network(X[0], self.seed),
                 (X, y),

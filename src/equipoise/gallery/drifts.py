@@ -16,8 +16,8 @@ def worst_drift(trail: Trail, kind: str) -> Finding:
         return Finding.without(f"the network has no {kind} law")
     start = {law.name: law.value(run.initial) for law in laws}
     curve = []
-    for snapshot in trail.snapshots:
-        drifts = [float((law.value(snapshot.parameters) - start[law.name]).norm()) for law in laws]
-        curve.append((snapshot.growth, max(drifts) / snapshot.norm**2))
+    for moment in trail.moments:
+        drifts = [float((law.value(moment.parameters) - start[law.name]).norm()) for law in laws]
+        curve.append((moment.growth, max(drifts) / moment.norm**2))
     conserved = sum(law.count for law in laws)
     return Finding(max(y for _, y in curve), curve, f"{conserved} conserved quantities, {run.steps} steps")

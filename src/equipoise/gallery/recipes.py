@@ -38,7 +38,7 @@ def on_common_ground(case: Case) -> tuple[Tensor, Tensor]:
 def _positive(example: Tensor, seed: int) -> nn.Module:
     model = mlp([example.numel(), WIDTH, WIDTH, WIDTH, 1], linear_tail=2, seed=seed)
     with torch.no_grad():
-        model.layer1.weight.abs_()
+        next(model.parameters()).abs_()
     return model
 
 

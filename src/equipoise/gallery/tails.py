@@ -2,20 +2,19 @@
 
 from itertools import pairwise
 
-from equipoise.gallery.case import Trail
+from equipoise.gallery.case import Moment, Trail
 from equipoise.gallery.claim import Finding
 from equipoise.graph.chain import Layer
 from equipoise.measure.alignment import alignment
 from equipoise.measure.spectrum import spectrum
-from equipoise.observers import Snapshot
 from equipoise.theorems import tail
 
 Chain = tuple[Layer, ...]
 
 
-def residuals(chain: Chain, snapshot: Snapshot) -> dict[str, float]:
+def residuals(chain: Chain, moment: Moment) -> dict[str, float]:
     """`1 - σ₁²/‖W‖²` of every tail layer."""
-    return {layer.weight: spectrum(snapshot.parameters[layer.weight]).rank_one_residual for layer in chain}
+    return {layer.weight: spectrum(moment.parameters[layer.weight]).rank_one_residual for layer in chain}
 
 
 def within_bounds(trail: Trail) -> Finding:
@@ -29,30 +28,28 @@ def within_bounds(trail: Trail) -> Finding:
         return Finding.without("the network is no chain")
     layers = tail.linear_tail(chain)
     worst, curve = 0.0, []
-    for snapshot in trail.snapshots:
-        seen = residuals(layers, snapshot)
-        bounds = tail.certified_bounds(chain, start, snapshot.parameters)
-        worst = max(
-            worst, *(_over(seen[name], bound) for name, bound in bounds.items()), _turned(chain, snapshot, start)
-        )
-        curve.append((snapshot.growth, max(seen.values())))
-    last = trail.snapshots[-1]
+    for moment in trail.moments:
+        seen = residuals(layers, moment)
+        bounds = tail.certified_bounds(chain, start, moment.parameters)
+        worst = max(worst, *(_over(seen[name], bound) for name, bound in bounds.items()), _turned(chain, moment, start))
+        curve.append((moment.growth, max(seen.values())))
+    last = trail.moments[-1]
     bound = max(tail.certified_bounds(chain, start, last.parameters).values())
     sine = max((_sine(lower, upper, last) for lower, upper in pairwise(layers)), default=0.0)
     remark = f"at the end 1 - σ₁²/‖W‖² = {curve[-1][1]:.1e}, certified below {bound:.1e}; 1 - cos² = {sine**2:.1e}"
     return Finding(worst, curve, remark, trail.unfinished)
 
 
-def _turned(chain: Chain, snapshot: Snapshot, start) -> float:
+def _turned(chain: Chain, moment: Moment, start) -> float:
     """The worst misalignment over its bound."""
-    bounds = tail.misalignment_bounds(chain, start, snapshot.parameters)
+    bounds = tail.misalignment_bounds(chain, start, moment.parameters)
     layers = tail.linear_tail(chain)
     pairs = pairwise(layers)
-    return max((_over(_sine(low, up, snapshot) ** 2, bounds[low.weight]) for low, up in pairs), default=0.0)
+    return max((_over(_sine(low, up, moment) ** 2, bounds[low.weight]) for low, up in pairs), default=0.0)
 
 
-def _sine(lower: Layer, upper: Layer, snapshot: Snapshot) -> float:
-    tensors = snapshot.parameters
+def _sine(lower: Layer, upper: Layer, moment: Moment) -> float:
+    tensors = moment.parameters
     return alignment(
         tensors[lower.weight], tensors[upper.weight], bias=tensors[lower.bias] if lower.bias else None
     ).sine

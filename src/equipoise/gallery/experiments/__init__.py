@@ -1,0 +1,1 @@
+"""The claims, one a file: each states itself and measures one run."""

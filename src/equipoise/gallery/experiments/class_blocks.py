@@ -13,21 +13,21 @@ POSITION, LOWER, UPPER = 1, "layer2.weight", "layer3.weight"  # the ReLU layer j
 
 def track(trail: Trail, members: Tensor) -> tuple[float, list[tuple[float, float]]]:
     """The worst of residual / bound since the neurons became co-active, and the block's residual along the flow."""
-    since = together_since(trail.snapshots, POSITION, members)
-    start, worst, curve = trail.snapshots[since].parameters, 0.0, []
-    for snapshot in trail.snapshots[since:]:
-        now = snapshot.parameters
+    since = together_since(trail.moments, POSITION, members)
+    start, worst, curve = trail.moments[since].parameters, 0.0, []
+    for moment in trail.moments[since:]:
+        now = moment.parameters
         block = now[LOWER][members]
         measured = beyond(block, 1)
         worst = max(worst, measured / block_bound((start[LOWER], now[LOWER]), (start[UPPER], now[UPPER]), members))
-        curve.append((snapshot.growth, measured / float(block.square().sum())))
+        curve.append((moment.growth, measured / float(block.square().sum())))
     return worst, curve
 
 
 def measure(case: Case) -> Finding:
     """Every class of two neurons or more at the end, followed back to when its neurons became co-active."""
     trail = case.train(RELU)
-    z = trail.snapshots[-1].preactivations[POSITION]
+    z = trail.moments[-1].preactivations[POSITION]
     classes = [members for members in pattern_classes(patterns(z)).classes if len(members) > 1]
     if not classes:
         return Finding.without("no two neurons end co-active")

@@ -12,8 +12,8 @@ LAST = 0.3  # of growth
 def measure(case: Case) -> Finding:
     """The weight, as a share of `‖w‖²`, of the entries that change sign in the last stretch of growth."""
     trail = case.train(RELU)
-    flat = [torch.cat([weight.flatten() for weight in s.parameters.values()]) for s in trail.snapshots]
-    growth = [snapshot.growth for snapshot in trail.snapshots]
+    flat = [torch.cat([weight.flatten() for weight in s.parameters.values()]) for s in trail.moments]
+    growth = [moment.growth for moment in trail.moments]
     final = flat[-1].sign()
     differs = [float((weights.sign() != final).double().mean()) for weights in flat]
     late = torch.stack([w.sign() != final for w, s in zip(flat, growth, strict=True) if s >= growth[-1] - LAST]).any(0)

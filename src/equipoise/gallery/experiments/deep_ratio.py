@@ -1,8 +1,8 @@
 """Deep ReLU networks: ‖W‖_F/‖W‖₂ of the middle layers is at most √2 in the limit (Timor, Vardi & Shamir 2022).
 
 They prove that the harmonic mean of `‖W_k‖₂/‖W_k‖_F` over the layers of a deep ReLU network of largest margin is at
-least `(1/√2) (√2/B)^{k/L}` and more, `B` the norm of the layers of a fixed network of depth `k` that fits the data: as the
-depth `L` grows only `1/√2` stays. The comparison network passes a score of either sign on through two ReLU neurons.
+least `(1/√2) (√2/B)^{k/L}` and more, `B` the norm of the layers of a fixed network of depth `k` that fits the data: as
+the depth `L` grows only `1/√2` stays. The comparison network passes a score of either sign on through two ReLU neurons.
 On two points of opposite labels both neurons are needed, so the `√2` is attained: each point has a path of its own,
 the two with equal norms, and every middle layer has two equal singular values.
 """
@@ -12,14 +12,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from equipoise.gallery.case import Case, Recipe
+from equipoise.gallery.case import Case, Moment, Recipe
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.experiments.two_points import obtuse_pair
 from equipoise.gallery.recipes import WIDTH
 from equipoise.integrate.goals import LogLoss
 from equipoise.measure.spectrum import spectrum
 from equipoise.networks import mlp
-from equipoise.observers import Snapshot
 
 DEPTH = 5
 
@@ -31,16 +30,16 @@ def _deep(example: Tensor, seed: int) -> nn.Module:
 DEEP = Recipe(_deep, data=obtuse_pair, until=LogLoss(-1e6))
 
 
-def ratios(snapshot: Snapshot) -> list[float]:
+def ratios(moment: Moment) -> list[float]:
     """`‖W‖_F/‖W‖₂` of every layer between two hidden ones."""
-    return [spectrum(weight).stable_rank ** 0.5 for weight in [*snapshot.parameters.values()][1:-1]]
+    return [spectrum(weight).stable_rank ** 0.5 for weight in [*moment.parameters.values()][1:-1]]
 
 
 def measure(case: Case) -> Finding:
     """The harmonic mean of `‖W‖₂/‖W‖_F` over the middle layers, as the `‖W‖_F/‖W‖₂` it stands for."""
     trail = case.train(DEEP)
-    curve = [(s.growth, torch.tensor(ratios(s)).mean().item()) for s in trail.snapshots]
-    each = ", ".join(f"{ratio:.3f}" for ratio in ratios(trail.snapshots[-1]))
+    curve = [(s.growth, torch.tensor(ratios(s)).mean().item()) for s in trail.moments]
+    each = ", ".join(f"{ratio:.3f}" for ratio in ratios(trail.moments[-1]))
     return Finding(curve[-1][1], curve, f"‖W‖_F/‖W‖₂ of the middle layers: {each}", trail.unfinished)
 
 

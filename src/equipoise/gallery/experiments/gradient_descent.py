@@ -29,7 +29,8 @@ def measure(case: Case) -> Finding:
         square = sum(float(parameter.detach().square().sum()) for parameter in model.parameters())
         wrong = max(wrong, *(float((moved[name] - predicted[name]).norm()) / square for name in moved))
         curve.append((step, max(float(drift.norm()) for drift in moved.values()) / square))
-    remark = f"log R = {float(loss.log()):.3g} after {STEPS} steps of {RATE}; laws moved by {curve[-1][1]:.1e} of ‖w‖²"
+    log_risk = float(loss.detach().log())
+    remark = f"log R = {log_risk:.3g} after {STEPS} steps of {RATE}; laws moved by {curve[-1][1]:.1e} of ‖w‖²"
     return Finding(wrong, curve, remark)
 
 

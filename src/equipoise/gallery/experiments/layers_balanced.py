@@ -2,28 +2,27 @@
 
 from itertools import pairwise
 
-from equipoise.gallery.case import Case
+from equipoise.gallery.case import Case, Moment
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.drifts import ROUNDING
 from equipoise.gallery.recipes import RELU
-from equipoise.observers import Snapshot
 
 
-def squares(snapshot: Snapshot) -> list[float]:
+def squares(moment: Moment) -> list[float]:
     """`‖W_k‖_F²` of every layer, from the input up."""
-    return [float(weight.square().sum()) for weight in snapshot.parameters.values()]
+    return [float(weight.square().sum()) for weight in moment.parameters.values()]
 
 
 def measure(case: Case) -> Finding:
     """How far `‖W_k‖² - ‖W_{k+1}‖²` moves; the curve is how far the ratio of two neighbours is from one."""
     trail = case.train(RELU)
-    start = [low - up for low, up in pairwise(squares(trail.snapshots[0]))]
+    start = [low - up for low, up in pairwise(squares(trail.moments[0]))]
     worst, curve = 0.0, []
-    for snapshot in trail.snapshots:
-        found = list(pairwise(squares(snapshot)))
+    for moment in trail.moments:
+        found = list(pairwise(squares(moment)))
         moved = max(abs(low - up - was) for (low, up), was in zip(found, start, strict=True))
-        worst = max(worst, moved / snapshot.norm**2)
-        curve.append((snapshot.growth, max(abs(low / up - 1) for low, up in found)))
+        worst = max(worst, moved / moment.norm**2)
+        curve.append((moment.growth, max(abs(low / up - 1) for low, up in found)))
     return Finding(worst, curve, f"worst ratio of neighbouring squared norms: 1 ± {curve[-1][1]:.1e} at the end")
 
 

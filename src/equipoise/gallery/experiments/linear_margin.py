@@ -14,9 +14,9 @@ def measure(case: Case) -> Finding:
     X, y = trail.run.data
     largest = 1 / float(max_margin(X, y).norm())
     curve = []
-    for snapshot in trail.snapshots:
-        product = torch.linalg.multi_dot([snapshot.parameters[f"layer{k}.weight"] for k in (3, 2, 1)])[0]
-        curve.append((snapshot.growth, float((y * (X @ product)).min() / product.norm()) / largest))
+    for moment in trail.moments:
+        product = torch.linalg.multi_dot([moment.parameters[f"layer{k}.weight"] for k in (3, 2, 1)])[0]
+        curve.append((moment.growth, float((y * (X @ product)).min() / product.norm()) / largest))
     return Finding(curve[-1][1], curve, premise=trail.unfinished)
 
 

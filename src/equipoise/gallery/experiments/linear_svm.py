@@ -26,11 +26,11 @@ def max_margin(X: Tensor, y: Tensor) -> Tensor:
 def angles(trail: Trail, optimum: Tensor) -> list[tuple[float, float]]:
     """Growth, and the angle between the product of all layers and the optimum: by its sine, digits kept near 0."""
     direction, found = optimum / optimum.norm(), []
-    for snapshot in trail.snapshots:
-        product = torch.linalg.multi_dot([snapshot.parameters[f"layer{k}.weight"] for k in (3, 2, 1)])[0]
+    for moment in trail.moments:
+        product = torch.linalg.multi_dot([moment.parameters[f"layer{k}.weight"] for k in (3, 2, 1)])[0]
         product = product / product.norm()
         cosine = product @ direction
-        found.append((snapshot.growth, float(torch.atan2((product - cosine * direction).norm(), cosine))))
+        found.append((moment.growth, float(torch.atan2((product - cosine * direction).norm(), cosine))))
     return found
 
 

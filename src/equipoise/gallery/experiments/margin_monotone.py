@@ -16,7 +16,7 @@ def measure(case: Case) -> Finding:
         return Finding.without("the network is not homogeneous")
     curve = [
         (s.growth, smoothed_normalised_margin(s.log_loss, n, s.norm, run.homogeneity))
-        for s in trail.snapshots
+        for s in trail.moments
         if s.log_loss < -math.log(n)
     ]
     if len(curve) < 2:

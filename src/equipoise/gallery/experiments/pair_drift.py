@@ -35,10 +35,10 @@ def frozen_pass(weights: list[Tensor], slopes: list[Tensor], X: Tensor, y: Tenso
 def predicted(trail: Trail, t: int) -> list[Tensor]:
     """T2.4 over step `t`: `Σ_i h p̄_i (α_ui - α_vi)(⟨c_u, δ_i⟩ z_vi - ⟨c_v, δ_i⟩ z_ui)` for `WWᵀ - W₊ᵀW₊`."""
     X, y = trail.run.data
-    here, there = ([*s.parameters.values()] for s in trail.snapshots[t - 1 : t + 1])
+    here, there = ([*s.parameters.values()] for s in trail.moments[t - 1 : t + 1])
     middle, moves = zip(*(((a + b) / 2, b - a) for a, b in zip(here, there, strict=True)), strict=True)
     linear = [torch.ones(len(X), len(weight), dtype=X.dtype) for weight in middle[len(HIDDEN) :]]
-    slopes = [*trail.snapshots[t].slopes, *linear]
+    slopes = [*trail.moments[t].slopes, *linear]
     entering, before, sensitivities = frozen_pass(list(middle), slopes, X, y)
     weight = impulses(sensitivities, entering, list(moves))
     drifts = []
@@ -56,12 +56,12 @@ def measure(case: Case) -> Finding:
     total = predicted(trail, 1)
     actual = [pair_matrices(trail, k) for k in HIDDEN]
     curve, wrong, largest = [], 0.0, 0.0
-    for t, snapshot in enumerate(trail.snapshots[1:], 1):
+    for t, moment in enumerate(trail.moments[1:], 1):
         total = [a + b for a, b in zip(total, predicted(trail, t), strict=True)] if t > 1 else total
         drifts = [values[0] - values[t] for values in actual]
         wrong = max(wrong, *(float((d - p).abs().max()) for d, p in zip(drifts, total, strict=True)))
         largest = max(float(d.abs().max()) for d in drifts)
-        curve.append((snapshot.growth, largest / snapshot.norm**2))
+        curve.append((moment.growth, largest / moment.norm**2))
     return Finding(wrong / largest, curve, f"largest drift {curve[-1][1]:.1e} of ‖w‖² at the end", trail.unfinished)
 
 

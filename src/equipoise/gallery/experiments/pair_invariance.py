@@ -1,21 +1,20 @@
-"""Pairs of co-active neurons keep their law (T2, T2.1): ⟨in_u, in_v⟩ - ⟨out_u, out_v⟩, while their patterns are equal."""
+"""Pairs of co-active neurons keep their law (T2, T2.1): ⟨in_u, in_v⟩ - ⟨out_u, out_v⟩, for as long as they are."""
 
 import torch
 from torch import Tensor
 
-from equipoise.gallery.case import Case, Trail
+from equipoise.gallery.case import Case, Moment, Trail
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.drifts import ROUNDING
 from equipoise.gallery.recipes import RELU
-from equipoise.observers import Snapshot
 from equipoise.theorems.tail import conserved_matrix
 
 HIDDEN = (0, 1)  # the ReLU layers of the network
 
 
-def co_active(snapshot: Snapshot, position: int) -> Tensor:
+def co_active(moment: Moment, position: int) -> Tensor:
     """Which pairs of neurons had equal slopes on every example over the step that led here."""
-    slopes = snapshot.slopes[position]
+    slopes = moment.slopes[position]
     return (slopes[:, :, None] == slopes[:, None, :]).all(0)
 
 
@@ -23,24 +22,24 @@ def pair_matrices(trail: Trail, position: int) -> list[Tensor]:
     """`W₊ᵀW₊ - WWᵀ` of a ReLU layer at every point."""
     chain = trail.run.chain
     assert chain is not None
-    return [conserved_matrix(chain[position], chain[position + 1], s.parameters) for s in trail.snapshots]
+    return [conserved_matrix(chain[position], chain[position + 1], s.parameters) for s in trail.moments]
 
 
 def measure(case: Case) -> Finding:
     """What the laws of co-active pairs move by while they are co-active, summed over the flow, the worst pair."""
     trail = case.train(RELU)
-    worst, pairs, curve = 0.0, 0, [0.0] * len(trail.snapshots)
+    worst, pairs, curve = 0.0, 0, [0.0] * len(trail.moments)
     for position in HIDDEN:
         values = pair_matrices(trail, position)
         moved = torch.zeros_like(values[0])
-        for t, snapshot in enumerate(trail.snapshots[1:], 1):
-            together = co_active(snapshot, position)
+        for t, moment in enumerate(trail.moments[1:], 1):
+            together = co_active(moment, position)
             moved += torch.where(together, values[t] - values[t - 1], 0.0)
-            curve[t] = max(curve[t], float(moved.abs().max()) / snapshot.norm**2)
+            curve[t] = max(curve[t], float(moved.abs().max()) / moment.norm**2)
             worst, pairs = max(worst, curve[t]), max(pairs, int(together.sum() - len(together)) // 2)
     if pairs == 0:
         return Finding.without("no two neurons were ever co-active")
-    growth = [snapshot.growth for snapshot in trail.snapshots]
+    growth = [moment.growth for moment in trail.moments]
     return Finding(worst, list(zip(growth, curve, strict=True)), f"up to {pairs} co-active pairs in a layer")
 
 

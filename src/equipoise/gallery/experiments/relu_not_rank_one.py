@@ -1,15 +1,14 @@
-"""The whole matrix of a ReLU layer does not become rank one (T4.4): its pattern classes pull in different directions."""
+"""The whole matrix of a ReLU layer does not become rank one (T4.4): its pattern classes go their own ways."""
 
 import torch
 from torch import Tensor
 
-from equipoise.gallery.case import Case, Trail
+from equipoise.gallery.case import Case, Moment, Trail
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import RELU
 from equipoise.linalg import leading_triplets
 from equipoise.measure.activity import pattern_classes, patterns
 from equipoise.measure.spectrum import spectrum
-from equipoise.observers import Snapshot
 
 CONSTANT = 0.5  # growth after which a residual that tended to zero as e^{-2s} would have fallen to e^{-1}
 
@@ -17,7 +16,7 @@ CONSTANT = 0.5  # growth after which a residual that tended to zero as e^{-2s} w
 def lower_bound(weight: Tensor, classes: tuple[Tensor, ...]) -> float:
     """What the classes' own directions leave to rank one: `1 - σ₁²/‖W‖²` is at least this.
 
-    With `x_j` the top left singular vector of class `j`'s rows, the rows `x_jᵀ W_j` are `Q W` for a `Q` with orthonormal
+    With `x_j` the top left singular vector of class `j`'s rows, the rows `x_jᵀ W_j` are `Q W`, `Q` with orthonormal
     rows, whose singular values are at most those of `W`, each: `Σ_{i>1} σ_i(QW)² ≤ Σ_{i>1} σ_i(W)²`.
     """
     tops = [leading_triplets(weight[members], 1) for members in classes]
@@ -25,17 +24,17 @@ def lower_bound(weight: Tensor, classes: tuple[Tensor, ...]) -> float:
     return directions.rank_one_residual * directions.frobenius_norm**2 / float(weight.square().sum())
 
 
-def last_classes(trail: Trail, snapshot: Snapshot, position: int) -> tuple[Tensor, ...]:
+def last_classes(trail: Trail, moment: Moment, position: int) -> tuple[Tensor, ...]:
     """The pattern classes of a ReLU layer at that point."""
-    return pattern_classes(patterns(snapshot.preactivations[position].flatten(1))).classes
+    return pattern_classes(patterns(moment.preactivations[position].flatten(1))).classes
 
 
 def measure(case: Case) -> Finding:
     """How much of the residual of the least rank-one ReLU layer is left after the last stretch of growth."""
     trail = case.train(RELU)
     name = "layer2.weight"
-    curve = [(s.growth, spectrum(s.parameters[name]).rank_one_residual) for s in trail.snapshots]
-    last = trail.snapshots[-1]
+    curve = [(s.growth, spectrum(s.parameters[name]).rank_one_residual) for s in trail.moments]
+    last = trail.moments[-1]
     classes = last_classes(trail, last, 1)
     if len(classes) < 2:
         return Finding.without("the layer has a single pattern class left")

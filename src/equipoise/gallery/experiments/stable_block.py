@@ -13,19 +13,20 @@ LOWER, UPPER = "layer1.weight", "layer2.weight"
 def measure(case: Case) -> Finding:
     """`Σ_{i>r} σ_i²` of the rows that were on for everything all along, over its bound, the worst rank and time."""
     trail = case.train(POSITIVE)
-    slopes = torch.stack([snapshot.slopes[0] for snapshot in trail.snapshots])
+    slopes = torch.stack([moment.slopes[0] for moment in trail.moments])
     members = (slopes == 1).all(0).all(0).nonzero().flatten()
     if len(members) < 2:
         return Finding.without(f"{len(members)} neurons were on for every example all along")
-    start, worst, curve = trail.snapshots[0].parameters, 0.0, []
-    for snapshot in trail.snapshots:
-        now = snapshot.parameters
+    start, worst, curve = trail.moments[0].parameters, 0.0, []
+    for moment in trail.moments:
+        now = moment.parameters
         block = now[LOWER][members]
         for r in range(1, len(members)):
             bound = block_bound((start[LOWER], now[LOWER]), (start[UPPER], now[UPPER]), members, r)
             worst = max(worst, beyond(block, r) / bound)
-        curve.append((snapshot.growth, beyond(block, 2) / float(block.square().sum())))
-    one = beyond(block, 1) / float(block.square().sum())
+        curve.append((moment.growth, beyond(block, 2) / float(block.square().sum())))
+    last = trail.moments[-1].parameters[LOWER][members]
+    one = beyond(last, 1) / float(last.square().sum())
     remark = (
         f"{len(members)} neurons always on; at the end {one:.2e} beyond rank one, {curve[-1][1]:.2e} beyond rank two"
     )

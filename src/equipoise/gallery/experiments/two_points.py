@@ -4,8 +4,8 @@ They prove it for the square loss: with an obtuse angle between the inputs a fir
 gradient flow takes one of rank two. Here is its counterpart for two labels. Let `x₁, x₂` be unit vectors with
 `c = ⟨x₁, x₂⟩ < 0`, labels `±1`, and one hidden ReLU layer. Among all networks with margins 1, the one of least norm has
 every neuron on for one point only, along that point: `‖w‖²/2 = Σ_i 1/‖x_i‖ = 2`. Neurons along `±u`, which make the
-matrix rank one, need `1/⟨u, x₁⟩ + 1/⟨-u, x₂⟩`, more unless `x₂ = -x₁`. So the rows of the limit lie along the two points,
-with equal weight: singular values `1 ± c`, and `1 - σ₁²/‖W‖² = (1 - |c|)/2`, which is not zero.
+matrix rank one, need `1/⟨u, x₁⟩ + 1/⟨-u, x₂⟩`, more unless `x₂ = -x₁`. So the rows of the limit lie along the two
+points, with equal weight: singular values `1 ± c`, and `1 - σ₁²/‖W‖² = (1 - |c|)/2`, which is not zero.
 """
 
 import math
@@ -41,7 +41,7 @@ def measure(case: Case) -> Finding:
     X, _ = trail.run.data
     cosine = float(X[0] @ X[1])
     expected = (1 - abs(cosine)) / 2
-    curve = [(s.growth, spectrum(s.parameters["layer1.weight"]).rank_one_residual) for s in trail.snapshots]
+    curve = [(s.growth, spectrum(s.parameters["layer1.weight"]).rank_one_residual) for s in trail.moments]
     degrees = math.degrees(math.acos(cosine))
     remark = f"at {degrees:.0f}° between the points: {curve[-1][1]:.4f}, expected {expected:.4f}"
     return Finding(abs(curve[-1][1] / expected - 1), curve, remark, trail.unfinished)

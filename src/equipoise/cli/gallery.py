@@ -1,0 +1,148 @@
+"""`equipoise gallery`: the paper's claims, measured."""
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from equipoise import gallery as rooms
+from equipoise.cli.app import Json, Quiet, app, integers, line, stderr
+from equipoise.errors import InputError
+
+gallery = App(name="gallery", help="The paper's claims, each measured on several data sets and seeds.")
+app.command(gallery)
+FOLDER = Path("gallery")
+
+
+@gallery.command(name="list")
+def list_claims(*, json: Json = False) -> int:
+    """List the claims."""
+    told = [{"name": claim.name, "title": claim.title, "theorem": claim.theorem} for claim in rooms.claims()]
+    print(line({"claims": told}) if json else "\n".join(f"{one['name']:18} {one['title']}" for one in told))
+    return 0
+
+
+@gallery.command
+def run(
+    *names: str,
+    every: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    data: str | None = None,
+    seeds: str | None = None,
+    jobs: int = 2,
+    out: Path = FOLDER,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Measure claims, and say in which share of the runs each holds; exit 1 when one fails in some run.
+
+    Parameters
+    ----------
+    names: of claims; equipoise gallery list shows them.
+    every: measure all claims.
+    data: data sets, as in mnist,digits (default: those of the claim).
+    seeds: as in 0,1,2 (default: those of the claim).
+    jobs: processes side by side.
+    out: folder for gallery.json and gallery.csv; results of other claims in it are kept.
+    json: one JSON object as the last line of standard output.
+    """
+    if bool(names) == every:
+        raise InputError(
+            expected="names of claims, or --all",
+            found="both" if names else "neither",
+            remedy="type equipoise gallery list to see the names",
+        )
+    with _Bar(quiet or not stderr.is_terminal) as bar:
+        results = rooms.run(
+            *names,
+            data=data.split(",") if data else None,
+            seeds=integers("--seeds", seeds) if seeds else None,
+            jobs=jobs,
+            out=out,
+            watcher=bar,
+        )
+    print(line(_told(results, out))) if json else Console().print(_shown(results))
+    return 1 if results.failed else 0
+
+
+@gallery.command
+def report(
+    folder: Path = FOLDER,
+    *,
+    page: Path | None = None,
+    open_page: Annotated[bool, Parameter(name="--open", negative="")] = False,
+    json: Json = False,
+) -> int:
+    """Write the page of the gallery: each claim with its picture, number, threshold, verdict and sources.
+
+    Parameters
+    ----------
+    folder: that equipoise gallery run wrote.
+    page: where it goes (default: gallery.html in the folder).
+    open_page: show it in the browser.
+    """
+    where = rooms.exhibit(rooms.load(folder), page or folder / "gallery.html")
+    print(line({"page": str(where)}) if json else f"The page: {where.resolve().as_uri()}")
+    if open_page:
+        webbrowser.open(where.resolve().as_uri())
+    return 0
+
+
+def _told(results: rooms.Results, out: Path) -> dict[str, Any]:
+    """As JSON: every claim with its shares by data set, and the rows that do not hold."""
+    shares: dict[str, dict[str, Any]] = {}
+    for row in results.shares.to_dict("records"):
+        counts = {name: int(row[name]) for name in ("holds", "applies", "runs")}
+        shares.setdefault(row["claim"], {})[row["data"]] = counts
+    table = results.table
+    others = table.loc[
+        table["verdict"] != "holds", ["claim", "data", "seed", "statistic", "verdict", "premise", "remark"]
+    ]
+    return {
+        "claims": shares,
+        "failed": results.failed,
+        "not_holding": others.to_dict("records"),
+        "runs": len(results.rows),
+        "seconds": results.seconds,
+        "folder": str(out),
+    }
+
+
+def _shown(results: rooms.Results) -> Table:
+    """Claims × data sets, with the shares of runs in which they hold."""
+    shares = results.shares
+    names = list(dict.fromkeys(shares["data"]))
+    table = Table("claim", *names, box=box.SIMPLE, caption=f"{len(results.rows)} runs, {results.seconds:.0f} s")
+    for claim, group in shares.groupby("claim", sort=False):
+        found = {row["data"]: _share(row) for row in group.to_dict("records")}
+        table.add_row(str(claim), *(found.get(name, "–") for name in names))
+    return table
+
+
+def _share(row: dict[str, Any]) -> str:
+    without = row["runs"] - row["applies"]
+    return f"{row['holds']} of {row['applies']}" + (f" ({without} without premise)" if without else "")
+
+
+class _Bar:
+    """Progress on standard error: cases done."""
+
+    def __init__(self, quiet: bool):
+        columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=stderr, disable=quiet, transient=True)
+        self.task = self.progress.add_task("cases", total=None)
+
+    def __enter__(self) -> "_Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, done: int, everything: int) -> None:
+        """Say how far it is."""
+        self.progress.update(self.task, completed=done, total=everything)

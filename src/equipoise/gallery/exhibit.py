@@ -1,0 +1,75 @@
+"""The page of the gallery: each claim with its picture, numbers, threshold, verdict and sources."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from equipoise.gallery.case import DATA
+from equipoise.gallery.claim import Claim
+from equipoise.gallery.registry import CLAIMS
+from equipoise.gallery.results import Results
+from equipoise.page.render import embedded, render, require_libraries, write
+
+COLOURS = dict(zip(DATA, ("var(--linear-0)", "var(--relu-0)", "var(--linear-3)", "var(--relu-3)"), strict=True))
+
+
+def exhibit(results: Results, path: str | os.PathLike[str] = "gallery.html") -> Path:
+    """Write the page; returns where it is. One file, with all its scripts, that needs no network.
+
+    Raises `InputError` without plotly and jinja2, and `StoreError` for a path that cannot be written.
+    """
+    require_libraries()
+    shown = [claim for claim in CLAIMS.values() if any(row["claim"] == claim.name for row in results.rows)]
+    sections = [_section(claim, [row for row in results.rows if row["claim"] == claim.name]) for claim in shown]
+    page = render("gallery.html", sections=sections, data=DATA, count=len(results.rows), seconds=results.seconds)
+    return write(Path(path), page)
+
+
+def _section(claim: Claim, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    verdicts = [row["verdict"] for row in rows]
+    return {
+        "claim": claim,
+        "shares": {name: _share([row for row in rows if row["data"] == name]) for name in DATA},
+        "verdict": "fails in some runs" if "fails" in verdicts else "holds" if "holds" in verdicts else "no premise",
+        "rows": rows,
+        "figure": embedded(draw(claim, rows)),
+    }
+
+
+def _share(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of one claim on one data set: in how many of the runs it speaks of it holds, and the statistic nearest "
+    "failing."""
+    applies = [row for row in rows if row["verdict"] != "no premise"]
+    if not rows:
+        return None
+    values = [row["statistic"] for row in applies]
+    worst = (max if rows[0]["relation"] == "≤" else min)(values, default=None)
+    holds = sum(row["verdict"] == "holds" for row in applies)
+    return {"holds": holds, "applies": len(applies), "runs": len(rows), "worst": worst}
+
+
+def draw(claim: Claim, rows: list[dict[str, Any]]) -> Any:
+    """A curve for every run, in the colour of its data set; dashed where the claim fails in it."""
+    from equipoise.page.canvas import canvas, line, positive  # only here, because plotly is an extra
+
+    picture = claim.picture
+    figure = canvas(picture.up, picture.logarithmic, picture.across)
+    seen: set[str] = set()
+    for row in rows:
+        curve = pd.DataFrame(row["curve"], columns=["growth", "value"], dtype=float)
+        if curve.empty:
+            continue
+        drawn = positive(curve) if picture.logarithmic else curve
+        name, dash = row["data"], "dot" if row["verdict"] == "fails" else "solid"
+        line(figure, drawn, f"{name}", COLOURS[name], dash, width=1.5, legendgroup=name)
+        figure.update_traces(selector=-1, showlegend=name not in seen, hovertemplate=_hover(row))
+        seen.add(name)
+    if picture.level is not None:
+        figure.add_hline(y=picture.level, line={"color": "var(--quiet)", "dash": "dash", "width": 1})
+    return figure.update_layout(hovermode="closest")
+
+
+def _hover(row: dict[str, Any]) -> str:
+    return f"{row['data']}, seed {row['seed']}: %{{y:.3g}}<extra></extra>"

@@ -1,0 +1,103 @@
+"""What a gallery found: a tidy table, the curves of its pictures, and both in a folder."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from equipoise.errors import StoreError
+from equipoise.gallery.claim import Claim, Finding
+
+COLUMNS = ("claim", "data", "seed", "statistic", "relation", "threshold", "verdict", "seconds", "premise", "remark")
+POINTS = 100  # of a curve; more looks no different
+FILE = "gallery.json"
+
+
+def row(claim: Claim, data: str, seed: int, finding: Finding, seconds: float) -> dict[str, Any]:
+    """One line of the table, and the curve that belongs to it, thinned."""
+    verdict = claim.verdict(finding)
+    fields = (claim.name, data, seed, finding.statistic, claim.relation, claim.threshold, verdict, seconds)
+    curve = [[float(x), float(y)] for x, y in _thinned(list(finding.curve))]
+    return dict(zip(COLUMNS, (*fields, finding.premise, finding.remark), strict=True)) | {"curve": curve}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of a gallery: claim × data set × seed, with statistic, threshold, verdict and seconds.
+
+    `verdict` is holds, fails, or no premise, for a run that the claim says nothing about (`premise` says why).
+    `seconds` are those of measuring, with the training of networks that no claim before had asked for.
+    """
+
+    rows: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One tidy DataFrame, a row for each claim, data set and seed; `holds` is its verdict as a truth value."""
+        table = pd.DataFrame([{name: row[name] for name in COLUMNS} for row in self.rows], columns=list(COLUMNS))
+        return table.assign(holds=table["verdict"] == "holds")
+
+    @property
+    def shares(self) -> pd.DataFrame:
+        """Claims × data sets: runs in which the claim holds, runs it says something about, and all runs."""
+        counted = self.table.assign(applies=self.table["verdict"] != "no premise", runs=1)
+        by = counted.groupby(["claim", "data"], sort=False, as_index=False)
+        return by.agg(holds=("holds", "sum"), applies=("applies", "sum"), runs=("runs", "sum"))
+
+    @property
+    def failed(self) -> list[str]:
+        """The claims that fail in some run."""
+        return list(dict.fromkeys(row["claim"] for row in self.rows if row["verdict"] == "fails"))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `gallery.json` and `gallery.csv`; results of other claims that are there already are kept."""
+        folder = Path(folder)
+        measured = {row["claim"] for row in self.rows}
+        kept = [row for row in load(folder).rows if row["claim"] not in measured] if (folder / FILE).exists() else []
+        whole = Results([*kept, *self.rows], self.seconds)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / FILE).write_text(json.dumps(_finite({"seconds": self.seconds, "rows": whole.rows}), indent=1))
+            whole.table.to_csv(folder / "gallery.csv", index=False)
+        except OSError as error:
+            raise StoreError(
+                expected=f"to write {folder}", found=error.strerror or "an error", remedy="choose another folder"
+            ) from None
+        return folder / FILE
+
+
+def load(folder: str | os.PathLike[str]) -> Results:
+    """The results that `save` wrote. Raises `StoreError` where there are none."""
+    path = Path(folder) / FILE
+    try:
+        saved = json.loads(path.read_text())
+        rows = [
+            {**row, "statistic": math.nan if row["statistic"] is None else row["statistic"]} for row in saved["rows"]
+        ]
+        return Results(rows, saved["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StoreError(
+            expected=f"the results of a gallery in {path}",
+            found="none that can be read",
+            remedy="type equipoise gallery run --all",
+        ) from None
+
+
+def _thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(curve) <= POINTS:
+        return curve
+    return [curve[round(k * (len(curve) - 1) / (POINTS - 1))] for k in range(POINTS)]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

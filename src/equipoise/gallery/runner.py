@@ -1,0 +1,84 @@
+"""Running claims over data sets and seeds: a case is one job, and trains each network once for all its claims."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+
+from equipoise.errors import InputError
+from equipoise.gallery.case import DATA, EXAMPLES, Case
+from equipoise.gallery.claim import Claim, Finding
+from equipoise.gallery.registry import named
+from equipoise.gallery.results import Results, row
+
+Job = tuple[str, int, list[str]]  # data set, seed, names of claims
+
+
+def run(
+    *names: str,
+    data: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    examples: int = EXAMPLES,
+    jobs: int = 2,
+    out: str | os.PathLike[str] | None = None,
+    watcher: Callable[[int, int], None] | None = None,
+) -> Results:
+    """Measure the named claims, or all, on each of their data sets with each of their seeds.
+
+    `data` and `seeds` replace those of the claims; `examples` is the size of a training set; `jobs` processes work side
+    by side; `out` names a folder for `gallery.json` and `gallery.csv`; `watcher(done, all)` is told of
+    progress. A measurement that raises is a row that fails, with what it raised as its remark: no run is lost.
+
+    >>> results = run("two-points", data=["separable"], seeds=[0], jobs=1)
+    >>> results.table[["claim", "data", "seed", "verdict"]].values.tolist()
+    [['two-points', 'separable', 0, 'holds']]
+
+    Raises `InputError` for an unknown claim or data set.
+    """
+    begun = time.perf_counter()
+    planned = _jobs(named(names), data, seeds)
+    rows: list[dict[str, Any]] = []
+    work: Any = Parallel(n_jobs=min(jobs, len(planned)), return_as="generator_unordered")
+    for done, found in enumerate(work(delayed(_measured)(*job, examples) for job in planned), 1):
+        rows += found
+        if watcher is not None:
+            watcher(done, len(planned))
+    order = {job[:2]: place for place, job in enumerate(planned)}
+    ranks = {claim.name: place for place, claim in enumerate(named(names))}
+    rows.sort(key=lambda row: (ranks[row["claim"]], order[row["data"], row["seed"]]))
+    results = Results(rows, time.perf_counter() - begun)
+    if out is not None:
+        results.save(out)
+    return results
+
+
+def _jobs(claims: tuple[Claim, ...], data: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Job]:
+    """A job for each case that some claim asks for, with the names of the claims that do."""
+    unknown = sorted(set(data or ()) - set(DATA))
+    if unknown:
+        raise InputError(
+            expected=f"data among {', '.join(DATA)}", found=", ".join(unknown), remedy="pass data=['digits']"
+        )
+    planned: dict[tuple[str, int], list[str]] = {}
+    for claim in claims:
+        for name in data or claim.data:
+            for seed in seeds or claim.seeds:
+                planned.setdefault((name, seed), []).append(claim.name)
+    return [(*case, asked) for case, asked in sorted(planned.items(), key=lambda item: item[0][1])]
+
+
+def _measured(data: str, seed: int, names: list[str], examples: int) -> list[dict[str, Any]]:
+    """All the rows of one case."""
+    torch.set_num_threads(1)  # small matrices, and a process for each core
+    case, rows = Case(data, seed, examples), []
+    for claim in named(tuple(names)):
+        begun = time.perf_counter()
+        try:
+            finding = claim.measure(case)
+        except Exception as error:  # one broken run must not lose the hour of all others
+            finding = Finding(float("nan"), remark=f"raised {type(error).__name__}: {error}")
+        rows.append(row(claim, data, seed, finding, time.perf_counter() - begun))
+    return rows
