@@ -1,10 +1,11 @@
 """Blocks of a ReLU layer: the rows of neurons that are co-active, and their bound (T4.2)."""
 
-import torch
 from torch import Tensor
 
 from equipoise.gallery.case import Moment
+from equipoise.graph.chain import Layer
 from equipoise.measure.spectrum import spectrum
+from equipoise.theorems.tail import bounded, excess
 
 
 def together_since(moments: tuple[Moment, ...], position: int, members: Tensor) -> int:
@@ -22,13 +23,16 @@ def beyond(matrix: Tensor, r: int) -> float:
     return found.rank_residual(r) * found.frobenius_norm**2
 
 
-def block_bound(lower: tuple[Tensor, Tensor], upper: tuple[Tensor, Tensor], members: Tensor, r: int = 1) -> float:
-    """The bound of T4.2 on `Σ_{i>r} σ_i²` of the rows `members` of a layer, given (then, now) of it and the next.
+def block_bound(lower: str, upper: str, members: Tensor, then: Moment, now: Moment, r: int = 1) -> float:
+    """The bound of T4.2 on `Σ_{i>r} σ_i²` of the rows `members` of a layer, co-active since `then`.
 
-    `Σ_{i>r} σ_i([W₊]_{:,S})² + Σ_{i≤r} λ_i(C) - tr C` with the first term now and `C = [W₊ᵀW₊ - WWᵀ]_{SS}` as it was
-    when the neurons became co-active: the law of the block, and Ky Fan. Rounding of a few eps is added.
+    `Σ_{i>r} σ_i([W₊]_{:,S})² + Σ_{i≤r} λ_i(C) - tr C`: the first term now, `C` the law of the block as it was then,
+    drift and rounding added.
     """
-    above, below = upper[0][:, members], lower[0][members]
-    eigenvalues = torch.linalg.eigvalsh(above.T @ above - below @ below.T)
-    rounding = 100 * len(members) * torch.finfo(below.dtype).eps * float(lower[1].square().sum())
-    return beyond(upper[1][:, members], r) - float(eigenvalues[: len(members) - r].sum()) + rounding
+    start, current = (_block(moment, lower, upper, members) for moment in (then, now))
+    law = bounded(excess, r, Layer(lower, None, None), Layer(upper, None, None), start, current)
+    return beyond(current[upper], r) + law
+
+
+def _block(moment: Moment, lower: str, upper: str, members: Tensor) -> dict[str, Tensor]:
+    return {lower: moment.parameters[lower][members], upper: moment.parameters[upper][:, members]}

@@ -14,12 +14,11 @@ POSITION, LOWER, UPPER = 1, "layer2.weight", "layer3.weight"  # the ReLU layer j
 def track(trail: Trail, members: Tensor) -> tuple[float, list[tuple[float, float]]]:
     """The worst of residual / bound since the neurons became co-active, and the block's residual along the flow."""
     since = together_since(trail.moments, POSITION, members)
-    start, worst, curve = trail.moments[since].parameters, 0.0, []
+    start, worst, curve = trail.moments[since], 0.0, []
     for moment in trail.moments[since:]:
-        now = moment.parameters
-        block = now[LOWER][members]
+        block = moment.parameters[LOWER][members]
         measured = beyond(block, 1)
-        worst = max(worst, measured / block_bound((start[LOWER], now[LOWER]), (start[UPPER], now[UPPER]), members))
+        worst = max(worst, measured / block_bound(LOWER, UPPER, members, start, moment))
         curve.append((moment.growth, measured / float(block.square().sum())))
     return worst, curve
 

@@ -17,13 +17,11 @@ def measure(case: Case) -> Finding:
     members = (slopes == 1).all(0).all(0).nonzero().flatten()
     if len(members) < 2:
         return Finding.without(f"{len(members)} neurons were on for every example all along")
-    start, worst, curve = trail.moments[0].parameters, 0.0, []
+    start, worst, curve = trail.moments[0], 0.0, []
     for moment in trail.moments:
-        now = moment.parameters
-        block = now[LOWER][members]
+        block = moment.parameters[LOWER][members]
         for r in range(1, len(members)):
-            bound = block_bound((start[LOWER], now[LOWER]), (start[UPPER], now[UPPER]), members, r)
-            worst = max(worst, beyond(block, r) / bound)
+            worst = max(worst, beyond(block, r) / block_bound(LOWER, UPPER, members, start, moment, r))
         curve.append((moment.growth, beyond(block, 2) / float(block.square().sum())))
     last = trail.moments[-1].parameters[LOWER][members]
     one = beyond(last, 1) / float(last.square().sum())

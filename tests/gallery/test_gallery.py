@@ -1,0 +1,138 @@
+"""The machinery on quick cases; the whole gallery is slow."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.errors import InputError, StoreError
+from equipoise.gallery import Case, Claim, Finding, Results, claims, load, run
+from equipoise.gallery.registry import CLAIMS
+from equipoise.gallery.results import row
+from equipoise.references import REFERENCES
+
+QUICK = {"data": ["separable"], "seeds": [0], "jobs": 1}
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run("linear-rank-one", "linear-svm", "two-points", **QUICK)
+
+
+def test_quick_claims_hold_on_separable_data(results):
+    table = results.table
+    assert table["verdict"].tolist() == ["holds"] * 3
+    assert table["claim"].tolist()[:2] == ["linear-rank-one", "linear-svm"]
+    assert results.failed == []
+
+
+def test_claims_that_look_at_one_network_train_it_once(results):
+    seconds = results.table.set_index("claim")["seconds"]
+    assert seconds["linear-svm"] < seconds["linear-rank-one"] / 5
+
+
+def test_every_claim_says_what_it_must():
+    assert len(claims()) == len({claim.name for claim in claims()})
+    for claim in claims():
+        assert set(claim.sources) <= set(REFERENCES)
+        assert len(claim.seeds) >= 5
+        assert len(claim.data) == 4
+        assert min(map(len, (claim.statement, claim.statistic, claim.why, claim.title))) > 20
+
+
+def _claim(measure, **changes) -> Claim:
+    return replace(CLAIMS["two-points"], name="made-up", measure=measure, **changes)
+
+
+@pytest.mark.parametrize(
+    ("relation", "statistic", "verdict"),
+    [
+        ("≤", 0.01, "holds"),
+        ("≤", 0.011, "fails"),
+        ("≥", 0.01, "holds"),
+        ("≥", 0.009, "fails"),
+        ("≤", math.nan, "fails"),
+    ],
+)
+def test_a_verdict_is_the_statistic_against_the_threshold(relation, statistic, verdict):
+    claim = replace(CLAIMS["two-points"], relation=relation, threshold=0.01)
+    assert claim.verdict(Finding(statistic)) == verdict
+    assert claim.verdict(Finding.without("the flow stalled")) == "no premise"
+
+
+def test_what_raises_is_a_row_that_fails_and_says_so(monkeypatch):
+    def broken(case: Case) -> Finding:
+        raise ZeroDivisionError("of the measure")
+
+    monkeypatch.setitem(CLAIMS, "made-up", _claim(broken))
+    results = run("made-up", **QUICK)
+    assert results.table["verdict"].tolist() == ["fails"]
+    assert "ZeroDivisionError: of the measure" in results.rows[0]["remark"]
+    assert results.failed == ["made-up"]
+
+
+def test_failures_and_missing_premises_are_counted_apart():
+    claim = CLAIMS["two-points"]
+    found = [Finding(0.0), Finding(1.0), Finding.without("stalled")]
+    rows = [row(claim, "digits", seed, finding, 0.1) for seed, finding in enumerate(found)]
+    counts = Results(rows, 0.3).shares.iloc[0]
+    assert (counts["holds"], counts["applies"], counts["runs"]) == (1, 2, 3)
+
+
+def test_results_survive_their_folder_and_keep_those_of_other_claims(results, tmp_path):
+    results.save(tmp_path)
+    assert load(tmp_path).table.equals(results.table)
+    again = replace(results, rows=[{**results.rows[-1], "statistic": math.nan, "verdict": "no premise"}])
+    again.save(tmp_path)
+    kept = load(tmp_path).table
+    assert len(kept) == len(results.rows)
+    assert kept["verdict"].value_counts().to_dict() == {"holds": 2, "no premise": 1}
+    assert (tmp_path / "gallery.csv").read_text().count("\n") == 4
+
+
+def test_refusals_are_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"claims among .* found linear_rank_one; type equipoise gallery list"):
+        run("linear_rank_one")
+    with pytest.raises(InputError, match="data among mnist"):
+        run("two-points", data=["cifar"])
+    with pytest.raises(StoreError, match="type equipoise gallery run --all"):
+        load(tmp_path)
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return exit_.value.code, captured.out, captured.err
+
+
+def test_the_command_line(capsys, tmp_path, monkeypatch):
+    folder = str(tmp_path / "gallery")
+    options = ("--data", "separable", "--seeds", "0", "--jobs", "1", "--out", folder, "--quiet", "--json")
+    code, out, _ = call(capsys, "gallery", "run", "two-points", *options)
+    told = json.loads(out)
+    assert (code, told["failed"], told["runs"]) == (0, [], 1)
+    assert told["claims"] == {"two-points": {"separable": {"holds": 1, "applies": 1, "runs": 1}}}
+    code, out, _ = call(capsys, "gallery", "report", folder, "--json")
+    assert code == 0
+    assert (tmp_path / "gallery" / "gallery.html").stat().st_size > 1e6
+    monkeypatch.setitem(CLAIMS, "made-up", _claim(lambda case: Finding(1.0)))
+    code, out, _ = call(capsys, "gallery", "run", "made-up", *options)
+    assert (code, json.loads(out)["failed"]) == (1, ["made-up"])
+    code, out, _ = call(capsys, "gallery", "list", "--json")
+    assert (code, len(json.loads(out)["claims"])) == (0, len(CLAIMS))
+    for wrong in (["run"], ["run", "two-points", "--all"], ["run", "nonsense"], ["report", "/nowhere"]):
+        code, out, err = call(capsys, "gallery", *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.slow
+def test_the_whole_gallery(tmp_path):
+    results = run(out=tmp_path)
+    table = results.table
+    assert len(table) >= 20 * len(claims())
+    for _, found in table.groupby("claim"):
+        assert (found["verdict"] == "holds").sum() >= 10
+    assert results.failed == []
