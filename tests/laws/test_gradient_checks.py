@@ -1,0 +1,91 @@
+"""Planted bugs: what the laws catch, whom they blame, and what they cannot see."""
+
+import json
+
+import planted_bugs
+import pytest
+import reduced_gradients
+import torch
+from planted_bugs import BUGS, Bug, audited
+from torch import multiprocessing, nn
+
+from equipoise.testing import assert_laws
+
+CAUGHT = [
+    "weight gradient off by 1%",
+    "missing transpose in the weight gradient",
+    "input gradient off by 2",
+    "bias gradient averaged",
+    "mask applied only forward",
+    "softmax backward sums over the wrong axis",
+    "detached branch",
+    "detached mean in a LayerNorm",
+]
+
+
+def planted(name):
+    return next(bug for bug in BUGS if bug.name == name)
+
+
+def test_there_are_at_least_twenty_bugs_to_find():
+    visible = [bug for bug in BUGS if bug.visible]
+    assert len({bug.name for bug in visible}) >= 20
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_a_planted_bug_is_caught_and_its_parameter_named(name):
+    found = audited(planted(name))
+    assert not found.passed
+    if suspect := planted(name).suspect:
+        assert found.suspects == (suspect,)
+        assert f"suspect the gradient of {suspect}" in str(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_right_hand_written_backward_raises_no_alarm(dtype):
+    sound = Bug("none", lambda: planted_bugs.mlp(planted_bugs.layer(planted_bugs.right)))
+    for seed in range(3):
+        found = audited(sound, dtype, seed)
+        assert found.passed, str(found)
+        assert max(finding.residual for finding in found.findings) > 0
+
+
+@pytest.mark.parametrize("name", ["all gradients off by 2", "mask hides wrong positions in both passes"])
+def test_what_respects_every_symmetry_is_not_seen(name):
+    assert audited(planted(name)).passed
+
+
+def test_a_wrong_reduction_over_two_processes(tmp_path):
+    multiprocessing.spawn(reduced_gradients.worker, args=(2, str(tmp_path)), nprocs=2)
+    found = json.loads((tmp_path / "found.json").read_text())
+    right, *wrong = reduced_gradients.WAYS
+    assert found[right]["passed"]
+    assert not any(found[way]["passed"] for way in wrong)
+    left_out, averaged, _ = wrong
+    assert found[left_out]["suspects"] == found[averaged]["suspects"] == [reduced_gradients.ONE]
+
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+def test_assert_laws_fails_with_the_name_of_the_parameter():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inward, self.left, self.right = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.outward = nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = torch.relu(self.inward(x))
+            return self.outward(torch.relu(self.left(h) + self.right(Halved.apply(h))))
+
+    torch.manual_seed(0)
+    with pytest.raises(AssertionError, match=r"suspect the gradient of inward\."):
+        assert_laws(Branch(), torch.randn(6, 3))
