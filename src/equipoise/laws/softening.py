@@ -1,0 +1,105 @@
+"""What the `eps` of a normalisation does to a law that it breaks: the defect of T1, exactly.
+
+A loss that does not change under `w → e^t w` for `eps = 0` does not change under `w → e^t w, eps → e^{2t} eps` for any
+`eps`. Hence `⟨w, G_w⟩ = -2 eps ∂L/∂eps`; for BatchNorm this is `eps/(σ² + eps) · γ G_γ`, channel by channel (THEORY §1).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from equipoise.graph.capture import Captured
+from equipoise.graph.walk import operation_name
+from equipoise.laws.law import Law
+
+Loss = Callable[[Any], Tensor]
+
+
+def defect(
+    law: Law, captured: Captured, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor], loss: Loss
+) -> Float[Tensor, " units"] | None:
+    """What `law.identity` must be for each unit, given the `eps` of the normalisations it passes; zero if it is exact.
+
+    None where the units of the law are not those of a normalisation, so that the shares cannot be told apart.
+    """
+    if law.exact:
+        return torch.zeros(law.interface.blocks, dtype=torch.float64)
+    nodes = {node.name: node for node in captured.graph.nodes}
+    places = {place: nodes[place] for place, _ in law.interface.breaks}
+    if law.interface.blocks > 1 and any(_units(node) != law.interface.blocks for node in places.values()):
+        return None
+    first = next(iter(parameters.values()))
+    logarithm = torch.zeros(law.interface.blocks, dtype=first.dtype, device=first.device, requires_grad=True)
+
+    def softened(node: fx.Node, args: tuple[Any, ...]) -> Any:
+        name = operation_name(node.target)
+        return _SOFTENED[name](args, logarithm.exp()) if node.name in places else NotImplemented
+
+    constants = {name: weight.detach() for name, weight in parameters.items()}
+    value = loss(captured.run(constants, *inputs, intercept=softened))
+    return -2 * torch.autograd.grad(value, logarithm)[0]
+
+
+def _units(node: fx.Node) -> int | None:
+    """How many statistics a normalisation has for each example: channels or groups; None where it is not known."""
+    name = operation_name(node.target)
+    if "batch_norm" in name:
+        return int(node.args[0].meta["val"].shape[1])  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    return int(node.args[1]) if name == "group_norm" else None  # pyright: ignore[reportArgumentType]
+
+
+def _scaled(x: Tensor, axes: Sequence[int], eps: Tensor, *, centred: bool = True) -> Tensor:
+    """`(x - mean) / √(var + eps)` over some axes."""
+    middle = x - x.mean(axes, keepdim=True) if centred else x
+    return middle / (middle.square().mean(axes, keepdim=True) + eps).sqrt()
+
+
+def _layer_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
+    x, shape, gain, bias, eps = (*args, *(None, None, 1e-5)[len(args) - 2 :])[:5]
+    return _affine(_scaled(x, tuple(range(-len(shape), 0)), eps * factor), gain, bias)
+
+
+def _rms_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
+    x, shape, gain, eps = (*args, *(None, None)[len(args) - 2 :])[:4]
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return _affine(_scaled(x, tuple(range(-len(shape), 0)), eps * factor, centred=False), gain, None)
+
+
+def _batch_norm(args: tuple[Any, ...], factor: Tensor) -> tuple[Tensor, ...]:
+    x, gain, bias, *_, eps = args[:8]
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    out = _scaled(x, axes, eps * _along_channels(factor, x))
+    return (_affine(out, *(_along_channels(p, x) if p is not None else None for p in (gain, bias))), *[x[:0]] * 4)
+
+
+def _group_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
+    x, groups, gain, bias, eps = (*args, *(None, None, 1e-5)[len(args) - 2 :])[:5]
+    parted = x.reshape(x.shape[0], groups, -1)
+    out = _scaled(parted, [2], eps * factor[:, None]).reshape(x.shape)
+    return _affine(out, *(_along_channels(p, x) if p is not None else None for p in (gain, bias)))
+
+
+def _added(args: tuple[Any, ...], factor: Tensor) -> Tensor:
+    """The `eps` of a normalisation that is written out."""
+    return args[0] + args[1] * factor
+
+
+def _along_channels(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.reshape(1, -1, *([1] * (like.ndim - 2)))
+
+
+def _affine(x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+    scaled = x if gain is None else x * gain
+    return scaled if bias is None else scaled + bias
+
+
+_SOFTENED: dict[str, Callable[[tuple[Any, ...], Tensor], Any]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "_native_batch_norm_legit_functional": _batch_norm,
+    "group_norm": _group_norm,
+    "add": _added,
+}
