@@ -8,7 +8,7 @@ from torch import nn
 
 from equipoise.graph.capture import Inputs
 from equipoise.laws import Audit, invariances
-from equipoise.laws.collection import run_backward
+from equipoise.laws.objective import run_backward
 
 
 def assert_laws(

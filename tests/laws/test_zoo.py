@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cases import CASES, case
-from equipoise.laws.collection import run_backward
+from equipoise.laws.objective import run_backward
 
 NAMES = [each.name for each in CASES]
 

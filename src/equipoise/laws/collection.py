@@ -1,7 +1,7 @@
 """All laws of a model, and what can be done with them."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
@@ -10,10 +10,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from equipoise.errors import InputError, one_line
+from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.coverage import Coverage
 from equipoise.laws import present
@@ -21,18 +20,10 @@ from equipoise.laws.audit import Audit, audit
 from equipoise.laws.declared import declared, functions_read_as_declared
 from equipoise.laws.derive import Between, Reading, derive
 from equipoise.laws.law import Law, Parameters, gradients_of, named
+from equipoise.laws.objective import LossLike, ignores_shift, objective, run_backward
 from equipoise.laws.predict import Prediction, predict_drift
+from equipoise.laws.softening import defect
 from equipoise.laws.sweep import Strip, plan, residuals
-
-LossLike = str | Callable[..., Any] | None
-
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": F.cross_entropy,
-    "multiclass_exponential": lambda output, y: (output - output.gather(1, y[:, None])).exp().sum(1).mean(),
-    "logistic": lambda output, y: F.softplus(-y * output.reshape(y.shape)).mean(),
-    "exponential": lambda output, y: (-y * output.reshape(y.shape)).exp().mean(),
-}
-_SOFTMAX = ("cross_entropy", "multiclass_exponential")  # losses that ignore a common shift of the logits
 
 
 def invariances(
@@ -63,7 +54,7 @@ def invariances(
     with functions_read_as_declared():
         captured = capture(model, example_inputs)
     frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    reading = Reading(frozen, _ignores_shift(loss), references=declared(), through_detach=through_detach)
+    reading = Reading(frozen, ignores_shift(loss), references=declared(), through_detach=through_detach)
     laws, coverage = derive(captured, reading)
     dropped = _dropped(laws, derive(captured, replace(reading, frozen=()))[0]) if frozen else {}
     return Laws(tuple(laws), coverage, captured, dropped, reading)
@@ -139,6 +130,7 @@ class Laws(Sequence[Law]):
         parameters: Parameters,
         gradients: Mapping[str, Tensor] | None = None,
         *,
+        defects: Mapping[str, Tensor] | None = None,
         sketch: int | None = None,
         seed: int = 0,
     ) -> dict[str, Float[Tensor, ""]]:
@@ -147,12 +139,34 @@ class Laws(Sequence[Law]):
         After `backward()` on a module, or from `gradients` by name. A parameter without a gradient counts as zero
         when others have one. Raises `InputError` if there are no gradients at all.
 
-        With `sketch=k` the defects of matrix-wise laws wider than `k` are estimated from `k` seeded Gaussian probes:
+        `defects` are taken off first, see there. With `sketch=k` the defects of matrix-wise laws wider than `k` are estimated from `k` seeded Gaussian probes:
         without bias in the square, and at a fraction of the cost (`benchmarks/laws_cost.py`).
         """
         slopes = gradients_of(parameters, self._aliases) if gradients is None else gradients
-        found = residuals(self.laws, self._strips, named(parameters), slopes, sketch=sketch, seed=seed)
+        known = self._by_number(defects or {})
+        found = residuals(self.laws, self._strips, named(parameters), slopes, known, sketch=sketch, seed=seed)
         return dict(zip((law.name for law in self.laws), found, strict=True))
+
+    def defects(self, model: nn.Module, data: Any, loss: LossLike = None) -> dict[str, Tensor]:
+        """What the `eps` of the normalisations that it passes adds to each law that is not exact, unit by unit.
+
+        `-2 eps ∂L/∂eps`, and for BatchNorm so `eps/(σ² + eps) · γ G_γ`: with this taken off, the residual is at
+        rounding. `data` and `loss` as for `check`. Laws whose units cannot be told from those of a normalisation are
+        left out.
+
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 1)).double()
+        >>> x, square = torch.randn(5, 3).double(), lambda output: output.square().mean()
+        >>> laws = invariances(model, x)
+        >>> square(model(x)).backward()
+        >>> broken, defects = "scale of 0.weight", laws.defects(model, x, square)
+        >>> float(laws.residual(model)[broken]) > 1e-9 > 1e-15 > float(laws.residual(model, defects=defects)[broken])
+        True
+        """
+        inputs, function = objective(data, loss)
+        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        broken = [law for law in self.laws if not law.exact]
+        found = {law.name: defect(law, self._graph, named(model), tensors, function) for law in broken}
+        return {name: value for name, value in found.items() if value is not None}
 
     def by_unit(self, parameters: Parameters, gradients: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
         """One row for each head, neuron or group of every law: its number in the law, its count and its own residual.
@@ -184,9 +198,13 @@ class Laws(Sequence[Law]):
         """
         return predict_drift(self.laws, model, optimizer, self._aliases)
 
-    def audit(self, model: nn.Module) -> Audit:
-        """Compare the residual of every law with rounding, after `backward()`; name the parameter to suspect."""
-        return audit(self.laws, named(model), gradients_of(model, self._aliases))
+    def audit(self, model: nn.Module, *, defects: Mapping[str, Tensor] | None = None) -> Audit:
+        """Compare the residual of every law with rounding, after `backward()`; name the parameter to suspect.
+
+        A law that an `eps` breaks can raise an alarm only where its defect is known.
+        """
+        known = self._by_number(defects or {})
+        return audit(self.laws, named(model), gradients_of(model, self._aliases), known)
 
     def check(self, model: nn.Module, data: Any, loss: LossLike = None) -> Audit:
         """One backward pass in float64 on a copy of the model, and its audit.
@@ -203,8 +221,9 @@ class Laws(Sequence[Law]):
         twin = copy.deepcopy(model).double()
         twin.zero_grad()
         double = lambda leaf: leaf.detach().to(torch.float64, copy=True) if leaf.is_floating_point() else leaf  # noqa: E731
-        run_backward(twin, pytree.tree_map_only(Tensor, double, data), loss)
-        return self.audit(twin)
+        data = pytree.tree_map_only(Tensor, double, data)
+        run_backward(twin, data, loss)
+        return self.audit(twin, defects=self.defects(twin, data, loss) if self.captured else None)
 
     def given(self, activity: Mapping[str, Tensor]) -> "Laws":
         """The laws of the piece that the training set stays on: co-active neurons may mix (T2, T2.1).
@@ -265,6 +284,9 @@ class Laws(Sequence[Law]):
         """A JSON array, one object for each law."""
         return present.to_json(self.laws)
 
+    def _by_number(self, defects: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        return {number: defects[law.name] for number, law in enumerate(self.laws) if law.name in defects}
+
     @cached_property
     def _strips(self) -> tuple[Strip, ...]:
         return plan(self.laws)
@@ -284,44 +306,6 @@ class Laws(Sequence[Law]):
         return self.captured
 
 
-def run_backward(model: nn.Module, data: Any, loss: LossLike) -> None:
-    """`loss(model(input)[, target]).backward()`; see `Laws.check`."""
-    paired = isinstance(data, (tuple, list)) and len(data) == 2 and loss is not None
-    inputs, target = data if paired else (data, None)
-    function = _LOSSES.get(loss) if isinstance(loss, str) else loss or _random_combination
-    if function is None:
-        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
-    try:
-        value = function(_called(model, inputs), *(() if target is None else (target,)))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            expected="data that the model and the loss accept",
-            found=one_line(error),
-            remedy="pass the input, or (input, target) and a loss of both",
-        ) from error
-    value.backward()
-
-
-def _called(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
-
-
-def _random_combination(output: Any) -> Tensor:
-    """A scalar that depends on every element of every floating output, the same at each call."""
-    leaves = [leaf for leaf in pytree.tree_leaves(_plain(output)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
-    for leaf in leaves:
-        weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        total = total + (leaf.tanh() * weights.to(leaf)).sum()
-    return total
-
-
-def _plain(output: Any) -> Any:
-    return dict(output) if isinstance(output, Mapping) else output
-
-
 def kink_names(captured: Captured) -> list[str]:
     """The nodes of a graph that are ReLU or leaky ReLU."""
     kinks = ("aten.relu.default", "aten.leaky_relu.default")
@@ -330,13 +314,6 @@ def kink_names(captured: Captured) -> list[str]:
 
 def _is_about(kink: Any, name: str) -> bool:
     return kink.name == name or kink.args[0].name == name
-
-
-def _ignores_shift(loss: LossLike) -> bool:
-    if isinstance(loss, str) and loss not in _LOSSES:
-        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
-    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.label_smoothing == 0
-    return loss in _SOFTMAX or loss is F.cross_entropy or plain
 
 
 def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str, ...]]:

@@ -46,7 +46,7 @@ def defect(
 def _units(node: fx.Node) -> int | None:
     """How many statistics a normalisation has for each example: channels or groups; None where it is not known."""
     name = operation_name(node.target)
-    if "batch_norm" in name:
+    if name in ("_native_batch_norm_legit_functional", "instance_norm"):
         return int(node.args[0].meta["val"].shape[1])  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     return int(node.args[1]) if name == "group_norm" else None  # pyright: ignore[reportArgumentType]
 
@@ -75,6 +75,12 @@ def _batch_norm(args: tuple[Any, ...], factor: Tensor) -> tuple[Tensor, ...]:
     return (_affine(out, *(_along_channels(p, x) if p is not None else None for p in (gain, bias))), *[x[:0]] * 4)
 
 
+def _instance_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
+    x, gain, bias, *_, eps, _ = args[:9]
+    out = _scaled(x, tuple(range(2, x.ndim)), eps * _along_channels(factor, x))
+    return _affine(out, *(_along_channels(p, x) if p is not None else None for p in (gain, bias)))
+
+
 def _group_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
     x, groups, gain, bias, eps = (*args, *(None, None, 1e-5)[len(args) - 2 :])[:5]
     parted = x.reshape(x.shape[0], groups, -1)
@@ -100,6 +106,7 @@ _SOFTENED: dict[str, Callable[[tuple[Any, ...], Tensor], Any]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "_native_batch_norm_legit_functional": _batch_norm,
+    "instance_norm": _instance_norm,
     "group_norm": _group_norm,
     "add": _added,
 }

@@ -129,11 +129,12 @@ def residuals(
     strips: Sequence[Strip],
     parameters: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
+    defects: Mapping[int, Float[Tensor, " units"]] | None = None,
     *,
     sketch: int | None = None,
     seed: int = 0,
 ) -> list[Float[Tensor, ""]]:
-    """What `Law.residual` gives one by one, for all laws.
+    """What `Law.residual` gives one by one, for all laws; known `defects`, by the number of a law, are taken off.
 
     With `sketch=k` the moments `M` of blocks wider than `k` are not formed: `‖M‖²` is estimated, without bias, by
     `‖M X‖² / k` for a Gaussian matrix `X` of `k` columns drawn from `seed`.
@@ -148,6 +149,8 @@ def residuals(
     gathered = _Gathered(laws, {} if sketch is None else _probes(laws, sketch, seed))
     for strip in strips:
         gathered.add(strip, strip.of(parameters[strip.parameter]), strip.of(gradients[strip.parameter]))
+    for number, known in (defects or {}).items():
+        gathered.take_off(number, known)
     return gathered.residuals(gradients)
 
 
@@ -204,6 +207,11 @@ class _Gathered:
             blocks = moments.shape[0] if share.slot else self.laws[share.law].interface.blocks
             slots[share.slot] = moments.new_zeros(blocks, *moments.shape[1:])
         slots[share.slot][share.blocks] += moments
+
+    def take_off(self, number: int, defect: Float[Tensor, " units"]) -> None:
+        """What the law is known to be broken by; its units are of one component."""
+        moments = self.moments[number][()]
+        moments -= defect.to(moments)[:, None, None]
 
     def residuals(self, gradients: Mapping[str, Tensor]) -> list[Float[Tensor, ""]]:
         """`‖P M‖` of each law over its scale, `0/0 = 0`."""

@@ -1,0 +1,73 @@
+"""What a check differentiates: a loss of the outputs, by name or callable, or a fixed combination of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from equipoise.errors import InputError, one_line
+
+LossLike = str | Callable[..., Any] | None
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "multiclass_exponential": lambda output, y: (output - output.gather(1, y[:, None])).exp().sum(1).mean(),
+    "logistic": lambda output, y: F.softplus(-y * output.reshape(y.shape)).mean(),
+    "exponential": lambda output, y: (-y * output.reshape(y.shape)).exp().mean(),
+}
+_SOFTMAX = ("cross_entropy", "multiclass_exponential")  # losses that ignore a common shift of the logits
+
+
+def run_backward(model: nn.Module, data: Any, loss: LossLike) -> None:
+    """`loss(model(input)[, target]).backward()`; see `Laws.check`."""
+    inputs, function = objective(data, loss)
+    try:
+        value = function(_called(model, inputs))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            expected="data that the model and the loss accept",
+            found=one_line(error),
+            remedy="pass the input, or (input, target) and a loss of both",
+        ) from error
+    value.backward()
+
+
+def objective(data: Any, loss: LossLike) -> tuple[Any, Callable[[Any], Tensor]]:
+    """The inputs of the model, and what is differentiated as a function of its output."""
+    paired = isinstance(data, (tuple, list)) and len(data) == 2 and loss is not None
+    inputs, target = data if paired else (data, None)
+    function = _LOSSES.get(loss) if isinstance(loss, str) else loss or _random_combination
+    if function is None:
+        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
+    return inputs, lambda output: function(output, *(() if target is None else (target,)))
+
+
+def ignores_shift(loss: LossLike) -> bool:
+    """Whether a loss takes the softmax of the outputs, so that a common shift of them changes nothing."""
+    if isinstance(loss, str) and loss not in _LOSSES:
+        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
+    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.label_smoothing == 0
+    return loss in _SOFTMAX or loss is F.cross_entropy or plain
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+
+
+def _random_combination(output: Any) -> Tensor:
+    """A scalar that depends on every element of every floating output, the same at each call."""
+    leaves = [leaf for leaf in pytree.tree_leaves(_plain(output)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
+    for leaf in leaves:
+        weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        total = total + (leaf.tanh() * weights.to(leaf)).sum()
+    return total
+
+
+def _plain(output: Any) -> Any:
+    return dict(output) if isinstance(output, Mapping) else output

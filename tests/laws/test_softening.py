@@ -1,0 +1,85 @@
+"""Laws that the eps of a normalisation breaks: the defect explains the residual, exactly."""
+
+import copy
+
+import pytest
+import torch
+from cases import case
+from torch import nn
+from torch.nn import functional as F
+
+from equipoise.laws import invariances
+from equipoise.laws.law import named
+
+
+def curved(output):
+    return output.exp().mean()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer norm",
+        "hand-written layer norm",
+        "rms norm",
+        "hand-written rms norm",
+        "batch norm",
+        "group norm",
+        "instance norm",
+        "multihead",
+        "llama",
+        "gpt, tied",
+        "resnet",
+    ],
+)
+def test_with_the_defect_taken_off_the_residual_is_at_rounding(name):
+    model, inputs = case(name).model(), case(name).inputs()
+    laws = invariances(model, inputs)
+    broken = [law.name for law in laws if not law.exact]
+    curved(model(*inputs)).backward()
+    before, defects = laws.residual(model), laws.defects(model, inputs, curved)
+    after = laws.residual(model, defects=defects)
+    assert broken
+    assert set(defects) == set(broken)
+    for law in broken:
+        assert before[law] > 1e-9
+        assert after[law] < 2e-15
+
+
+def test_batch_norm_gives_what_theory_says():
+    """`⟨w, G_w⟩ = eps/(σ² + eps) · γ G_γ`, channel by channel (THEORY §1)."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, eps=0.1)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = torch.randn(6, 2, 6, 6, dtype=torch.float64)
+    laws = invariances(model, x)
+    curved(model(x)).backward()
+    variance = F.conv2d(x, model[0].weight).transpose(0, 1).flatten(1).var(1, correction=0)
+    expected = 0.1 / (variance + 0.1) * norm.weight * norm.weight.grad
+    found = laws.defects(model, x, curved)["scale of 0.weight"]
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=0)
+    inward = (model[0].weight * model[0].weight.grad).sum((1, 2, 3))
+    torch.testing.assert_close(inward.detach(), expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_a_check_sees_a_wrong_gradient_through_a_broken_law():
+    """Only the scale of the first weight, which eps breaks, can see its gradient off by a factor."""
+
+    class Off(nn.Linear):
+        def forward(self, x):
+            self.weight.register_hook(lambda gradient: 1.5 * gradient) if self.weight.requires_grad else None
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    right = nn.Sequential(nn.Linear(3, 4, bias=False), nn.RMSNorm(4, eps=1e-3), nn.Tanh(), nn.Linear(4, 2)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    laws = invariances(right, x)
+    assert [law.exact for law in laws] == [False]
+    assert laws.check(right, x).passed
+    wrong = copy.deepcopy(right)
+    wrong[0].__class__ = Off
+    found = laws.check(wrong, x)
+    assert not found.passed
+    assert found.suspects == ("0.weight",)
+    assert named(right).keys() == named(wrong).keys()
