@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from gpt2 import GPT2
 from torch import Tensor
 
 from equipoise import invariances
 from equipoise.laws import Laws
+from gpt2 import GPT2
 
 Cost = tuple[float, float]  # wall and CPU seconds
 

@@ -2,14 +2,14 @@
 
 import json
 
-import planted_bugs
 import pytest
-import reduced_gradients
 import torch
-from planted_bugs import BUGS, Bug, audited
 from torch import multiprocessing, nn
 
+import planted_bugs
+import reduced_gradients
 from equipoise.testing import assert_laws
+from planted_bugs import BUGS, Bug, audited
 
 CAUGHT = [
     "weight gradient off by 1%",

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from cases import case
 from torch import nn
 from torch.nn import functional as F
 
+from cases import case
 from equipoise.laws import invariances
 from equipoise.laws.law import named
 

@@ -30,7 +30,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Finding:
-    """One law, its residual, and whether it is below the alarm; `exact` if it is a law or all that breaks it is known."""
+    """One law and its residual; `exact` if it should be at rounding: nothing breaks the law, or its defect is known."""
 
     law: str
     residual: float

@@ -139,8 +139,9 @@ class Laws(Sequence[Law]):
         After `backward()` on a module, or from `gradients` by name. A parameter without a gradient counts as zero
         when others have one. Raises `InputError` if there are no gradients at all.
 
-        `defects` are taken off first, see there. With `sketch=k` the defects of matrix-wise laws wider than `k` are estimated from `k` seeded Gaussian probes:
-        without bias in the square, and at a fraction of the cost (`benchmarks/laws_cost.py`).
+        `defects` are taken off first (see there). With `sketch=k` the moments of matrix-wise laws wider than `k` are
+        seen through `k` seeded Gaussian probes: without bias in the square, at a fraction of the cost of the products
+        (`benchmarks/laws_cost.py`).
         """
         slopes = gradients_of(parameters, self._aliases) if gradients is None else gradients
         known = self._by_number(defects or {})

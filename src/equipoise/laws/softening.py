@@ -1,7 +1,7 @@
 """What the `eps` of a normalisation does to a law that it breaks: the defect of T1, exactly.
 
 A loss that does not change under `w → e^t w` for `eps = 0` does not change under `w → e^t w, eps → e^{2t} eps` for any
-`eps`. Hence `⟨w, G_w⟩ = -2 eps ∂L/∂eps`; for BatchNorm this is `eps/(σ² + eps) · γ G_γ`, channel by channel (THEORY §1).
+`eps`. Hence `⟨w, G_w⟩ = -2 eps ∂L/∂eps`; for BatchNorm this is `eps/(σ² + eps) · γ G_γ` for each channel (THEORY §1).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,19 +51,25 @@ def _units(node: fx.Node) -> int | None:
     return int(node.args[1]) if name == "group_norm" else None  # pyright: ignore[reportArgumentType]
 
 
-def _scaled(x: Tensor, axes: Sequence[int], eps: Tensor, *, centred: bool = True) -> Tensor:
+def _filled(args: tuple[Any, ...], *defaults: Any) -> tuple[Any, ...]:
+    """Two arguments, and as many more as there are defaults for."""
+    given = args[2 : 2 + len(defaults)]
+    return (*args[:2], *given, *defaults[len(given) :])
+
+
+def _scaled(x: Tensor, axes: list[int] | tuple[int, ...], eps: Tensor, *, centred: bool = True) -> Tensor:
     """`(x - mean) / √(var + eps)` over some axes."""
     middle = x - x.mean(axes, keepdim=True) if centred else x
     return middle / (middle.square().mean(axes, keepdim=True) + eps).sqrt()
 
 
 def _layer_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
-    x, shape, gain, bias, eps = (*args, *(None, None, 1e-5)[len(args) - 2 :])[:5]
+    x, shape, gain, bias, eps = _filled(args, None, None, 1e-5)
     return _affine(_scaled(x, tuple(range(-len(shape), 0)), eps * factor), gain, bias)
 
 
 def _rms_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
-    x, shape, gain, eps = (*args, *(None, None)[len(args) - 2 :])[:4]
+    x, shape, gain, eps = _filled(args, None, None)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     return _affine(_scaled(x, tuple(range(-len(shape), 0)), eps * factor, centred=False), gain, None)
 
@@ -82,7 +88,7 @@ def _instance_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
 
 
 def _group_norm(args: tuple[Any, ...], factor: Tensor) -> Tensor:
-    x, groups, gain, bias, eps = (*args, *(None, None, 1e-5)[len(args) - 2 :])[:5]
+    x, groups, gain, bias, eps = _filled(args, None, None, 1e-5)
     parted = x.reshape(x.shape[0], groups, -1)
     out = _scaled(parted, [2], eps * factor[:, None]).reshape(x.shape)
     return _affine(out, *(_along_channels(p, x) if p is not None else None for p in (gain, bias)))
