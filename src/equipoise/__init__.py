@@ -5,12 +5,12 @@ from importlib.metadata import version
 from equipoise import data, networks, sinks, testing
 from equipoise.checkpoint import analyze
 from equipoise.integrate import steppers
-from equipoise.integrate.goals import Growth, LogLoss, Steps
+from equipoise.integrate.goals import Flip, Growth, LogLoss, Separated, Steps
 from equipoise.integrate.loop import flow, resume
 from equipoise.integrate.run import Run, Status
 from equipoise.laws import acts_like, invariances
 from equipoise.monitor import TrainingAlarm, watch
-from equipoise.observers import Activity, Alignment, Drift, Margin, Residual, Spectrum
+from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Residual, Spectrum
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
@@ -23,12 +23,15 @@ __all__ = [
     "Alignment",
     "Certificate",
     "Decomposition",
+    "Defect",
     "Drift",
+    "Flip",
     "Growth",
     "LogLoss",
     "Margin",
     "Residual",
     "Run",
+    "Separated",
     "Spectrum",
     "Status",
     "Steps",

@@ -65,7 +65,7 @@ def test_displacement_is_second_order(loss):
 
 def at_growth(flowing, start, size, growth=0.4):
     """The weights where `log ‖w‖` has grown by `growth`: Lagrange through the six nearest steps."""
-    stepper, points = EntropicMidpoint(step_size=size, tolerance=1.0), [(0.0, start.weights)]
+    stepper, points = EntropicMidpoint(step_size=size, rtol=1.0), [(0.0, start.weights)]
     state = replace(start, sizes=dict.fromkeys(start.sizes, size))
     while points[-1][0] < growth + 3 * size:
         state = stepper.step(flowing.objective, state)[0]

@@ -66,7 +66,7 @@ def test_displacement_is_second_order_on_a_deep_linear_network(loss):
 
 def at_growth(problem, start, size, growth):
     """The weights where `log ‖w‖` has grown by `growth`, by cubic Hermite interpolation between steps."""
-    stepper = EntropicMidpoint(step_size=size, tolerance=1.0)
+    stepper = EntropicMidpoint(step_size=size, rtol=1.0)
     points, state = [(0.0, start.weights)], start
     while points[-1][0] < growth + 3 * size:
         state = stepper.step(problem.objective, state)[0]

@@ -43,7 +43,7 @@ def flowed(bias=False, goal=-300.0):
     initial = copy.deepcopy(model.state_dict())
     layout = Layout.of(initial)
     objective = Objective(build_margins(capture(model, X[:2]), layout, X, Signs(y)), Exponential())
-    stepper = EntropicMidpoint(step_size=0.2, tolerance=0.1)
+    stepper = EntropicMidpoint(step_size=0.2, rtol=0.1)
     state = stepper.init(objective, layout.flatten(initial))
     while (log_loss := objective.log_risk(state.evaluation)) > goal:
         state, _ = stepper.step(objective, state)

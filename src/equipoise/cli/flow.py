@@ -125,7 +125,7 @@ def _tell_run(run: "eq.Run", as_json: bool) -> int:
     if as_json:
         print(line(summary))
     else:
-        print(run.status)
+        print(run.status, *([f"({run.reason})"] if run.reason else []))
         print(f"log R = {run.log_loss:.6g} after {run.steps} steps and {run.seconds:.1f} s, growth {run.growth:.3f}")
         for layer in summary["layers"]:
             bound = layer["certified_bound"]

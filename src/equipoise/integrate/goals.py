@@ -1,17 +1,33 @@
-"""When a flow has gone far enough."""
+"""Where a flow is to stop, or to keep its weights: conditions that are found to tolerance, not overshot."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from equipoise.errors import InputError
+
+_SLIDING = 1e-6  # share of the largest |z| of its layer below which a pair sits on its kink, and does not flip
+
+
+class Instant(NamedTuple):
+    """Where a flow stands."""
+
+    log_loss: float
+    growth: float
+    steps: int
+    separation: float  # log(ℓ(0)/n): below it every margin is positive
+    preactivations: tuple[Tensor, ...] = ()
 
 
 @runtime_checkable
 class Goal(Protocol):
     """A condition on where the flow stands."""
 
-    def reached(self, *, log_loss: float, growth: float, steps: int) -> bool:
-        """Whether the flow may stop here."""
+    tolerance: ClassVar[float | None]  # on its distance, when a step is cut to end there; None: steps stay whole
+
+    def distance(self, start: Instant, now: Instant) -> float:
+        """Positive until the goal is reached, zero there; `start` is where the step began."""
         ...
 
     def describe(self) -> str:
@@ -21,17 +37,18 @@ class Goal(Protocol):
 
 @dataclass(frozen=True)
 class LogLoss:
-    """Until `log R` is at most `value`: natural logarithm of the mean loss.
+    """Until `log R` is at most `value`: natural logarithm of the mean loss. Hit to 1e-8 of the value.
 
-    >>> LogLoss(-1e6).reached(log_loss=-2e6, growth=1.0, steps=10)
-    True
+    >>> LogLoss(-1e6).distance(None, Instant(log_loss=-2e6, growth=1.0, steps=10, separation=-3.0))
+    -1.0
     """
 
     value: float | int
+    tolerance: ClassVar[float | None] = 1e-8
 
-    def reached(self, *, log_loss: float, growth: float, steps: int) -> bool:
-        """`log R ≤ value`."""
-        return log_loss <= self.value
+    def distance(self, start: Instant, now: Instant) -> float:
+        """`(log R - value) / max(1, |value|)`."""
+        return (now.log_loss - self.value) / max(1.0, abs(self.value))
 
     def describe(self) -> str:
         """`log_loss=…`."""
@@ -40,13 +57,14 @@ class LogLoss:
 
 @dataclass(frozen=True)
 class Growth:
-    """Until `s = log(‖w‖/‖w₀‖)` is at least `value`."""
+    """Until `s = log(‖w‖/‖w₀‖)` is at least `value`. Hit to 1e-9."""
 
     value: float | int
+    tolerance: ClassVar[float | None] = 1e-9
 
-    def reached(self, *, log_loss: float, growth: float, steps: int) -> bool:
-        """`s ≥ value`."""
-        return growth >= self.value
+    def distance(self, start: Instant, now: Instant) -> float:
+        """`value - s`."""
+        return self.value - now.growth
 
     def describe(self) -> str:
         """`growth=…`."""
@@ -54,7 +72,7 @@ class Growth:
 
 
 EVERY_QUARTER = tuple(Growth(quarters / 4) for quarters in range(1, 41))
-"""`s = 0.25, 0.5, …, 10`: where a flow keeps its weights unless told otherwise."""
+"""`s = 0.25, 0.5, …, 10`: where a flow keeps its weights unless told otherwise, at the end of the step that passes."""
 
 
 @dataclass(frozen=True)
@@ -62,29 +80,74 @@ class Steps:
     """For `value` accepted steps."""
 
     value: int
+    tolerance: ClassVar[float | None] = None
 
-    def reached(self, *, log_loss: float, growth: float, steps: int) -> bool:
-        """`steps ≥ value`."""
-        return steps >= self.value
+    def distance(self, start: Instant, now: Instant) -> float:
+        """`value - steps`."""
+        return float(self.value - now.steps)
 
     def describe(self) -> str:
         """`steps=…`."""
         return f"steps={self.value}"
 
 
+@dataclass(frozen=True)
+class Separated:
+    """Until `R < ℓ(0)/n`: every example on its side, and the theorems of the late phase apply (THEORY §0)."""
+
+    tolerance: ClassVar[float | None] = 1e-8
+
+    def distance(self, start: Instant, now: Instant) -> float:
+        """`(log R - log(ℓ(0)/n)) / max(1, |log(ℓ(0)/n)|)`."""
+        return (now.log_loss - now.separation) / max(1.0, abs(now.separation))
+
+    def describe(self) -> str:
+        """`separated`."""
+        return "separated"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Until the next pair of a neuron and an example changes its state; pairs that sit on their kink do not count."""
+
+    tolerance: ClassVar[float | None] = 1e-8
+
+    def distance(self, start: Instant, now: Instant) -> float:
+        """The least `z sign(z₀)` of all pairs, in units of the largest `|z₀|` of the layer; infinite without kinks."""
+        return min(map(_nearest_to_flip, start.preactivations, now.preactivations), default=float("inf"))
+
+    def describe(self) -> str:
+        """`flip`."""
+        return "flip"
+
+
+def _nearest_to_flip(before: Tensor, after: Tensor) -> float:
+    scale = before.abs().max()
+    away = before.abs() > _SLIDING * scale
+    return float((after * before.sign())[away].min() / scale) if bool(away.any()) else float("inf")
+
+
+_WRITTEN = {"log_loss": LogLoss, "growth": Growth, "steps": lambda n: Steps(int(n))}
+_NAMED = {"separated": Separated, "flip": Flip}
+
+
 def parse_goal(text: str) -> Goal:
-    """A goal as written: `log_loss=-1e6`, `growth=3` or `steps=100`.
+    """A goal as written: `log_loss=-1e6`, `growth=3`, `steps=100`, `separated` or `flip`.
 
     >>> parse_goal("growth=3")
     Growth(value=3.0)
     """
     name, _, value = text.partition("=")
+    if text.strip() in _NAMED:
+        return _NAMED[text.strip()]()
     try:
         number = float(value)
-        return {"log_loss": LogLoss, "growth": Growth, "steps": lambda n: Steps(int(n))}[name.strip()](number)
+        if number != number:
+            raise ValueError
+        return _WRITTEN[name.strip()](number)
     except (KeyError, ValueError, OverflowError):
         raise InputError(
-            expected="a goal like log_loss=-1e6, growth=3 or steps=100",
+            expected="a goal like log_loss=-1e6, growth=3, steps=100, separated or flip",
             found=repr(text),
             remedy="type --until log_loss=-1e6",
         ) from None

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -12,17 +12,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.integrate.goals import EVERY_QUARTER, Goal, LogLoss, parse_goal
+from equipoise.integrate.checkpoints import Progress, memory_of, packed, state_of
+from equipoise.integrate.goals import EVERY_QUARTER, Goal, Instant, LogLoss, parse_goal
+from equipoise.integrate.landing import landed
 from equipoise.integrate.losses import Exponential, Loss
 from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Objective, Tangent
-from equipoise.integrate.problem import Problem, build_problem, why_not_separable
+from equipoise.integrate.problem import Problem, build_problem, why_not_separable, why_stalled
+from equipoise.integrate.recorded import described, observers_from, stepper_from
 from equipoise.integrate.run import Run, Status, stored_problem
-from equipoise.integrate.steppers import EntropicMidpoint, State, Step
+from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
 from equipoise.laws.gauge import Gauge
 from equipoise.measure.leading import ExactSpectra
 from equipoise.measure.unfolding import Unfolding
-from equipoise.observers import Activity, Alignment, Drift, Margin, Memory, Observer, Scene, Snapshot, Spectrum
+from equipoise.observers import (
+    Activity,
+    Alignment,
+    Defect,
+    Drift,
+    Foresight,
+    Margin,
+    Memory,
+    Observer,
+    Scene,
+    Snapshot,
+    Spectrum,
+)
 from equipoise.store import Checkpoint, Record, Store
 
 _CHECKPOINT_SECONDS = 1.0
@@ -32,9 +47,10 @@ _STALL_FALL = 1e-6
 Watcher = Callable[[int, float, float, "float | None"], None]  # step, log-loss, growth, worst residual of the tail
 
 
-def default_observers() -> tuple[Observer, ...]:
-    """Spectra, alignment, drift of the laws, activity and margins."""
-    return (Spectrum(), Alignment(), Drift(), Activity(), Margin())
+def default_observers(stepper: Stepper) -> tuple[Observer, ...]:
+    """Spectra, alignment, drift of the laws, activity and margins; what a discrete stepper does to the laws."""
+    common = (Spectrum(), Alignment(), Drift(), Activity(), Margin())
+    return common if stepper.continuous else (*common, Defect())
 
 
 def flow(
@@ -45,7 +61,7 @@ def flow(
     *,
     observe: Sequence[Observer] | None = None,
     out: str | Path | None = None,
-    stepper: EntropicMidpoint | None = None,
+    stepper: Stepper | None = None,
     save_at: Iterable[Goal] = EVERY_QUARTER,
     max_steps: int = 10_000,
     arguments: dict[str, Any] | None = None,
@@ -56,49 +72,63 @@ def flow(
     `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}. The flow runs on a copy in float64 on
     the model's device; the caller's model and data never change. `out` names a folder for the run: manifest, records,
     weights, checkpoints. `save_at` lists goals at which weights are kept besides the first and the last, in `run.saved`
-    and in the folder: by default at every quarter of growth, for what a certificate says of the way.
+    and in the folder: by default at every quarter of growth, for what a certificate says of the way. The step that
+    passes `until`, or a goal of your own in `save_at`, is cut to end there; the laws stay exact.
 
     How it ended is `run.status`, a value. Raises `InputError` for data or a model that cannot be used.
 
     >>> from equipoise.data import load
     >>> from equipoise.networks import mlp
     >>> run = flow(mlp([5, 4, 4, 1], linear_tail=2), load("separable", n=20, d=5), until=LogLoss(-1e4))
-    >>> run.status.value, run.log_loss < -1e4
+    >>> run.status.value, -1.00001e4 < run.log_loss <= -1e4
     ('reached', True)
     """
     goal = parse_goal(until) if isinstance(until, str) else until
     problem = build_problem(model, data, loss)
     stepper, points = stepper or EntropicMidpoint(), tuple(save_at)
+    observers = default_observers(stepper) if observe is None else tuple(observe)
     with ExitStack() as stack:
         store = None
         if out is not None:
             store = stack.enter_context(
-                Store.create(out, _manifest(problem, goal, points, stepper, max_steps, arguments or {}))
+                Store.create(out, _manifest(problem, goal, points, stepper, observers, max_steps, arguments or {}))
             )
             store.save_weights("initial", problem.initial)
-        observers = default_observers() if observe is None else tuple(observe)
         loop = _Loop(problem, goal, stepper, observers, points, max_steps, store, watcher)
         return loop.finish(loop.start())
 
 
-def resume(folder: str | Path, model: nn.Module | None = None, data: Any = None, watcher: Watcher | None = None) -> Run:
+def resume(
+    folder: str | Path,
+    model: nn.Module | None = None,
+    data: Any = None,
+    observe: Sequence[Observer] | None = None,
+    watcher: Watcher | None = None,
+) -> Run:
     """Go on with a run from its last checkpoint; it ends with the numbers of an uninterrupted one.
 
-    Only runs with the default observers can be resumed from the folder alone; a model or data of one's own are passed
-    again. Raises `InputError` or `StoreError` for a folder that is not such a run.
+    Stepper, goals and observers are those of the manifest. A model or data of one's own, and observers that hold
+    tensors, are passed again. Raises `InputError` or `StoreError` for a folder that is not such a run, and for
+    observers that are not those of the run.
     """
     with Store.resume(folder) as store:
         problem, manifest = stored_problem(store, model, data), store.manifest
         asked = manifest["arguments"]
-        stepper = EntropicMidpoint(**asked["stepper"])
+        observers, stepper = observers_from(asked["observers"], observe), stepper_from(asked["stepper"])
         goal, points = parse_goal(asked["until"]), tuple(map(parse_goal, asked["save_at"]))
-        loop = _Loop(problem, goal, stepper, default_observers(), points, asked["max_steps"], store, watcher)
+        loop = _Loop(problem, goal, stepper, observers, points, asked["max_steps"], store, watcher)
         saved = store.checkpoint()
         return loop.finish(loop.start() if saved is None else loop.restored(saved))
 
 
 def _manifest(
-    problem: Problem, goal: Goal, save_at: Sequence[Goal], stepper: EntropicMidpoint, max_steps: int, arguments: dict
+    problem: Problem,
+    goal: Goal,
+    save_at: Sequence[Goal],
+    stepper: Stepper,
+    observers: Sequence[Observer],
+    max_steps: int,
+    arguments: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "network": arguments.get("network"),
@@ -109,7 +139,8 @@ def _manifest(
         "arguments": {
             "until": goal.describe(),
             "save_at": [point.describe() for point in save_at],
-            "stepper": asdict(stepper),
+            "stepper": described(stepper),
+            "observers": [described(observer) for observer in observers],
             "max_steps": max_steps,
             "command": arguments.get("command"),
         },
@@ -117,24 +148,10 @@ def _manifest(
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands: the whole of what a checkpoint holds."""
-
-    step: int
-    state: State
-    memories: tuple[Memory, ...]
-    falls: tuple[float, ...] = ()  # log-losses of the last steps, to see a stall
-    records: list[Record] = field(default_factory=list, repr=False)  # a log, only ever appended to
-    written: int = 0  # records that are on disk
-    saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # likewise only ever added to
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
 class _Loop:
     problem: Problem
     goal: Goal
-    stepper: EntropicMidpoint
+    stepper: Stepper
     observers: tuple[Observer, ...]
     save_at: tuple[Goal, ...]
     max_steps: int
@@ -166,29 +183,57 @@ class _Loop:
         """Before the first step, with the initial weights observed."""
         state = self.stepper.init(self.problem.objective, self.problem.weights)
         scene = self.scene
-        return self._observed(Progress(0, state, tuple(observer.init(scene) for observer in self.observers)), None)
+        return self._observed(Progress(0, state, tuple(observer.init(scene) for observer in self.observers)))
 
     def finish(self, progress: Progress) -> Run:
         """Step until the goal, or until there is a reason to stop."""
         begun = time.perf_counter() - progress.seconds
         status, written = self._hopeless(), time.perf_counter()
-        pending = self._ahead(progress, self.save_at)
+        pending = self._ahead(progress, progress, self.save_at)
         try:
             while status is None and (status := self._status(progress)) is None:
-                advanced = self.stepper.step(self.problem.objective, progress.state)
+                advanced = self._advance(progress, pending)
                 if advanced is None:
                     status = Status.stalled
                     break
-                state, step = advanced
+                before, (state, step) = progress, advanced
                 progress = replace(progress, step=progress.step + 1, state=state, seconds=time.perf_counter() - begun)
-                progress = self._observed(progress, step)
-                pending = self._save(progress, pending)
+                pending = self._save(before, progress, pending)
+                if not self._ahead(before, progress, [self.goal]):
+                    status = Status.precision_floor if state.temperature > 1 else Status.reached
+                progress = self._observed(progress, step, before, status)
                 if self.store is not None and time.perf_counter() - written > _CHECKPOINT_SECONDS:
                     progress, written = self._commit(progress), time.perf_counter()
         except KeyboardInterrupt:
             self._commit(progress)
             raise
         return self._run(progress, status)
+
+    def _advance(self, progress: Progress, pending: Sequence[Goal]) -> tuple[State, Step] | None:
+        """The next step, cut to end at the first goal on its way."""
+        objective = self.problem.objective
+        taken = self.stepper.step(objective, progress.state)
+        if taken is None or not self.stepper.continuous:
+            return taken
+        start = self._instant(progress.state, progress.step)
+        landings = (self.goal, *(() if self.save_at == EVERY_QUARTER else pending))
+        for goal in landings:
+            if goal.tolerance is None:
+                continue
+
+            def distance(taken: tuple[State, Step], goal: Goal = goal) -> float:
+                return goal.distance(start, self._instant(taken[0], progress.step + 1))
+
+            if goal.distance(start, start) > 0 >= distance(taken):
+                taken = landed(
+                    again=lambda size: self.stepper.step(objective, progress.state, size),
+                    sized=lambda taken: taken[1].asked,
+                    distance=distance,
+                    whole=taken,
+                    begun=goal.distance(start, start),
+                    tolerance=goal.tolerance,
+                )
+        return taken
 
     # --- where it stands ---
 
@@ -202,13 +247,18 @@ class _Loop:
     def _growth(self, weights: Weights) -> float:
         return math.log(float(weights.norm()) / self._initial_norm)
 
+    def _instant(self, state: State, steps: int) -> Instant:
+        separation = self.problem.loss.log_at_zero() - math.log(self.problem.margins.count)
+        here = self._log_loss(state), self._growth(state.weights)
+        return Instant(*here, steps, separation, state.evaluation.preactivations)
+
     def _hopeless(self) -> Status | None:
         """`not_separable` where a goal of loss is proved out of reach."""
         bottomless = isinstance(self.goal, LogLoss) and self.goal.value < -math.log(self.problem.margins.count) - 1
         return Status.not_separable if bottomless and why_not_separable(self.problem) else None
 
     def _status(self, progress: Progress) -> Status | None:
-        if not self._ahead(progress, [self.goal]):
+        if not self._ahead(progress, progress, [self.goal]):
             return Status.precision_floor if progress.state.temperature > 1 else Status.reached
         if progress.step >= self.max_steps:
             return Status.step_limit
@@ -219,12 +269,14 @@ class _Loop:
 
     # --- looking ---
 
-    def _observed(self, progress: Progress, step: Step | None) -> Progress:
-        scene, snapshot = self.scene, self._snapshot(progress)
+    def _observed(
+        self, progress: Progress, step: Step | None = None, before: Progress | None = None, status: Status | None = None
+    ) -> Progress:
+        scene, snapshot = self.scene, self._snapshot(progress, status)
         log_loss = self._log_loss(progress.state)
         moment = (progress.step, snapshot.clock, log_loss, progress.state.log_time)
         memories, records = [], []
-        for observer, memory in zip(self.observers, progress.memories, strict=True):
+        for observer, memory in zip(self.observers, self._foreseen(progress, step, before), strict=True):
             memory, readings = observer.observe(scene, memory, snapshot)
             memories.append(memory)
             records += [Record(*moment, observer.name, *reading) for reading in readings]
@@ -238,13 +290,29 @@ class _Loop:
             falls=(*progress.falls, log_loss)[-_STALL_STEPS:],
         )
 
+    def _foreseen(self, progress: Progress, step: Step | None, before: Progress | None) -> tuple[Memory, ...]:
+        """The observers' memories, after a look at the gradient of a discrete step, where there was one."""
+        if step is None or step.update is None or before is None:
+            return progress.memories
+        update, views = step.update, self.problem.layout.views
+        rate = (update.rate, update.decay / update.rate)
+        snapshot = replace(
+            self._snapshot(before, None),
+            gradients=views(update.gradient),
+            rates=dict.fromkeys(self.problem.layout.shapes, rate),
+        )
+        return tuple(
+            observer.before(self.scene, memory, snapshot)[0] if isinstance(observer, Foresight) else memory
+            for observer, memory in zip(self.observers, progress.memories, strict=True)
+        )
+
     def _tail_residual(self, records: list[Record]) -> float | None:
         """The largest rank-one residual among the linear layers."""
         tail = {layer.weight for layer in self.problem.chain or () if layer.kind == "linear"}
         seen = [row.value for row in records if row.quantity == "rank_one_residual" and row.place in tail]
         return max(seen, default=None)
 
-    def _snapshot(self, progress: Progress) -> Snapshot:
+    def _snapshot(self, progress: Progress, status: Status | None) -> Snapshot:
         state, here = progress.state, _Here(self.problem, progress.state)
         parameters = self.problem.layout.views(state.weights)
         return Snapshot(
@@ -258,23 +326,19 @@ class _Loop:
             preactivations=state.evaluation.preactivations,
             slopes=state.slopes,
             linearisation=here,
-            final=self._status(progress) is not None,
+            final=(status or self._status(progress)) is not None,
         )
 
     # --- keeping ---
 
-    def _ahead(self, progress: Progress, goals: Iterable[Goal]) -> list[Goal]:
-        """The goals not reached yet."""
-        here = {
-            "log_loss": self._log_loss(progress.state),
-            "growth": self._growth(progress.state.weights),
-            "steps": progress.step,
-        }
-        return [goal for goal in goals if not goal.reached(**here)]
+    def _ahead(self, before: Progress, progress: Progress, goals: Iterable[Goal]) -> list[Goal]:
+        """The goals that a step has not reached."""
+        start, now = (self._instant(each.state, each.step) for each in (before, progress))
+        return [goal for goal in goals if goal.distance(start, now) > 0]
 
-    def _save(self, progress: Progress, pending: list[Goal]) -> list[Goal]:
+    def _save(self, before: Progress, progress: Progress, pending: list[Goal]) -> list[Goal]:
         """Keep the weights at goals just reached; the goals that remain."""
-        ahead = self._ahead(progress, pending)
+        ahead = self._ahead(before, progress, pending)
         for goal in pending:
             if goal not in ahead:
                 views = self.problem.layout.views(progress.state.weights)
@@ -286,15 +350,15 @@ class _Loop:
     def _commit(self, progress: Progress) -> Progress:
         if self.store is None:
             return progress
-        self.store.commit(progress.records[progress.written :], _checkpoint(progress))
+        self.store.commit(progress.records[progress.written :], packed(progress))
         return replace(progress, written=len(progress.records))
 
     def restored(self, saved: Checkpoint) -> Progress:
         """The progress of a checkpoint."""
         assert self.store is not None
         records = [Record(*row) for row in self.store.table().itertuples(index=False)]
-        state = _state(saved, len(self.problem.margins.negative_slopes), self.problem)
-        memories = tuple(_memory(saved, index) for index in range(len(self.observers)))
+        state = state_of(saved, len(self.problem.margins.negative_slopes), self.problem)
+        memories = tuple(memory_of(saved, index) for index in range(len(self.observers)))
         told = saved.metadata
         return Progress(
             step=saved.step,
@@ -311,6 +375,11 @@ class _Loop:
         """The weights saved on the way; those after the checkpoint will be reached, and saved, again."""
         assert self.store is not None
         return {name: self.store.load_weights(name)[0] for name in self.store.between()}
+
+    def _reason(self, state: State, status: Status) -> str | None:
+        if status == Status.stalled:
+            return why_stalled(self.problem, state.evaluation)
+        return why_not_separable(self.problem) if status == Status.not_separable else None
 
     def _run(self, progress: Progress, status: Status) -> Run:
         state, problem = progress.state, self.problem
@@ -333,6 +402,7 @@ class _Loop:
             records=progress.records,
             folder=None if self.store is None else Path(self.store.folder),
             saved=progress.saved,
+            reason=self._reason(state, status),
         )
         if self.store is not None:
             self._commit(progress)
@@ -380,45 +450,3 @@ def _told(step: Step | None, state: State) -> list[tuple[str, float]]:
         return []
     told = {"step_size": step.size, "error": step.error, "active": step.active, "rejected": step.rejected}
     return [(name, float(value)) for name, value in (told | {"temperature": state.temperature}).items()]
-
-
-# --- checkpoints: tensors, and floats in JSON, which keeps every bit of them ---
-
-
-def _checkpoint(progress: Progress) -> Checkpoint:
-    state = progress.state
-    tensors = {"weights": state.weights, "dual": state.dual}
-    tensors |= {f"slopes/{index}": slope for index, slope in enumerate(state.slopes)}
-    if state.velocity is not None:
-        tensors["velocity"] = state.velocity
-    for index, memory in enumerate(progress.memories):
-        tensors |= {f"memory/{index}/{name}": tensor for name, tensor in memory.items()}
-    told = {
-        "sizes": state.sizes,
-        "log_time": state.log_time,
-        "temperature": state.temperature,
-        "examples_visited": state.examples_visited,
-        "falls": list(progress.falls),
-        "seconds": progress.seconds,
-    }
-    return Checkpoint(progress.step, {name: tensor.contiguous() for name, tensor in tensors.items()}, told)
-
-
-def _state(saved: Checkpoint, kinks: int, problem: Problem) -> State:
-    tensors, told = {name: tensor.to(problem.weights.device) for name, tensor in saved.tensors.items()}, saved.metadata
-    return State(
-        weights=tensors["weights"],
-        evaluation=problem.margins.evaluate(tensors["weights"]),
-        slopes=tuple(tensors[f"slopes/{index}"] for index in range(kinks)),
-        dual=tensors["dual"],
-        velocity=tensors.get("velocity"),
-        sizes=told["sizes"],
-        log_time=told["log_time"],
-        temperature=told["temperature"],
-        examples_visited=told["examples_visited"],
-    )
-
-
-def _memory(saved: Checkpoint, index: int) -> Memory:
-    prefix = f"memory/{index}/"
-    return {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}

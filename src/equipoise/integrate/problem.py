@@ -21,7 +21,7 @@ from equipoise.graph.evaluate import kinks, recorded
 from equipoise.integrate.feedforward import FeedforwardMargins
 from equipoise.integrate.general import CapturedMargins
 from equipoise.integrate.losses import LOSSES, Loss, named_loss
-from equipoise.integrate.margins import Layout, Margins, Weights
+from equipoise.integrate.margins import Evaluation, Layout, Margins, Weights
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.readout import Contrasts, Readout, Signs
 from equipoise.laws import Laws, invariances
@@ -186,6 +186,16 @@ def _check_parameters(model: nn.Module, captured: Captured) -> None:
             found="buffers that change (BatchNorm in training mode)",
             remedy="call model.eval() first",
         )
+
+
+def why_stalled(problem: Problem, at: Evaluation) -> str | None:
+    """Examples that no neuron of some layer answers, in words: no gradient comes from them; `None` if there is none."""
+    for name, negative, z in zip(problem.kink_names, problem.margins.negative_slopes, at.preactivations, strict=True):
+        dead = (z.flatten(1) <= 0).all(1)
+        if negative == 0 and bool(dead.any()):
+            share = "every example" if bool(dead.all()) else f"{int(dead.sum())} of {len(dead)} examples"
+            return f"every neuron of {name} is off for {share}: they have no gradient left (dead neurons)"
+    return None
 
 
 def why_not_separable(problem: Problem) -> str | None:

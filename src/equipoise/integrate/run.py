@@ -1,5 +1,6 @@
 """A finished flow: where it ended, why, and everything recorded on the way."""
 
+import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from equipoise.data import Dataset, Provenance, rebuild
 from equipoise.errors import InputError
 from equipoise.graph.chain import Layer
+from equipoise.integrate.goals import Goal
 from equipoise.integrate.losses import Loss
 from equipoise.integrate.problem import Problem, build_problem
 from equipoise.networks import mlp
@@ -73,10 +75,29 @@ class Run:
     records: list[Record]
     folder: Path | None = None
     saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # on the way, by the goal reached
+    reason: str | None = None  # what was found where a run stalled, or why no weights can fit
 
     def table(self) -> pd.DataFrame:
         """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""
         return pd.DataFrame(self.records, columns=list(Record._fields))
+
+    def at(self, point: str | Goal) -> nn.Module:
+        """A copy of the network where the run passed a saved point: to start another flow from, with any stepper.
+
+        `point` is a goal of `save_at`, or its text; `"initial"` and `"final"` are there in every run. Raises
+        `InputError` for a point that was not saved.
+        """
+        name = point if isinstance(point, str) else point.describe()
+        found = {"initial": self.initial, "final": self.final, **self.saved}.get(name)
+        if found is None:
+            raise InputError(
+                expected=f"a saved point among {', '.join(('initial', *self.saved, 'final'))}",
+                found=repr(name),
+                remedy="list the points you need in save_at= when the run is started",
+            )
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(found, strict=False)
+        return model
 
     def last(self, observer: str, quantity: str, place: str = "") -> float | None:
         """The latest value of a quantity, or `None` if it was never recorded."""
@@ -92,6 +113,7 @@ class Run:
         """
         return {
             "status": self.status.value,
+            "reason": self.reason,
             "log_loss": self.log_loss,
             "growth": self.growth,
             "log_time": self.log_time,
@@ -156,6 +178,7 @@ class Run:
             status=Status(result["status"]),
             records=records,
             folder=Path(folder),
+            reason=result.get("reason"),
             saved=saved,
             **{name: result[name] for name in names},
         )

@@ -2,6 +2,7 @@
 
 from equipoise.observers.activity import Activity
 from equipoise.observers.alignment import Alignment
+from equipoise.observers.defect import Defect
 from equipoise.observers.drift import Drift
 from equipoise.observers.margin import Margin
 from equipoise.observers.protocol import (
@@ -21,6 +22,7 @@ from equipoise.observers.spectrum import Spectrum
 __all__ = [
     "Activity",
     "Alignment",
+    "Defect",
     "Drift",
     "Foresight",
     "Margin",

@@ -100,8 +100,10 @@ def command(manifest: Mapping[str, Any]) -> str | None:
         return None
     given = {"loss": manifest.get("loss"), "until": arguments["until"], "max_steps": arguments.get("max_steps")}
     kept = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
-    stepper = ", ".join(f"{name}={value!r}" for name, value in (arguments.get("stepper") or {}).items())
-    return f"eq.flow(model, data, {kept}{f', stepper=EntropicMidpoint({stepper})' if stepper else ''})"
+    chosen = dict(arguments.get("stepper") or {})
+    name = chosen.pop("name", "EntropicMidpoint")
+    stepper = ", ".join(f"{field}={value!r}" for field, value in chosen.items())
+    return f"eq.flow(model, data, {kept}{f', stepper=eq.steppers.{name}({stepper})' if stepper else ''})"
 
 
 def _asked(material: Material) -> str:

@@ -25,7 +25,8 @@ def trapezoid(stretch: Stretch) -> Attempt:
         here: Tangent, before: Evaluation, after: Evaluation, warm: Warm | None, tolerance: float
     ) -> tuple[Forces, Forces, None]:
         start, end = objective.forces(before), objective.forces(after)
-        return (start + end) / 2, (end - start) / 2, None
+        mean = end if stretch.order == 1 else (start + end) / 2
+        return mean, (end - start) / 2, None
 
     return settle(stretch, objective, None, average)
 
@@ -80,7 +81,8 @@ def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
         starts = (start, start, start) if warm is None else (warm.whole, warm.first, warm.second)
         found = extrapolated_average(span * kernel, before, drift, starts, temperature, tolerance)
         whole, first, second = (solution.weights for solution in found)
-        mean = first + second - whole
-        return here.forces(mean), here.forces(mean - whole), Warm(whole, first, second, mean)
+        second_order = first + second - whole
+        mean = whole if stretch.order == 1 else second_order
+        return here.forces(mean), here.forces(second_order - whole), Warm(whole, first, second, mean)
 
     return settle(stretch, objective, rows, average)

@@ -1,10 +1,10 @@
 """The entropic midpoint step: gradient flow to any depth of loss (THEORY T6)."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-
+from equipoise.errors import InputError
 from equipoise.integrate.margins import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.steppers.averages import active, entropic, trapezoid
@@ -24,46 +24,52 @@ class EntropicMidpoint:
     `p̄ = ½(softmax(-u₀) + softmax(-u₁))`, while the margins move by about one a step; `entropic`, the extrapolated
     solution of the stiff system of margins, at any depth of loss.
 
-    `step_size` is the largest `‖Δw‖/‖w‖` of a step; `tolerance` bounds the difference of `p̄` at two orders, in
-    the same unit. A step that does not settle, or exceeds it, is rejected and halved.
+    `step_size` is the largest `‖Δw‖/‖w‖` of a step. `rtol` bounds the difference of `p̄` at two orders, in the same
+    unit. A step that does not settle, or exceeds it, is rejected and halved. `order=1` takes one Euler step of the
+    system of margins in place of the extrapolation, to compare with.
     """
 
+    order: int = 2
+    rtol: float = 0.01
     step_size: float = 0.05
-    tolerance: float = 0.01
     smallest: float = 1e-10  # a step below this has stalled
+    continuous: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.order not in (1, 2) or not (self.rtol > 0 and 0 < self.smallest < self.step_size <= 1):
+            raise InputError(
+                expected="order 1 or 2, rtol above 0, and step_size above smallest, at most 1",
+                found=f"order={self.order}, rtol={self.rtol}, step_size={self.step_size}, smallest={self.smallest}",
+                remedy="pass order=2, rtol=0.01, step_size=0.05",
+            )
 
     def init(self, objective: Objective, weights: Weights) -> State:
         """The state at the start of a run."""
-        evaluation = objective.margins.evaluate(weights)
-        uniform = torch.full_like(evaluation.margins, 1 / evaluation.margins.numel()).flatten()
-        sizes = {"trapezoid": self.step_size, "entropic": self.step_size}
-        return State(weights, evaluation, local_slopes(objective.margins, evaluation), uniform, None, sizes)
+        return State.start(objective, weights, {"trapezoid": self.step_size, "entropic": self.step_size})
 
-    def step(self, objective: Objective, state: State) -> tuple[State, Step] | None:
+    def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
         outlook = _outlook(objective, state)
         sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + objective.count
         while outlook.speed > 0 and math.isfinite(outlook.speed):
             route = self._cheaper(objective, outlook, sizes)
-            stretch = Stretch(objective, state, outlook, sizes[route] / outlook.speed)
+            size = min(sizes[route], most)
+            stretch = Stretch(objective, state, outlook, size / outlook.speed, self.order, precise=most < math.inf)
             attempt = _ROUTES[route](stretch)
             visited += attempt.visited
-            if attempt.settled and attempt.error <= self.tolerance:
-                sizes[route] = min(self.step_size, sizes[route] * _growth(attempt.passes))
-                after, size, mismatch = _advanced(stretch, attempt)
-                after = replace(after, sizes=sizes, examples_visited=after.examples_visited + visited)
-                return after, Step(
-                    route,
-                    size,
-                    attempt.error,
-                    rejected,
-                    len(attempt.dual if attempt.rows is None else attempt.rows),
-                    mismatch,
-                )
-            sizes[route], rejected = sizes[route] / 2, rejected + 1
+            if attempt.settled and attempt.error <= self.rtol:
+                if size == sizes[route]:
+                    sizes[route] = min(self.step_size, size * self._growth(attempt))
+                return _advanced(stretch, attempt, route, sizes, rejected, visited)
+            sizes[route], rejected = size / 2, rejected + 1
             if sizes[route] < self.smallest:
                 break
         return None
+
+    def _growth(self, attempt: Attempt) -> float:
+        """The factor on the next step's size: many passes, or an error near `rtol`, are the end of a step's reach."""
+        within = 0.9 * math.sqrt(self.rtol / attempt.error) if attempt.error > 0 else math.inf
+        return min(1.3, max(0.7, math.sqrt(_PASSES / attempt.passes)), max(0.5, within))
 
     def _cheaper(self, objective: Objective, outlook: Outlook, sizes: dict[str, float]) -> str:
         """The route with the lower estimated cost per unit of progress, from counts of operations alone."""
@@ -80,20 +86,17 @@ class EntropicMidpoint:
         return "trapezoid" if trapezoid < entropic else "entropic"
 
 
-def _growth(passes: int) -> float:
-    """The factor on the next step's size: a step that took many passes is close to one that never settles."""
-    return min(1.3, max(0.7, math.sqrt(_PASSES / passes)))
-
-
 def _outlook(objective: Objective, state: State) -> Outlook:
     here = objective.linearise(state.weights, state.slopes)
-    velocity = here.pullback(objective.forces(state.evaluation)) if state.velocity is None else state.velocity
-    speed = float(velocity.norm() / state.weights.norm())
-    return Outlook(objective.potential(state.evaluation), velocity, here.pushforward(velocity), speed)
+    flow = here.pullback(objective.forces(state.evaluation)) if state.velocity is None else state.velocity
+    speed = float(flow.norm() / state.weights.norm())
+    return Outlook(objective.potential(state.evaluation), flow, here.pushforward(flow), speed)
 
 
-def _advanced(stretch: Stretch, attempt: Attempt) -> tuple[State, float, float]:
-    """Converge the midpoint with everything else frozen, then move: the state after, `‖Δw‖/‖w‖`, and the mismatch."""
+def _advanced(
+    stretch: Stretch, attempt: Attempt, route: str, sizes: dict[str, float], rejected: int, visited: int
+) -> tuple[State, Step]:
+    """Converge the midpoint with everything else frozen, then move."""
     state, objective, span = stretch.state, stretch.objective, stretch.span
     weights, mismatch, iterations = converged(state, attempt, span)
     evaluation = objective.margins.evaluate(weights)
@@ -104,12 +107,15 @@ def _advanced(stretch: Stretch, attempt: Attempt) -> tuple[State, float, float]:
         slopes=_merged(local_slopes(objective.margins, evaluation), objective, attempt),
         dual=attempt.dual,
         velocity=None if attempt.rows is None else moved / span,
-        sizes=state.sizes,
+        sizes=sizes,
         log_time=later(state.log_time, physical_time(objective, state.evaluation, evaluation, span)),
         temperature=attempt.temperature,
-        examples_visited=iterations * attempt.on.count,
+        examples_visited=visited + iterations * attempt.on.count,
+        taken=state.taken + 1,
     )
-    return after, float(moved.norm() / state.weights.norm()), mismatch
+    active = len(attempt.dual if attempt.rows is None else attempt.rows)
+    size = float(moved.norm() / state.weights.norm())
+    return after, Step(route, size, stretch.size, attempt.error, rejected, active, mismatch)
 
 
 def _merged(local: Slopes, objective: Objective, attempt: Attempt) -> Slopes:

@@ -18,6 +18,7 @@ from equipoise.integrate.steppers.state import State
 
 _PASSES = 60  # passes after which a step is given up
 _SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled
+_PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
 _PATIENCE = 16  # passes without progress before a step is given up
 _CONVERGING = 100  # iterations of w_mid alone
@@ -42,6 +43,8 @@ class Stretch:
     state: State
     outlook: Outlook
     span: float  # h
+    order: int = 2
+    precise: bool = False  # its end is sought to more digits: the step is cut to end at a goal
 
     @property
     def size(self) -> float:
@@ -116,7 +119,7 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         entered = end if guess is None else guess.end
         last = _pass(stretch, on, before, average, entered, slopes, guess, _tolerance(changes, stretch.size))
         changes.append(float((last.end - entered).norm()) / norm)
-        if _ends(changes):
+        if _ends(changes, _PRECISE if stretch.precise else _SETTLED):
             break
         # The first pass kept its slopes, so it is no iterate of the same map.
         history, guess = (history, last) if guess is None else last.mixed(history, entered, on.margins)
@@ -170,9 +173,9 @@ def _tolerance(changes: list[float], size: float) -> float:
     return max(TOLERANCE, min(0.01, 0.01 * changes[-1] / size)) if changes else 0.01
 
 
-def _ends(changes: list[float]) -> bool:
+def _ends(changes: list[float], settled: float) -> bool:
     """Settled; or out of hand, out of patience, or out of time."""
-    if changes[-1] <= _SETTLED or not changes[-1] < 1 or len(changes) >= _PASSES:
+    if changes[-1] <= settled or not changes[-1] < 1 or len(changes) >= _PASSES:
         return True
     return len(changes) > _PATIENCE and min(changes[-_PATIENCE:]) > min(changes[:-_PATIENCE])
 

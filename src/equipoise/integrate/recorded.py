@@ -1,0 +1,57 @@
+"""Steppers and observers as a manifest keeps them: by name and fields."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from equipoise import observers
+from equipoise.errors import InputError
+from equipoise.integrate.steppers import STEPPERS, Stepper
+from equipoise.observers import Observer
+
+_PLAIN = (int, float, str, bool, type(None))
+
+
+def described(value: Any) -> dict[str, Any]:
+    """`{"name": its class, **its fields}`; `"fields": None` where a field is nothing that JSON can hold.
+
+    >>> described(observers.Spectrum(r=2))["r"]
+    2
+    """
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    plain = all(isinstance(each, _PLAIN) for each in given.values())
+    return {"name": type(value).__name__, **(given if plain else {"fields": None})}
+
+
+def stepper_from(told: Mapping[str, Any]) -> Stepper:
+    """The stepper of a manifest."""
+    given = dict(told)
+    return STEPPERS[given.pop("name", "EntropicMidpoint")](**given)
+
+
+def observers_from(told: Sequence[Mapping[str, Any]], given: Sequence[Observer] | None) -> tuple[Observer, ...]:
+    """The observers of a manifest; those that it cannot hold must be given, and those given must be the same.
+
+    Raises `InputError` that says which were recorded.
+    """
+    if given is not None:
+        if [described(each) for each in given] != list(told):
+            raise _differ(told, ", ".join(type(each).__name__ for each in given) or "none")
+        return tuple(given)
+    return tuple(_observer(each, told) for each in told)
+
+
+def _observer(one: Mapping[str, Any], told: Sequence[Mapping[str, Any]]) -> Observer:
+    known = getattr(observers, one["name"], None)
+    if known is None or "fields" in one:
+        raise _differ(told, "none")
+    return known(**{name: value for name, value in one.items() if name != "name"})
+
+
+def _differ(told: Sequence[Mapping[str, Any]], found: str) -> InputError:
+    names = ", ".join(each["name"] for each in told) or "none"
+    return InputError(
+        expected=f"the observers of the run, {names}, with the same fields",
+        found=found,
+        remedy="pass observe= as it was when the run was started",
+    )

@@ -1,0 +1,66 @@
+"""Stochastic gradient descent with weight decay."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from equipoise.errors import InputError
+from equipoise.integrate.margins import Weights
+from equipoise.integrate.objective import Objective
+from equipoise.integrate.steppers.gradient_descent import check_rate, descended
+from equipoise.integrate.steppers.state import State, Step, Update
+
+
+@dataclass(frozen=True)
+class SGD:
+    """`w ← (1 - η λ) w - η ∇R_B`, `B` a batch without replacement from an order shuffled anew in every epoch.
+
+    `η = lr`, `λ = weight_decay` (coupled, as in `torch.optim.SGD`). The order depends on `seed` and the epoch alone, so
+    that a resumed run takes the same batches. Raises `InputError` for a batch size under 1 and senseless rates.
+    """
+
+    lr: float = 0.1
+    batch_size: int = 32
+    weight_decay: float = 0.0
+    seed: int = 0
+    continuous: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_rate(self.lr)
+        if self.batch_size < 1 or not 0 <= self.weight_decay * self.lr < 1:
+            raise InputError(
+                expected="a batch size of at least 1 and a weight decay from 0 to below 1 / lr",
+                found=f"batch_size={self.batch_size}, weight_decay={self.weight_decay}",
+                remedy="pass batch_size=32, weight_decay=0.0",
+            )
+
+    def init(self, objective: Objective, weights: Weights) -> State:
+        """The state at the start of a run."""
+        return State.start(objective, weights, {})
+
+    def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
+        """One step on the next batch; `None` where it moves nothing."""
+        examples = self.batch(objective.count, state.taken).to(state.weights.device)
+        per_example = objective.per_example
+        rows = (examples[:, None] * per_example + torch.arange(per_example, device=examples.device)).flatten()
+        on = objective.restricted(rows)
+        at = state.evaluation.take(examples)
+        here = on.linearise(state.weights, tuple(slope[examples] for slope in state.slopes))
+        scale = math.exp(min(on.log_risk(at), 700.0))
+        update = Update(-scale * here.pullback(on.forces(at)), self.lr, self.lr * self.weight_decay)
+        return descended(objective, state, update, math.log(self.lr))
+
+    def batch(self, count: int, taken: int) -> Tensor:
+        """The examples of the step after `taken` ones, ascending.
+
+        >>> [SGD(batch_size=2).batch(4, taken).tolist() for taken in range(2)]
+        [[0, 1], [2, 3]]
+        """
+        size = min(self.batch_size, count)
+        epoch, position = divmod(taken, count // size)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(count, generator=generator)
+        return order[position * size : (position + 1) * size].sort().values

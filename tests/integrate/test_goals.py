@@ -1,0 +1,67 @@
+"""Steps that end where they were asked to: losses, growth, separation and flips, found to tolerance."""
+
+import math
+
+import pytest
+import torch
+
+import equipoise as eq
+from equipoise.errors import InputError
+from equipoise.integrate.goals import parse_goal
+from equipoise.integrate.landing import landed
+
+SMALL = {"widths": [5, 6, 6, 1], "linear_tail": 2, "seed": 0}
+
+
+def small_flow(**options):
+    return eq.flow(eq.networks.mlp(**SMALL), eq.data.load("separable", n=30, d=5), **options)
+
+
+@pytest.mark.parametrize("goal", [eq.LogLoss(-1.5), eq.LogLoss(-1e3), eq.Growth(0.1), eq.Separated(), eq.Steps(7)])
+def test_a_flow_ends_at_its_goal_and_keeps_its_laws(goal):
+    run = small_flow(until=goal)
+    ends = {
+        "log_loss": lambda: (run.log_loss - goal.value) / abs(goal.value),
+        "growth": lambda: goal.value - run.growth,
+        "steps": lambda: run.steps - goal.value,
+        "separated": lambda: (run.log_loss + math.log(30)) / math.log(30),
+    }[goal.describe().partition("=")[0]]()
+    assert run.status == "reached"
+    assert -1.0001e-8 <= ends <= 0
+    assert max(run.summary()["laws"].values()) < 1e-15
+
+
+def test_a_flow_stops_where_the_next_pair_flips():
+    run = small_flow(until=eq.Flip())
+    before, after = (torch.relu(run.data.X @ weights["layer1.weight"].T) > 0 for weights in (run.initial, run.final))
+    flipped = (before != after).nonzero()
+    assert len(flipped) == 1
+    example, neuron = flipped[0].tolist()
+    z = run.data.X @ run.final["layer1.weight"].T
+    assert abs(float(z[example, neuron])) <= 1e-7 * float(z.abs().max())
+
+
+def test_weights_are_kept_exactly_where_they_were_asked_for():
+    run = small_flow(until=eq.LogLoss(-200.0), save_at=[eq.LogLoss(-40.0), eq.Growth(0.3)])
+    margins = run.data.y * run.at("log_loss=-40")(run.data.X).squeeze(1).detach()
+    assert float(torch.logsumexp(-margins, 0)) - math.log(30) == pytest.approx(-40.0, rel=1e-7)
+    norms = [
+        math.sqrt(sum(float((w**2).sum()) for w in weights.values()))
+        for weights in (run.initial, run.saved["growth=0.3"])
+    ]
+    assert math.log(norms[1] / norms[0]) == pytest.approx(0.3, abs=2e-9)
+
+
+def test_a_point_that_was_not_saved_is_named():
+    with pytest.raises(InputError, match="a saved point among initial, final; found 'log_loss=-7'"):
+        small_flow(until=eq.Steps(2)).at(eq.LogLoss(-7.0))
+
+
+@pytest.mark.parametrize("text", ["log_loss=-1e6", "growth=3", "steps=100", "separated", "flip"])
+def test_goals_are_read_as_they_are_written(text):
+    assert parse_goal(parse_goal(text).describe()) == parse_goal(text)
+
+
+def test_landing_on_a_function_that_jumps_ends_past_the_goal():
+    jumps = lambda size: 1.0 if size < 0.3 else -0.5  # noqa: E731
+    assert 0.3 <= landed(lambda size: size, lambda size: size, jumps, 1.0, 1.0, 1e-9) < 0.31
