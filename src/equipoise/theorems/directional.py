@@ -136,7 +136,8 @@ def _estimate(first: Point, middle: Point, last: Point) -> _Estimate:
     if before == 0 or excess(low) <= 0 or excess(high) >= 0:
         return _Estimate(None, end)
     rate = float(brentq(excess, low, high))  # pyright: ignore[reportArgumentType]
-    return _Estimate(rate, end + (end - centre) / math.expm1(rate * b))
+    way = (end - centre) / math.expm1(rate * b)
+    return _Estimate(rate, end + way) if float(way.norm()) < 1 else _Estimate(None, end)  # a limit is a unit vector
 
 
 def _direction(point: Point) -> Float[Tensor, " D"]:

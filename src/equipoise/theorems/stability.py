@@ -23,8 +23,9 @@ class Settled:
     """The signs of the numbers of one place (pre-activations or weights), and the growth `since` when they are settled.
 
     At the saved point `since`, `decided` of `total` were farther from zero at the limit than they still had to go,
-    uncertainty added, and none of these changed sign at a later saved point; nor is there a later point of which that
-    is not true. `undecided` are zero at the limit within the uncertainty.
+    uncertainty added, and none of these changed sign at a later saved point. It is the earliest point such that this
+    is true of all later ones, and that no fewer than half of what is decided at the last one were decided already.
+    `undecided` are zero at the limit within the uncertainty.
     """
 
     place: str
@@ -54,12 +55,14 @@ def _settled(points: tuple[Point, ...], direction: LimitDirection, read: Read) -
         place: Settled(place, end.growth, values.numel(), 0, int((values.abs() <= error[place]).sum()))
         for place, values in limit.items()
     }
-    going = set(limit)
+    going, final = set(limit), dict[str, int]()
     for point in reversed(points[:-1]):
         for place, values in read(_normalised(point.weights)).items():
             decided = limit[place].abs() > (values - limit[place]).abs() + error[place]
-            if place in going and not bool((decided & flipped[place]).any()):
-                found[place] = replace(found[place], since=point.growth, decided=int(decided.sum()))
+            count = int(decided.sum())
+            most = final.setdefault(place, count)
+            if place in going and 2 * count >= most and not bool((decided & flipped[place]).any()):
+                found[place] = replace(found[place], since=point.growth, decided=count)
             else:
                 going.discard(place)
             flipped[place] |= (values > 0) != (limit[place] > 0)

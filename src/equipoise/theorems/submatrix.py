@@ -16,11 +16,11 @@ from equipoise.graph.evaluate import Kink, kinks, recorded
 from equipoise.measure.activity import Patterns, pattern_classes, patterns
 from equipoise.measure.spectrum import spectrum
 from equipoise.theorems import tail
-from equipoise.theorems.assumptions import LAW_TOLERANCE, Assumption, Standing
+from equipoise.theorems.assumptions import LAW_TOLERANCE, Assumption
 from equipoise.theorems.claims import SINCE_START, Claim, Claimer, Relation
 from equipoise.theorems.evidence import Evidence, Named
 
-CLASS_LAWS = "class laws conserved"
+CLASS_LAWS, CLASSES_STAY = "class laws conserved", "classes stay"
 
 
 @dataclass(frozen=True)
@@ -143,24 +143,26 @@ def preactivations(evidence: Evidence, bent: tuple[Kink, ...], weights: Named) -
 
 
 def class_laws(layers: tuple[PatternedLayer, ...]) -> tuple[Assumption, ...]:
-    """The law of every pattern class is what it was when it became co-active; observed if that is not known."""
+    """The law of every pattern class is what it was when it became co-active; observed where that is not known."""
     classes = [found for layer in layers for found in layer.classes if len(found.members) > layer.rank]
-    if not classes:
-        return ()
-    unknown = sum(found.since is None for found in classes)
-    standing: Standing = "observed" if unknown == len(classes) else "verified"
-    why = (
-        f"‖C_S - C_S(T)‖_F/‖w‖², the worst of {len(classes)} classes since their patterns at the saved points are equal"
-    )
-    why += f"; {unknown} of them known at the end only" if unknown else ""
-    statement = "the law of every class of co-active neurons is what it was when they became co-active"
-    drift = max((found.drift for found in classes if found.since is not None), default=None)
-    return (Assumption(CLASS_LAWS, statement, standing, drift, LAW_TOLERANCE, why),)
+    known = [found.drift for found in classes if found.since is not None]
+    assumptions = []
+    if known:
+        statement = "the law of a class of co-active neurons is what it was when they became co-active"
+        why = (
+            f"‖C_S - C_S(T)‖_F/‖w‖², the worst of {len(known)} classes, T the earliest saved point since which all are"
+        )
+        assumptions.append(Assumption(CLASS_LAWS, statement, "verified", max(known), LAW_TOLERANCE, why))
+    if len(known) < len(classes):
+        statement = "neurons that are co-active now stay so"
+        why = f"{len(classes) - len(known)} classes are known at the end only: bounds from their laws of today"
+        assumptions.append(Assumption(CLASSES_STAY, statement, "observed", None, None, why))
+    return tuple(assumptions)
 
 
 def submatrix_claims(evidence: Evidence, layers: tuple[PatternedLayer, ...], claim: Claimer) -> Iterator[Claim]:
     """T4.2 for every class of more neurons than the rank it tends to, and T4.3 for every layer of fewer classes."""
-    rests_on = (CLASS_LAWS, *(SINCE_START if evidence.initial is not None else ()))
+    start = SINCE_START if evidence.initial is not None else ()
     for layer in layers:
         name = layer.lower.weight
         weight = tail.matrix(evidence.final[name])
@@ -169,9 +171,11 @@ def submatrix_claims(evidence: Evidence, layers: tuple[PatternedLayer, ...], cla
                 rows = weight[found.members]
                 title = f"rank {layer.rank} of {len(found.members)} co-active neurons of {name} {_members(found)}"
                 quantity = _quantity(layer.rank) + _since(found)
+                rests_on = (CLASSES_STAY if found.since is None else CLASS_LAWS, *start)
                 yield claim(title, "T4.2", quantity, *_compared(rows, layer.rank, deficit), rests_on)
         if layer.total < min(weight.shape):
             title = f"rank {layer.total} of {name}, by its {len(layer.classes)} pattern classes"
+            rests_on = (CLASS_LAWS, CLASSES_STAY, *start)
             yield claim(title, "T4.3", _quantity(layer.total), *_compared(weight, layer.total, layer.whole), rests_on)
 
 
