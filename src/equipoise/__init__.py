@@ -15,6 +15,7 @@ from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
 from equipoise.theorems.decomposition import Decomposition, decompose, sign_changes
+from equipoise.theorems.limits import limit_direction, undecided_pairs
 
 __version__ = version("equipoise")
 
@@ -44,6 +45,7 @@ __all__ = [
     "decompose",
     "flow",
     "invariances",
+    "limit_direction",
     "networks",
     "report",
     "resume",
@@ -51,5 +53,6 @@ __all__ = [
     "sinks",
     "steppers",
     "testing",
+    "undecided_pairs",
     "watch",
 ]

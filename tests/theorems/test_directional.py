@@ -7,7 +7,7 @@ from equipoise import data
 from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.networks import mlp
-from equipoise.theorems.directional import limit_direction
+from equipoise.theorems.directional import extrapolate
 from equipoise.theorems.evidence import Point
 from equipoise.theorems.gather import run_points
 from equipoise.theorems.stability import _settled
@@ -32,7 +32,7 @@ def points(rate):
 
 @pytest.mark.parametrize("rate", [0.5, 1.0, 3.0])
 def test_rate_and_limit_are_found_within_the_uncertainty(rate):
-    found = limit_direction(points(rate))
+    found = extrapolate(points(rate))
     assert found.rate == pytest.approx(rate, rel=0.15)
     limit = torch.cat([found.limit["a"], found.limit["b"]])
     last = torch.cat(list(points(rate)[-1].weights.values()))
@@ -43,17 +43,15 @@ def test_rate_and_limit_are_found_within_the_uncertainty(rate):
 
 
 def test_what_does_not_settle_has_no_rate_and_decides_nothing():
-    found = limit_direction(
-        saved(lambda s: torch.tensor([math.cos(s * s / 20), math.sin(s * s / 20), 0.0, 1.0]).double())
-    )
+    found = extrapolate(saved(lambda s: torch.tensor([math.cos(s * s / 20), math.sin(s * s / 20), 0.0, 1.0]).double()))
     assert found.rate is None
     assert math.isinf(found.uncertainty)
     assert not any(bool(decided.any()) for decided in found.decided().values())
-    assert limit_direction(points(1.0)[:2]) is None
+    assert extrapolate(points(1.0)[:2]) is None
 
 
 def test_undecided_pairs_are_listed():
-    found = limit_direction(points(1.0))
+    found = extrapolate(points(1.0))
     listed = list(found.undecided(lambda w: {"layer": torch.stack([w["a"], w["a"].flip(0)])}))
     assert [(pair.layer, pair.example, pair.neuron) for pair in listed] == [("layer", 0, 2), ("layer", 1, 0)]
     assert all(abs(pair.value) <= pair.error for pair in listed)
@@ -64,7 +62,7 @@ def test_a_linear_classifier_tends_to_the_support_vector_machine():
     X = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.5, 3.0]], dtype=torch.float64)
     y = torch.tensor([1.0, -1.0, 1.0])
     run = flow(mlp([2, 1]), (X, y), until=LogLoss(-2e3))
-    found = limit_direction(run_points(run))
+    found = extrapolate(run_points(run))
     # margins w_1, w_1 and w_1/2 + 3 w_2 at least 1: the smallest w is (1, 1/6)
     expected = torch.tensor([1.0, 1 / 6], dtype=torch.float64) / math.hypot(1.0, 1 / 6)
     last = run.final["layer1.weight"] / run.final["layer1.weight"].norm()
@@ -78,7 +76,7 @@ def test_signs_are_settled_from_the_first_point_that_nothing_contradicts():
     """The first number turns at s = 0.75: decided from then on, and no earlier."""
     moving = [Point(s / 4, {"w": torch.tensor([[0.5 - 1.0 * math.exp(-s / 4), 1.0]]).double()}) for s in range(1, 17)]
     moving = [Point(p.growth, {"w": math.exp(p.growth) * p.weights["w"] / p.weights["w"].norm()}) for p in moving]
-    found = limit_direction(moving)
+    found = extrapolate(moving)
     (settled,) = _settled(tuple(moving), found, lambda weights: weights)
     assert settled.undecided == 0
     assert settled.since == pytest.approx(0.25)  # the second is decided all the while

@@ -12,7 +12,7 @@ from equipoise.references import REFERENCES, Reference
 from equipoise.theorems import assumptions, present
 from equipoise.theorems.assumptions import Assumption
 from equipoise.theorems.claims import Claim, Claimer, tail_claims
-from equipoise.theorems.directional import limit_direction
+from equipoise.theorems.directional import extrapolate
 from equipoise.theorems.evidence import Evidence
 from equipoise.theorems.gather import FinishedRun, gather, gather_run
 from equipoise.theorems.recheck import Fingerprint, Recheck, compare, fingerprint
@@ -145,7 +145,7 @@ def certify(
 
 
 def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certificate:
-    direction = limit_direction(evidence.points)
+    direction = extrapolate(evidence.points)
     layers = patterned_layers(evidence)
     found = (
         assumptions.homogeneous(evidence),

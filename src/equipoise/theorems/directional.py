@@ -83,11 +83,11 @@ class _Estimate(NamedTuple):
     limit: Float[Tensor, " D"]
 
 
-def limit_direction(points: Sequence[Point]) -> LimitDirection | None:
+def extrapolate(points: Sequence[Point]) -> LimitDirection | None:
     """The limit of `w/‖w‖` from weights saved along a run, in order of growth; None from fewer than three.
 
     >>> turning = lambda s: {"w": math.exp(s) * torch.tensor([1.0, math.exp(-2 * s)], dtype=torch.float64)}
-    >>> found = limit_direction([Point(s / 4, turning(s / 4)) for s in range(16)])
+    >>> found = extrapolate([Point(s / 4, turning(s / 4)) for s in range(16)])
     >>> round(found.rate, 2), bool((found.limit["w"] - torch.tensor([1.0, 0.0])).norm() <= found.uncertainty < 1e-3)
     (2.0, True)
     """

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from equipoise.theorems.directional import LimitDirection, limit_direction
+from equipoise.theorems.directional import LimitDirection, extrapolate
 from equipoise.theorems.evidence import Point
 from equipoise.theorems.gather import FinishedRun, run_points
 
@@ -26,7 +26,7 @@ def sign_changes(run: FinishedRun) -> pd.DataFrame:
     ['parameter', 'weights', 'last_change', 'changing', 'undecided']
     """
     points = run_points(run)
-    direction = limit_direction(points)
+    direction = extrapolate(points)
     rows = [
         (name, tensor.numel(), *_changes(name, points), _undecided(direction, name))
         for name, tensor in points[-1].weights.items()
