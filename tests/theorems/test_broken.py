@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from equipoise import data
-from equipoise.integrate.goals import LogLoss
+from equipoise.integrate.goals import LogLoss, Steps
 from equipoise.integrate.loop import flow
+from equipoise.integrate.run import Run
+from equipoise.integrate.steppers import GradientDescent
 from equipoise.laws import Between, Full, invariances
 from equipoise.networks import mlp
 from equipoise.theorems.certificate import certify
@@ -84,6 +86,16 @@ def test_with_the_predicted_defects_gradient_descent_is_certified(examples):
     assert law.measured < 1e-15
     wrong = {name: 1.001 * change for name, change in predicted.items()}
     assert broken(certify(model, examples, initial=initial, predicted=wrong)) == ["laws conserved"]
+
+
+def test_a_run_of_gradient_descent_keeps_count_itself(examples, tmp_path):
+    model, steps = mlp([10, 8, 8, 1], linear_tail=2, seed=0), Steps(200)
+    run = flow(model, examples, until=steps, stepper=GradientDescent(lr=0.5), out=tmp_path / "run")
+    for finished in (run, Run.load(tmp_path / "run", model, examples)):
+        certificate = certify(finished)
+        assert broken(certificate) == []
+        assert certificate.holds
+    assert broken(certify(replace(run, defects={}))) == ["laws conserved"]
 
 
 def test_an_activation_that_is_not_homogeneous_breaks_homogeneity_alone(examples):

@@ -34,6 +34,7 @@ class Finished:
     log_loss: float
     loss: object = Exponential()
     saved: dict = field(default_factory=dict)
+    defects: dict = field(default_factory=dict)
 
 
 def flowed(bias=False, goal=-300.0):

@@ -38,6 +38,7 @@ from equipoise.observers import (
     Snapshot,
     Spectrum,
 )
+from equipoise.observers.defect import accumulated
 from equipoise.store import Checkpoint, Record, Store
 
 _CHECKPOINT_SECONDS = 1.0
@@ -402,6 +403,7 @@ class _Loop:
             records=progress.records,
             folder=None if self.store is None else Path(self.store.folder),
             saved=progress.saved,
+            defects={name: total for memory in progress.memories for name, total in accumulated(memory).items()},
             reason=self._reason(state, status),
         )
         if self.store is not None:

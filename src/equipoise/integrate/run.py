@@ -16,6 +16,7 @@ from equipoise.integrate.goals import Goal
 from equipoise.integrate.losses import Loss
 from equipoise.integrate.problem import Problem, build_problem
 from equipoise.networks import mlp
+from equipoise.observers.defect import accumulated
 from equipoise.store import Record, Store
 
 
@@ -75,6 +76,7 @@ class Run:
     records: list[Record]
     folder: Path | None = None
     saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # on the way, by the goal reached
+    defects: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of each law, as T2.2 adds them up
     reason: str | None = None  # what was found where a run stalled, or why no weights can fit
 
     def table(self) -> pd.DataFrame:
@@ -164,6 +166,7 @@ class Run:
             problem = stored_problem(store, model, data)
             initial, final = store.load_weights("initial")[0], store.load_weights("final")[0]
             saved = {name: store.load_weights(name)[0] for name in store.between()}
+            last = store.checkpoint()
             records = [Record(*row) for row in store.table().itertuples(index=False)]
         weights = problem.layout.flatten({name: final[name] for name in problem.layout.shapes})
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
@@ -180,6 +183,7 @@ class Run:
             folder=Path(folder),
             reason=result.get("reason"),
             saved=saved,
+            defects={} if last is None else accumulated(dict(last.tensors)),
             **{name: result[name] for name in names},
         )
 

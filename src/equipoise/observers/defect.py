@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from equipoise.laws.law import Law
 from equipoise.laws.predict import plain_change
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
@@ -56,6 +58,11 @@ class Defect:
             }
             readings += [Reading(law.name, quantity, value) for quantity, value in figures.items()]
         return after, readings
+
+
+def accumulated(memory: Memory) -> dict[str, Tensor]:
+    """The predicted changes of all steps so far, by the name of the law, from the memory of this observer."""
+    return {name.partition("total/")[2]: total for name, total in memory.items() if "total/" in name}
 
 
 def _covered(scene: Scene, memory: Memory) -> list[Law]:

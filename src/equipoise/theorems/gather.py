@@ -44,6 +44,11 @@ class FinishedRun(Protocol):
         ...
 
     @property
+    def defects(self) -> Mapping[str, Tensor]:
+        """What each law should have changed by since the start (T2.2), of gradient descent; else empty."""
+        ...
+
+    @property
     def data(self) -> tuple[Tensor, Tensor]:
         """The training set."""
         ...
@@ -61,7 +66,8 @@ class FinishedRun(Protocol):
 
 def gather_run(run: FinishedRun) -> Evidence:
     """The evidence of a run."""
-    return gather(run.model, run.final, run.data, run.loss, initial=run.initial, saved=run.saved)
+    known = {"initial": run.initial, "saved": run.saved, "predicted": run.defects}
+    return gather(run.model, run.final, run.data, run.loss, **known)
 
 
 def run_points(run: FinishedRun) -> tuple[Point, ...]:

@@ -17,6 +17,7 @@ class Finished:
     data: tuple = ()
     loss: object = Exponential()
     log_loss: float = 0.0
+    defects: dict = field(default_factory=dict)
 
     def at(self, s):
         turning = torch.tensor([[1.0, 1.0 - 1.2 * s, math.exp(-2 * s)]], dtype=torch.float64)
