@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from cases import Attention, PreNormBlock, Residual, RMSNorm, Squared, SwiGLU, case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from cases import Attention, PreNormBlock, Residual, RMSNorm, Squared, SwiGLU, case
 from equipoise.laws import Full, invariances
 from equipoise.laws.combined import projection
 
@@ -199,7 +199,9 @@ def draw(model, inputs, generator):
     out = model(*(torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in inputs))
     (out * torch.randn(out.shape, generator=generator)).sum().backward()
     parameters = dict(model.named_parameters())
-    return {name: p.detach().clone() for name, p in parameters.items()}, {name: p.grad for name, p in parameters.items()}
+    return {name: p.detach().clone() for name, p in parameters.items()}, {
+        name: p.grad for name, p in parameters.items()
+    }
 
 
 @pytest.mark.parametrize("name", SMALL)

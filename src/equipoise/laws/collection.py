@@ -237,7 +237,7 @@ class Laws(Sequence[Law]):
         nodes = {node.name: node for node in captured.graph.nodes}
         patterns = {}
         for name, states in activity.items():
-            if name not in nodes or states.shape[-1:] != nodes[name].meta["val"].shape[-1:]:
+            if name not in nodes or states.shape[-1:] != nodes[name].meta["val"].shape[-1:] or not len(states):
                 raise InputError(
                     expected=f"on/off states of all units of a node, such as {', '.join(kink_names(captured))}",
                     found=f"{name!r} of shape {tuple(states.shape)}",
