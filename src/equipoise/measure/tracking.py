@@ -8,7 +8,7 @@ than subspace iteration by orders of magnitude.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -27,12 +27,13 @@ _CHUNK = 1 << 16  # entries in one sum of squares: float32 sums of more lose dig
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of `[W b]` that this process has, `offset` of them before, `rows` in all."""
+    """The rows of `[W b]` that this process has, `offset` of them before, `rows` in all; or `turned`, its transpose."""
 
     weight: Float[Tensor, "mine inputs"]
     bias: Float[Tensor, " mine"] | None
     offset: int
     rows: int
+    turned: bool = False
 
     @classmethod
     def whole(cls, weight: Float[Tensor, "rows inputs"], bias: Float[Tensor, " rows"] | None = None) -> "Piece":
@@ -41,11 +42,13 @@ class Piece:
 
     @property
     def columns(self) -> int:
-        """Of `[W b]`."""
-        return self.weight.shape[1] + (self.bias is not None)
+        """How long a direction is: the columns of `[W b]`, or its rows if it is turned."""
+        return self.rows if self.turned else self.weight.shape[1] + (self.bias is not None)
 
     def push(self, block: Block) -> Float[Tensor, "_ _"]:
         """`(W X)ᵀ`, zero where others hold the rows."""
+        if self.turned:
+            return self.pull(block)
         inputs = self.weight.shape[1]
         mine = block[:, :inputs] @ self.weight.mT
         if self.bias is not None:
@@ -75,10 +78,16 @@ class Piece:
         return rest + torch.linalg.vector_norm(self.bias - mine * right[-1]).double().square()
 
 
-def cold(columns: int, r: int, like: Tensor, generator: torch.Generator) -> Block:
+def cold(piece: Piece, r: int, generator: torch.Generator) -> Block:
     """Random directions, `3 r + 1` of them or as many as there can be."""
+    columns = oriented(piece, r).columns
     noise = torch.randn(columns, min(3 * r + 1, columns), generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(noise.to(like)).Q.mT.contiguous()
+    return torch.linalg.qr(noise.to(piece.weight)).Q.mT.contiguous()
+
+
+def oriented(piece: Piece, r: int) -> Piece:
+    """A matrix of few rows turned, so that the block spans all of its short side and the sweep is exact."""
+    return replace(piece, turned=piece.rows <= 3 * r + 1 < piece.columns)
 
 
 def follow(
@@ -95,34 +104,36 @@ def follow(
 
     >>> W = torch.diag(torch.tensor([9.0, 3.0, 1.0, 0.1, 0.1, 0.0], dtype=torch.float64))
     >>> generator = torch.Generator().manual_seed(0)
-    >>> blocks = [cold(6, 1, W, generator)]
+    >>> blocks = [cold(Piece.whole(W), 1, generator)]
     >>> for _ in range(COLD):
     ...     blocks, seen = follow([Piece.whole(W)], blocks, 1, generator)
     >>> abs(seen[0].values[0] - 9) < 1e-12 <= seen[0].error_bound + 1e-12 < 1e-5
     True
     """
+    pieces = [oriented(piece, r) for piece in pieces]
     parts = []
     for piece, block in zip(pieces, blocks, strict=True):
         image = piece.push(block)
-        parts.append((image, piece.pull(image), piece.squares()))
+        whole_space = len(block) == piece.columns  # then all is known from the image
+        parts.append((image, image.new_zeros(0) if whole_space else piece.pull(image), piece.squares()))
     whole = reduce([tensor for part in parts for tensor in part])
     images, pulled, squares = whole[0::3], whole[1::3], whole[2::3]
     found: list[_Ritz | None] = [None] * len(pieces)
-    for group in _alike(pieces, blocks):
+    for group in _alike(images, blocks):
         x, y, z, s = (torch.stack([source[i] for i in group]) for source in (blocks, images, pulled, squares))
         for i, ritz in zip(group, _ritz(x, y, z, s, r, generator), strict=True):
-            found[i] = ritz
+            found[i] = ritz.turned() if pieces[i].turned else ritz
     certain = [ritz for ritz in found if ritz is not None]
     tails = _tails(pieces, certain, reduce)
     leadings = [ritz.leading(tail) for ritz, tail in zip(certain, tails, strict=True)]
     return [ritz.next_block for ritz in certain], leadings
 
 
-def _alike(pieces: Sequence[Piece], blocks: Sequence[Block]) -> list[list[int]]:
+def _alike(images: Sequence[Tensor], blocks: Sequence[Block]) -> list[list[int]]:
     """Indices of the matrices of one shape, dtype and device."""
     groups: dict[object, list[int]] = {}
-    for index, (piece, block) in enumerate(zip(pieces, blocks, strict=True)):
-        groups.setdefault((piece.rows, block.shape, block.dtype, block.device), []).append(index)
+    for index, (image, block) in enumerate(zip(images, blocks, strict=True)):
+        groups.setdefault((image.shape, block.shape, block.dtype, block.device), []).append(index)
     return list(groups.values())
 
 
@@ -142,7 +153,13 @@ class _Ritz:
         left = self.square - float(self.triplets.values[0]) ** 2
         return 0.0 if left < 0 else left
 
+    def turned(self) -> "_Ritz":
+        """The same of the transpose."""
+        swapped = Triplets(self.triplets.right, self.triplets.values, self.triplets.left)
+        return replace(self, triplets=swapped)
+
     def leading(self, tail: float) -> Leading:
+        """With its tail."""
         return Leading(self.triplets, self.residuals, self.upper, self.square**0.5, tail)
 
 
@@ -150,13 +167,16 @@ def _ritz(
     blocks: Tensor, images: Tensor, pulled: Tensor, squares: Tensor, r: int, generator: torch.Generator
 ) -> Iterable[_Ritz]:
     """Rayleigh–Ritz of `WᵀW` on each block. `Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
-    finite = torch.isfinite(squares) & torch.isfinite(images.sum((1, 2))) & torch.isfinite(pulled.sum((1, 2)))
+    finite = (
+        torch.isfinite(squares) & torch.isfinite(images.flatten(1).sum(1)) & torch.isfinite(pulled.flatten(1).sum(1))
+    )
     wide = images.double()
     gram = torch.where(finite[:, None, None], wide @ wide.mT, 0.0)
     ritz, turn = torch.linalg.eigh(gram)
     ritz, turn = ritz.flip(-1).clamp(min=0), turn.flip(-1).mT.to(blocks)
-    values, right, back = ritz.sqrt(), turn @ blocks, turn @ pulled
-    coupling = back - ritz.to(blocks)[..., None] * right
+    values, right = ritz.sqrt(), turn @ blocks
+    leaves = pulled.numel() > 0  # the space of the block, under WᵀW
+    coupling = turn @ pulled - ritz.to(blocks)[..., None] * right if leaves else torch.zeros_like(right)
     distance = torch.linalg.vector_norm(coupling.double(), dim=-1)  # of squares of squares: beyond float32
     small = torch.finfo(torch.float64).tiny
     nearest = torch.minimum(distance / values.clamp(min=small), distance.sqrt())

@@ -32,7 +32,7 @@ class Follower:
         pieces = [self.crew.piece(unfolding, weights) for unfolding in self.unfoldings]
         sweeps = 1 if self.blocks else COLD
         if not self.blocks:
-            self.blocks = [cold(piece.columns, self.r, piece.weight, self.generator) for piece in pieces]
+            self.blocks = [cold(piece, self.r, self.generator) for piece in pieces]
         seen: list[Leading] = []
         for _ in range(sweeps):
             self.blocks, seen = follow(pieces, self.blocks, self.r, self.generator, self.crew.reduce)

@@ -23,6 +23,10 @@ _HOOKS = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
 
 _OF_TRAINING = ("_compiled_call_impl", "_trainer", "_fabric")  # attributes that a copy must not drag along
@@ -95,7 +99,7 @@ def _shell(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     children = inner._modules.items()
     twin.__dict__["_modules"] = {name: None if child is None else _shell(child, memo) for name, child in children}
     for name, value in inner.__dict__.items():
-        if name not in (*_HOOKS, "_modules"):
+        if name not in (*_HOOKS, "_modules") and not name.startswith("__composable_api_state"):
             twin.__dict__[name] = None if name in _OF_TRAINING else copy.deepcopy(value, memo)
     return twin
 

@@ -1,0 +1,45 @@
+"""Several processes see what one sees: DistributedDataParallel and FSDP2 over gloo."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+import ranks
+from equipoise.store import Store
+
+
+def key(table):
+    ours = table[table.observer != "watch"]
+    return ours.set_index(["step", "observer", "place", "quantity"]).value
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The numbers of one process."""
+    model = ranks.network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-2)
+    return key(ranks.train(model, optimizer, slice(None), None, lead=False).table())
+
+
+@pytest.mark.parametrize(("kind", "size"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
+def test_the_numbers_are_those_of_one_process(kind, size, alone, tmp_path):
+    server = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
+    server.set_forkserver_preload(["ranks"])
+    processes = [server.Process(target=ranks.main, args=(kind, rank, size, str(tmp_path))) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=150)
+    assert [process.exitcode for process in processes] == [0] * size
+    seen = key(Store.open(tmp_path / "run").table())
+    assert set(seen.index) == set(alone.index)
+    assert {place for _, _, place, _ in seen.index} >= {"0.weight", "0.weight → 2.weight", "2.weight → 3.weight"}
+    exact = ["sigma_1", "frobenius_norm", "stable_rank", "alignment_next", "relative_drift", "effective_rank"]
+    exact += ["relative_drift_estimate", "rank_one_residual"]
+    for quantity in exact:
+        mine, theirs = (values.xs(quantity, level="quantity") for values in (seen, alone))
+        np.testing.assert_allclose(mine, theirs[mine.index], rtol=1e-6, atol=1e-12, err_msg=quantity)
+    assert seen.xs("residual", level="quantity").max() < 1e-14
+    assert seen.xs("excess", level="quantity").max() < 1

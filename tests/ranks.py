@@ -1,0 +1,51 @@
+"""One process of a data-parallel training under watch."""
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+import equipoise as eq
+
+X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.arange(24) % 3
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 24), nn.Linear(24, 20), nn.Linear(20, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def train(model, optimizer, part, folder, lead):
+    out = folder if lead else None
+    with eq.watch(model, optimizer, every=3, out=out, quiet=True) as log:
+        for _ in range(9):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X[part]), Y[part]).backward()
+            optimizer.step()
+    return log
+
+
+def main(kind, rank, size, folder):
+    warnings.simplefilter("error", eq.TrainingAlarm)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    model = network()
+    if kind == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    else:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (size,))
+        for layer in (model[0], model[2], model[3], model):
+            fully_shard(layer, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-2)
+    share = len(X) // size
+    log = train(model, optimizer, slice(rank * share, (rank + 1) * share), f"{folder}/run", rank == 0)
+    assert log.off == {}, log.off
+    dist.barrier()
+    dist.destroy_process_group()
