@@ -76,6 +76,10 @@ def test_float64_overflows_and_underflows_nothing():
         assert row["frobenius_norm"] == pytest.approx(float(random(30, 20).norm()) * scale, rel=1e-6)
 
 
+def test_squares_that_overflow_say_so():
+    assert measure(random(3, 3).double() * 1e200, Settings("gram")) == "its squares overflow: pass method='svd'"
+
+
 def test_zero_one_row_and_one_number():
     zero = measure(torch.zeros(5, 3), Settings())
     assert [zero[name] for name in ("stable_rank", "numerical_rank", "rank_one_residual", "outliers")] == [0, 0, 0, 0]

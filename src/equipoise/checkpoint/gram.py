@@ -1,7 +1,7 @@
 """All singular values of a matrix that is only mapped, from its Gram matrix in float64, a few rows at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ def squared_norm(matrix: Tensor) -> float:
     return sum(float(torch.linalg.vector_norm(chunk).square()) for chunk in _chunks(matrix))
 
 
-def gram_singular_values(matrix: Tensor) -> Float[Tensor, " k"]:
+def gram_singular_values(matrix: Tensor) -> Float[Tensor, " k"] | None:
     """All `min(rows, columns)` singular values in float64, descending, as roots of the eigenvalues of `WᵀW` or `WWᵀ`.
 
     For entries in float32 or less: `WᵀW` in float64 loses nothing that float32 held. The eigenvalues are right to about
     `n · eps · σ_1²`, so `σ_i` to `n · eps · σ_1²/σ_i`, never worse than `√(n · eps) · σ_1` (`n` the smaller side). For
     768 that is 4e-7 for the very smallest and 1e-13 at the top, where a float32 SVD is right to 1e-7 throughout.
-    Memory: the Gram matrix, and a chunk.
+    Memory: the Gram matrix, and a chunk. None where an entry is NaN or infinite: the trace then is, and only then.
     """
     side = min(matrix.shape)
     gram = np.zeros((side, side), order="F")
@@ -35,6 +35,8 @@ def gram_singular_values(matrix: Tensor) -> Float[Tensor, " k"]:
     tall = matrix.shape[0] >= matrix.shape[1]
     for chunk in _chunks(matrix):
         gram = syrk(1.0, chunk.numpy().T, beta=1.0, c=gram, trans=not tall, lower=1, overwrite_c=1)
+    if not math.isfinite(gram.trace()):
+        return None
     squares = eigh(gram, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evr")
     return torch.from_numpy(np.sqrt(np.clip(squares[::-1], 0, None)))
 
@@ -71,7 +73,7 @@ def _deflated(matrix: Tensor) -> float:
 
 def _heaviest_row(matrix: Tensor) -> Tensor:
     norms = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in _row_chunks(matrix)])
-    return matrix[int(norms.argmax())].double()
+    return matrix[int(norms.argmax())].to("cpu", torch.float64)
 
 
 def _pulled(matrix: Tensor, left: Tensor) -> Tensor:
@@ -83,16 +85,23 @@ def _pulled(matrix: Tensor, left: Tensor) -> Tensor:
 
 
 def _chunks(matrix: Tensor) -> Iterator[Tensor]:
-    """Slices across the longer side, contiguous, on the CPU, in float64."""
+    """Slices across the longer side, contiguous and in float64, each valid until the next."""
     tall = matrix.shape[0] >= matrix.shape[1]
-    lines = max(_CHUNK // min(matrix.shape), _LINES)
-    for part in matrix.split(lines, dim=0 if tall else 1):
-        yield part.to("cpu", torch.float64).contiguous()
+    dimension = 0 if tall else 1
+    lines = min(max(_CHUNK // min(matrix.shape), _LINES), max(matrix.shape))
+    return _widened(matrix.split(lines, dim=dimension), lines * min(matrix.shape))
 
 
 def _row_chunks(matrix: Tensor) -> Iterator[Tensor]:
-    for rows in matrix.split(_height(matrix)):
-        yield rows.to("cpu", torch.float64)
+    height = min(_height(matrix), len(matrix))
+    return _widened(matrix.split(height), height * matrix.shape[1])
+
+
+def _widened(parts: Sequence[Tensor], largest: int) -> Iterator[Tensor]:
+    """Each part in float64 on the CPU, in one place: the next overwrites it. Fresh ones would scatter over the heap."""
+    place = torch.empty(largest, dtype=torch.float64)
+    for part in parts:
+        yield place[: part.numel()].view(part.shape).copy_(part)
 
 
 def _height(matrix: Tensor) -> int:

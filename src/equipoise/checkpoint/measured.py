@@ -1,5 +1,6 @@
 """One matrix, measured: every figure of a row, exact or randomised, with its null."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from equipoise import linalg
 from equipoise.checkpoint.bulk import bulk
-from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual, squared_norm
+from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual
 from equipoise.checkpoint.null import DRAWS, gaussian_singular_values
 from equipoise.checkpoint.randomised import randomised
 from equipoise.checkpoint.tail import heavy_tail
@@ -46,19 +47,25 @@ class Settings:
 
 def measure(matrix: Tensor, settings: Settings) -> Row | str:
     """The figures of an `out × in` matrix of any floating dtype, or why there are none: NaN or infinite entries."""
-    wide = matrix.dtype == torch.float64
-    if not wide:
-        squares = squared_norm(matrix)
-        finite = squares - squares == 0
-    else:
-        finite = bool(torch.isfinite(matrix).all())
-    if not finite:
+    way = _way(matrix, settings)
+    if way == "gram":
+        values = gram_singular_values(matrix)
+        return _spoilt(matrix) if values is None else _by_gram(matrix, values, settings)
+    if not math.isfinite(float(matrix.abs().max())):
         return _spoilt(matrix)
-    if settings.method == "fast" and min(matrix.shape) > FAST_FROM and bool((matrix != 0).any()):
-        return _fast(matrix, settings)
-    if settings.method == "svd" or (settings.method == "auto" and wide):
-        return _by_svd(matrix, settings)
-    values = gram_singular_values(matrix)
+    return _by_svd(matrix, settings) if way == "svd" else _fast(matrix, settings)
+
+
+def _way(matrix: Tensor, settings: Settings) -> str:
+    """Gram, svd or fast: what is asked for, where it can be done and pays."""
+    if settings.method == "fast":
+        return "fast" if min(matrix.shape) > FAST_FROM and bool(matrix.any()) else "gram"
+    if settings.method == "auto":
+        return "svd" if matrix.dtype == torch.float64 else "gram"
+    return settings.method
+
+
+def _by_gram(matrix: Tensor, values: Tensor, settings: Settings) -> Row:
     rows, columns = matrix.shape
     row = described(values, rows, columns, settings, rank_one_residual(matrix, values))
     return row | {"method": "gram", "accuracy": accuracy(matrix)}
@@ -74,7 +81,11 @@ def _by_svd(matrix: Tensor, settings: Settings) -> Row:
 
 def _spoilt(matrix: Tensor) -> str:
     wrong = sum(int((~torch.isfinite(rows)).sum()) for rows in matrix.split(max((1 << 20) // matrix.shape[1], 1)))
-    return f"{wrong} of {matrix.numel()} entries are NaN or infinite"
+    return (
+        f"{wrong} of {matrix.numel()} entries are NaN or infinite"
+        if wrong
+        else "its squares overflow: pass method='svd'"
+    )
 
 
 def described(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BUDGET = 64 << 20  # bytes read through one mapping before it is given up: mapped pages count as memory until then
+_LEAST = 1 << 20  # bytes that are worth mapping a file anew
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,28 +47,36 @@ class Checkpoint:
 
 
 class Mapped:
-    """A file mapped into memory, and mapped anew once `BUDGET` bytes were read, so that what was read can leave it.
+    """A file mapped into memory, and mapped anew as often as it takes to keep what was read from staying there.
 
-    `opened()` gives something to get tensors from by name; the tensors are views of the mapping.
+    `opened()` gives something to get tensors from by name; the tensors are views of the mapping. Pages that were read
+    count as memory for as long as they are mapped, so a mapping serves for one tensor of the largest size, `budget`
+    bytes, or for several small ones.
     """
 
-    def __init__(self, opened: Callable[[], Callable[[str], Tensor]]):
-        self._opened = opened
+    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], budget: int):
+        self._opened, self._budget = opened, max(budget, _LEAST)
         self._get: Callable[[str], Tensor] | None = None
         self._read = 0
 
     def read(self, name: str) -> Tensor:
         """The tensor, without touching its numbers."""
-        if self._get is None or self._read > BUDGET:
-            self._get, self._read = None, 0  # the old mapping goes first
-            self._get = self._opened()
-        tensor = self._get(name)
+        get = self._get or self._again()
+        tensor = get(name)
+        if self._read + tensor.nbytes > self._budget and self._read:
+            del get, tensor  # the old mapping goes first
+            tensor = self._again()(name)
         self._read += tensor.nbytes
         return tensor
 
     def reader(self, name: str) -> Callable[[], Tensor]:
         """`read` of this name, for later."""
         return lambda: self.read(name)
+
+    def _again(self) -> Callable[[str], Tensor]:
+        self._get, self._read = None, 0
+        self._get = self._opened()
+        return self._get
 
 
 def dtype_name(dtype: torch.dtype) -> str:

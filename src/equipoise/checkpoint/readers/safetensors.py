@@ -1,30 +1,32 @@
 """Safetensors files, single or sharded."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from equipoise.checkpoint.readers.limits import read_index_of
-from equipoise.checkpoint.stored import Mapped, Stored
+from equipoise.checkpoint.stored import Mapped, Stored, dtype_name
 from equipoise.errors import InputError
 
 # the format's own names; what is missing here keeps the format's name in the table
 _DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -41,10 +43,15 @@ def read_safetensors(path: Path) -> tuple[Stored, ...]:
                 aliases.setdefault(kept, []).append(dropped)
         slices = [(name, file.get_slice(name)) for name in names]
         described = [(name, tuple(its.get_shape()), str(its.get_dtype())) for name, its in slices]
-    mapped = Mapped(lambda: _sound(path).get_tensor)
+    known = {dtype: _DTYPES.get(dtype) for _, _, dtype in described}
+    largest = max(
+        (math.prod(shape) * its.itemsize for _, shape, dtype in described if (its := known[dtype])), default=0
+    )
+    mapped = Mapped(lambda: _sound(path).get_tensor, largest)
     return tuple(
-        Stored(name, shape, _DTYPES.get(dtype, dtype), mapped.reader(name), tuple(aliases.get(name, ())))
+        Stored(name, shape, dtype_name(its) if its else dtype, mapped.reader(name), tuple(aliases.get(name, ())))
         for name, shape, dtype in described
+        for its in (known[dtype],)
     )
 
 

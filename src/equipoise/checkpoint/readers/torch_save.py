@@ -31,8 +31,10 @@ def read_torch(path: Path) -> tuple[Stored, ...]:
         legacy = file.read(len(LEGACY)) == LEGACY
     _require_plain(path, legacy)
     tensors = _load(path, legacy)
-    mapped = Mapped(lambda: (tensors if legacy else _load(path, legacy)).__getitem__)
-    return stored(tensors, mapped.reader)
+    if legacy:
+        return stored(tensors, lambda name: lambda: tensors[name])
+    largest = max((tensor.nbytes for tensor in tensors.values()), default=0)
+    return stored(tensors, Mapped(lambda: _load(path, legacy).__getitem__, largest).reader)
 
 
 def read_torch_index(index: Path) -> tuple[Stored, ...]:
