@@ -52,12 +52,6 @@ class Certificate:
         """The papers whose theorems these are."""
         return tuple(REFERENCES[key] for key in _REFERENCES)
 
-    @property
-    def by_theorem(self) -> dict[str, tuple[Claim, ...]]:
-        """The claims by the number of their theorem, in order."""
-        theorems = dict.fromkeys(claim.theorem for claim in self.claims)
-        return {number: tuple(claim for claim in self.claims if claim.theorem == number) for number in theorems}
-
     def recheck(
         self,
         model: FinishedRun | nn.Module,

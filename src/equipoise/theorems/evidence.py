@@ -115,8 +115,12 @@ class Evidence:
             return {}
         return {law.name: self._drift(law, self.initial) for law in self.exact_laws}
 
+    @cached_property
+    def square(self) -> float:
+        """`‖w‖²` at the final weights."""
+        return sum(float(tensor.square().sum()) for tensor in self.final.values())
+
     def _drift(self, law: Law, initial: Named) -> float:
         change = law.value(self.final) - law.value(initial)
-        norm = math.sqrt(sum(float(tensor.square().sum()) for tensor in self.final.values()))
         change = change - self.predicted.get(law.name, torch.zeros_like(change)).to(change)
-        return ratio(float(change.norm()), norm if law.kind == "shift" else norm**2)
+        return ratio(float(change.norm()), math.sqrt(self.square) if law.kind == "shift" else self.square)

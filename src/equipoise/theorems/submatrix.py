@@ -82,7 +82,7 @@ def _patterned(
     found = pattern_classes(history[-1])
     off = found.all_off if lower.negative_slope == 0 else found.all_off[:0]
     groups = found.classes if len(off) == len(found.all_off) else (*found.classes, found.all_off)
-    classes = tuple(_stable(evidence, lower, upper, members, history) for members in groups)
+    classes = tuple(_stable(evidence, lower, upper, members, history, rank) for members in groups)
     deficits = tuple(above + _class_excess(evidence, lower, upper, found, rank) for found in classes)
     idle = float(tail.incoming(lower, evidence.final)[off].square().sum())
     spilt = sum(bound for found, bound in zip(classes, deficits, strict=True) if len(found.members) > rank)
@@ -98,10 +98,13 @@ def _class_excess(evidence: Evidence, lower: Layer, upper: Layer, found: StableC
     return tail.bounded(tail.excess, rank, lower, upper, found.start, final)
 
 
-def _stable(evidence: Evidence, lower: Layer, upper: Layer, members: Tensor, history: list[Patterns]) -> StableClass:
+def _stable(
+    evidence: Evidence, lower: Layer, upper: Layer, members: Tensor, history: list[Patterns], rank: int
+) -> StableClass:
     """The earliest saved point since which the neurons were on together and the law of the class has not changed."""
     final = _restricted(evidence.final, lower, upper, members)
-    square = sum(float(tensor.square().sum()) for tensor in evidence.final.values())
+    if len(members) <= rank:  # of that rank whatever happened
+        return StableClass(members, None, final, 0.0)
     now = tail.conserved_matrix(lower, upper, final)
     since, start, drift = None, final, 0.0
     for point, seen in zip(reversed(evidence.points[:-1]), reversed(history[:-1]), strict=True):
@@ -109,7 +112,7 @@ def _stable(evidence: Evidence, lower: Layer, upper: Layer, members: Tensor, his
         if not torch.equal(words, words[:, :1].expand_as(words)):
             break
         then = _restricted(point.weights, lower, upper, members)
-        moved = float((now - tail.conserved_matrix(lower, upper, then)).norm()) / square
+        moved = float((now - tail.conserved_matrix(lower, upper, then)).norm()) / evidence.square
         if moved > LAW_TOLERANCE:
             break
         since, start, drift = point.growth, then, moved
