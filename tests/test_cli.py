@@ -32,6 +32,16 @@ def test_flow_certify_and_report_of_one_run(capsys, tmp_path):
 
     code, out, _ = call(capsys, "certify", folder, "--json")
     assert (code, json.loads(out)["holds"]) == (0, True)
+    (tmp_path / "certificate.json").write_text(out)
+    code, out, _ = call(capsys, "certify", folder, "--recheck", str(tmp_path / "certificate.json"), "--json")
+    assert (code, json.loads(out)) == (0, {"holds": True, "differences": []})
+    (tmp_path / "forged.json").write_text(json.dumps(told["certificate"] | {"notes": [], "claims": []}))
+    code, out, _ = call(capsys, "certify", folder, "--recheck", str(tmp_path / "forged.json"))
+    assert code == 1
+    assert "claim rank one of layer2.weight: missing" in out
+    code, out, _ = call(capsys, "decompose", folder, "--json")
+    assert json.loads(out)["paths"] == 64 * 8 * 8
+    assert [row["parameter"] for row in json.loads(out)["signs"]] == [layer["name"] for layer in told["layers"]]
     code, out, _ = call(capsys, "report", folder, "--json")
     assert code == 0
     assert (tmp_path / "run" / "report.html").stat().st_size < 6e6
