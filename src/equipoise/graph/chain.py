@@ -7,7 +7,8 @@ import torch
 from torch import fx
 
 from equipoise.graph.capture import Captured
-from equipoise.graph.evaluate import Kink, kinks
+from equipoise.graph.evaluate import kinks
+from equipoise.graph.piecewise import Rectifier
 
 _aten = torch.ops.aten
 SHAPING = frozenset(
@@ -45,7 +46,7 @@ def read_chain(captured: Captured) -> tuple[Layer, ...] | None:
     >>> [(layer.weight, layer.bias, layer.kind) for layer in read_chain(capture(model, torch.ones(4, 3)))]
     [('0.weight', '0.bias', 'relu'), ('2.weight', None, 'linear')]
     """
-    slopes = {kink.node: kink for kink in kinks(captured)}
+    slopes = {kink.node: kink.map.negative_slope for kink in kinks(captured) if isinstance(kink.map, Rectifier)}
     layers: list[Layer] = []
     current = _only([node for node in captured.graph.nodes if node.name in captured.inputs])
     while current is not None and current not in captured.output:
@@ -112,7 +113,7 @@ def _readers(node: fx.Node, captured: Captured) -> list[str]:
     return readers
 
 
-def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slopes: dict[fx.Node, Kink]) -> bool:
+def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slopes: dict[fx.Node, float]) -> bool:
     """Take one more operation into the chain; False where it does not belong to one."""
     if node.target is _aten.linear.default:
         names = [parameters.get(argument.name) for argument in node.args[1:] if isinstance(argument, fx.Node)]
@@ -121,7 +122,7 @@ def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slop
         layers.append(Layer(str(names[0]), names[1] if len(names) > 1 else None, None))
         return True
     if node in slopes and layers and layers[-1].negative_slope is None:
-        layers[-1] = Layer(layers[-1].weight, layers[-1].bias, slopes[node].negative_slope)
+        layers[-1] = Layer(layers[-1].weight, layers[-1].bias, slopes[node])
         return True
     return node.target in SHAPING or node.target is operator.getitem
 

@@ -1,72 +1,34 @@
-"""A captured network run with chosen slopes in place of its kinks (THEORY T6.2), or recording its pre-activations."""
+"""A captured network run with fixed weights in place of its kinks (THEORY T6.2), or recording its pre-activations.
+
+Piecewise-linear operations are kinks, each with a linear stand-in (`graph/piecewise.py`). Whatever else depends on the
+weights must be differentiable almost everywhere and is known by name; it is taken at the midpoint as it is. Anything
+unknown is refused.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
-from equipoise.graph.capture import Captured
-
-_aten = torch.ops.aten
-
-# Operations that commute with positive scaling of their activations and are linear between kinks.
-_LINEAR = frozenset(
-    {
-        _aten.linear.default,
-        _aten.matmul.default,
-        _aten.mm.default,
-        _aten.bmm.default,
-        _aten.addmm.default,
-        _aten.t.default,
-        _aten.transpose.int,
-        _aten.permute.default,
-        _aten.add.Tensor,
-        _aten.sub.Tensor,
-        _aten.neg.default,
-        _aten.mul.Tensor,
-        _aten.mul.Scalar,
-        _aten.div.Scalar,
-        _aten.div.Tensor,
-        _aten.cat.default,
-        _aten.stack.default,
-        _aten.split.Tensor,
-        _aten.chunk.default,
-        _aten.slice.Tensor,
-        _aten.select.int,
-        _aten.view.default,
-        _aten.reshape.default,
-        _aten._unsafe_view.default,
-        _aten.flatten.using_ints,
-        _aten.unflatten.int,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.unsqueeze.default,
-        _aten.expand.default,
-        _aten.clone.default,
-        _aten.contiguous.default,
-        _aten.alias.default,
-        _aten.sum.dim_IntList,
-        _aten.mean.dim,
-        _aten.conv1d.default,
-        _aten.conv2d.default,
-        _aten.conv3d.default,
-        _aten.avg_pool2d.default,
-        _aten.adaptive_avg_pool2d.default,
-        _aten.sym_size.int,
-    }
-)
+from equipoise.graph import operations
+from equipoise.graph.capture import Captured, Intercept
+from equipoise.graph.piecewise import Maximum, ParametricRectifier, Piecewise, Rectifier
 
 
 @dataclass(frozen=True)
 class Kink:
-    """A piecewise-linear activation `σ(z) = z` for `z > 0`, `negative_slope · z` otherwise, at a node of the graph."""
+    """A piecewise-linear operation at a node of the graph."""
 
     node: fx.Node
-    negative_slope: float
+    map: Piecewise
+
+    @property
+    def negative_slope(self) -> float | None:
+        """The slope below zero; `None` for a maximum."""
+        return self.map.negative_slope
 
     @property
     def source(self) -> fx.Node:
@@ -76,54 +38,61 @@ class Kink:
         return source
 
 
-def activation(preactivation: Tensor, negative_slope: float) -> Tensor:
-    """`σ(z)`: the identity above zero, `negative_slope · z` below.
-
-    >>> activation(torch.tensor([-2.0, 3.0]), 0.0)
-    tensor([-0., 3.])
-    """
-    return torch.where(preactivation > 0, preactivation, negative_slope * preactivation)
-
-
-def secant_slope(
-    before: Float[Tensor, "*shape"], after: Float[Tensor, "*shape"], negative_slope: float
-) -> Float[Tensor, "*shape"]:
-    """`α = (σ(z₁) - σ(z₀)) / (z₁ - z₀)`: a one-sided slope unless the pair crosses its kink (THEORY T6.2).
-
-    >>> secant_slope(torch.tensor([1.0, -1.0, -1.0]), torch.tensor([2.0, -2.0, 3.0]), 0.0)
-    tensor([1.0000, 0.0000, 0.7500])
-    """
-    on = after > 0
-    crosses = on != (before > 0)
-    width = torch.where(crosses, after - before, 1.0)
-    chord = (activation(after, negative_slope) - activation(before, negative_slope)) / width
-    one_sided = torch.where(on, torch.ones_like(after), torch.full_like(after, negative_slope))
-    return torch.where(crosses, chord, one_sided)
-
-
 def kinks(captured: Captured) -> tuple[Kink, ...]:
-    """The piecewise-linear activations of the network, in execution order.
+    """The piecewise-linear operations that depend on the weights, in execution order.
 
-    Raises `InputError`, naming the operation, when some other operation is not linear between kinks.
+    Raises `InputError`, naming the operation, when some other one is not known to be differentiable almost everywhere.
     """
     found = []
-    for node in captured.graph.nodes:
-        if node.op != "call_function" or node.target in _LINEAR or _is_plumbing(node):
-            continue
-        reader = _KINKS.get(node.target)
-        if reader is None:
-            raise InputError(
-                expected="a network of linear maps and homogeneous activations (ReLU, leaky ReLU, abs)",
-                found=f"{_readable(node)}, which is not positively homogeneous",
-                remedy="replace it by nn.ReLU(), or use eq.watch, which takes any network",
-            )
-        found.append(Kink(node, reader(node)))
+    for node in _depending(captured):
+        piecewise = _read_piecewise(node)
+        if piecewise is not None:
+            found.append(Kink(node, piecewise))
+        else:
+            _require_differentiable(node)
     return tuple(found)
 
 
+def piecewise_linear(captured: Captured) -> tuple[Kink, ...] | None:
+    """The kinks of a network that is linear between them, multilinear in its weights; `None` for any other."""
+    try:
+        found = kinks(captured)
+    except InputError:
+        return None
+    bent = {kink.node for kink in found}
+    return found if all(node in bent or is_linear(node) for node in _depending(captured)) else None
+
+
+def _depending(captured: Captured) -> list[fx.Node]:
+    """The operations whose value depends on the weights; unpacking of tuples left out."""
+    depending: dict[fx.Node, None] = {}
+    for node in captured.graph.nodes:
+        if node.name in captured.parameters or any(source in depending for source in node.all_input_nodes):
+            depending[node] = None
+    return [node for node in depending if node.op == "call_function" and not _is_plumbing(node)]
+
+
 def is_linear(node: fx.Node) -> bool:
-    """Whether a node is one of the linear operations of a piecewise-linear network; sizes are none."""
-    return node.target in _LINEAR and node.target is not _aten.sym_size.int
+    """Whether a node is one of the linear operations of a network, in its input; sizes are none."""
+    return _is_operation(node) and _readable(node) in operations.LINEAR | operations.MOVING - {"sym_size"}
+
+
+def stand_ins(kinks: Sequence[Kink], slopes: Sequence[Tensor], offsets: Sequence[Tensor] | None = None) -> Intercept:
+    """What replaces every kink by its linear map with these weights, for `Captured.run` (T6.2).
+
+    `offsets`, one for each kink, are added to what leaves it.
+    """
+    chosen = {kink.node: (kink.map, weights) for kink, weights in zip(kinks, slopes, strict=True)}
+    added = {} if offsets is None else {kink.node: offset for kink, offset in zip(kinks, offsets, strict=True)}
+
+    def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
+        if node not in chosen:
+            return NotImplemented
+        stand_in, weights = chosen[node]
+        leaving = stand_in.sloped(args[0], weights, *_tensors(args[1:]))
+        return leaving + added[node] if node in added else leaving
+
+    return intercept
 
 
 def frozen(
@@ -134,37 +103,58 @@ def frozen(
     slopes: Sequence[Tensor],
     offsets: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The network's output with every activation `σ(z)` replaced by `α ∘ z`: multilinear in the weights (T6.2).
-
-    `offsets`, one for each kink, are added to what leaves it.
-    """
-    chosen = {kink.node: slope for kink, slope in zip(kinks, slopes, strict=True)}
-    added = {} if offsets is None else {kink.node: offset for kink, offset in zip(kinks, offsets, strict=True)}
-
-    def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
-        if node not in chosen:
-            return NotImplemented
-        leaving = chosen[node] * args[0]
-        return leaving + added[node] if node in added else leaving
-
-    return captured.run(parameters, inputs, intercept=intercept)
+    """The network's output with every kink replaced by its linear map with these weights, as by `stand_ins` (T6.2)."""
+    return captured.run(parameters, inputs, intercept=stand_ins(kinks, slopes, offsets))
 
 
 def recorded(
     captured: Captured, kinks: Sequence[Kink], parameters: Mapping[str, Tensor], inputs: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The network's output and the pre-activation of every kink."""
-    slopes = {kink.node: kink.negative_slope for kink in kinks}
+    maps = {kink.node: kink.map for kink in kinks}
     seen: dict[fx.Node, Tensor] = {}
 
     def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
-        if node not in slopes:
+        if node not in maps:
             return NotImplemented
         seen[node] = args[0]
-        return activation(args[0], slopes[node])
+        return maps[node].exact(args[0], *_tensors(args[1:]))
 
     output = captured.run(parameters, inputs, intercept=intercept)
     return output, tuple(seen[kink.node] for kink in kinks)
+
+
+def _require_differentiable(node: fx.Node) -> None:
+    name = _readable(node)
+    if _is_random(node):
+        raise InputError(
+            expected="a model whose output is the same each time",
+            found=f"{name} at {node.name} in training mode",
+            remedy="call model.eval() first",
+        )
+    if _is_operation(node) and name in operations.DIFFERENTIABLE:
+        return
+    raise InputError(
+        expected="a network whose output is differentiable almost everywhere in its weights",
+        found=f"{name} at {node.name}, "
+        + (
+            "whose derivative is zero almost everywhere"
+            if name in operations.FLAT
+            else "an operation that is not known to be"
+        ),
+        remedy="replace it (nn.ReLU() and nn.GELU() will do), or use eq.watch, which takes any network",
+    )
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Dropout that drops, in any of its forms."""
+    name, args = _readable(node), (*node.args, *[None] * 5)
+    drops = name == "scaled_dot_product_attention" and (args[4] or node.kwargs.get("dropout_p"))
+    return bool(drops) or name in operations.RANDOM or (name in operations.DROPOUT and args[2] is not False)
+
+
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    return [argument for argument in args if isinstance(argument, Tensor)]
 
 
 def _is_plumbing(node: fx.Node) -> bool:
@@ -172,18 +162,57 @@ def _is_plumbing(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", "") in ("_operator", "math")
 
 
+def _is_operation(node: fx.Node) -> bool:
+    return str(node.target).startswith("aten.")
+
+
 def _readable(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.").split(".")[0]
 
 
-def _leaky(node: fx.Node) -> float:
+def _read_piecewise(node: fx.Node) -> Piecewise | None:
+    """The map of a node that is piecewise linear, or `None`."""
+    reader = _READERS.get(_readable(node)) if _is_operation(node) else None
+    return None if reader is None else reader(node)
+
+
+def _leaky(node: fx.Node) -> Piecewise:
     slope = node.args[1] if len(node.args) > 1 else 0.01
     assert isinstance(slope, int | float)
-    return float(slope)
+    return Rectifier(float(slope))
 
 
-_KINKS: dict[Any, Callable[[fx.Node], float]] = {
-    _aten.relu.default: lambda node: 0.0,
-    _aten.abs.default: lambda node: -1.0,
-    _aten.leaky_relu.default: _leaky,
+def _clamp(node: fx.Node) -> Piecewise | None:
+    """`clamp(z, min=0)`; with other bounds it is no homogeneous map."""
+    bounds = [*node.args[1:], *node.kwargs.values()]
+    return Rectifier(0.0) if bounds in ([0], [0, None]) and node.kwargs.get("max") is None else None
+
+
+def _max_pool(axes: int) -> Callable[[fx.Node], Piecewise | None]:
+    def read(node: fx.Node) -> Piecewise | None:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        kernel = _per_axis(given["kernel_size"], axes)
+        plain = set(_per_axis(given.get("dilation", 1), axes)) == {1} and not given.get("ceil_mode", False)
+        if not plain:
+            return None
+        return Maximum(kernel, _per_axis(given.get("stride") or kernel, axes), _per_axis(given.get("padding", 0), axes))
+
+    return read
+
+
+def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    values = tuple(pytree.tree_leaves(value))
+    return values * axes if len(values) == 1 else values
+
+
+_READERS: dict[str, Callable[[fx.Node], Piecewise | None]] = {
+    "relu": lambda node: Rectifier(0.0),
+    "abs": lambda node: Rectifier(-1.0),
+    "leaky_relu": _leaky,
+    "prelu": lambda node: ParametricRectifier(),
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "max_pool1d": _max_pool(1),
+    "max_pool2d": _max_pool(2),
 }

@@ -8,7 +8,7 @@ whose optimality condition is `p = softmax(-(b + A p)/T)`. With `A` up to 1e14 i
 and with `A` small it is a softmax; Newton's method in `log p` covers both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -69,12 +69,17 @@ def extrapolated_average(
     """One implicit Euler step over `[0, h]`, and two over its halves, of `du/dτ = K softmax(-u) + drift/h`.
 
     The time average of `softmax(-u)` is `p̄ = p_a + p_b - p_1` to second order (THEORY T6.1); `p_1` alone is first.
-    Returned as `(p_1, p_a, p_b)`. `quadratic` is `hK`, `initial` is `u(0)`, `start` three warm starts.
+    Returned as `(p_1, p_a, p_b)`. `quadratic` is `hK`, `initial` is `u(0)`, `start` three warm starts. Solved in
+    float64 whatever the network is in: the problem is small, and its weights are near zero and one.
     """
+    given = initial.dtype
+    quadratic, initial, drift = quadratic.double(), initial.double(), drift.double()
+    whole_start, first_start, second_start = (weights.double() for weights in start)
     half = quadratic / 2
-    whole = entropic_minimum(quadratic, initial + drift, start[0], temperature, tolerance)
-    first = entropic_minimum(half, initial + drift / 2, start[1], temperature, tolerance)
-    second = entropic_minimum(half, initial + drift + half @ first.weights, start[2], temperature, tolerance)
+    whole = entropic_minimum(quadratic, initial + drift, whole_start, temperature, tolerance)
+    first = entropic_minimum(half, initial + drift / 2, first_start, temperature, tolerance)
+    second = entropic_minimum(half, initial + drift + half @ first.weights, second_start, temperature, tolerance)
+    whole, first, second = (replace(found, weights=found.weights.to(given)) for found in (whole, first, second))
     return whole, first, second
 
 

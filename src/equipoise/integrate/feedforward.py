@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.graph.chain import Layer
-from equipoise.graph.evaluate import activation
+from equipoise.graph.piecewise import Rectifier, activation
 from equipoise.integrate.margins import Evaluation, Layout, Slopes, Weights
 from equipoise.integrate.readout import Readout, Rows
 
@@ -29,9 +29,9 @@ class FeedforwardMargins:
         return self.readout.count
 
     @property
-    def negative_slopes(self) -> tuple[float, ...]:
-        """The slope below zero of every kink."""
-        return tuple(layer.negative_slope for layer in self.chain if layer.negative_slope is not None)
+    def kinks(self) -> tuple[Rectifier, ...]:
+        """The activations."""
+        return tuple(Rectifier(layer.negative_slope) for layer in self.chain if layer.negative_slope is not None)
 
     def restricted(self, examples: Rows) -> "FeedforwardMargins":
         """The same for some of the examples."""

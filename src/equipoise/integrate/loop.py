@@ -174,7 +174,7 @@ class _Loop:
             gauge=Gauge(tuple(problem.laws)),
             probe=problem.probe,
             kinks=problem.kink_names,
-            negative_slopes=problem.margins.negative_slopes,
+            negative_slopes=tuple(problem.margins.kinks[k].negative_slope or 0.0 for k in problem.rectifiers),
             examples=problem.margins.count,
             homogeneity=problem.homogeneity,
             loss=problem.loss.name,
@@ -324,8 +324,8 @@ class _Loop:
             spectra=ExactSpectra(parameters),
             norm=float(state.weights.norm()),
             margins=state.evaluation.margins,
-            preactivations=state.evaluation.preactivations,
-            slopes=state.slopes,
+            preactivations=tuple(state.evaluation.preactivations[k] for k in self.problem.rectifiers),
+            slopes=tuple(state.slopes[k] for k in self.problem.rectifiers),
             linearisation=here,
             final=(status or self._status(progress)) is not None,
         )
@@ -358,7 +358,7 @@ class _Loop:
         """The progress of a checkpoint."""
         assert self.store is not None
         records = [Record(*row) for row in self.store.table().itertuples(index=False)]
-        state = state_of(saved, len(self.problem.margins.negative_slopes), self.problem)
+        state = state_of(saved, len(self.problem.margins.kinks), self.problem)
         memories = tuple(memory_of(saved, index) for index in range(len(self.observers)))
         told = saved.metadata
         return Progress(

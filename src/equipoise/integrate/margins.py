@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.graph.evaluate import secant_slope
+from equipoise.graph.piecewise import Piecewise
 from equipoise.integrate.readout import Readout, Rows
 
 Weights = Float[Tensor, " parameters"]
-Slopes = tuple[Tensor, ...]  # one per kink: (examples, neurons, …)
+Slopes = tuple[Tensor, ...]  # one per kink: (examples, neurons, …); of a maximum, convex weights along a last axis
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Margins(Protocol):
         ...
 
     @property
-    def negative_slopes(self) -> tuple[float, ...]:
-        """The slope below zero of every kink, in execution order."""
+    def kinks(self) -> tuple[Piecewise, ...]:
+        """The piecewise-linear operations, in execution order."""
         ...
 
     def restricted(self, examples: Rows) -> "Margins":
@@ -117,8 +117,8 @@ class Margins(Protocol):
 
 def secant_slopes(margins: Margins, before: Evaluation, after: Evaluation) -> Slopes:
     """The secant slope of every pair of a neuron and an example between two evaluations (T6.2)."""
-    both = zip(before.preactivations, after.preactivations, margins.negative_slopes, strict=True)
-    return tuple(secant_slope(z0, z1, negative) for z0, z1, negative in both)
+    both = zip(margins.kinks, before.preactivations, after.preactivations, strict=True)
+    return tuple(kink.secant(z0, z1) for kink, z0, z1 in both)
 
 
 def local_slopes(margins: Margins, at: Evaluation) -> Slopes:

@@ -18,6 +18,7 @@ from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.degree import homogeneity
 from equipoise.graph.evaluate import kinks, recorded
+from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
 from equipoise.integrate.feedforward import FeedforwardMargins
 from equipoise.integrate.general import CapturedMargins
 from equipoise.integrate.losses import LOSSES, Loss, named_loss
@@ -61,19 +62,24 @@ class Problem:
         """`L` with `f(x; aw) = a^L f(x; w)`; None where an operation, a bias or a skip stands in the way."""
         return homogeneity(self.captured).degree
 
-    @property
+    @cached_property
+    def rectifiers(self) -> tuple[int, ...]:
+        """The kinks that act on one neuron at a time, by their position: those that are on or off."""
+        return tuple(k for k, kink in enumerate(self.margins.kinks) if kink.negative_slope is not None)
+
+    @cached_property
     def kink_names(self) -> tuple[str, ...]:
-        """The layer whose activation each kink is; for other networks the node that computes it."""
+        """The layer whose activation each rectifier is; for other networks the node that computes it."""
         if self.chain is not None:
             return tuple(layer.weight for layer in self.chain if layer.negative_slope is not None)
-        return tuple(kink.source.name for kink in kinks(self.captured))
+        found = kinks(self.captured)
+        return tuple(found[k].source.name for k in self.rectifiers)
 
     def probe(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
         """The network at these parameters on other inputs."""
-        found = kinks(self.captured)
         example = next(iter(parameters.values()))
-        output, seen = recorded(self.captured, found, parameters, inputs.to(example))
-        return Probe(output, dict(zip(self.kink_names, seen, strict=True)))
+        output, seen = recorded(self.captured, kinks(self.captured), parameters, inputs.to(example))
+        return Probe(output, dict(zip(self.kink_names, (seen[k] for k in self.rectifiers), strict=True)))
 
     def trained(self, weights: Weights) -> nn.Module:
         """A copy of the model with these weights."""
@@ -84,31 +90,47 @@ class Problem:
         return model
 
 
-def build_problem(model: nn.Module, data: Any, loss: str | Loss, example_weights: Any = None) -> Problem:
+def build_problem(
+    model: nn.Module,
+    data: Any,
+    loss: str | Loss,
+    example_weights: Any = None,
+    dtype: torch.dtype = torch.float64,
+) -> Problem:
     """Read the model, check the data, and plan the computation once. The model and the data are not changed.
 
-    `example_weights` are `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`. Raises `InputError` for
-    data that cannot be used, for outputs that are not one score for each example (or one for each class), and for an
-    activation that is not homogeneous; `CaptureError` for a model that cannot be read.
+    `example_weights` are `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`. All is computed in
+    `dtype`, float64 or float32, on the model's device. Raises `InputError` for data that cannot be used, for outputs
+    that are not one score for each example (or one for each class), and for a model that no gradient flow can train
+    as it is; `CaptureError` for one that cannot be read.
     """
     chosen = named_loss(loss)
-    checked, own = validate(data, multiclass=chosen.multiclass), copy.deepcopy(model).double()
-    device = next((parameter.device for parameter in own.parameters()), None)
-    if device is None:
-        raise InputError(
-            expected="a model with parameters", found="none", remedy="pass a network with weights to train"
-        )
-    inputs, labels = checked.X.to(device), checked.y.to(device)
-    readout = _readout(_outputs(own, inputs), labels, chosen)
+    checked, own = validate(data, multiclass=chosen.multiclass), _own_copy(model, dtype)
+    device = next(own.parameters()).device
+    inputs = checked.X.to(device, dtype)
+    labels = checked.y.to(device) if chosen.multiclass else checked.y.to(device, dtype)
+    readout = _readout(outputs_of_two(own, inputs), labels, chosen)
     laws = invariances(own, inputs[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
     captured = laws.captured
     assert captured is not None  # these laws were read, not stated
     layout = Layout.of(dict(own.named_parameters()))
-    _check_parameters(own, captured)
+    require_trainable(own, captured, inputs[:3])
     objective = Objective(
         build_margins(captured, layout, inputs, readout), chosen, _offsets(example_weights, len(inputs), inputs)
     )
     return Problem(own, checked, chosen, captured, laws, read_chain(captured), layout, objective)
+
+
+def _own_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model in the precision of the flow, once its parameters are numbers that can flow."""
+    if dtype not in (torch.float64, torch.float32):
+        raise InputError(
+            expected="a flow in float64 or float32",
+            found=str(dtype),
+            remedy="pass dtype=torch.float64, or leave it out",
+        )
+    require_parameters(model)
+    return copy.deepcopy(model).to(dtype)
 
 
 def build_margins(captured: Captured, layout: Layout, inputs: Tensor, readout: Readout) -> Margins:
@@ -117,24 +139,6 @@ def build_margins(captured: Captured, layout: Layout, inputs: Tensor, readout: R
     if chain is None:
         return CapturedMargins(captured, layout, inputs, readout)
     return FeedforwardMargins(chain, layout, inputs.flatten(1), readout)
-
-
-def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the model gives for two examples."""
-    try:
-        with torch.no_grad():
-            output = model(inputs[:2])
-    except RuntimeError as error:
-        raise InputError(
-            expected="inputs that the model accepts",
-            found=f"examples of shape {tuple(inputs.shape[1:])} ({str(error).splitlines()[0]})",
-            remedy="match the width of the first layer to the data",
-        ) from None
-    if not isinstance(output, Tensor):
-        raise InputError(
-            expected="a model that returns one tensor", found=type(output).__name__, remedy="return the scores alone"
-        )
-    return output
 
 
 def _readout(output: Tensor, labels: Tensor, loss: Loss) -> Readout:
@@ -172,27 +176,11 @@ def _offsets(example_weights: Any, examples: int, like: Tensor) -> Tensor | None
     return -torch.log(examples * weights / weights.sum())
 
 
-def _check_parameters(model: nn.Module, captured: Captured) -> None:
-    unused = sorted(set(dict(model.named_parameters())) - set(captured.parameters.values()))
-    if unused:
-        raise InputError(
-            expected="a model whose every parameter takes part",
-            found=f"{', '.join(unused)} unused",
-            remedy="remove them, or freeze them outside the flow",
-        )
-    if captured.mutates_buffers:
-        raise InputError(
-            expected="a model whose forward pass changes no buffer",
-            found="buffers that change (BatchNorm in training mode)",
-            remedy="call model.eval() first",
-        )
-
-
 def why_stalled(problem: Problem, at: Evaluation) -> str | None:
     """Examples that no neuron of some layer answers, in words: no gradient comes from them; `None` if there is none."""
-    for name, negative, z in zip(problem.kink_names, problem.margins.negative_slopes, at.preactivations, strict=True):
-        dead = (z.flatten(1) <= 0).all(1)
-        if negative == 0 and bool(dead.any()):
+    for name, k in zip(problem.kink_names, problem.rectifiers, strict=True):
+        dead = (at.preactivations[k].flatten(1) <= 0).all(1)
+        if problem.margins.kinks[k].negative_slope == 0 and bool(dead.any()):
             share = "every example" if bool(dead.all()) else f"{int(dead.sum())} of {len(dead)} examples"
             return f"every neuron of {name} is off for {share}: they have no gradient left (dead neurons)"
     return None

@@ -4,6 +4,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.graph.piecewise import Maximum, Piecewise
+
+
+def implicit_slopes(
+    kink: Piecewise, before: Tensor, after: Tensor, weights: Tensor, stiffness: Tensor
+) -> Float[Tensor, "*weights"]:
+    """The weights of a kink's linear map if each end answered a change of its own: `implicit_slope`.
+
+    A maximum is the rectifier of its best rival's lead over the one that holds it, `z_{j₀} + max(z_{j₁} - z_{j₀}, 0)`.
+    """
+    if not isinstance(kink, Maximum):
+        assert kink.negative_slope is not None
+        return implicit_slope(before, after, weights, stiffness, kink.negative_slope)
+    holder, rival, lead, lead_after = kink.rivals(before, after)
+    share = implicit_slope(lead, lead_after, weights.gather(-1, rival), 2 * stiffness[..., None], 0.0)
+    return torch.zeros_like(weights).scatter(-1, holder, 1 - share).scatter_add(-1, rival, share)
+
+
+def bounded(kink: Piecewise, weights: Tensor) -> Tensor:
+    """The weights, kept to where those of a linear map of this kink may lie."""
+    negative = kink.negative_slope or 0.0
+    return weights.clamp(min(negative, 1.0), max(negative, 1.0))
+
 
 def implicit_slope(
     before: Float[Tensor, "*pairs"],

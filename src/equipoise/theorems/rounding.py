@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
-from equipoise.graph.evaluate import is_linear, kinks
+from equipoise.graph.evaluate import is_linear, piecewise_linear
+from equipoise.graph.piecewise import ParametricRectifier, Rectifier
 from equipoise.graph.walk import operation_name
 
 _EPS = torch.finfo(torch.float64).eps
@@ -28,10 +28,10 @@ def score_rounding(captured: Captured, parameters: Mapping[str, Tensor], inputs:
     >>> 0 < score_rounding(capture(model, X), dict(model.named_parameters()), X) < 1e-14
     True
     """
-    try:
-        bent = {kink.node: max(1.0, abs(kink.negative_slope)) for kink in kinks(captured)}
-    except InputError:
+    maps = {kink.node: kink.map for kink in piecewise_linear(captured) or ()}
+    if piecewise_linear(captured) is None or any(isinstance(found, ParametricRectifier) for found in maps.values()):
         return None
+    bent = {node: max(1.0, abs(found.negative_slope)) for node, found in maps.items() if isinstance(found, Rectifier)}
 
     def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
         if node in bent:

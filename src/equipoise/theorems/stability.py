@@ -79,13 +79,14 @@ def _normalised(weights: Named) -> Named:
 def preactivations_of(evidence: Evidence) -> Callable[[Named], dict[str, Tensor]]:
     """A function from weights to what every piecewise-linear activation reads, by the layer that writes it."""
     bent = kinks(evidence.captured)
+    single = [k for k, kink in enumerate(bent) if kink.negative_slope is not None]  # a maximum is neither on nor off
     layers = [layer.weight for layer in evidence.chain or () if layer.negative_slope is not None]
-    places = layers if evidence.chain is not None else [kink.source.name for kink in bent]
+    places = layers if evidence.chain is not None else [bent[k].source.name for k in single]
 
     def read(weights: Named) -> dict[str, Tensor]:
         with torch.no_grad():
             seen = recorded(evidence.captured, bent, weights, evidence.X)[1]
-        return {place: z.flatten(1) for place, z in zip(places, seen, strict=True)}
+        return {place: seen[k].flatten(1) for place, k in zip(places, single, strict=True)}
 
     return read
 

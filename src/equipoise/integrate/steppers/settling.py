@@ -13,7 +13,7 @@ from equipoise.integrate.entropic import TOLERANCE
 from equipoise.integrate.margins import Evaluation, Margins, Slopes, Weights
 from equipoise.integrate.objective import Forces, Objective, Tangent
 from equipoise.integrate.readout import Rows
-from equipoise.integrate.slopes import implicit_slope
+from equipoise.integrate.slopes import bounded, implicit_slopes
 from equipoise.integrate.steppers.state import State
 
 _PASSES = 60  # passes after which a step is given up
@@ -99,10 +99,7 @@ class Pass:
         mean = () if self.warm is None else (self.warm.mean,)
         history, (end, *others) = history.mixed(entered, (self.end, *self.slopes, *mean))
         count = len(self.slopes)
-        slopes = tuple(
-            slope.clamp(min(negative, 1.0), max(negative, 1.0))
-            for slope, negative in zip(others[:count], margins.negative_slopes, strict=True)
-        )
+        slopes = tuple(bounded(kink, slope) for kink, slope in zip(margins.kinks, others[:count], strict=True))
         warm = None if self.warm is None else self.warm._replace(mean=others[count])
         return history, replace(self, end=end, slopes=slopes, warm=warm)
 
@@ -153,13 +150,13 @@ def _pass(
     if guess is not None:
         stiffness = guess.here.here.stiffness(guess.forces)
         slopes = tuple(
-            implicit_slope(z0, z1, slope, _STIFFER * stretch.span * own, negative)
-            for z0, z1, slope, own, negative in zip(
+            implicit_slopes(kink, z0, z1, slope, _STIFFER * stretch.span * own)
+            for kink, z0, z1, slope, own in zip(
+                on.margins.kinks,
                 before.preactivations,
                 after.preactivations,
                 guess.slopes,
                 stiffness,
-                on.margins.negative_slopes,
                 strict=True,
             )
         )

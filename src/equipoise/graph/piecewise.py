@@ -1,0 +1,162 @@
+"""Piecewise-linear operations and the linear maps that stand in for them along a step (THEORY T6.2).
+
+Each is replaced by a map that is linear in its input, with weights `α` fixed for the step: a slope for each neuron of a
+rectifier, convex weights on each window of a maximum. Chosen as the secant between the two ends of the step they carry
+one end to the other, `A(z₁) - A(z₀) = σ(z₁) - σ(z₀)`; and whatever they are, the vertex-wise laws hold.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@runtime_checkable
+class Piecewise(Protocol):
+    """A piecewise-linear map of `z`, which may have parameters of its own."""
+
+    @property
+    def negative_slope(self) -> float | None:
+        """The slope below zero, for a map that acts on one number at a time; `None` for a maximum of several."""
+        ...
+
+    def exact(self, z: Tensor, *parameters: Tensor) -> Tensor:
+        """`σ(z)`."""
+        ...
+
+    def sloped(self, z: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
+        """The linear map with these weights."""
+        ...
+
+    def secant(self, before: Tensor, after: Tensor) -> Tensor:
+        """The weights with which the linear map carries one end to the other; at equal ends those of a derivative."""
+        ...
+
+
+def activation(preactivation: Tensor, negative_slope: float) -> Tensor:
+    """`σ(z)`: the identity above zero, `negative_slope · z` below.
+
+    >>> activation(torch.tensor([-2.0, 3.0]), 0.0)
+    tensor([-0., 3.])
+    """
+    return torch.where(preactivation > 0, preactivation, negative_slope * preactivation)
+
+
+def secant_slope(
+    before: Float[Tensor, "*shape"], after: Float[Tensor, "*shape"], negative_slope: float
+) -> Float[Tensor, "*shape"]:
+    """`α = (σ(z₁) - σ(z₀)) / (z₁ - z₀)`: a one-sided slope unless the pair crosses its kink (THEORY T6.2).
+
+    >>> secant_slope(torch.tensor([1.0, -1.0, -1.0]), torch.tensor([2.0, -2.0, 3.0]), 0.0)
+    tensor([1.0000, 0.0000, 0.7500])
+    """
+    on = after > 0
+    crosses = on != (before > 0)
+    width = torch.where(crosses, after - before, 1.0)
+    chord = (activation(after, negative_slope) - activation(before, negative_slope)) / width
+    one_sided = torch.where(on, torch.ones_like(after), torch.full_like(after, negative_slope))
+    return torch.where(crosses, chord, one_sided)
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """`σ(z) = z` for `z > 0`, `negative_slope · z` otherwise: ReLU, leaky ReLU, absolute value."""
+
+    negative_slope: float
+
+    def exact(self, z: Tensor, *parameters: Tensor) -> Tensor:
+        """`σ(z)`."""
+        return activation(z, self.negative_slope)
+
+    def sloped(self, z: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
+        """`α ∘ z`."""
+        return weights * z
+
+    def secant(self, before: Tensor, after: Tensor) -> Tensor:
+        """`(σ(z₁) - σ(z₀)) / (z₁ - z₀)`."""
+        return secant_slope(before, after, self.negative_slope)
+
+
+@dataclass(frozen=True)
+class ParametricRectifier:
+    """PReLU, `σ(z) = max(z, 0) + a min(z, 0)` with a trained `a`: `(α + a (1 - α)) z`, multilinear in `a` and `z`."""
+
+    negative_slope: float = 0.0  # of α, the slope of max(z, 0)
+
+    def exact(self, z: Tensor, *parameters: Tensor) -> Tensor:
+        """`σ(z)`."""
+        return F.prelu(z, *parameters)
+
+    def sloped(self, z: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
+        """`α z + a (1 - α) z`."""
+        (slope,) = parameters
+        if slope.numel() > 1:
+            slope = slope.view(-1, *[1] * (z.ndim - 2))
+        return (weights + slope * (1 - weights)) * z
+
+    def secant(self, before: Tensor, after: Tensor) -> Tensor:
+        """Of `max(z, 0)`: the rest of `z` is `min(z, 0)`."""
+        return secant_slope(before, after, 0.0)
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The maximum over windows along one or two axes: `Σ_j β_j z_j`, the weights `β` convex, along a last axis.
+
+    Between `j₀`, the place of the maximum before, and `j₁`, that after, the secant weights are `θ` and `1 - θ` with
+    `θ = g₀ / (g₀ + g₁)`, `g₀ = z_{j₀} - z_{j₁}` before and `g₁ = z_{j₁} - z_{j₀}` after.
+
+    >>> pool = Maximum((2,), (2,), (0,))
+    >>> pool.secant(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 4.0]]]))
+    tensor([[[[0.2500, 0.7500]]]])
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    negative_slope: None = None
+
+    def exact(self, z: Tensor, *parameters: Tensor) -> Tensor:
+        """The maximum of every window."""
+        return self._windows(z, -torch.inf).amax(-1)
+
+    def sloped(self, z: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
+        """The weighted sum of every window."""
+        return (weights * self._windows(z, 0.0)).sum(-1)
+
+    def secant(self, before: Tensor, after: Tensor) -> Tensor:
+        """Convex weights on the places of both maxima."""
+        ends = [self._windows(z, -torch.inf) for z in (before, after)]
+        places = [end.argmax(-1, keepdim=True) for end in ends]
+        lost = ends[0].gather(-1, places[0]) - ends[0].gather(-1, places[1])
+        won = ends[1].gather(-1, places[1]) - ends[1].gather(-1, places[0])
+        total = lost + won
+        share = torch.where(total > 0, lost / torch.where(total > 0, total, 1.0), 0.0)
+        weights = torch.zeros_like(ends[0]).scatter(-1, places[0], share)
+        return weights.scatter_add(-1, places[1], 1 - share)
+
+    def rivals(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The place of the maximum before, the best other place after, and the lead of the latter before and after."""
+        ends = [self._windows(z, -torch.inf) for z in (before, after)]
+        holder = ends[0].argmax(-1, keepdim=True)
+        rival = ends[1].scatter(-1, holder, -torch.inf).argmax(-1, keepdim=True)
+        leads = [end.gather(-1, rival) - end.gather(-1, holder) for end in ends]
+        return holder, rival, leads[0], leads[1]
+
+    def _windows(self, z: Tensor, fill: float) -> Tensor:
+        """The windows, each flattened along a new last axis."""
+        if len(self.kernel) == 1:
+            pool = Maximum((1, *self.kernel), (1, *self.stride), (0, *self.padding))
+            return pool._windows(z.unsqueeze(-2), fill).squeeze(-3)
+        if any(self.padding):
+            z = F.pad(z, [side for pad in reversed(self.padding) for side in (pad, pad)], value=fill)
+        shape = [(size - k) // s + 1 for size, k, s in zip(z.shape[-2:], self.kernel, self.stride, strict=True)]
+        return (
+            F.unfold(z, self.kernel, stride=self.stride)
+            .unflatten(2, shape)
+            .unflatten(1, (z.shape[1], -1))
+            .movedim(2, -1)
+        )
