@@ -59,8 +59,9 @@ def piecewise_linear(captured: Captured) -> tuple[Kink, ...] | None:
         found = kinks(captured)
     except InputError:
         return None
-    bent = {kink.node for kink in found}
-    return found if all(node in bent or is_linear(node) for node in _depending(captured)) else None
+    bent, depending = {kink.node for kink in found}, _depending(captured)
+    divided = any(_readable(node) == "div" and node.args[1] in depending for node in depending)
+    return found if not divided and all(node in bent or is_linear(node) for node in depending) else None
 
 
 def _depending(captured: Captured) -> list[fx.Node]:
