@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from equipoise.errors import InputError
 from equipoise.integrate.margins import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
@@ -12,6 +14,8 @@ from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, con
 from equipoise.integrate.steppers.state import State, Step, later, physical_time
 
 _PASSES = 40  # passes above which the next step is smaller
+_CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
+_RETRIED = 1.2  # factor on the size of the route not taken, which no success of its own would ever let grow again
 _ROUTES = {"trapezoid": trapezoid, "entropic": entropic}
 
 
@@ -60,7 +64,11 @@ class EntropicMidpoint:
             if attempt.settled and attempt.error <= self.rtol:
                 if size == sizes[route]:
                     sizes[route] = min(self.step_size, size * self._growth(attempt))
-                return _advanced(stretch, attempt, route, sizes, rejected, visited)
+                other = {name: min(self.step_size, _RETRIED * one) for name, one in sizes.items() if name != route}
+                after, step = _advanced(stretch, attempt, route, sizes | other, rejected, visited)
+                if step.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
+                    return after, step
+                visited = after.examples_visited
             sizes[route], rejected = size / 2, rejected + 1
             if sizes[route] < self.smallest:
                 break

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,7 @@ _PASSES = 60  # passes after which a step is given up
 _SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled
 _PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
+_SHARE = 0.05  # of the step's own error, that a step may be unsettled by where it falls no further
 _PATIENCE = 16  # passes without progress before a step is given up
 _CONVERGING = 100  # iterations of w_mid alone
 _STIFFER = 1.5  # times its own effect alone: pairs of one neuron pull together
@@ -120,6 +122,7 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
             break
         # The first pass kept its slopes, so it is no iterate of the same map.
         history, guess = (history, last) if guess is None else last.mixed(history, entered, on.margins)
+    error = stretch.span * float(last.here.pullback(last.doubt).norm()) / norm
     return Attempt(
         on=on,
         rows=rows,
@@ -127,8 +130,8 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         forces=last.forces,
         weights=last.end,
         dual=state.dual if rows is None or last.warm is None else _scattered(last.warm.whole, rows, state.dual),
-        error=stretch.span * float(last.here.pullback(last.doubt).norm()) / norm,
-        settled=changes[-1] <= _TOLERABLE,
+        error=error,
+        settled=changes[-1] <= max(_TOLERABLE, _SHARE * error),
         passes=len(changes),
         visited=len(changes) * on.count,
     )
@@ -179,13 +182,13 @@ def _ends(changes: list[float], settled: float) -> bool:
 
 def converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, float, int]:
     """Fixed-point iteration of `w_mid` alone, to rounding: the only source of drift in the laws (T6.2)."""
-    end, mismatch = attempt.weights, math.inf
+    end, mismatch, rounding = attempt.weights, math.inf, torch.finfo(state.weights.dtype).eps
     for iteration in range(_CONVERGING):
         here = attempt.on.margins.linearise((state.weights + end) / 2, attempt.slopes)
         moved = state.weights + span * here.pullback(attempt.forces)
         previous, mismatch = mismatch, float((moved - end).norm() / moved.norm())
         end = moved
-        if mismatch <= 1e-16 or (mismatch < 1e-14 and mismatch >= previous / 2):
+        if mismatch <= rounding / 2 or (mismatch < 50 * rounding and mismatch >= previous / 2):
             return end, mismatch, iteration + 1
     return end, mismatch, _CONVERGING
 
