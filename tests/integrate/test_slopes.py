@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equipoise.graph.evaluate import secant_slope
+from equipoise.graph.piecewise import secant_slope
 from equipoise.integrate.slopes import implicit_slope
 
 NEGATIVE = [0.0, 0.3, -1.0]
