@@ -1,12 +1,17 @@
 """The networks that several claims look at, each trained once a case."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from equipoise.data import load
 from equipoise.gallery.case import Case, Recipe
-from equipoise.networks import mlp
+from equipoise.integrate.goals import LogLoss
+from equipoise.networks import mlp, residual_mlp
 
 WIDTH = 12
+CLASSES = 3
 
 
 def _deep_linear(example: Tensor, seed: int) -> nn.Module:
@@ -44,3 +49,65 @@ def _positive(example: Tensor, seed: int) -> nn.Module:
 
 POSITIVE = Recipe(_positive, data=on_common_ground)
 """Non-negative features and first weights: many neurons of the first layer are on for every example, and stay so."""
+
+
+def _seeded(build: Callable[[Tensor], nn.Module]) -> Callable[[Tensor, int], nn.Module]:
+    """Torch's own initialisation in float64, from a seed and without touching the global stream."""
+
+    def network(example: Tensor, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            return build(example).double()
+
+    return network
+
+
+def _skips(example: Tensor, seed: int) -> nn.Module:
+    return residual_mlp(example.numel(), WIDTH, WIDTH, linear_tail=2, seed=seed)
+
+
+def _convolutional(example: Tensor) -> nn.Module:
+    height = max(side for side in range(1, 29) if example.numel() % side == 0 and side**2 <= example.numel())
+    width, stride = example.numel() // height, 2 if height > 10 else 1
+    trunk = [
+        nn.Unflatten(1, (1, height, width)),
+        nn.Conv2d(1, 4, 3, stride, bias=False),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+    ]
+    features = nn.Sequential(*trunk)(example.float()[None]).shape[1]
+    return nn.Sequential(*trunk, nn.Linear(features, WIDTH, bias=False), nn.Linear(WIDTH, 1, bias=False))
+
+
+def _biased(example: Tensor, seed: int) -> nn.Module:
+    trunk = residual_mlp(example.numel(), WIDTH, WIDTH, WIDTH, linear_tail=1, bias=True, seed=seed)
+    tail = mlp([WIDTH, WIDTH, 1], linear_tail=2, seed=seed + 1)
+    return nn.Sequential(trunk, nn.LeakyReLU(0.2), tail)
+
+
+def _scores(example: Tensor, seed: int) -> nn.Module:
+    return mlp([example.numel(), WIDTH, WIDTH, CLASSES], linear_tail=2, seed=seed)
+
+
+def several_classes(case: Case) -> tuple[Tensor, Tensor]:
+    """Three classes of the data set; of `separable`, those that three random scores linear in the input tell apart."""
+    if case.data != "separable":
+        chosen = tuple(sorted({0, 1, 2, 3, 4} - {case.seed % 5}))[:CLASSES]
+        return load(case.data, classes=chosen, n=case.examples, seed=case.seed)
+    X, _ = case.pair()
+    directions = torch.randn(X.shape[1], CLASSES, generator=torch.Generator().manual_seed(case.seed), dtype=X.dtype)
+    return X, (X @ directions).argmax(1)
+
+
+SKIPS = Recipe(_skips, until=LogLoss(-1e6))
+"""An identity skip around a ReLU block, below a linear tail."""
+
+CONVOLUTIONAL = Recipe(_seeded(_convolutional), until=LogLoss(-1e4))
+"""A convolution, ReLU and average pooling, below a linear tail."""
+
+BIASED = Recipe(_biased, until=LogLoss(-1e8))
+"""Biases and an identity skip: nothing about the trunk is homogeneous. The linear tail has no biases."""
+
+SEVERAL = Recipe(_scores, data=several_classes, loss="cross_entropy")
+"""Three classes under cross-entropy: the tail tends to rank two."""

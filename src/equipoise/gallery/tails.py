@@ -12,6 +12,9 @@ from equipoise.measure.alignment import alignment
 from equipoise.measure.spectrum import spectrum
 from equipoise.theorems.tail import Tail, certified_bounds, matrix, misalignment_bounds
 
+STATISTIC = "the largest of (1 - σ₁²/‖W‖²) / its bound and (1 - cos²) / its bound, over tail layers and time"
+WHY = "A bound is a bound: nothing may exceed it by anything, rounding is part of it."
+
 
 def within_bounds(trail: Trail) -> Finding:
     """The worst of (residual / its bound of T3.1, misalignment / its bound of T3.2) over layers and time.

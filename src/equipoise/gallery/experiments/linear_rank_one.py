@@ -3,7 +3,7 @@
 from equipoise.gallery.case import Case
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import DEEP_LINEAR
-from equipoise.gallery.tails import within_bounds
+from equipoise.gallery.tails import STATISTIC, WHY, within_bounds
 
 
 def measure(case: Case) -> Finding:
@@ -19,9 +19,9 @@ CLAIM = Claim(
     "initialisation.",
     theorem="T3.1, T3.2",
     sources=("ji2019gradient", "le2022training"),
-    statistic="the largest of (1 - σ₁²/‖W‖²) / its bound and (1 - cos²) / its bound, over layers and time",
+    statistic=STATISTIC,
     threshold=1.0,
-    why="A bound is a bound: nothing may exceed it by anything, rounding is part of it.",
+    why=WHY,
     measure=measure,
     picture=Picture("growth s", "worst 1 − σ₁²/‖W‖²"),
 )

@@ -14,8 +14,7 @@ def measure(case: Case) -> Finding:
 CLAIM = Claim(
     name="matrix-invariance",
     title="Linear layers: matrix-wise invariance",
-    statement="Between consecutive linear layers the whole matrix W W^T - W₊^T W₊ stays what it was, along the whole "
-    "flow.",
+    statement="Between consecutive linear layers the whole matrix WWᵀ − W₊ᵀW₊ stays what it was, along the whole flow.",
     theorem="T2",
     sources=("du2018algorithmic", "le2022training"),
     statistic="largest ‖C - C₀‖_F / ‖w‖², over laws and time",

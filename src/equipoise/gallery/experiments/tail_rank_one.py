@@ -3,7 +3,7 @@
 from equipoise.gallery.case import Case
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import RELU
-from equipoise.gallery.tails import within_bounds
+from equipoise.gallery.tails import STATISTIC, WHY, within_bounds
 
 
 def measure(case: Case) -> Finding:
@@ -15,13 +15,12 @@ CLAIM = Claim(
     name="tail-rank-one",
     title="ReLU networks: the linear tail becomes rank one",
     statement="In a fully connected ReLU network whose last layers are linear, those layers become rank one and "
-    "aligned, "
-    "within the bound certified at initialisation.",
+    "aligned, within the bound certified at initialisation.",
     theorem="T3.1, T3.2, T3.4",
     sources=("le2022training",),
-    statistic="the largest of (1 - σ₁²/‖W‖²) / its bound and (1 - cos²) / its bound, over tail layers and time",
+    statistic=STATISTIC,
     threshold=1.0,
-    why="A bound is a bound: nothing may exceed it by anything, rounding is part of it.",
+    why=WHY,
     measure=measure,
     picture=Picture("growth s", "worst 1 − σ₁²/‖W‖² of the tail"),
 )
