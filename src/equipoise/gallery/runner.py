@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from equipoise.errors import InputError
 from equipoise.gallery.case import DATA, EXAMPLES, Case
 from equipoise.gallery.claim import Claim, Finding
-from equipoise.gallery.registry import named
+from equipoise.gallery.registry import CLAIMS, named
 from equipoise.gallery.results import Results, row
 
 Job = tuple[str, int, list[str]]  # data set, seed, names of claims
@@ -29,7 +29,7 @@ def run(
     """Measure the named claims, or all, on each of their data sets with each of their seeds.
 
     `data` and `seeds` replace those of the claims; `examples` is the size of a training set; `jobs` processes work side
-    by side; `out` names a folder for `gallery.json` and `gallery.csv`; `watcher(done, all)` is told of
+    by side; `out` names a folder for `gallery.json` and `gallery.csv`, written anew after every case; `watcher(done, all)` is told of
     progress. A measurement that raises is a row that fails, with what it raised as its remark: no run is lost.
 
     >>> results = run("two-points", data=["separable"], seeds=[0], jobs=1)
@@ -46,13 +46,16 @@ def run(
         rows += found
         if watcher is not None:
             watcher(done, len(planned))
-    order = {job[:2]: place for place, job in enumerate(planned)}
-    ranks = {claim.name: place for place, claim in enumerate(named(names))}
-    rows.sort(key=lambda row: (ranks[row["claim"]], order[row["data"], row["seed"]]))
-    results = Results(rows, time.perf_counter() - begun)
-    if out is not None:
-        results.save(out)
-    return results
+        if out is not None:
+            _sorted(rows, planned, time.perf_counter() - begun).save(out)
+    return _sorted(rows, planned, time.perf_counter() - begun)
+
+
+def _sorted(rows: list[dict[str, Any]], planned: list[Job], seconds: float) -> Results:
+    """The rows so far: claim by claim as the gallery has them, each by seed and data set."""
+    cases = {job[:2]: place for place, job in enumerate(planned)}
+    claims = {name: place for place, name in enumerate(CLAIMS)}
+    return Results(sorted(rows, key=lambda row: (claims[row["claim"]], cases[row["data"], row["seed"]])), seconds)
 
 
 def _jobs(claims: tuple[Claim, ...], data: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Job]:
