@@ -29,8 +29,9 @@ def run(
     """Measure the named claims, or all, on each of their data sets with each of their seeds.
 
     `data` and `seeds` replace those of the claims; `examples` is the size of a training set; `jobs` processes work side
-    by side; `out` names a folder for `gallery.json` and `gallery.csv`, written anew after every case; `watcher(done, all)` is told of
-    progress. A measurement that raises is a row that fails, with what it raised as its remark: no run is lost.
+    by side; `out` names a folder for `gallery.json` and `gallery.csv`, written anew after every case;
+    `watcher(done, all)` is told of progress. A measurement that raises is a row that fails, with what it
+    raised as its remark: no run is lost.
 
     >>> results = run("two-points", data=["separable"], seeds=[0], jobs=1)
     >>> results.table[["claim", "data", "seed", "verdict"]].values.tolist()
