@@ -1,9 +1,14 @@
 """The command line as others call it: exit codes, one JSON line, one line of complaint."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
 
+import equipoise as eq
 from equipoise.cli import main
 
 QUICK = ["--data", "digits", "--n", "40", "--widths", "8,8", "--linear-tail", "2", "--quiet"]
@@ -67,6 +72,7 @@ def test_invariances_lists_the_laws(capsys):
         (["flow", "--data", "digitz"], "digits"),
         (["flow", "--classes", "0,17"], "17"),
         (["flow", "--classes", "0"], "two classes"),
+        (["flow", "--classes", "3,3"], "found"),
         (["flow", "--n", "0"], "found"),
         (["flow", "--widths", "8,0"], "found"),
         (["flow", "--widths", "many"], "--widths"),
@@ -100,3 +106,63 @@ def test_decompose_counts_measures_and_draws(capsys, tmp_path):
     assert code == 0
     assert told["paths"] == 5 * 4 * 3 + 4 * 3 + 3 + 1
     assert (tmp_path / "net.svg").exists()
+
+
+def told_of(monkeypatch, capsys, inputs, labels, *options):
+    """What the command says of data that only a file of one's own could hold: the reader of data sets is replaced."""
+    monkeypatch.setattr(eq.data, "load", lambda *_, **__: eq.data.validate((inputs, labels)))
+    return call(capsys, "flow", "--quiet", "--json", "--linear-tail", "1", *options)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda X, y: (X, torch.where(y > 0, 7.0, y)), "labels"),
+        (lambda X, y: (X.index_fill(0, torch.tensor([3]), float("nan")), y), "found nan at X[3, 0]"),
+        (lambda X, y: (X.index_fill(0, torch.tensor([3]), float("inf")), y), "found inf at X[3, 0]"),
+        (lambda X, y: (X, torch.ones_like(y)), "class"),
+        (lambda X, y: (X[:0], y[:0]), "example"),
+    ],
+)
+def test_spoilt_data_is_one_line_and_exit_code_two(monkeypatch, capsys, spoil, words):
+    X, y = (
+        torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).double(),
+        torch.tensor([-1.0, 1.0] * 4).double(),
+    )
+    code, out, err = told_of(monkeypatch, capsys, *spoil(X, y), "--widths", "4")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_contradictory_examples_are_proved_hopeless(monkeypatch, capsys):
+    X, y = torch.ones(2, 5).double(), torch.tensor([-1.0, 1.0]).double()
+    code, out, _ = told_of(monkeypatch, capsys, X, y, "--widths", "4")
+    told = json.loads(out)
+    assert (code, told["status"]) == (1, "not_separable")
+    assert told["reason"] == "examples 0 and 1 are the same input with two labels"
+
+
+def test_dead_neurons_stall_and_are_named(capsys):
+    arguments = ["--data", "separable", "--widths", "2,2", "--linear-tail", "1", "--seed", "1", "--n", "40", "--quiet"]
+    code, out, _ = call(capsys, "flow", *arguments, "--json")
+    told = json.loads(out)
+    assert (code, told["status"]) == (1, "stalled")
+    assert told["log_loss"] > -30
+    assert "is off for" in told["reason"]
+
+
+def test_a_disk_that_fills_is_one_line_and_what_was_written_stays(tmp_path):
+    """The kernel refuses to let any file grow past 48 KiB: a manifest fits, the records of a run do not."""
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (49152, 49152));"
+        "from equipoise.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", limited, "flow", *QUICK, "--until", "steps=200", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("equipoise: expected")
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["loss"] == "exponential"

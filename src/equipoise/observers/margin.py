@@ -9,6 +9,9 @@ from equipoise.measure import kkt, margins
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 
+_POSITIVE = 1e-9  # share of the largest multiplier above which one is positive
+
+
 @dataclass(frozen=True, eq=False)
 class Margin:
     """Minimum, normalised and smoothed margin, support examples; KKT residuals at every `kkt_every`-th look (T7).
@@ -16,7 +19,8 @@ class Margin:
     Of the training set of a flow, or of examples of one's own: `Margin((X, y))` with labels in {-1, +1} for one score,
     class indices for several. The normalised figures and the KKT residuals need a homogeneous network, an exponential
     tail and separated data of a flow; they are left out elsewhere. The residuals are those of the `kkt_examples` least
-    margins. `accuracy` is the share of examples with all margins positive.
+    margins. `support` counts positive KKT multipliers where there are some (T7: whatever the depth of the loss), else the
+    examples that carry the gradient, by their softmax weights. `accuracy` is the share of examples with all margins positive.
     """
 
     data: tuple[Tensor, Tensor] | None = None
@@ -55,6 +59,8 @@ def _of_flow(asked: Margin, scene: Scene, snapshot: Snapshot) -> dict[str, float
     readings = _plain(seen)
     if degree is None or scene.loss not in margins.EXPONENTIAL + margins.LOGISTIC:
         return readings
+    if seen.min() > 0:
+        del readings["support"]  # softmax weights say nothing of the limit: at margins of 1e12 they see one example
     readings["normalised"] = margins.normalised_margin(seen, snapshot.norm, degree)
     readings["smoothed_normalised"] = margins.smoothed_normalised_margin(
         snapshot.log_loss, scene.require("examples"), snapshot.norm, degree, scene.require("loss")
@@ -70,4 +76,5 @@ def _kkt(snapshot: Snapshot, seen: Tensor, degree: int, examples: int) -> dict[s
     here, seen = snapshot.linearisation.restricted(rows), seen[rows]
     multipliers = kkt.multipliers_from_gram(here.kernel(), degree * seen, snapshot.norm, seen, degree)
     residuals = kkt.kkt_residuals(here.weights(), here.pullback(multipliers), multipliers, seen, degree)
-    return {"kkt_epsilon": residuals.epsilon, "kkt_delta": residuals.delta}
+    carried = float((multipliers > _POSITIVE * multipliers.max()).sum())
+    return {"kkt_epsilon": residuals.epsilon, "kkt_delta": residuals.delta, "support": carried}
