@@ -246,14 +246,15 @@ def main():
     rows = table(results, depths, options.error)
     print(rows)
     figure(results, DOCS / "flow_depth.svg")
-    command = f"python benchmarks/flow_depth.py --depths {options.depths} --error {options.error:g} --budget {options.budget:g}"
+    asked = f"--depths {options.depths} --error {options.error:g} --budget {options.budget:g}"
     publish(
         "flow_depth",
         f"""## Time to depth, at equal error
 
 Wall time from the same weights to the same loss, on a deep linear network {"-".join(map(str, WIDTHS))} with {EXAMPLES}
 examples, exponential loss. Each method at the cheapest of its settings whose weights are within {options.error:g}
-(relative) of a reference with steps of {LADDERS[entropic][-1] / 4:g}. Printed by `{command}`.
+(relative) of a reference with steps of {LADDERS[entropic][-1] / 4:g}.
+Printed by `python benchmarks/flow_depth.py {asked}`.
 
 {rows}
 

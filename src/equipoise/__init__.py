@@ -8,6 +8,7 @@ from equipoise.integrate import steppers
 from equipoise.integrate.goals import Flip, Growth, LogLoss, Separated, Steps
 from equipoise.integrate.loop import flow, resume
 from equipoise.integrate.run import Run, Status
+from equipoise.integrate.sweep import sweep
 from equipoise.laws import acts_like, invariances
 from equipoise.monitor import TrainingAlarm, watch
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Residual, Spectrum
@@ -52,6 +53,7 @@ __all__ = [
     "sign_changes",
     "sinks",
     "steppers",
+    "sweep",
     "testing",
     "undecided_pairs",
     "watch",

@@ -8,7 +8,6 @@ from torch import Tensor
 from equipoise.measure import kkt, margins
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
-
 _POSITIVE = 1e-9  # share of the largest multiplier above which one is positive
 
 
@@ -19,8 +18,9 @@ class Margin:
     Of the training set of a flow, or of examples of one's own: `Margin((X, y))` with labels in {-1, +1} for one score,
     class indices for several. The normalised figures and the KKT residuals need a homogeneous network, an exponential
     tail and separated data of a flow; they are left out elsewhere. The residuals are those of the `kkt_examples` least
-    margins. `support` counts positive KKT multipliers where there are some (T7: whatever the depth of the loss), else the
-    examples that carry the gradient, by their softmax weights. `accuracy` is the share of examples with all margins positive.
+    margins. `support` counts positive KKT multipliers where there are some (T7: whatever the depth of the loss), else
+    the examples that carry the gradient, by their softmax weights. `accuracy` is the share of examples with all margins
+    positive.
     """
 
     data: tuple[Tensor, Tensor] | None = None

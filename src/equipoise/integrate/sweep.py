@@ -1,0 +1,167 @@
+"""Many flows at once: settings times seeds, on this machine or a cluster; what is finished is not run again."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+
+from equipoise.data import load
+from equipoise.errors import InputError
+from equipoise.integrate.goals import Goal
+from equipoise.integrate.loop import flow
+from equipoise.integrate.recorded import described
+from equipoise.networks import mlp
+from equipoise.store import RESULT, Store
+
+BACKENDS = ("loky", "ray", "dask")
+_FIGURES = ("status", "log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
+
+Watcher = Callable[[int, int], None]  # flows finished, flows in all
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One flow: a setting, a seed, and the folder it goes to."""
+
+    setting: dict[str, Any]
+    seed: int
+    folder: Path
+
+
+def sweep(
+    settings: Iterable[Mapping[str, Any]],
+    seeds: Sequence[int] = (0,),
+    *,
+    out: str | Path,
+    jobs: int = -1,
+    backend: str = "loky",
+    watcher: Watcher | None = None,
+) -> pd.DataFrame:
+    """Run every setting with every seed, and return one tidy table: a row for each flow.
+
+    A setting has `network` (arguments of `eq.networks.mlp` but for the seed), `data` (a name, or arguments of
+    `eq.data.load`), and any arguments of `eq.flow`: `loss`, `until`, `stepper`, `max_steps`, `observe`, `save_at`. The
+    seed is that of the network. Columns: what differs between settings, `seed`, `folder`, and the figures of the run.
+
+    Each flow has a folder of its own under `out`, named after its setting and seed; one that is finished is read, not
+    run again, so that a sweep that was stopped goes on where it stopped. `jobs` run at a time (-1: one a core) through
+    joblib's `loky` processes, or on a `ray` or `dask` cluster that is running or that they start. `watcher` is told how
+    many are finished. Raises `InputError` for settings that make no sense and for a backend that is not installed.
+
+    >>> import tempfile
+    >>> setting = {"network": {"widths": [5, 4, 1], "linear_tail": 1}, "data": {"name": "separable", "n": 20, "d": 5}}
+    >>> table = sweep([{**setting, "until": "steps=2"}], seeds=[0, 1], out=tempfile.mkdtemp(), jobs=1)
+    >>> table[["seed", "status", "steps"]].values.tolist()
+    [[0, 'reached', 2], [1, 'reached', 2]]
+    """
+    settings = [dict(setting) for setting in settings]
+    for setting in settings:
+        _check(setting)
+    tasks = [_Task(setting, seed, Path(out) / _name(setting, seed)) for setting in settings for seed in seeds]
+    ahead = [task for task in tasks if not _finished(task.folder)]
+    done = len(tasks) - len(ahead)
+    if watcher is not None:
+        watcher(done, len(tasks))
+    with _backend(backend, jobs):
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered" if backend == "loky" else "list")
+        for finished, _ in enumerate(parallel(joblib.delayed(_run)(task) for task in ahead) or (), start=done + 1):
+            if watcher is not None:
+                watcher(finished, len(tasks))
+    varied = [key for key in _keys(settings) if len({_text(setting.get(key)) for setting in settings}) > 1]
+    return pd.DataFrame([_row(task, varied) for task in tasks])
+
+
+def _check(setting: Mapping[str, Any]) -> None:
+    if not {"network", "data"} <= set(setting):
+        raise InputError(
+            expected="settings with a network and data",
+            found=f"{', '.join(setting) or 'nothing'}",
+            remedy='pass {"network": {"widths": [64, 16, 1]}, "data": "digits", "until": "log_loss=-1e6"}',
+        )
+
+
+def _name(setting: Mapping[str, Any], seed: int) -> str:
+    digest = hashlib.sha256(_text(setting).encode()).hexdigest()[:10]
+    return f"{digest}-seed{seed}"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Goal):
+        return value.describe()
+    return str(value) if isinstance(value, Path) else described(value)
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / RESULT).exists()
+
+
+def _backend(name: str, jobs: int) -> joblib.parallel_config:
+    """joblib on that backend; `ray` registers itself, `dask` needs a client."""
+    if name not in BACKENDS:
+        raise InputError(
+            expected=f"a backend among {', '.join(BACKENDS)}", found=repr(name), remedy='pass backend="loky"'
+        )
+    try:
+        if name == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+        elif name == "dask":
+            from distributed import Client, default_client
+
+            try:
+                default_client()
+            except ValueError:
+                Client(n_workers=None if jobs < 0 else jobs, threads_per_worker=1, dashboard_address=None)
+    except ImportError:
+        raise InputError(
+            expected=f"the {name} backend", found=f"no {name} here", remedy="pip install 'equipoise[sweep]'"
+        ) from None
+    return joblib.parallel_config(backend=name)
+
+
+def _run(task: _Task) -> None:
+    """One flow, into its folder; whatever an interrupted one left there makes room."""
+    torch.set_num_threads(1)  # flows side by side: more threads would only wait for each other
+    setting = dict(task.setting)
+    network = {**setting.pop("network"), "seed": task.seed}
+    data = setting.pop("data")
+    source: dict[str, Any] = {"name": data} if isinstance(data, str) else data
+    dataset = load(**source)
+    _cleared(task.folder)
+    flow(mlp(**network), dataset, out=task.folder, arguments={"network": network, "seed": task.seed}, **setting)
+
+
+def _cleared(folder: Path) -> None:
+    """Remove an unfinished run: only what a run folder holds, and only if it is one."""
+    if not (folder / "manifest.json").exists():
+        return
+    with Store.resume(folder):
+        pass  # raises where it is no run, or another process is writing it
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for setting in settings for key in setting))
+
+
+def _row(task: _Task, varied: Sequence[str]) -> dict[str, Any]:
+    with Store.open(task.folder) as store:
+        result = store.result() or {}
+    differs = {key: _shown(task.setting.get(key)) for key in varied}
+    return {**differs, "seed": task.seed, **{name: result.get(name) for name in _FIGURES}, "folder": str(task.folder)}
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | type(None)) else _text(value)
