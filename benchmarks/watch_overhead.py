@@ -1,0 +1,139 @@
+"""What watching costs a training loop: plain steps, steps under `eq.watch`, and under delve, taken in turns in one run.
+
+    python benchmarks/watch_overhead.py                         # without delve where it is not installed
+    pip install --no-deps --target /tmp/delve delve && PYTHONPATH=/tmp/delve python benchmarks/watch_overhead.py
+
+The loops take turns of `every` steps, one of which looks, so that a busy machine slows all of them alike; printed are
+medians over the turns, as ratios to the plain loop, and the share that the meter of `eq.watch` itself reports.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import equipoise as eq
+from refresh import Block
+
+
+def multilayer():
+    torch.manual_seed(0)
+    layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
+    return nn.Sequential(*layers), torch.randn(128, 784), torch.randint(10, (128,))
+
+
+class Transformer(nn.Module):
+    """Two blocks of width 128 on 32 tokens, and a linear head on their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.blocks = nn.Linear(16, 128), nn.Sequential(Block(128, 4), Block(128, 4))
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.embed(x)).mean(1))
+
+
+def transformer():
+    torch.manual_seed(0)
+    return Transformer(), torch.randn(64, 32, 16), torch.randint(10, (64,))
+
+
+class Loop:
+    """One training under one kind of watch, advanced by turns."""
+
+    def __init__(self, make):
+        self.model, self.inputs, self.labels = make()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.turns = []
+
+    def turn(self, steps):
+        begun = time.perf_counter()
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.model(self.inputs), self.labels).backward()
+            self.optimizer.step()
+            self.after_step()
+        self.turns.append(time.perf_counter() - begun)
+
+    def after_step(self):
+        """Nothing, in a plain loop."""
+
+    def close(self):
+        """Nothing, in a plain loop."""
+
+
+class Watched(Loop):
+    def __init__(self, make, every):
+        super().__init__(make)
+        self.context = eq.watch(self.model, self.optimizer, every=every, quiet=True)
+        self.log = self.context.__enter__()
+
+    def close(self):
+        self.context.__exit__(None, None, None)
+
+
+class Delved(Loop):
+    def __init__(self, make, every):
+        super().__init__(make)
+        from delve import SaturationTracker
+
+        self.folder, self.every, self.step = tempfile.TemporaryDirectory(), every, 0
+        settings = {"save_to": "csv", "stats": ["lsat"], "device": "cpu", "log_interval": 1}
+        self.tracker = SaturationTracker(f"{self.folder.name}/delve", modules=self.model, **settings)
+
+    def after_step(self):
+        self.step += 1
+        if self.step % self.every == 0:
+            self.tracker.add_saturations()
+
+    def close(self):
+        self.tracker.close()
+        self.folder.cleanup()
+
+
+def compare(make, every, turns):
+    loops = {"plain": Loop(make), "watch": Watched(make, every)}
+    try:
+        loops["delve"] = Delved(make, every)
+    except ImportError:
+        print("delve is not installed: left out")
+    for loop in loops.values():
+        loop.turn(every)  # set-up, and the first look
+        loop.turns.clear()
+    for _ in range(turns):
+        for loop in loops.values():
+            loop.turn(every)
+    for loop in loops.values():
+        loop.close()
+    plain = statistics.median(loops["plain"].turns)
+    told = {"step_ms": 1e3 * plain / every, "watch_meter": loops["watch"].log.overhead}
+    for name, loop in loops.items():
+        if name != "plain":
+            ratios = [a / b for a, b in zip(loop.turns, loops["plain"].turns, strict=True)]
+            told[f"{name}_over_plain"] = statistics.median(ratios)
+    return told
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    warnings.filterwarnings("ignore", module="delve")
+    logging.getLogger("delve").setLevel(logging.WARNING)
+    for name, make in (("784-512-512-10, batch 128", multilayer), ("small transformer", transformer)):
+        print(json.dumps({"network": name, "every": asked.every, **compare(make, asked.every, asked.turns)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Laws read through a gauge, against the laws themselves."""
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise.laws import invariances
+from equipoise.laws.gauge import Gauge, sketched
+from equipoise.laws.predict import predict_drift
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A network with vertex, matrix and shift laws, its gradients, and the optimizer that moves it."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 40), nn.Linear(40, 12), nn.LayerNorm(12), nn.Linear(12, 3)]
+    model = nn.Sequential(*layers).double()
+    laws = invariances(model, torch.ones(4, 5).double())
+    model(torch.randn(9, 5).double()).square().sum().backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=0.1)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert {"vertex", "linear", "shift"} <= {law.kind for law in laws}
+    return model, laws, optimizer, weights, gradients
+
+
+def test_without_a_sketch_it_says_what_the_laws_say(scene):
+    model, laws, optimizer, weights, gradients = scene
+    predicted = predict_drift(laws, model, optimizer, {})
+    for law, dial in zip(laws, Gauge(tuple(laws)).read(weights, gradients), strict=True):
+        torch.testing.assert_close(dial.value, law.value(weights))
+        assert dial.residual == pytest.approx(float(law.residual(weights, gradients)), abs=1e-15)
+        assert dial.scale == pytest.approx(float(law.scale(weights, gradients)))
+        if predicted[law.name].exact:
+            torch.testing.assert_close(dial.predicted(0.01, 0.1), predicted[law.name].change)
+
+
+def test_a_sketch_is_a_congruence_of_the_whole_matrix(scene):
+    _, laws, _, weights, gradients = scene
+    gauge = Gauge.sketch(laws)
+    for law, thin, dial in zip(laws, gauge.laws, gauge.read(weights, gradients), strict=True):
+        assert sketched(thin) == (law.kind == "linear" and law.interface.width > 16)
+        if sketched(thin):
+            through = thin.interface.members[0].directions
+            torch.testing.assert_close(dial.value, through.T @ law.value(weights) @ through)
+            assert dial.residual < 1e-14
+
+
+def test_a_sketch_sees_a_wrong_gradient_and_the_size_of_a_drift(scene):
+    _, laws, _, weights, gradients = scene
+    wrong = gradients | {"2.weight": 1.01 * gradients["2.weight"]}
+    (dial,) = (dial for dial in Gauge.sketch(laws).read(weights, wrong) if sketched(dial.law))
+    assert dial.residual > 1e-4
+    torch.manual_seed(1)
+    moved = weights | {"2.weight": weights["2.weight"] + 0.1 * torch.randn(40, 6).double()}
+    (law,) = (law for law in laws if law.name == dial.law.name)
+    true = float((law.value(moved) - law.value(weights)).norm())
+    seen = []
+    for seed in range(40):
+        gauge = Gauge.sketch([law], seed=seed)
+        ((before,), (after,)) = (gauge.read(values) for values in (weights, moved))
+        seen.append(after.norm(after.value - before.value) ** 2)
+    assert sum(seen) / len(seen) == pytest.approx(true**2, rel=0.15)  # unbiased in the square
+
+
+def test_shards_add_up_to_the_whole(scene):
+    """Each process has some rows and zeros for the rest; `reduce` sums over them."""
+    _, laws, _, weights, gradients = scene
+    whole = Gauge.sketch(laws)
+
+    def part(tensors, first):
+        def cut(tensor):
+            mask = torch.zeros(len(tensor), *[1] * (tensor.ndim - 1), dtype=tensor.dtype)
+            mask[: len(tensor) // 2] = 1
+            return tensor * (mask if first else 1 - mask)
+
+        return {name: cut(tensor) for name, tensor in tensors.items()}
+
+    sent = []
+    for first in (True, False):  # what each would send ...
+        gauge = Gauge(whole.laws, reduce=lambda tensors: sent.append(tensors) or tensors)
+        gauge.read(part(weights, first), part(gradients, first))
+    calls = len(sent) // 2
+    totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(sent[:calls], sent[calls:], strict=True)]
+    answers = iter(totals)  # ... and what each would get back
+    summed = Gauge(whole.laws, reduce=lambda tensors: next(answers)).read(part(weights, True), part(gradients, True))
+    for dial, expected in zip(summed, whole.read(weights, gradients), strict=True):
+        torch.testing.assert_close(dial.value, expected.value)
+        assert dial.residual == pytest.approx(expected.residual, abs=1e-14)
+        assert dial.scale == pytest.approx(expected.scale)
