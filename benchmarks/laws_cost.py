@@ -83,7 +83,7 @@ def derivation() -> Laws:
     found: list[Laws] = []
     wall, cpu = best(lambda: found.append(invariances(model, torch.zeros(2, 8, dtype=torch.long))), 1)
     print(f"capture and derivation on the meta device: {wall:.1f} s wall, {cpu:.1f} s CPU (asked: under 20 s)")
-    print(f"{len(found[0])} laws, {found[0].count} conserved quantities; {found[0].coverage}")
+    print(f"{len(found[0])} laws, {found[0].conserved} conserved quantities; {found[0].coverage}")
     return found[0]
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     model = AutoModel.from_pretrained(get_model_path()).double().eval()
     batch = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
     laws = eq.invariances(model, batch)
-    print(f"{len(laws)} laws, {laws.count} conserved quantities; {laws.coverage}")
+    print(f"{len(laws)} laws, {laws.conserved} conserved quantities; {laws.coverage}")
 
     sentence = model(**batch).pooler_output
     (sentence @ sentence.T).triu(1).square().sum().backward()  # embeddings should be far apart

@@ -116,6 +116,7 @@ def test_a_right_gradient_passes(run, name, kinds):
     assert told["check"] == {"passed": True, "suspects": []}
     assert [law["kind"] for law in told["laws"]] == kinds
     assert all(law["residual"] <= law["tolerance"] for law in told["laws"])
+    assert told["conserved"] == sum(law["count"] for law in told["laws"])
     assert told["coverage"]["complete"]
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cases import case
+from equipoise.errors import InputError
 from equipoise.laws import invariances
 from equipoise.laws.law import named
 
@@ -83,3 +84,24 @@ def test_a_check_sees_a_wrong_gradient_through_a_broken_law():
     assert not found.passed
     assert found.suspects == ("0.weight",)
     assert named(right).keys() == named(wrong).keys()
+
+
+def test_a_model_that_draws_random_numbers_has_no_defects_and_no_alarm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert invariances(model, x).defects(model, x, curved) == {}
+    assert invariances(model, x).check(model, x).passed
+    assert set(invariances(model.eval(), x).defects(model, x, curved)) == {"scale of 0.weight"}
+
+
+def test_data_of_another_shape_is_said_so():
+    class Fixed(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.reshape(2, 6)).reshape(2, 6)
+
+    torch.manual_seed(0)
+    model = Fixed(nn.Linear(6, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6)).double()
+    laws = invariances(model, torch.randn(2, 6, dtype=torch.float64))
+    with pytest.raises(InputError, match="derive the laws with these inputs"):
+        laws.defects(model, torch.randn(3, 6, dtype=torch.float64), curved)

@@ -65,7 +65,7 @@ def _fields(laws: Laws, audit: Audit | None) -> dict[str, Any]:
     coverage = laws.coverage
     fields: dict[str, Any] = {
         "laws": [_row(plain(law), place, audit) for place, law in enumerate(laws)],
-        "count": laws.count,
+        "conserved": laws.conserved,
         "coverage": {
             "complete": coverage.complete,
             "unmatched": [vars(unmatched) for unmatched in coverage.unmatched],

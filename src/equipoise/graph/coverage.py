@@ -54,7 +54,7 @@ def coverage(walk: Walk) -> Coverage:
         unmatched=tuple(walk.unmatched),
         unused=tuple(name for name, nodes in uses.items() if not nodes),
         frozen=tuple(name for name in uses if name in walk.frozen),
-        lawless=Counter(_lawless(walk)),
+        lawless=dict(Counter(_lawless(walk))),
     )
 
 

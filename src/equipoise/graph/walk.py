@@ -22,7 +22,7 @@ from equipoise.graph.signal import Signal
 
 BATCH = 2  # what a free batch dimension is walked with
 _MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "embedding")
-_RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
+RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
 _ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal")
 
 
@@ -105,7 +105,7 @@ class Walk:
             return self._plain(node, args, kwargs)
         if name == "sym_size":
             return args[0].shape[args[1]]
-        if signals and all(signal.value is not None for signal in signals) and name not in _RANDOM:
+        if signals and all(signal.value is not None for signal in signals) and name not in RANDOM:
             return self._constant(node, args, kwargs)
         if (constant_eps := self._softening(node, name, args)) is not None:
             return constant_eps
@@ -127,7 +127,7 @@ class Walk:
             held, index = args
             return held[index] if isinstance(held, (tuple, list)) else held if index == 0 else Signal(held.shape)
         value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-        unknown = operation_name(node.target) in _RANDOM
+        unknown = operation_name(node.target) in RANDOM
         if isinstance(value, Tensor):
             return Signal(tuple(value.shape), value=None if unknown else value)
         return value

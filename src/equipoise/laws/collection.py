@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.coverage import Coverage
 from equipoise.laws import present
@@ -22,7 +22,7 @@ from equipoise.laws.derive import Between, Reading, derive
 from equipoise.laws.law import Law, Parameters, gradients_of, named
 from equipoise.laws.objective import LossLike, ignores_shift, objective, run_backward
 from equipoise.laws.predict import Prediction, predict_drift
-from equipoise.laws.softening import defect
+from equipoise.laws.softening import defects
 from equipoise.laws.sweep import Strip, plan, residuals
 
 
@@ -153,7 +153,8 @@ class Laws(Sequence[Law]):
 
         `-2 eps ∂L/∂eps`, and for BatchNorm so `eps/(σ² + eps) · γ G_γ`: with this taken off, the residual is at
         rounding. `data` and `loss` as for `check`. Laws whose units cannot be told from those of a normalisation are
-        left out.
+        left out, and all of them where the model draws random numbers. Raises `InputError` for data of other shapes than
+        the model was read with.
 
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 1)).double()
         >>> x, square = torch.randn(5, 3).double(), lambda output: output.square().mean()
@@ -165,9 +166,14 @@ class Laws(Sequence[Law]):
         """
         inputs, function = objective(data, loss)
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        broken = [law for law in self.laws if not law.exact]
-        found = {law.name: defect(law, self._graph, named(model), tensors, function) for law in broken}
-        return {name: value for name, value in found.items() if value is not None}
+        try:
+            return defects(self.laws, self._graph, named(model), tensors, function)
+        except RuntimeError as error:
+            raise InputError(
+                expected="data of the shapes that the model was read with",
+                found=one_line(error),
+                remedy="derive the laws with these inputs",
+            ) from error
 
     def by_unit(self, parameters: Parameters, gradients: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
         """One row for each head, neuron or group of every law: its number in the law, its count and its own residual.
@@ -224,7 +230,10 @@ class Laws(Sequence[Law]):
         double = lambda leaf: leaf.detach().to(torch.float64, copy=True) if leaf.is_floating_point() else leaf  # noqa: E731
         data = pytree.tree_map_only(Tensor, double, data)
         run_backward(twin, data, loss)
-        return self.audit(twin, defects=self.defects(twin, data, loss) if self.captured else None)
+        try:
+            return self.audit(twin, defects=self.defects(twin, data, loss))
+        except InputError:  # other shapes than those read, or no graph: laws that an eps breaks then raise no alarm
+            return self.audit(twin)
 
     def given(self, activity: Mapping[str, Tensor]) -> "Laws":
         """The laws of the piece that the training set stays on: co-active neurons may mix (T2, T2.1).

@@ -4,6 +4,7 @@ A loss that does not change under `w → e^t w` for `eps = 0` does not change un
 `eps`. Hence `⟨w, G_w⟩ = -2 eps ∂L/∂eps`; for BatchNorm this is `eps/(σ² + eps) · γ G_γ` for each channel (THEORY §1).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,35 +13,56 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from equipoise.graph.capture import Captured
-from equipoise.graph.walk import operation_name
+from equipoise.graph.walk import RANDOM, operation_name
 from equipoise.laws.law import Law
 
 Loss = Callable[[Any], Tensor]
 
 
-def defect(
-    law: Law, captured: Captured, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor], loss: Loss
-) -> Float[Tensor, " units"] | None:
-    """What `law.identity` must be for each unit, given the `eps` of the normalisations it passes; zero if it is exact.
+def defects(
+    laws: Sequence[Law], captured: Captured, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor], loss: Loss
+) -> dict[str, Float[Tensor, " units"]]:
+    """What `law.identity` must be for each unit of each law that is not exact, by the name of the law; in one pass.
 
-    None where the units of the law are not those of a normalisation, so that the shares cannot be told apart.
+    Laws whose units are not those of the normalisations that they pass are left out: the shares cannot be told apart.
+    So are all laws where the graph draws random numbers, which would not be those of the gradient.
     """
-    if law.exact:
-        return torch.zeros(law.interface.blocks, dtype=torch.float64)
+    if any(_draws(node) for node in captured.graph.nodes):
+        return {}
     nodes = {node.name: node for node in captured.graph.nodes}
-    places = {place: nodes[place] for place, _ in law.interface.breaks}
-    if law.interface.blocks > 1 and any(_units(node) != law.interface.blocks for node in places.values()):
-        return None
-    first = next(iter(parameters.values()))
-    logarithm = torch.zeros(law.interface.blocks, dtype=first.dtype, device=first.device, requires_grad=True)
+    known = [law for law in laws if not law.exact and _tellable(law, nodes)]
+    if not known:
+        return {}
+    like = next(iter(parameters.values()))
+    logarithms = {law.name: like.new_zeros(law.interface.blocks).requires_grad_() for law in known}
+    passing: dict[str, list[Tensor]] = defaultdict(list)
+    for law in known:
+        for place, _ in law.interface.breaks:
+            passing[place].append(logarithms[law.name])
 
     def softened(node: fx.Node, args: tuple[Any, ...]) -> Any:
-        name = operation_name(node.target)
-        return _SOFTENED[name](args, logarithm.exp()) if node.name in places else NotImplemented
+        if node.name not in passing:
+            return NotImplemented
+        factor = torch.stack(torch.broadcast_tensors(*passing[node.name])).sum(0).exp()
+        return _SOFTENED[operation_name(node.target)](args, factor)
 
     constants = {name: weight.detach() for name, weight in parameters.items()}
     value = loss(captured.run(constants, *inputs, intercept=softened))
-    return -2 * torch.autograd.grad(value, logarithm)[0]
+    slopes = torch.autograd.grad(value, list(logarithms.values()))
+    return {name: -2 * slope for name, slope in zip(logarithms, slopes, strict=True)}
+
+
+def _draws(node: fx.Node) -> bool:
+    name = operation_name(node.target)
+    idle = "dropout" in name and False in node.args[2:]
+    return node.op == "call_function" and name in RANDOM and not idle
+
+
+def _tellable(law: Law, nodes: Mapping[str, fx.Node]) -> bool:
+    places = [nodes[place] for place, _ in law.interface.breaks]
+    units = law.interface.blocks
+    written = all(operation_name(node.target) in _SOFTENED for node in places)
+    return written and (units == 1 or all(_units(node) == units for node in places))
 
 
 def _units(node: fx.Node) -> int | None:

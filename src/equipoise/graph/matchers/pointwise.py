@@ -24,6 +24,7 @@ SHAPE_ONLY = [
     "new_full",
     "sym_size",
 ]
+ZEROS = ["zeros_like", "new_zeros"]
 LAWLESS = [
     "gelu",
     "silu",
@@ -209,8 +210,14 @@ def power(algebra: Algebra, signal: Any, exponent: Any) -> Signal:
     return algebra.scaled(signal, Fraction(exponent).limit_denominator(1000))
 
 
-@matches(*SHAPE_ONLY, "bernoulli")
+@matches(*(name for name in SHAPE_ONLY if name not in ZEROS), "bernoulli")
 def filled(algebra: Algebra, signal: Signal, size: Any = None, *args: Any, **kwargs: Any) -> Signal:
     """Only the shape is read."""
-    shape = tuple(size) if isinstance(size, (list, tuple)) else signal.shape
-    return Signal(shape)
+    return Signal(tuple(size) if isinstance(size, (list, tuple)) else signal.shape)
+
+
+@matches(*ZEROS)
+def zeros(algebra: Algebra, signal: Signal, size: Any = None, *args: Any, **kwargs: Any) -> Signal:
+    """Zeros, which move with anything that is added to them."""
+    shape = filled(algebra, signal, size).shape
+    return Signal(shape, value=torch.zeros(()).expand(shape))
