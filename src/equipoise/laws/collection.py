@@ -153,8 +153,8 @@ class Laws(Sequence[Law]):
 
         `-2 eps ∂L/∂eps`, and for BatchNorm so `eps/(σ² + eps) · γ G_γ`: with this taken off, the residual is at
         rounding. `data` and `loss` as for `check`. Laws whose units cannot be told from those of a normalisation are
-        left out, and all of them where the model draws random numbers. Raises `InputError` for data of other shapes than
-        the model was read with.
+        left out, and all of them where the model draws random numbers. Raises `InputError` for data of shapes other
+        than those that the model was read with.
 
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 1)).double()
         >>> x, square = torch.randn(5, 3).double(), lambda output: output.square().mean()
