@@ -172,7 +172,7 @@ def test_real_weights():
     trained = measured.drop(index="pooler.dense.weight")
     assert (trained["stable_rank"] < 0.8 * trained["null_stable_rank"]).all()
     assert (trained["outliers"] >= 1).all()
-    # the pooler is not used by sentence embeddings, and still is what it was initialised to
+    # sentence embeddings do not use the pooler: it is not to be told from noise
     pooler = measured.loc["pooler.dense.weight"]
     assert pooler["outliers"] == 0
     assert pooler["stable_rank"] == pytest.approx(pooler["null_stable_rank"], rel=0.03)

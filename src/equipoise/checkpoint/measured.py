@@ -47,6 +47,8 @@ class Settings:
 
 def measure(matrix: Tensor, settings: Settings) -> Row | str:
     """The figures of an `out × in` matrix of any floating dtype, or why there are none: NaN or infinite entries."""
+    if not bool(matrix.any()):
+        return _zero(matrix, settings)
     way = _way(matrix, settings)
     if way == "gram":
         values = gram_singular_values(matrix)
@@ -59,10 +61,16 @@ def measure(matrix: Tensor, settings: Settings) -> Row | str:
 def _way(matrix: Tensor, settings: Settings) -> str:
     """Gram, svd or fast: what is asked for, where it can be done and pays."""
     if settings.method == "fast":
-        return "fast" if min(matrix.shape) > FAST_FROM and bool(matrix.any()) else "gram"
+        return "fast" if min(matrix.shape) > FAST_FROM else "gram"
     if settings.method == "auto":
         return "svd" if matrix.dtype == torch.float64 else "gram"
     return settings.method
+
+
+def _zero(matrix: Tensor, settings: Settings) -> Row:
+    rows, columns = matrix.shape
+    row = described(torch.zeros(min(rows, columns), dtype=torch.float64), rows, columns, settings)
+    return row | {"method": "svd" if _way(matrix, settings) == "svd" else "gram", "accuracy": 0.0}
 
 
 def _by_gram(matrix: Tensor, values: Tensor, settings: Settings) -> Row:
