@@ -180,7 +180,7 @@ def huge(arguments):
             shapes |= {f"layers.{place}.down.weight": [width, 4 * width]}
             file = f"model-{place:05d}.safetensors"
             if place % 10 == 0:
-                save_file({name: made[shape[0]] for name, shape in shapes.items()}, Path(folder) / file)
+                save_file({name: made[shape[0]].clone() for name, shape in shapes.items()}, Path(folder) / file)
             else:
                 sparse_shard(Path(folder) / file, shapes)
             shards |= dict.fromkeys(shapes, file)

@@ -16,13 +16,13 @@ from equipoise.page.words import plain
 COLUMNS = (
     ("stable_rank", "stable rank"),
     ("effective_rank", "effective rank"),
-    ("participation_ratio", "participation ratio"),
+    ("participation_ratio", "participation"),
     ("numerical_rank", "numerical rank"),
     ("rank_one_residual", "1 − σ₁²/‖W‖²"),
     ("spectral_norm", "σ₁"),
     ("alignment_next", "alignment with next"),
     ("outliers", "outliers"),
-    ("heavy_tail_exponent", "tail exponent α"),
+    ("heavy_tail_exponent", "α"),
 )
 _BY_DEPTH = (
     ("stable_rank", "Stable rank", "‖W‖²/σ₁²: how many directions carry the norm."),
@@ -66,6 +66,7 @@ def _page(table: pd.DataFrame, tables: list[pd.DataFrame], label: str, other: st
     largest = sorted(found, key=lambda family: len(family.members), reverse=True)[:FAMILIES]
     shown = [family for family in found if family in largest]
     drawn = [(family, spectra_figure(family)) for family in shown]
+    columns = [(name, title) for name, title in COLUMNS if any(table[name].notna().any() for table in tables)]
     by_depth = [(name, title, said, depth_figure(found, name, title)) for name, title, said in _BY_DEPTH]
     return render(
         "checkpoint.html",
@@ -79,8 +80,8 @@ def _page(table: pd.DataFrame, tables: list[pd.DataFrame], label: str, other: st
             if plot is not None
         ],
         missing=[family.name for family in found if family not in shown],
-        columns=[title for _, title in COLUMNS],
-        rows=_rows(tables),
+        columns=[title for _, title in columns],
+        rows=_rows(tables, [name for name, _ in columns]),
         distances=dict(zip(table["name"], table["distance"], strict=True)) if other else None,
         without=_without(tables),
     )
@@ -110,7 +111,7 @@ def _headline(tables: list[pd.DataFrame]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _rows(tables: list[pd.DataFrame]) -> list[dict[str, Any]]:
+def _rows(tables: list[pd.DataFrame], columns: list[str]) -> list[dict[str, Any]]:
     """Each tensor with a spectrum, or with a matrix that could not be measured."""
     rows: dict[str, dict[str, Any]] = {}
     for table in tables:
@@ -118,7 +119,7 @@ def _rows(tables: list[pd.DataFrame]) -> list[dict[str, Any]]:
             if row["type"] in (None, "other"):
                 continue
             shown = rows.setdefault(str(row["name"]), {"sides": [], "row": row})
-            cells = [(_figure(row[name]), _figure(row.get(f"null_{name}"))) for name, _ in COLUMNS]
+            cells = [(_figure(row[name]), _figure(row.get(f"null_{name}"))) for name in columns]
             shown["sides"].append({"reason": row["reason"], "cells": cells})
     return [{"name": name, "shape": "×".join(map(str, its["row"]["shape"])), **its} for name, its in rows.items()]
 
