@@ -15,10 +15,12 @@ class Spectrum:
 
     Exact in a flow. In a training loop `σ_1..σ_r` are followed by a warm-started block Krylov iteration: `error_bound`
     is at least the error of `σ_1`, `residual_1` how far the nearest singular value can be, and thorough looks add what
-    needs the full spectrum: effective rank, participation ratio, numerical rank.
+    needs the full spectrum: effective rank, participation ratio, numerical rank, of matrices with a side of at most
+    `full_up_to` (the time of a decomposition grows with its cube).
     """
 
     r: int = 4
+    full_up_to: int = 2048
     name: ClassVar[str] = "spectrum"
 
     def init(self, scene: Scene) -> Memory:
@@ -27,13 +29,14 @@ class Spectrum:
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """One reading a figure and matrix."""
-        readings, finite = [], []
+        readings, feasible = [], []
         for unfolding, seen in zip(scene.matrices, snapshot.spectra.leading(scene.matrices, self.r), strict=True):
-            finite += [unfolding] if math.isfinite(seen.frobenius_norm) else []
+            small = min(len(seen.triplets.left), len(seen.triplets.right)) <= self.full_up_to
+            feasible += [unfolding] if small and math.isfinite(seen.frobenius_norm) else []
             figures = _leading(seen) | (_certainty(seen) if scene.frugal else {})
             readings += [Reading(unfolding.weight, quantity, value) for quantity, value in figures.items()]
         if scene.frugal and snapshot.thorough:
-            for unfolding, seen in zip(finite, snapshot.spectra.full(finite), strict=True):
+            for unfolding, seen in zip(feasible, snapshot.spectra.full(feasible), strict=True):
                 readings += [Reading(unfolding.weight, quantity, value) for quantity, value in _full(seen).items()]
         return memory, readings
 

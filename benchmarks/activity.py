@@ -1,0 +1,42 @@
+"""Activity of 4,096 neurons on 10,000 examples: the memory of the bits, and the time beside the forward pass.
+
+python benchmarks/activity.py
+"""
+
+import json
+import time
+
+import torch
+from torch import nn
+
+import equipoise as eq
+from equipoise.measure.leading import ExactSpectra
+from equipoise.observers import Scene, Snapshot
+
+
+def timed(act, repeats=5):
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        act()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def main(examples=10_000, neurons=4096, inputs=784):
+    torch.manual_seed(0)
+    X, layer = torch.randn(examples, inputs), nn.Linear(inputs, neurons)
+    scene, observer = Scene({}, (), (), kinks=("layer",)), eq.Activity()
+    with torch.no_grad():
+        z = layer(X)
+        forward = timed(lambda: layer(X))
+        snapshot = Snapshot(0, 0.0, {}, 1.0, ExactSpectra({}), preactivations=(z,))
+        memory, _ = observer.observe(scene, {}, snapshot)
+        seconds = timed(lambda: observer.observe(scene, memory, snapshot))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in memory.values())
+    told = {"bytes": size, "share_of_float32": size / (z.numel() * 4), "over_forward": seconds / forward}
+    print(json.dumps(told | {"forward_seconds": forward, "activity_seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()
