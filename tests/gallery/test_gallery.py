@@ -5,12 +5,18 @@ import math
 from dataclasses import replace
 
 import pytest
+from scipy.optimize import nnls
 
 from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
 from equipoise.gallery import Case, Claim, Finding, Results, claims, load, run
+from equipoise.gallery.drifts import ROUNDING, worst_drift
+from equipoise.gallery.experiments.linear_svm import max_margin
+from equipoise.gallery.recipes import DEEP_LINEAR
 from equipoise.gallery.registry import CLAIMS
 from equipoise.gallery.results import row
+from equipoise.gallery.tails import within_bounds
+from equipoise.integrate.goals import LogLoss
 from equipoise.references import REFERENCES
 
 QUICK = {"data": ["separable"], "seeds": [0], "jobs": 1}
@@ -40,6 +46,37 @@ def test_every_claim_says_what_it_must():
         assert len(claim.seeds) >= 5
         assert len(claim.data) == 4
         assert min(map(len, (claim.statement, claim.statistic, claim.why, claim.title))) > 20
+
+
+@pytest.fixture(scope="module")
+def trail():
+    return Case("separable", 0).train(replace(DEEP_LINEAR, until=LogLoss(-1e3)))
+
+
+def test_a_tail_that_starts_elsewhere_than_it_says_leaves_its_bounds(trail):
+    assert CLAIMS["linear-rank-one"].verdict(within_bounds(trail)) == "holds"
+    halved = {name: weight / 2 for name, weight in trail.run.initial.items()}
+    forged = replace(trail, run=replace(trail.run, initial=halved))
+    assert CLAIMS["linear-rank-one"].verdict(within_bounds(forged)) == "fails"
+
+
+def test_laws_that_are_not_kept_are_seen(trail):
+    assert worst_drift(trail, "linear").statistic < ROUNDING
+    first, *rest = trail.moments
+    moved = {name: weight + 1e-10 for name, weight in rest[-1].parameters.items()}
+    nudged = replace(trail, moments=(first, *rest[:-1], replace(rest[-1], parameters=moved)))
+    assert worst_drift(nudged, "linear").statistic > ROUNDING
+
+
+def test_the_solver_of_the_svm_meets_the_conditions_of_optimality():
+    X, y = Case("separable", 1).pair()
+    w = max_margin(X, y)
+    margins = y * (X @ w)
+    assert margins.min() == pytest.approx(1, abs=1e-10)
+    touching = (y[:, None] * X)[margins < 1 + 1e-8]
+    weights, residual = nnls(touching.T.numpy(), w.numpy())
+    assert (weights >= 0).all()
+    assert residual < 1e-9 * float(w.norm())
 
 
 def _claim(measure, **changes) -> Claim:

@@ -26,13 +26,8 @@ def beyond(matrix: Tensor, r: int) -> float:
 def block_bound(lower: str, upper: str, members: Tensor, then: Moment, now: Moment, r: int = 1) -> float:
     """The bound of T4.2 on `Σ_{i>r} σ_i²` of the rows `members` of a layer, co-active since `then`.
 
-    `Σ_{i>r} σ_i([W₊]_{:,S})² + Σ_{i≤r} λ_i(C) - tr C`: the first term now, `C` the law of the block as it was then,
-    drift and rounding added.
+    `Σ_{i>r} σ_i([W₊]_{:,S})² + Σ_{i≤r} λ_i(C) - tr C`: the first term now, `C` the law of the block as it was then.
     """
-    start, current = (_block(moment, lower, upper, members) for moment in (then, now))
-    law = bounded(excess, r, Layer(lower, None, None), Layer(upper, None, None), start, current)
-    return beyond(current[upper], r) + law
-
-
-def _block(moment: Moment, lower: str, upper: str, members: Tensor) -> dict[str, Tensor]:
-    return {lower: moment.parameters[lower][members], upper: moment.parameters[upper][:, members]}
+    start = {lower: then.parameters[lower][members], upper: then.parameters[upper][:, members]}
+    law = bounded(excess, r, Layer(lower, None, None), Layer(upper, None, None), start)
+    return beyond(now.parameters[upper][:, members], r) + law

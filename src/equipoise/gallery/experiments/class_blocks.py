@@ -6,6 +6,7 @@ from equipoise.gallery.blocks import beyond, block_bound, together_since
 from equipoise.gallery.case import Case, Trail
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import RELU
+from equipoise.gallery.tails import WHY, WITHIN
 from equipoise.measure.activity import pattern_classes, patterns
 
 POSITION, LOWER, UPPER = 1, "layer2.weight", "layer3.weight"  # the ReLU layer just below the tail
@@ -41,13 +42,13 @@ CLAIM = Claim(
     name="class-blocks",
     title="ReLU layers: the block of each pattern class stays within its bound",
     statement="The rows of the last ReLU layer that belong to neurons with equal patterns behave like a linear layer "
-    "from the "
-    "time their patterns agree: their distance to rank one stays within the bound from the weights of that time.",
+    "from the time their patterns agree: their distance to rank one stays within the bound from the weights of that "
+    "time.",
     theorem="T4.2",
     sources=("le2022training",),
     statistic="the largest of Σ_{i>1} σ_i² of a class's rows over its bound, over classes and time",
-    threshold=1.0,
-    why="A bound is a bound: nothing may exceed it by anything, rounding is part of it.",
+    threshold=WITHIN,
+    why=WHY,
     measure=measure,
     picture=Picture("growth s", "1 − σ₁²/‖·‖² of the largest class's rows"),
 )

@@ -27,15 +27,15 @@ CLAIM = Claim(
     name="constant-signs",
     title="The decomposition: signs are constant from some time on",
     statement="From some time on no weight with a non-zero limit direction changes its sign, so that the tree of "
-    "signs is a "
-    "fixed network and all of training happens in the multilinear part; what still changes sign is on its way to zero.",
+    "signs is a fixed network and all of training happens in the multilinear part; what still changes sign is on its "
+    "way to zero.",
     theorem="T5.2",
     sources=("le2022training",),
     statistic=f"share of ‖w‖² in the entries that change sign in the last {LAST} of growth",
     threshold=1e-3,
     why="An entry that changes sign passes through zero, so it carries next to nothing: at most what it regained in "
-    "that "
-    "stretch. If signs went on changing throughout, each entry would carry its share, and those that change a third.",
+    "that stretch. If signs went on changing throughout, each entry would carry its share, and those that change a "
+    "third.",
     measure=measure,
     picture=Picture("growth s", "share of signs unlike the final ones", logarithmic=False),
 )

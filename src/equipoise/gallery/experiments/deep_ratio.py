@@ -1,10 +1,11 @@
 """Deep ReLU networks: ‖W‖_F/‖W‖₂ of the middle layers is at most √2 in the limit (Timor, Vardi & Shamir 2022).
 
-They prove that the harmonic mean of `‖W_k‖₂/‖W_k‖_F` over the layers of a deep ReLU network of largest margin is at
-least `(1/√2) (√2/B)^{k/L}` and more, `B` the norm of the layers of a fixed network of depth `k` that fits the data: as
-the depth `L` grows only `1/√2` stays. The comparison network passes a score of either sign on through two ReLU neurons.
-On two points of opposite labels both neurons are needed, so the `√2` is attained: each point has a path of its own,
-the two with equal norms, and every middle layer has two equal singular values.
+A network of largest margin has layers of equal norm `F`. On inputs of length one a margin of one takes
+`Π ‖W_k‖₂ ≥ 1`. A fixed network of depth `k` with layers of norm `B` that fits the data becomes one of depth `L` when
+two ReLU neurons pass its score on, whatever its sign, by layers of norm `√2`; so `F^L ≤ B^k √2^{L-k}`, and the
+geometric mean of `‖W‖_F/‖W‖₂` is at most `√2 (B/√2)^{k/L}`: as `L` grows only `√2` stays. (The paper says so of another
+mean.) On two points of opposite labels both neurons are needed, so the `√2` is attained: each point has a path of its
+own, the two with equal norms, and every middle layer has two equal singular values.
 """
 
 import math
@@ -36,9 +37,9 @@ def ratios(moment: Moment) -> list[float]:
 
 
 def measure(case: Case) -> Finding:
-    """The harmonic mean of `‖W‖₂/‖W‖_F` over the middle layers, as the `‖W‖_F/‖W‖₂` it stands for."""
+    """The geometric mean of `‖W‖_F/‖W‖₂` over the middle layers."""
     trail = case.train(DEEP)
-    curve = [(s.growth, torch.tensor(ratios(s)).mean().item()) for s in trail.moments]
+    curve = [(s.growth, torch.tensor(ratios(s)).log().mean().exp().item()) for s in trail.moments]
     each = ", ".join(f"{ratio:.3f}" for ratio in ratios(trail.moments[-1]))
     return Finding(curve[-1][1], curve, f"‖W‖_F/‖W‖₂ of the middle layers: {each}", trail.unfinished)
 
@@ -47,15 +48,14 @@ CLAIM = Claim(
     name="deep-ratio",
     title="Deep ReLU networks: ‖W‖_F/‖W‖₂ tends to at most √2",
     statement="In a deep ReLU network the layers' ‖W‖_F/‖W‖₂, the square root of the stable rank, is on average at "
-    "most √2 in "
-    "the limit of depth: low rank, but not one, for a score of either sign takes two ReLU neurons to pass on.",
+    "most √2 in the limit of depth: low rank, but not one, for a score of either sign takes two ReLU neurons to pass "
+    "on.",
     theorem="T4.3",
     sources=("timor2022implicit",),
-    statistic="mean of ‖W‖_F/‖W‖₂ over the layers between hidden ones, at the end",
+    statistic="geometric mean of ‖W‖_F/‖W‖₂ over the layers between hidden ones, at the end",
     threshold=1.05 * math.sqrt(2),
     why="√2 is the limit; a layer keeps a share e^{-2s} of its square from its start, spread over its width: at a "
-    "growth "
-    "of 2.5 some ten percent of the square, five of its root. At the start the ratio is about 2.",
+    "growth of 2.5 some ten percent of the square, five of its root. At the start the ratio is about 2.",
     measure=measure,
     picture=Picture("growth s", "mean ‖W‖_F / ‖W‖₂", logarithmic=False, level=math.sqrt(2)),
 )

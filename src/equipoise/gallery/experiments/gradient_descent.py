@@ -55,15 +55,13 @@ CLAIM = Claim(
     name="gradient-descent",
     title="Gradient descent: the laws move by the predicted defects",
     statement="Under gradient descent the conserved quantities drift, step by step, by η² times a quadratic form of "
-    "the "
-    "gradient, known before the step is taken.",
+    "the gradient, known before the step is taken.",
     theorem="T2.2",
     sources=("le2022training", "du2018algorithmic"),
     statistic="largest ‖C - C₀ - Σ predicted‖_F / ‖w‖², over laws and steps",
     threshold=ROUNDING,
     why="The prediction is exact: what is left is rounding, 1e-16 of ‖w‖² a step, which adds up like a random walk "
-    "over "
-    "200 steps to some 1e-15. The drift itself lies ten orders above.",
+    "over 200 steps to some 1e-15. The drift itself lies ten orders above.",
     measure=measure,
     picture=Picture("step", "drift of the worst law / ‖w‖²"),
 )

@@ -30,8 +30,7 @@ CLAIM = Claim(
     name="layers-balanced",
     title="Layers balance themselves",
     statement="The difference between the squared Frobenius norms of neighbouring layers never changes, ReLU between "
-    "them "
-    "or not; as all of them grow, their ratio tends to one.",
+    "them or not; as all of them grow, their ratio tends to one.",
     theorem="T3.3",
     sources=("du2018algorithmic", "le2022training"),
     statistic="largest change of ‖W_k‖² - ‖W_{k+1}‖² over ‖w‖², over layers and time",

@@ -29,8 +29,8 @@ CLAIM = Claim(
     statistic="min_i y_i ⟨β, x_i⟩ / ‖β‖ at the end, over the optimum of an independent solver",
     relation="≥",
     threshold=0.998,
-    why="Components of β outside the data's span cost 1 - cos θ ≈ θ²/2, which is 5e-4 at the angles of 0.03 that these "
-    "flows end at; four times that is allowed. A flow that ends elsewhere loses the margin at first order.",
+    why="Components of β outside the data's span cost 1 - cos θ ≈ θ²/2, which is 5e-4 at the angles of 0.03 that "
+    "these flows end at; four times that is allowed. A flow that ends elsewhere loses the margin at first order.",
     measure=measure,
     picture=Picture("growth s", "margin / optimum", logarithmic=False, level=1.0),
 )

@@ -3,7 +3,7 @@
 from equipoise.gallery.case import Case
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import DEEP_LINEAR
-from equipoise.gallery.tails import STATISTIC, WHY, within_bounds
+from equipoise.gallery.tails import STATISTIC, WHY, WITHIN, within_bounds
 
 
 def measure(case: Case) -> Finding:
@@ -20,7 +20,7 @@ CLAIM = Claim(
     theorem="T3.1, T3.2",
     sources=("ji2019gradient", "le2022training"),
     statistic=STATISTIC,
-    threshold=1.0,
+    threshold=WITHIN,
     why=WHY,
     measure=measure,
     picture=Picture("growth s", "worst 1 − σ₁²/‖W‖²"),

@@ -53,14 +53,13 @@ CLAIM = Claim(
     name="linear-svm",
     title="Deep linear networks: the product becomes the hard-margin SVM",
     statement="The product of the layers turns to the direction of the bias-free hard-margin SVM, at an angle that "
-    "falls "
-    "about as e⁻ˢ: what the first layer has outside the span of the data stays while the rest grows as eˢ.",
+    "falls about as e⁻ˢ: what the first layer has outside the span of the data stays while the rest grows as eˢ.",
     theorem="THEORY §7",
     sources=("ji2019gradient",),
     statistic="slope of log(angle) against the growth s, over the last 1.5 of growth",
     threshold=-0.75,
-    why="The slope of a component that stays is -1 in the limit. A quarter is left for the part of the angle that lies "
-    "in the span and falls at a rate of its own; an angle that stops falling has slope 0.",
+    why="The slope of a component that stays is -1 in the limit. A quarter is left for the part of the angle that "
+    "lies in the span and falls at a rate of its own; an angle that stops falling has slope 0.",
     measure=measure,
     picture=Picture("growth s", "angle to the SVM"),
 )

@@ -19,8 +19,8 @@ CLAIM = Claim(
     sources=("du2018algorithmic", "le2022training"),
     statistic="largest ‖C - C₀‖_F / ‖w‖², over laws and time",
     threshold=ROUNDING,
-    why="A step keeps these laws to about 1e-16 of ‖w‖² (T6.2); a flow here takes some hundred, and a factor of ten is "
-    "allowed. An integrator that conserved them only to its order would miss this by ten orders.",
+    why="A step keeps these laws to about 1e-16 of ‖w‖² (T6.2); a flow here takes some hundred, and a factor of ten "
+    "is allowed. An integrator that conserved them only to its order would miss this by ten orders.",
     measure=measure,
     picture=Picture("growth s", "‖C − C₀‖ / ‖w‖²", level=ROUNDING),
 )

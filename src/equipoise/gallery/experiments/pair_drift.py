@@ -69,15 +69,13 @@ CLAIM = Claim(
     name="pair-drift",
     title="ReLU networks: pairs that are not co-active drift as predicted",
     statement="⟨in_u, in_v⟩ - ⟨out_u, out_v⟩ of two neurons that are not on for the same examples does change, by "
-    "exactly "
-    "the integral over the flow of what they do not share.",
+    "exactly the integral over the flow of what they do not share.",
     theorem="T2.4",
     sources=("le2022training",),
     statistic="largest difference between drift and integral, over the largest drift; over pairs and time",
     threshold=1e-10,
-    why="The integrand is constant over a midpoint step, so there is no error of quadrature: what is left is "
-    "rounding of "
-    "the law, 1e-16 of ‖w‖² a step, over a drift of some 1e-2 of ‖w‖², and of the linear system for the examples' "
+    why="The integrand is constant over a midpoint step, so there is no error of quadrature: what is left is rounding "
+    "of the law, 1e-16 of ‖w‖² a step, over a drift of some 1e-2 of ‖w‖², and of the linear system for the examples' "
     "weights.",
     measure=measure,
     picture=Picture("growth s", "largest drift of a pair / ‖w‖²"),

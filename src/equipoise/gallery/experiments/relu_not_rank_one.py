@@ -49,16 +49,15 @@ def measure(case: Case) -> Finding:
 CLAIM = Claim(
     name="relu-not-rank-one",
     title="ReLU layers: the whole matrix does not become rank one",
-    statement="The matrix of the last ReLU layer does not tend to rank one: the classes of neurons that are on for the "
-    "same examples take directions of their own, and what lies between these directions stays.",
+    statement="The matrix of the last ReLU layer does not tend to rank one: the classes of neurons that are on for "
+    "the same examples take directions of their own, and what lies between these directions stays.",
     theorem="T4.4",
     sources=("le2022training", "timor2022implicit"),
     statistic=f"1 - σ₁²/‖W‖² at the end, over that {CONSTANT} of growth earlier",
     relation="≥",
     threshold=0.6,
     why="A layer on its way to rank one loses its residual as e^{-2s} (linear layers do): e^{-1} = 0.37 over this "
-    "growth. "
-    "One that keeps it has ratio 1; 0.6 is the middle of the two on a logarithmic scale.",
+    "growth. One that keeps it has ratio 1; 0.6 is the middle of the two on a logarithmic scale.",
     measure=measure,
     picture=Picture("growth s", "1 − σ₁²/‖W‖² of the last ReLU layer"),
 )

@@ -6,6 +6,7 @@ from equipoise.gallery.blocks import beyond, block_bound
 from equipoise.gallery.case import Case
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import POSITIVE
+from equipoise.gallery.tails import WHY, WITHIN
 
 LOWER, UPPER = "layer1.weight", "layer2.weight"
 
@@ -34,17 +35,15 @@ def measure(case: Case) -> Finding:
 CLAIM = Claim(
     name="stable-block",
     title="Stably active neurons: their block takes the rank of the layer above",
-    statement="With non-negative features, a bias and non-negative first weights most neurons of the first ReLU "
-    "layer are on "
-    "for every example and stay so. Their rows follow the rank of the layer that reads them, within the bound: not one "
-    "here but two, for that layer has a direction for each label. (Directly below a linear tail, two labels leave "
-    "hardly "
-    "any neuron on for every example: all of them would push the score the same way.)",
+    statement="With non-negative features, a bias and non-negative first weights most neurons of the first ReLU layer "
+    "are on for every example and stay so. Their rows follow the rank of the layer that reads them, within the bound: "
+    "not one here but two, for that layer has a direction for each label. (Directly below a linear tail, two labels "
+    "leave hardly any neuron on for every example: all of them would push the score the same way.)",
     theorem="T4.2",
     sources=("le2022training",),
     statistic="the largest of Σ_{i>r} σ_i² of the block over its bound, over every r and time",
-    threshold=1.0,
-    why="A bound is a bound: nothing may exceed it by anything, rounding is part of it.",
+    threshold=WITHIN,
+    why=WHY,
     measure=measure,
     picture=Picture("growth s", "share of the block's square beyond rank two"),
 )

@@ -3,7 +3,7 @@
 from equipoise.gallery.case import Case
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import CONVOLUTIONAL
-from equipoise.gallery.tails import STATISTIC, WHY, within_bounds
+from equipoise.gallery.tails import STATISTIC, WHY, WITHIN, within_bounds
 
 
 def measure(case: Case) -> Finding:
@@ -14,12 +14,12 @@ def measure(case: Case) -> Finding:
 CLAIM = Claim(
     name="tail-convolutional",
     title="Convolutional networks: the linear tail becomes rank one",
-    statement="Above a convolution, ReLU and average pooling the linear tail becomes rank one and aligned, within "
-    "the bound certified at initialisation.",
+    statement="Above a convolution, ReLU and average pooling the linear tail becomes rank one and aligned, within the "
+    "bound certified at initialisation.",
     theorem="T3.4",
     sources=("le2022training",),
     statistic=STATISTIC,
-    threshold=1.0,
+    threshold=WITHIN,
     why=WHY,
     measure=measure,
     picture=Picture("growth s", "worst 1 − σ₁²/‖W‖² of the tail"),

@@ -51,16 +51,14 @@ CLAIM = Claim(
     name="two-points",
     title="Two points: gradient flow does not minimise rank",
     statement="For two points with opposite labels and more than a right angle between them, a hidden layer of rank "
-    "one could "
-    "classify both, but gradient flow takes it to rank two: one direction for each point, 1 - σ₁²/‖W‖² = (1 - "
-    "|cos|)/2.",
+    "one could classify both, but gradient flow takes it to rank two: one direction for each point, 1 - σ₁²/‖W‖² = (1 "
+    "- |cos|)/2.",
     theorem="T4.3, T4.4",
     sources=("timor2022implicit",),
     statistic="relative distance of 1 - σ₁²/‖W‖² at the end from (1 - |cos|)/2",
     threshold=0.01,
     why="What the layer holds of its start is a share of e^{-2s} of its square, 1e-5 at the growth of 6 that these "
-    "flows "
-    "reach, times the width; one percent is far above that and far below rank one, where the distance is 1.",
+    "flows reach, times the width; one percent is far above that and far below rank one, where the distance is 1.",
     measure=measure,
     picture=Picture("growth s", "1 − σ₁²/‖W‖² of the hidden layer", logarithmic=False),
 )
