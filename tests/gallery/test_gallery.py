@@ -171,5 +171,5 @@ def test_every_claim_holds_on_every_data_set_with_the_first_seed(tmp_path):
     table = results.table
     assert len(table) == 4 * len(claims())
     assert results.failed == []
-    assert (table["verdict"] == "no premise").sum() <= 4  # flows that stall, layers without co-active neurons
+    assert (table["verdict"] == "no premise").mean() <= 0.1  # flows that stall, layers without co-active neurons
     assert load(tmp_path).table.equals(table)

@@ -17,7 +17,7 @@ from equipoise.observers import Memory, Observer, Reading, Scene, Snapshot
 DATA = ("mnist", "fashion_mnist", "digits", "separable")
 PAIRS = ((0, 1), (3, 5), (4, 9), (2, 7), (6, 8))
 """The two classes of a seed, from easy to alike; the same ten labels stand for clothes in Fashion-MNIST."""
-EXAMPLES = 24
+EXAMPLES = 20
 
 
 @dataclass(frozen=True)
