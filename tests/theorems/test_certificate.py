@@ -86,7 +86,7 @@ def test_a_run_of_gradient_flow_is_certified(run):
     assert found["rank one of layer2.weight"].bound < 0.5  # says something at this short a run
     assert found["alignment of layer3.weight with layer4.weight"].bound < 0.5  # says something at this short a run
     assert found["rank one of layer2.weight"].measured > 0
-    assert not any("layer1" in name for name in found)
+    assert not any("layer1" in name for name, claim in found.items() if claim.theorem.startswith("T3"))
     assert "layer1.weight" in certificate.notes[0]
 
 
