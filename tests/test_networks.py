@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from equipoise.errors import InputError
-from equipoise.networks import INITS, mlp, residual_mlp
+from equipoise.networks import INITS, convnet, mlp, residual_mlp
 
 
 def names(model):
@@ -118,3 +118,28 @@ def test_senseless_mlp(arguments, message):
 def test_senseless_residual_mlp(arguments, message):
     with pytest.raises(InputError, match=message):
         residual_mlp(4, 6, 9, **arguments)
+
+
+@pytest.mark.parametrize(("pool", "torchs"), [("average", torch.nn.AvgPool2d), ("maximum", torch.nn.MaxPool2d)])
+def test_convolutional_network_by_hand(pool, torchs):
+    model = convnet((8, 8), (2, 3), width=5, outputs=4, linear_tail=2, pool=pool, bias=True)
+    x = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    W = dict(model.named_parameters())
+    h = x.view(6, 1, 8, 8)
+    for name in ("conv1", "conv2"):
+        h = torchs(2)(torch.nn.functional.conv2d(h, W[f"{name}.weight"], padding=1).clamp(min=0))
+    torch.testing.assert_close(model(x), h.flatten(1) @ W["layer1.weight"].T @ W["layer2.weight"].T)
+    torch.testing.assert_close(model(x.view(6, 8, 8)), model(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": (2, 0)}, "every width an integer at least 1; found 0"),
+        ({"channels": (2, 2, 2, 2)}, "pixels left after the poolings an integer at least 1; found 0"),
+        ({"channels": (2,), "pool": "median"}, "pool among average, maximum; found 'median'"),
+    ],
+)
+def test_senseless_convolutional_network(arguments, message):
+    with pytest.raises(InputError, match=message):
+        convnet((8, 8), width=4, **arguments)

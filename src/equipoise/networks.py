@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -28,6 +29,7 @@ INITS: dict[str, Callable[..., Tensor]] = {
 """How weights may start: N(0, 1/fan_in), N(0, 2/fan_in), and others of `torch.nn.init`."""
 
 SKIPS = ("identity", "dense")
+POOLS: dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "maximum": nn.MaxPool2d}
 
 
 def mlp(
@@ -124,6 +126,67 @@ def residual_mlp(
     return model
 
 
+def convnet(
+    image: tuple[int, int],
+    channels: Iterable[Any],
+    width: int,
+    outputs: int = 1,
+    *,
+    linear_tail: int = 2,
+    pool: str = "average",
+    bias: bool = False,
+    seed: int = 0,
+    init: str = "fan_in",
+    scale: float | int = 1.0,
+) -> nn.Sequential:
+    """Convolutions of 3 × 3 taps with ReLU and pooling by 2 on grey images, then `linear_tail` linear layers (T3.4).
+
+    Takes images of `image = (height, width)` pixels, flat or not. `conv1`, `conv2`, … write `channels` channels, each
+    followed by a ReLU and a pooling (`pool="average"` or `"maximum"`); `layer1`, … are the last matrices, of `width`
+    neurons between. Weights start as in `mlp`.
+
+    >>> model = convnet((8, 8), (2, 3), width=5)
+    >>> [(name, tuple(weight.shape)) for name, weight in model.named_parameters()]
+    [('conv1.weight', (2, 1, 3, 3)), ('conv2.weight', (3, 2, 3, 3)), ('layer1.weight', (5, 12)),
+     ('layer2.weight', (1, 5))]
+
+    Raises `InputError` for sizes that are not positive integers, an image too small for its poolings, and an unknown
+    `pool` or `init`.
+    """
+    height, length = _widths(image)
+    counts = _widths([1, *channels])
+    depth = _integer("linear_tail", linear_tail, 1)
+    if pool not in POOLS:
+        raise InputError(expected=f"pool among {', '.join(POOLS)}", found=repr(pool), remedy="pass pool='average'")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(image=_Image(height, length))
+    for k, (below, above) in enumerate(pairwise(counts), 1):
+        layers[f"conv{k}"] = cast(
+            nn.Conv2d, skip_init(nn.Conv2d, below, above, 3, padding=1, bias=bias, dtype=torch.float64)
+        )
+        layers[f"relu{k}"] = nn.ReLU()
+        layers[f"pool{k}"] = POOLS[pool](2)
+        height, length = height // 2, length // 2
+    layers["flat"] = nn.Flatten()
+    sizes = [_integer("pixels left after the poolings", counts[-1] * height * length, 1)]
+    sizes += [width] * (depth - 1) + [outputs]
+    for k, (below, above) in enumerate(pairwise(_widths(sizes)), 1):
+        layers[f"layer{k}"] = _linear(below, above, bias)
+    model = nn.Sequential(layers)
+    _start(model, seed, init, scale)
+    return model
+
+
+class _Image(nn.Module):
+    """Flat or square, with or without an axis for its one channel, as (n, 1, height, width)."""
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n 1 height width"]:
+        return x.reshape(-1, 1, self.height, self.width)
+
+
 def _linear(fan_in: int, fan_out: int, bias: bool) -> nn.Linear:
     # nn.Linear(...) would draw from the global generator
     return cast(nn.Linear, skip_init(nn.Linear, fan_in, fan_out, bias=bias, dtype=torch.float64))
@@ -136,7 +199,7 @@ def _start(model: nn.Module, seed: int, init: str, scale: float | int) -> None:
         raise InputError(expected="a positive finite scale", found=str(scale), remedy="pass scale=1.0")
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             INITS[init](layer.weight, generator=generator)
             with torch.no_grad():
                 layer.weight.mul_(scale)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.integrate.checkpoints import Progress, memory_of, packed, state_of
@@ -18,7 +19,7 @@ from equipoise.integrate.landing import landed
 from equipoise.integrate.losses import Exponential, Loss
 from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Objective, Tangent
-from equipoise.integrate.problem import Problem, build_problem, why_not_separable, why_stalled
+from equipoise.integrate.problem import Problem, build_problem, require_tail, why_not_separable, why_stalled
 from equipoise.integrate.recorded import described, observers_from, stepper_from
 from equipoise.integrate.run import Run, Status, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
@@ -65,16 +66,20 @@ def flow(
     stepper: Stepper | None = None,
     save_at: Iterable[Goal] = EVERY_QUARTER,
     max_steps: int = 10_000,
+    example_weights: Any = None,
+    dtype: torch.dtype = torch.float64,
     arguments: dict[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> Run:
     """Run gradient flow of `model` on `data = (X, y)` until a goal (THEORY T6).
 
-    `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}. The flow runs on a copy in float64 on
-    the model's device; the caller's model and data never change. `out` names a folder for the run: manifest, records,
-    weights, checkpoints. `save_at` lists goals at which weights are kept besides the first and the last, in `run.saved`
-    and in the folder: by default at every quarter of growth, for what a certificate says of the way. The step that
-    passes `until`, or a goal of your own in `save_at`, is cut to end there; the laws stay exact.
+    `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}, or class indices for the losses of
+    several classes. `example_weights` are `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`. The
+    flow runs on a copy in `dtype`, float64 or float32, on the model's device; the caller's model and data stay as they
+    are. `out` names a folder for the run: manifest, records, weights, checkpoints. `save_at` lists goals at which
+    weights are kept besides the first and the last, in `run.saved` and in the folder: by default at every quarter of
+    growth, for what a certificate says of the way. The step that passes `until`, or a goal of your own in `save_at`, is
+    cut to end there; the laws stay exact.
 
     How it ended is `run.status`, a value. Raises `InputError` for data or a model that cannot be used.
 
@@ -85,7 +90,8 @@ def flow(
     ('reached', True)
     """
     goal = parse_goal(until) if isinstance(until, str) else until
-    problem = build_problem(model, data, loss)
+    problem = build_problem(model, data, loss, example_weights, dtype)
+    require_tail(problem.loss, goal)
     stepper, points = stepper or EntropicMidpoint(), tuple(save_at)
     observers = default_observers(stepper) if observe is None else tuple(observe)
     with ExitStack() as stack:
@@ -143,6 +149,8 @@ def _manifest(
             "stepper": described(stepper),
             "observers": [described(observer) for observer in observers],
             "max_steps": max_steps,
+            "example_weights": problem.example_weights,
+            "dtype": str(problem.weights.dtype).removeprefix("torch."),
             "command": arguments.get("command"),
         },
     }

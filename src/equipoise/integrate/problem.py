@@ -21,12 +21,15 @@ from equipoise.graph.evaluate import kinks, recorded
 from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
 from equipoise.integrate.feedforward import FeedforwardMargins
 from equipoise.integrate.general import CapturedMargins
+from equipoise.integrate.goals import Goal, LogLoss
 from equipoise.integrate.losses import LOSSES, Loss, named_loss
 from equipoise.integrate.margins import Evaluation, Layout, Margins, Weights
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.readout import Contrasts, Readout, Signs
 from equipoise.laws import Laws, invariances
 from equipoise.observers import Probe
+
+_SHALLOW = -60.0  # log R below which a loss without an exponential tail is zero in float64
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class Problem:
     def initial(self) -> dict[str, Tensor]:
         """The weights of the model as it was given."""
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+    @property
+    def example_weights(self) -> list[float] | None:
+        """`w_i` of `R = Σ w_i ℓ_i`, or `None` where all are `1/n`."""
+        offsets = self.objective.offsets
+        return None if offsets is None else (torch.exp(-offsets.double()) / len(offsets)).tolist()
 
     @property
     def weights(self) -> Weights:
@@ -174,6 +183,16 @@ def _offsets(example_weights: Any, examples: int, like: Tensor) -> Tensor | None
             remedy="leave out examples that weigh nothing",
         )
     return -torch.log(examples * weights / weights.sum())
+
+
+def require_tail(loss: Loss, goal: Goal) -> None:
+    """Raises `InputError` for a goal in the limit of a loss that has none: laws and trajectories only."""
+    if not loss.exponential_tail and isinstance(goal, LogLoss) and goal.value < _SHALLOW:
+        raise InputError(
+            expected="a loss with an exponential tail, under which weights grow for ever",
+            found=f"the {loss.name} loss, whose gradient vanishes at finite weights, and the goal {goal.describe()}",
+            remedy="pass until=eq.Steps(200) or eq.Growth(...) for its laws and trajectories, or another loss",
+        )
 
 
 def why_stalled(problem: Problem, at: Evaluation) -> str | None:

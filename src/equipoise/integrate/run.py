@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from equipoise.data import Dataset, Provenance, rebuild
@@ -57,7 +58,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Run:
-    """The result of `eq.flow`. `model` is the trained copy; weights are float64, by parameter name."""
+    """The result of `eq.flow`. `model` is the trained copy; weights by parameter name, in the precision of the flow."""
 
     model: nn.Module
     initial: dict[str, Tensor]
@@ -122,7 +123,7 @@ class Run:
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
             "seconds": self.seconds,
-            "precision": "float64",
+            "precision": str(next(iter(self.final.values())).dtype).removeprefix("torch."),
             "layers": [self._layer(layer) for layer in self.chain or ()],
             "laws": {
                 f"worst_{kind}_relative_drift": self.last("drift", "relative_drift", f"worst {kind}")
@@ -194,7 +195,9 @@ def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
     if model is None:
         model = _recorded_network(manifest.get("network"))
     given = data if data is not None else rebuild(Provenance.from_json(manifest["data"]))
-    problem = build_problem(model, given, manifest["loss"])
+    asked = manifest["arguments"]
+    dtype = {"float32": torch.float32}.get(asked.get("dtype", ""), torch.float64)
+    problem = build_problem(model, given, manifest["loss"], asked.get("example_weights"), dtype)
     if problem.data.provenance.sha256 != manifest["data"]["sha256"]:
         raise InputError(
             expected=f"the data of the run, SHA-256 {manifest['data']['sha256'][:12]}…",

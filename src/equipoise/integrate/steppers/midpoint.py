@@ -80,7 +80,12 @@ class EntropicMidpoint:
         return min(1.3, max(0.7, math.sqrt(_PASSES / attempt.passes)), max(0.5, within))
 
     def _cheaper(self, objective: Objective, outlook: Outlook, sizes: dict[str, float]) -> str:
-        """The route with the lower estimated cost per unit of progress, from counts of operations alone."""
+        """The route with the lower estimated cost per unit of progress, from counts of operations alone.
+
+        A loss without an exponential tail never becomes stiff, and its potentials are singular where it vanishes.
+        """
+        if not objective.loss.exponential_tail:
+            return "trapezoid"
         parameters = len(outlook.velocity)
         fastest = float(outlook.rates.abs().max())
         gentle = outlook.speed / fastest if fastest > 0 else math.inf  # the size at which a margin moves by one
