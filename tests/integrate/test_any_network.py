@@ -54,6 +54,7 @@ def test_laws_to_rounding(name):
     assert worst_drift(run) < 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["average", "skips"])
 def test_a_tail_above_convolutions_or_skips_to_depth(name):
     run = eq.flow(NETWORKS[name](), digits(), until=eq.LogLoss(-1e3), observe=[eq.Drift()])
@@ -65,7 +66,7 @@ def test_squared_loss_for_laws_and_trajectories():
     run = eq.flow(mlp([64, 8, 6, 1], 2), digits(), loss="squared", until=eq.Steps(15), observe=[eq.Drift()])
     assert run.log_loss < run.table().log_loss.iloc[0] - 0.5
     assert worst_drift(run) < 1e-14
-    with pytest.raises(InputError, match="exponential tail.*gradient vanishes at finite weights.*eq.Steps"):
+    with pytest.raises(InputError, match=r"exponential tail.*gradient vanishes at finite weights.*eq.Steps"):
         eq.flow(mlp([64, 8, 6, 1], 2), digits(), loss="squared", until=eq.LogLoss(-1e6))
 
 
