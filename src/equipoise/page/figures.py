@@ -100,11 +100,12 @@ def flipping(material: Material) -> go.Figure | None:
 
 
 def margin(material: Material) -> go.Figure | None:
-    """`min_i m_i / ‖w‖^L` and its smoothed version, which never decreases once the data is separated."""
+    """`min_i m_i / ‖w‖^L` and its smoothed version, from where both are positive: there it never decreases."""
     figure = canvas("margin / ‖w‖ᴸ")
     for index, (quantity, said) in enumerate((("normalised", "smallest"), ("smoothed_normalised", "smoothed"))):
         for curve in material.curves("margin", quantity).values():
-            line(figure, curve, said, f"var(--other-{index})", dash=("solid", "dash")[index])
+            line(figure, positive(curve), said, f"var(--other-{index})", dash=("solid", "dash")[index])
+    figure.update_yaxes(rangemode="tozero")
     return figure if figure.data else None
 
 
@@ -176,8 +177,8 @@ FIGURES = (
     Figure(
         "margin",
         "Normalised margin",
-        "The smallest margin over ‖w‖ᴸ. Its smoothed version never decreases once every example is classified "
-        "correctly and the loss is small.",
+        "The smallest margin over ‖w‖ᴸ, drawn where it is positive: where every example is classified correctly. Its "
+        "smoothed version never decreases once the loss is small.",
         margin,
     ),
     Figure(
