@@ -1,4 +1,4 @@
-"""No law is claimed that does not hold: T1 on random networks, batches and losses; and what is left out does not hold."""
+"""No law is claimed that does not hold: T1 on random networks and losses; and what is left out does not hold."""
 
 import math
 

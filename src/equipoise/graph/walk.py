@@ -16,13 +16,14 @@ from equipoise.graph.algebra import Algebra
 from equipoise.graph.capture import Captured, placeholders
 from equipoise.graph.matchers import MATCHERS
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.matchers.pointwise import TINY
+from equipoise.graph.matchers.pointwise import FLOOR, TINY
 from equipoise.graph.matchers.recurrent import LAWLESS, REFERENCES
 from equipoise.graph.signal import Signal
 
 BATCH = 2  # what a free batch dimension is walked with
 _MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "embedding")
 RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
+_NORMS = ("linalg_vector_norm", "norm")
 _ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal")
 
 
@@ -116,7 +117,11 @@ class Walk:
         if name in self.references:
             return self._nested(self.references[name], args, kwargs)
         if name in MATCHERS:
-            return MATCHERS[name](self.algebra, *args, **kwargs)
+            try:
+                return MATCHERS[name](self.algebra, *args, **kwargs)
+            except (RuntimeError, ValueError, IndexError):  # an unknown form, or a batch that must not be BATCH
+                for role in (role for signal in signals for role in signal.roles):
+                    self.algebra.pin(role)
         touched = self.upstream(node)
         if name not in LAWLESS and touched:
             self.unmatched.append(Unmatched(node.name, name, touched))
@@ -139,7 +144,13 @@ class Walk:
         return pytree.tree_map_only(Tensor, lambda tensor: Signal(tuple(tensor.shape), value=tensor), value)
 
     def _softening(self, node: fx.Node, name: str, args: tuple[Any, ...]) -> Signal | None:
-        """A tiny constant under a root is the `eps` of a normalisation: its symmetry is broken by that much."""
+        """A tiny constant under a root is the `eps` of a normalisation: its symmetry is broken by that much.
+
+        A tiny floor under a norm, as in `F.normalize`, is never reached.
+        """
+        if name in ("clamp", "clamp_min") and operation_name(node.all_input_nodes[0].target) in _NORMS:
+            inactive = len(args) == 2 and isinstance(args[1], float) and 0 < args[1] <= FLOOR
+            return args[0] if inactive else None
         small = name == "add" and len(args) == 2 and isinstance(args[1], float) and 0 < args[1] <= TINY
         if not small or not isinstance(args[0], Signal):
             return None

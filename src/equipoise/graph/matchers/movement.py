@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.registry import matches
+from equipoise.graph.matchers.registry import matches, rest
 from equipoise.graph.signal import ZERO, Role, Signal, blank, is_zero, reshaped
 
 aten = torch.ops.aten
@@ -100,7 +100,10 @@ for _name in (*KEEPING, *DROPPING, *COPYING):
 
 @matches(*_CASTING, "neg", "conj", "_conj", "real")
 def cast(algebra: Algebra, signal: Signal, *args: Any, **kwargs: Any) -> Signal:
-    """Another dtype or another sign: the same linear action."""
+    """Another dtype or another sign: the same linear action; integers have no gradient and must not move."""
+    dtype = kwargs.get("dtype") or next((each for each in args if isinstance(each, torch.dtype)), torch.float64)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return rest(algebra, signal.shape, signal)
     return Signal(signal.shape, tuple(algebra.renewed(role) for role in signal.roles), None, signal.weights)
 
 
@@ -204,7 +207,18 @@ def embedding(algebra: Algebra, table: Signal, positions: Signal, *args: Any) ->
     return Signal(shape, tuple(roles))
 
 
-@matches("scatter_add", "index_add", "scatter_reduce")
+@matches("scatter_reduce")
+def scatter_reduce(
+    algebra: Algebra, target: Signal, dim: int, positions: Signal, source: Signal, reduce: str, **kwargs: Any
+) -> Signal:
+    """Sums, means or maxima of what the data put into one place."""
+    if reduce not in ("sum", "mean", "amax", "amin"):
+        return rest(algebra, target.shape, target, source)
+    source = algebra.diagonal(source) if reduce.startswith("a") else source
+    return scatter(algebra, target, dim, positions, source)
+
+
+@matches("scatter_add", "index_add")
 def scatter(
     algebra: Algebra, target: Signal, dim: int, positions: Signal, source: Signal, *args: Any, **kwargs: Any
 ) -> Signal:

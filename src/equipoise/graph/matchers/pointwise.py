@@ -10,16 +10,17 @@ from equipoise.graph.matchers.registry import MATCHERS, matches, moving, rest
 from equipoise.graph.signal import ZERO, Signal, blank, is_zero
 
 TINY = 1e-2  # constants below this, added under a square root, are read as an `eps`
+FLOOR = 1e-6  # a clamp below this guards a division
 
 SHAPE_ONLY = [
     "zeros_like",
+    "new_zeros",
     "ones_like",
     "empty_like",
     "full_like",
     "rand_like",
     "randn_like",
     "new_empty",
-    "new_zeros",
     "new_ones",
     "new_full",
     "sym_size",
@@ -78,13 +79,15 @@ def prelu(algebra: Algebra, signal: Signal, slope: Signal) -> Signal:
 
 @matches("clamp", "clamp_min")
 def clamp(algebra: Algebra, signal: Signal, low: Any = None, high: Any = None) -> Signal:
-    """A clamp at zero is a ReLU; one at a tiny positive floor guards a division and is taken as inactive."""
-    if high is None and isinstance(low, (int, float)) and (low == 0 or 0 < low <= 1e-6):
-        return positively_homogeneous(algebra, signal) if low == 0 else signal
+    """A clamp at zero is a ReLU; one at a tiny positive floor is one up to an `eps`."""
+    if high is None and isinstance(low, (int, float)) and 0 <= low <= FLOOR:
+        for role in signal.roles if low else ():
+            algebra.absorb(role, low)
+        return positively_homogeneous(algebra, signal)
     return rest(algebra, signal.shape, signal, *(bound for bound in (low, high) if isinstance(bound, Signal)))
 
 
-@matches("native_dropout", "dropout", "feature_dropout", "alpha_dropout")
+@matches("native_dropout", "dropout", "feature_dropout")
 def dropout(algebra: Algebra, signal: Signal, probability: Any = 0.5, training: Any = True) -> Any:
     """In training a mask on each element, exact for the mask drawn; the identity otherwise."""
     result = positively_homogeneous(algebra, signal) if training and probability else signal
@@ -205,9 +208,9 @@ def power(algebra: Algebra, signal: Any, exponent: Any) -> Signal:
     if not isinstance(signal, Signal) or isinstance(exponent, Signal):
         operands = [side for side in (signal, exponent) if isinstance(side, Signal)]
         return rest(algebra, tuple(torch.broadcast_shapes(*(side.shape for side in operands))), *operands)
-    if not moving(signal):
+    if not moving(signal) or exponent == 0:
         return Signal(signal.shape)
-    return algebra.scaled(signal, Fraction(exponent).limit_denominator(1000))
+    return algebra.scaled(signal, Fraction(exponent))
 
 
 @matches(*(name for name in SHAPE_ONLY if name not in ZEROS), "bernoulli")

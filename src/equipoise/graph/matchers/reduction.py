@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.graph.algebra import Algebra
+from equipoise.graph.matchers.pointwise import add
 from equipoise.graph.matchers.registry import matches
 from equipoise.graph.signal import Role, Signal
 
@@ -15,7 +16,7 @@ Axes = int | Sequence[int] | None
 
 
 def _axes(signal: Signal, dim: Axes) -> list[int]:
-    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
+    if dim is None or isinstance(dim, bool) or (not isinstance(dim, int) and len(dim) == 0):
         return list(range(signal.ndim))
     return [dim] if isinstance(dim, int) else list(dim)
 
@@ -36,9 +37,8 @@ def extremum(algebra: Algebra, signal: Signal, dim: Axes = None, keepdim: Any = 
 def extremum_with_place(algebra: Algebra, signal: Signal, dim: Any = None, keepdim: Any = False) -> Any:
     """`max` of a tensor, along an axis (with the place of the maximum), or of two tensors."""
     if isinstance(dim, Signal):
-        left, right = algebra.broadcast(algebra.diagonal(signal), algebra.diagonal(dim))
-        algebra.equal(left, right)
-        return left.with_roles([algebra.renewed(role) for role in left.roles])
+        sides = algebra.broadcast(algebra.diagonal(signal), algebra.diagonal(dim))
+        return add(algebra, *sides)  # they must move alike, as summands do
     value = extremum(algebra, signal, dim, keepdim)
     return value if dim is None else (value, Signal(value.shape))
 
@@ -59,7 +59,7 @@ def vector_norm(
 
 @matches("std")
 def deviation(
-    algebra: Algebra, signal: Signal, dim: Axes = None, *args: Any, keepdim: Any = False, **kwargs: Any
+    algebra: Algebra, signal: Signal, dim: Axes = None, unbiased: Any = True, keepdim: Any = False, **kwargs: Any
 ) -> Signal:
     """A standard deviation; see `variance` for its square."""
     return extremum(algebra, signal, dim, keepdim)
@@ -67,7 +67,7 @@ def deviation(
 
 @matches("var")
 def variance(
-    algebra: Algebra, signal: Signal, dim: Axes = None, *args: Any, keepdim: Any = False, **kwargs: Any
+    algebra: Algebra, signal: Signal, dim: Axes = None, unbiased: Any = True, keepdim: Any = False, **kwargs: Any
 ) -> Signal:
     """A variance is homogeneous of degree two."""
     return algebra.scaled(extremum(algebra, signal, dim, keepdim), Fraction(2))
