@@ -226,7 +226,7 @@ def gradients_of(parameters: Parameters, aliases: Mapping[str, str]) -> dict[str
             found="none",
             remedy="pass gradients={name: tensor}, or a module after backward()",
         )
-    owned = dict(parameters.named_parameters())
+    owned = {name: p for name, p in parameters.named_parameters() if p.is_floating_point()}
     if all(parameter.grad is None for parameter in owned.values()):
         raise InputError(expected="gradients", found="none on any parameter", remedy="call loss.backward() first")
     total: dict[str, Tensor] = {}
