@@ -12,6 +12,7 @@ from equipoise import linalg
 
 _PROBES = 16
 _STEPS = 24
+_ROWS = 1024
 _APART = 16  # leading triplets that no probe has to see: they would make most of the scatter
 
 
@@ -43,12 +44,18 @@ def certain(matrix: Tensor, found: linalg.KrylovTriplets, norm: float) -> dict[s
     top = found.triplets.top(1)
     low = min(float(top.values[0]), norm)  # one rounding apart for a matrix of rank one
     high = max(min(float(linalg.probable_norm_bound(matrix)), float(found.upper), norm), low)
-    deflated = min(float(linalg.deflated_residual(matrix, top.left, top.values, top.right)) / norm**2, 1.0)
+    deflated = min(_residual(matrix, top) / norm**2, 1.0)
     return {
         "spectral_norm": Range(low, low, high),
         "stable_rank": Range((norm / low) ** 2, (norm / high) ** 2, (norm / low) ** 2),
         "rank_one_residual": Range(deflated, min(max(1 - (high / norm) ** 2, 0.0), deflated), deflated),
     }
+
+
+def _residual(matrix: Tensor, top: linalg.Triplets) -> float:
+    """`‖W - U S Vᵀ‖_F²`, some rows at a time."""
+    parts = zip(matrix.split(_ROWS), top.left.split(_ROWS), strict=True)
+    return sum(float(linalg.deflated_residual(rows, left, top.values, top.right)) for rows, left in parts)
 
 
 def estimated(matrix: Tensor, triplets: linalg.Triplets, norm: float) -> dict[str, Range]:
@@ -58,7 +65,7 @@ def estimated(matrix: Tensor, triplets: linalg.Triplets, norm: float) -> dict[st
     `WᵀW` each, see the rest. The bounds are two standard errors over the probes (jackknife); they leave out the small
     bias of the quadrature.
     """
-    sums = _sums(matrix / norm, linalg.Triplets(triplets.left, triplets.values / norm, triplets.right))
+    sums = _sums(matrix, triplets, norm)
     measures = {"nuclear_norm": lambda s: norm * s[0], "effective_rank": _effective, "participation_ratio": _ratio}
     return {name: _jackknife(sums, measure) for name, measure in measures.items()}
 
@@ -72,18 +79,19 @@ def _ratio(sums: Tensor) -> Tensor:
     return 1 / sums[2]  # (Σσ²)² is 1: the matrix is scaled
 
 
-def _sums(matrix: Tensor, triplets: linalg.Triplets) -> Float[Tensor, "3 probes"]:
-    """`Σσ`, `Σσ log σ` and `Σσ⁴`, one estimate for each probe."""
-    nodes, weights = _quadrature(matrix, triplets)
-    return _powers(triplets.values.double().cpu()).sum(-1, keepdim=True) + (_powers(nodes) * weights).sum(-1)
+def _sums(matrix: Tensor, triplets: linalg.Triplets, norm: float) -> Float[Tensor, "3 probes"]:
+    """`Σσ`, `Σσ log σ` and `Σσ⁴` of `W/‖W‖_F`, one estimate for each probe."""
+    nodes, weights = _quadrature(matrix, triplets, norm)
+    known = triplets.values.double().cpu() / norm
+    return _powers(known).sum(-1, keepdim=True) + (_powers(nodes) * weights).sum(-1)
 
 
 def _powers(values: Tensor) -> Tensor:
     return torch.stack([values, torch.special.xlogy(values, values), values**4])
 
 
-def _quadrature(matrix: Tensor, triplets: linalg.Triplets) -> tuple[Tensor, Tensor]:
-    """Nodes `σ` and weights of each probe: Golub–Kahan bidiagonalisation, orthogonal to itself and to the triplets."""
+def _quadrature(matrix: Tensor, triplets: linalg.Triplets, norm: float) -> tuple[Tensor, Tensor]:
+    """Nodes `σ/‖W‖_F` and weights of each probe: Golub–Kahan, orthogonal to itself and to the triplets."""
     known = triplets.right
     if matrix.shape[0] < matrix.shape[1]:
         matrix, known = matrix.mT, triplets.left
@@ -96,9 +104,9 @@ def _quadrature(matrix: Tensor, triplets: linalg.Triplets) -> tuple[Tensor, Tens
     probes = probes - probes @ known @ known.mT
     basis, images = [torch.nn.functional.normalize(probes, dim=-1)], []
     for _ in range(steps):
-        images.append(basis[-1] @ matrix.mT)
+        images.append(basis[-1] @ matrix.mT / norm)
         if len(basis) < steps:
-            basis.append(_orthogonal(images[-1] @ matrix, torch.stack(basis, dim=1), known))
+            basis.append(_orthogonal(images[-1] @ matrix / norm, torch.stack(basis, dim=1), known))
     _, values, turn = torch.linalg.svd(torch.stack(images, dim=-1).double().cpu(), full_matrices=False)
     return values, turn[..., 0].square() * probes.double().square().sum(-1, keepdim=True).cpu()
 
