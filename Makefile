@@ -11,7 +11,7 @@ demo: $(VENV)/.report
 
 test: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
