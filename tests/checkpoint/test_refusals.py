@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import pickle
 import struct
 import subprocess
@@ -256,7 +257,9 @@ def test_folders_and_indices_that_lie(tmp_path):
     refused(folder, "config.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, world", b"\0" * 100, b"<html>404</html>", os.urandom(50)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, world", b"\0" * 100, b"<html>404</html>", random.Random(0).randbytes(50)]
+)
 def test_what_is_no_checkpoint(content, tmp_path):
     for name in ("file.bin", "file"):
         (tmp_path / name).write_bytes(content)
