@@ -2,8 +2,8 @@
 
 import json
 import os
-import random
 import pickle
+import random
 import struct
 import subprocess
 import sys
