@@ -21,6 +21,11 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/flow_depth.py
+	$(BIN)/python benchmarks/laws_cost.py
+	$(BIN)/python benchmarks/planted_bugs.py
+	$(BIN)/python benchmarks/refresh.py
+	$(BIN)/python benchmarks/watch_overhead.py
+	$(BIN)/python benchmarks/analyze.py --only speed
 
 gallery: $(VENV)/.test
 	$(BIN)/equipoise gallery run --all || test $$? -eq 1  # a claim that fails is a finding, for the page to show
