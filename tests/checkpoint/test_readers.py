@@ -216,5 +216,5 @@ def test_memory_is_that_of_one_tensor(tmp_path):
         line.split() for line in subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
     ]
     assert [int(count) for count, _ in said] == [6, 6, 6]
-    # all six would be 184 MB
-    assert all(int(peak) < 3 * one.nbytes for _, peak in said)
+    # a tensor and its buffer, and what the allocator keeps of the one before (seen: 1.3 to 3.3); all six would be six
+    assert all(int(peak) < 4 * one.nbytes for _, peak in said)

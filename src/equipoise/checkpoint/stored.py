@@ -46,6 +46,19 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Shelf:
+    """Holds one mapped file open at a time: the shards of a checkpoint share one."""
+
+    def __init__(self):
+        self._held: Mapped | None = None
+
+    def hold(self, mapped: "Mapped") -> None:
+        """Hold this one; the one before lets go of its mapping."""
+        if self._held is not None and self._held is not mapped:
+            self._held.release()
+        self._held = mapped
+
+
 class Mapped:
     """A file mapped into memory, and mapped anew as often as it takes to keep what was read from staying there.
 
@@ -54,8 +67,8 @@ class Mapped:
     bytes, or for several small ones.
     """
 
-    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], budget: int):
-        self._opened, self._budget = opened, max(budget, _LEAST)
+    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], budget: int, shelf: Shelf | None = None):
+        self._opened, self._budget, self._shelf = opened, max(budget, _LEAST), shelf or Shelf()
         self._get: Callable[[str], Tensor] | None = None
         self._read = 0
 
@@ -73,8 +86,13 @@ class Mapped:
         """`read` of this name, for later."""
         return lambda: self.read(name)
 
-    def _again(self) -> Callable[[str], Tensor]:
+    def release(self) -> None:
+        """Let go of the mapping; tensors that are still in use keep their own hold on it."""
         self._get, self._read = None, 0
+
+    def _again(self) -> Callable[[str], Tensor]:
+        self.release()
+        self._shelf.hold(self)
         self._get = self._opened()
         return self._get
 

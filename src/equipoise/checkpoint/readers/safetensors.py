@@ -2,6 +2,7 @@
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from equipoise.checkpoint.readers.limits import read_index_of
-from equipoise.checkpoint.stored import Mapped, Stored, dtype_name
+from equipoise.checkpoint.stored import Mapped, Shelf, Stored, dtype_name
 from equipoise.errors import InputError
 
 # the format's own names; what is missing here keeps the format's name in the table
@@ -30,8 +31,10 @@ _DTYPES = {
 }
 
 
-def read_safetensors(path: Path) -> tuple[Stored, ...]:
+def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ...]:
     """The tensors of one file. Tied names that `save_model` left out come from the metadata that it wrote.
+
+    Files that share a `shelf` are mapped one at a time.
 
     Raises `InputError` for a file whose header does not agree with its length.
     """
@@ -47,7 +50,7 @@ def read_safetensors(path: Path) -> tuple[Stored, ...]:
     largest = max(
         (math.prod(shape) * its.itemsize for _, shape, dtype in described if (its := known[dtype])), default=0
     )
-    mapped = Mapped(lambda: _sound(path).get_tensor, largest)
+    mapped = Mapped(lambda: _sound(path).get_tensor, largest, shelf)
     return tuple(
         Stored(name, shape, dtype_name(its) if its else dtype, mapped.reader(name), tuple(aliases.get(name, ())))
         for name, shape, dtype in described
@@ -60,7 +63,7 @@ def read_index(index: Path) -> tuple[Stored, ...]:
 
     Raises `InputError` for a shard that is missing or outside that folder.
     """
-    return read_index_of(index, read_safetensors)
+    return read_index_of(index, partial(read_safetensors, shelf=Shelf()))
 
 
 def _sound(path: Path) -> Any:
