@@ -211,10 +211,10 @@ def test_memory_is_that_of_one_tensor(tmp_path):
     state = {f"w{place}": one + place for place in range(6)}
     torch.save(state, tmp_path / "m.pt")
     paths = [single(state, tmp_path), tmp_path / "m.pt", external(state, tmp_path)]
-    run = [sys.executable, "-c", PEAK, *map(str, paths)]
-    said = [
-        line.split() for line in subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
-    ]
+    said = []
+    for path in paths:  # in a process each: memory that one format leaves behind is not the next one's
+        run = [sys.executable, "-c", PEAK, str(path)]
+        said.append(subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
     assert [int(count) for count, _ in said] == [6, 6, 6]
-    # a tensor and its buffer, and what the allocator keeps of the one before (seen: 1.3 to 3.3); all six would be six
-    assert all(int(peak) < 4 * one.nbytes for _, peak in said)
+    # all six would be 184 MB
+    assert all(int(peak) < 3 * one.nbytes for _, peak in said), said
