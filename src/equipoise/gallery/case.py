@@ -11,7 +11,7 @@ from equipoise.data import Dataset
 from equipoise.integrate.goals import Goal, LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.integrate.run import Run
-from equipoise.integrate.steppers import EntropicMidpoint
+from equipoise.integrate.steppers import EntropicMidpoint, Stepper
 from equipoise.observers import Memory, Observer, Reading, Scene, Snapshot
 
 DATA = ("mnist", "fashion_mnist", "digits", "separable")
@@ -77,7 +77,7 @@ class Recipe:
     data: Callable[["Case"], tuple[Tensor, Tensor]] = lambda case: case.pair()
     until: Goal = LogLoss(-1e5)  # noqa: RUF009 - a frozen value
     loss: str = "exponential"
-    step_size: float = 0.05
+    stepper: Stepper = EntropicMidpoint(step_size=0.05)  # noqa: RUF009 - a frozen value
     max_steps: int = 2000
     observe: tuple[Observer, ...] = ()
 
@@ -107,7 +107,7 @@ class Case:
                 loss=recipe.loss,
                 until=recipe.until,
                 observe=(Tape(tape), *recipe.observe),
-                stepper=EntropicMidpoint(step_size=recipe.step_size),
+                stepper=recipe.stepper,
                 max_steps=recipe.max_steps,
             )
             self.trails[recipe] = Trail(run, tuple(tape))

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from equipoise.data import load
 from equipoise.gallery.case import Case, Recipe
-from equipoise.integrate.goals import LogLoss
+from equipoise.integrate.goals import LogLoss, Steps
+from equipoise.integrate.steppers import GradientDescent
 from equipoise.networks import mlp, residual_mlp
+from equipoise.observers import Defect
 
 WIDTH = 12
 CLASSES = 3
@@ -27,6 +29,9 @@ DEEP_LINEAR = Recipe(_deep_linear)
 
 RELU = Recipe(_relu)
 """Two ReLU layers below two linear ones: the network of most claims."""
+
+DESCENT = Recipe(_relu, until=Steps(400), stepper=GradientDescent(0.02, "normalised"), observe=(Defect(),))
+"""The same network by gradient descent: each step moves the weights by 0.02, some two thousandths of their norm."""
 
 
 def two_layers(example: Tensor, seed: int) -> nn.Module:

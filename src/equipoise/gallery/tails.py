@@ -10,7 +10,15 @@ from equipoise.graph.chain import Layer
 from equipoise.graph.tail import read_tail
 from equipoise.measure.alignment import alignment
 from equipoise.measure.spectrum import spectrum
-from equipoise.theorems.tail import Tail, conserved_matrix, deficit_bounds, matrix, spread
+from equipoise.theorems.tail import (
+    Tail,
+    certified_bounds,
+    conserved_matrix,
+    deficit_bounds,
+    matrix,
+    misalignment_bounds,
+    spread,
+)
 
 STATISTIC = "the largest of (1 - σ₁²/‖W‖²) / its bound and (1 - cos²) / its bound, over tail layers and time"
 WITHIN = 1 + 1e-9
@@ -26,8 +34,7 @@ def within_bounds(trail: Trail) -> Finding:
     The bounds come from the conserved matrices at initialisation and nothing since: a drift of the laws would show. The
     curve is the worst `1 - Σ_{i≤r} σ_i²/‖W‖²` of the tail.
     """
-    run, worst, curve = trail.run, 0.0, []
-    tail = Tail.of(read_tail(capture(run.model, run.data.X[:2])), run.initial)
+    run, tail, worst, curve = trail.run, _tail(trail), 0.0, []
     deficits = deficit_bounds(tail, run.initial)
     spreads = {
         low.weight: spread(conserved_matrix(low, up, run.initial), tail.rank) for low, up in pairwise(tail.layers)
@@ -46,6 +53,26 @@ def within_bounds(trail: Trail) -> Finding:
     rank = "1 - σ₁²/‖W‖²" if tail.rank == 1 else f"beyond rank {tail.rank}"
     remark = f"at the end {curve[-1][1]:.1e} {rank}, certified below {bound:.1e}; misalignment sin² = {sines:.1e}"
     return Finding(worst, curve, remark, trail.unfinished)
+
+
+def within_drifting_bounds(trail: Trail) -> Finding:
+    """The same where the laws move (gradient descent): the effect of their drift is part of every bound."""
+    start, tail, worst, curve = trail.run.initial, _tail(trail), 0.0, []
+    bounds: dict[str, float] = {}
+    for moment in trail.moments:
+        bounds = certified_bounds(tail, start, moment.parameters)
+        sines = misalignment_bounds(tail, start, moment.parameters)
+        seen = {name: _residual(moment, name, tail.rank) for name in bounds}
+        over = [_over(seen[name], bounds[name]) for name in bounds]
+        over += [_over(_sines(moment, *pair, tail.rank), sines[pair[0].weight]) for pair in pairwise(tail.layers)]
+        worst = max(worst, *over)
+        curve.append((moment.growth, max(seen.values())))
+    remark = f"at the end {curve[-1][1]:.1e} 1 - σ₁²/‖W‖², certified below {max(bounds.values()):.1e}"
+    return Finding(worst, curve, remark)
+
+
+def _tail(trail: Trail) -> Tail:
+    return Tail.of(read_tail(capture(trail.run.model, trail.run.data.X[:2])), trail.run.initial)
 
 
 def _gap(moment: Moment, name: str, rank: int) -> float:
