@@ -13,6 +13,7 @@ from rich.table import Table
 from equipoise import gallery as rooms
 from equipoise.cli.app import Json, Quiet, app, integers, line, stderr
 from equipoise.errors import InputError
+from equipoise.gallery.results import share
 
 gallery = App(name="gallery", help="The paper's claims, each measured on several data sets and seeds.")
 app.command(gallery)
@@ -92,6 +93,24 @@ def report(
     return 0
 
 
+@gallery.command
+def table(folder: Path = FOLDER, *, into: Path | None = None, json: Json = False) -> int:
+    """Print claims × data sets as Markdown, with every run in which a claim does not hold; or put it into a file.
+
+    Parameters
+    ----------
+    folder: that equipoise gallery run wrote.
+    into: a Markdown file with the marks of the table, whose text between them is replaced.
+    """
+    results = rooms.load(folder)
+    written = rooms.write_into(into, results) if into else None
+    if json:
+        print(line({"into": None if written is None else str(written), "markdown": rooms.markdown(results)}))
+    else:
+        print(f"The table is in {written}" if written else rooms.markdown(results))
+    return 0
+
+
 def _told(results: rooms.Results, out: Path) -> dict[str, Any]:
     """As JSON: every claim with its shares by data set, and the rows that do not hold."""
     shares: dict[str, dict[str, Any]] = {}
@@ -118,14 +137,9 @@ def _shown(results: rooms.Results) -> Table:
     names = list(dict.fromkeys(shares["data"]))
     table = Table("claim", *names, box=box.SIMPLE, caption=f"{len(results.rows)} runs, {results.seconds:.0f} s")
     for claim, group in shares.groupby("claim", sort=False):
-        found = {row["data"]: _share(row) for row in group.to_dict("records")}
+        found = {row["data"]: share(row) for row in group.to_dict("records")}
         table.add_row(str(claim), *(found.get(name, "–") for name in names))
     return table
-
-
-def _share(row: dict[str, Any]) -> str:
-    without = row["runs"] - row["applies"]
-    return f"{row['holds']} of {row['applies']}" + (f" ({without} without premise)" if without else "")
 
 
 class _Bar:

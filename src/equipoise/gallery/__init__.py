@@ -6,8 +6,21 @@ A claim is one file of `experiments`: its words, source, threshold and the argum
 from equipoise.gallery.case import Case
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.exhibit import exhibit
+from equipoise.gallery.markdown import markdown, write_into
 from equipoise.gallery.registry import claims
 from equipoise.gallery.results import Results, load
 from equipoise.gallery.runner import run
 
-__all__ = ["Case", "Claim", "Finding", "Picture", "Results", "claims", "exhibit", "load", "run"]
+__all__ = [
+    "Case",
+    "Claim",
+    "Finding",
+    "Picture",
+    "Results",
+    "claims",
+    "exhibit",
+    "load",
+    "markdown",
+    "run",
+    "write_into",
+]

@@ -9,7 +9,7 @@ import pandas as pd
 from equipoise.gallery.case import DATA
 from equipoise.gallery.claim import Claim
 from equipoise.gallery.registry import CLAIMS
-from equipoise.gallery.results import Results
+from equipoise.gallery.results import Results, worst
 from equipoise.page.render import embedded, render, require_libraries, write
 
 COLOURS = dict(zip(DATA, ("var(--linear-0)", "var(--relu-0)", "var(--linear-3)", "var(--relu-3)"), strict=True))
@@ -39,15 +39,12 @@ def _section(claim: Claim, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _share(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Of one claim on one data set: in how many of the runs it speaks of it holds, and the statistic nearest "
-    "failing."""
+    """Of one claim on one data set: in how many of the runs it speaks of it holds, and the worst statistic."""
     applies = [row for row in rows if row["verdict"] != "no premise"]
     if not rows:
         return None
-    values = [row["statistic"] for row in applies]
-    worst = (max if rows[0]["relation"] == "≤" else min)(values, default=None)
     holds = sum(row["verdict"] == "holds" for row in applies)
-    return {"holds": holds, "applies": len(applies), "runs": len(rows), "worst": worst}
+    return {"holds": holds, "applies": len(applies), "runs": len(rows), "worst": worst(applies)}
 
 
 def draw(claim: Claim, rows: list[dict[str, Any]]) -> Any:

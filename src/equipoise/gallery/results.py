@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class Results:
         """The claims that fail in some run."""
         return list(dict.fromkeys(row["claim"] for row in self.rows if row["verdict"] == "fails"))
 
+    def worst(self, claim: str) -> float | None:
+        """The statistic nearest failing, over the runs that a claim says something about; None where there are none."""
+        rows = [row for row in self.rows if row["claim"] == claim and row["verdict"] != "no premise"]
+        return worst(rows)
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `gallery.json` and `gallery.csv`; results of other claims that are there already are kept."""
         folder = Path(folder)
@@ -86,6 +92,24 @@ def load(folder: str | os.PathLike[str]) -> Results:
             found="none that can be read",
             remedy="type equipoise gallery run --all",
         ) from None
+
+
+def worst(rows: list[dict[str, Any]]) -> float | None:
+    """The statistic nearest failing of runs of one claim, a NaN the worst of all; None of no runs."""
+    values = [row["statistic"] for row in rows]
+    if not values or any(map(math.isnan, values)):
+        return math.nan if values else None
+    return (max if rows[0]["relation"] == "≤" else min)(values)
+
+
+def share(counts: Mapping[str, Any]) -> str:
+    """Of a row of `shares`: in how many of the runs it says something about a claim holds.
+
+    >>> share({"holds": 4, "applies": 4, "runs": 5})
+    '4 of 4 (1 without premise)'
+    """
+    without = counts["runs"] - counts["applies"]
+    return f"{counts['holds']} of {counts['applies']}" + (f" ({without} without premise)" if without else "")
 
 
 def _thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:

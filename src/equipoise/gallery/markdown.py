@@ -1,0 +1,66 @@
+"""What a gallery found as Markdown: claims × data sets, and every run in which a claim does not hold."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from equipoise.errors import InputError, StoreError
+from equipoise.gallery.case import DATA
+from equipoise.gallery.registry import CLAIMS
+from equipoise.gallery.results import Results, share
+
+BEGIN, END = "<!-- gallery table: begin -->", "<!-- gallery table: end -->"
+
+
+def markdown(results: Results) -> str:
+    """The table of shares, worst statistics beside thresholds, and a list of what does not hold, with its setting.
+
+    >>> from equipoise.gallery import run
+    >>> print(markdown(run("two-points", data=["separable"], seeds=[0], jobs=1)).splitlines()[0])
+    | claim | theorem | separable | worst statistic | threshold |
+    """
+    names = [name for name in DATA if any(row["data"] == name for row in results.rows)]
+    head = ["claim", "theorem", *names, "worst statistic", "threshold"]
+    lines = [_line(head), _line(["---", "---", *["---:"] * (len(names) + 2)])]
+    shares = {(row["claim"], row["data"]): share(row) for row in results.shares.to_dict("records")}
+    for name in dict.fromkeys(row["claim"] for row in results.rows):
+        claim, found = CLAIMS[name], results.worst(name)
+        figures = ["–" if found is None else f"{found:.3g}", f"{claim.relation} {claim.threshold:.3g}"]
+        lines.append(_line([claim.title, claim.theorem, *(shares.get((name, data), "–") for data in names), *figures]))
+    lines += ["", f"{len(results.rows)} measurements in {results.seconds:.0f} s."]
+    return "\n".join([*lines, "", *_exceptions(results)])
+
+
+def write_into(path: str | os.PathLike[str], results: Results) -> Path:
+    """Put the table between its two marks in a Markdown file. Raises `InputError` for a file without the marks."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            expected=f"a Markdown file at {path}", found=error.strerror or "an error", remedy="type an existing file"
+        ) from None
+    if BEGIN not in text or END not in text:
+        raise InputError(
+            expected=f"the marks {BEGIN} and {END} in {path}", found="not both", remedy="put them where the table goes"
+        )
+    block = f"{BEGIN}\n{markdown(results)}\n{END}"
+    path.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
+    return path
+
+
+def _exceptions(results: Results) -> list[str]:
+    """One line for every run in which a claim fails, or says nothing."""
+    return [_exception(row) for row in results.rows if row["verdict"] != "holds"] or ["Every claim holds in every run."]
+
+
+def _exception(row: dict[str, Any]) -> str:
+    setting = f"{CLAIMS[row['claim']].title}; {row['data']}, seed {row['seed']}"
+    if row["verdict"] == "no premise":
+        return f"- says nothing: {setting}: {row['premise']}."
+    return f"- **fails**: {setting}: {row['statistic']:.3g}. {row['remark']}"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
