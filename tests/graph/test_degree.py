@@ -47,6 +47,7 @@ def test_the_degree_is_that_of_scaled_weights(model, shape, degree):
         (residual_mlp(3, 4, 5), "add: terms of degrees 1 and 3"),
         (mlp([3, 4, 1], bias=True), "linear: terms of degrees 2 and 1"),
         (nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 1)), "gelu of what has degree 1"),
+        (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 1)), "prelu: terms of degrees 1 and 2"),
     ],
 )
 def test_what_stands_in_the_way_is_named(model, obstacle):

@@ -14,7 +14,7 @@ from equipoise.graph.walk import operation_name
 _PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "mv", "mul", "conv1d", "conv2d", "conv3d", "einsum"})
 _SUMS = frozenset({"add", "sub", "cat", "stack", "maximum", "minimum"})
 _KEPT = frozenset(
-    {"relu", "leaky_relu", "abs", "prelu", "neg", "sum", "mean", "amax", "max", "getitem", "_to_copy", "contiguous"}
+    {"relu", "leaky_relu", "abs", "neg", "sum", "mean", "amax", "max", "getitem", "_to_copy", "contiguous"}
     | {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool2d"}
     | {"max_pool2d_with_indices", "adaptive_avg_pool1d", "alias", "_unsafe_view", "clone"}
     | set(KEEPING)
@@ -74,6 +74,8 @@ def _degree(node: fx.Node, degrees: Mapping[fx.Node, int]) -> int:
     if name in _PRODUCTS:
         product = sum(found[:2])
         return _agreed(name, [product, *found[2:]])
+    if name == "prelu":  # the trained slope enters below zero only
+        return _agreed(name, [found[0], sum(found)])
     if name in _SUMS:
         return _agreed(name, found + _numbers(node))
     if name == "div":
