@@ -76,6 +76,16 @@ def test_large_steps_and_momentum_break_the_laws(examples, momentum):
     assert broken(certify(model, examples, initial=initial)) == ["laws conserved"]
 
 
+def test_steps_that_move_the_laws_by_a_hundred_billionth_break_them(examples):
+    """Ten steps of 2e-3 on top of a flow: a drift that only a tolerance at rounding tells from none."""
+    run = flow(mlp([10, 8, 8, 1], linear_tail=2, seed=0), examples, until=LogLoss(-6))
+    descended(run.model, examples, torch.optim.SGD(run.model.parameters(), lr=2e-3), 10)
+    certificate = certify(run.model, examples, initial=run.initial)
+    assert broken(certificate) == ["laws conserved"]
+    drift = next(found.measured for found in certificate.assumptions if found.name == "laws conserved")
+    assert 1e-12 < drift < 1e-10
+
+
 def test_with_the_predicted_defects_gradient_descent_is_certified(examples):
     model = mlp([10, 8, 8, 1], linear_tail=2, seed=0)
     initial, predicted = descended(model, examples, torch.optim.SGD(model.parameters(), lr=0.3), 60)

@@ -52,6 +52,31 @@ def test_a_forged_figure_is_named(run, stored, fields):
     assert difference.startswith(f"claim rank one of layer2.weight: {next(iter(fields))} ")
 
 
+@pytest.mark.parametrize("field", ["measured", "bound"])
+def test_a_figure_forged_by_a_ten_thousandth_is_named(run, stored, field):
+    claim = stored["claims"][0]
+    (difference,) = forged(stored, **{field: claim[field] * (1 + 1e-4)}).recheck(run).differences
+    assert difference.startswith(f"claim rank one of layer2.weight: {field} ")
+
+
+def test_a_figure_that_was_struck_out_is_named(run, stored):
+    assert forged(stored, measured=None).recheck(run).differences
+    changed = copy.deepcopy(stored)
+    law = next(found for found in changed["assumptions"] if found["name"] == "laws conserved")
+    law["measured"] = None
+    (difference,) = Certificate.from_json(changed).recheck(run).differences
+    assert difference.startswith("assumption laws conserved: measured None in the certificate")
+
+
+def test_an_honest_certificate_of_what_does_not_hold_does_not_hold(run):
+    X, y = run.data
+    flipped = (X, -y)
+    recheck = certify(run.model, flipped).recheck(run.model, flipped)
+    assert recheck.differences == ()
+    assert not recheck.holds
+    assert str(recheck).endswith("does not hold")
+
+
 def test_a_claim_that_was_added_or_left_out_is_named(run, stored):
     missing = stored | {"claims": stored["claims"][1:]}
     assert Certificate.from_json(missing).recheck(run).differences == ("claim rank one of layer2.weight: missing",)

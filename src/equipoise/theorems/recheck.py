@@ -128,9 +128,10 @@ def _compared(what: str, stated: Any, found: Any) -> Iterator[str]:
 
 
 def _agree(value: float, other: Any) -> bool:
-    if not isinstance(other, (int, float)) or not math.isfinite(value):
+    """Whether two figures are one; JSON has null for a figure that is not finite, and for no other."""
+    if not math.isfinite(value):
         return other is None or str(other) == str(value)
-    return math.isclose(value, other, rel_tol=FIGURES_AGREE, abs_tol=1e-12)
+    return isinstance(other, (int, float)) and math.isclose(value, other, rel_tol=FIGURES_AGREE, abs_tol=1e-12)
 
 
 def _short(text: str | None) -> str:
