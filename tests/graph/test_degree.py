@@ -19,6 +19,17 @@ class Dense(nn.Module):
         return self.last(torch.relu(self.inner(x)) - self.skip(x) / 2)
 
 
+class Lifted(nn.Module):
+    """A number added to what has a degree."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.inner(x) + 1
+
+
 POOLED = nn.Sequential(
     nn.Conv2d(1, 2, 3), nn.LeakyReLU(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 1, bias=False)
 )
@@ -47,6 +58,7 @@ def test_the_degree_is_that_of_scaled_weights(model, shape, degree):
         (residual_mlp(3, 4, 5), "add: terms of degrees 1 and 3"),
         (mlp([3, 4, 1], bias=True), "linear: terms of degrees 2 and 1"),
         (nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 1)), "gelu of what has degree 1"),
+        (Lifted(), "add: terms of degrees 1 and 0"),
         (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 1)), "prelu: terms of degrees 1 and 2"),
     ],
 )

@@ -35,6 +35,15 @@ def test_it_ends_where_something_else_reads_or_adds():
     assert names(Skip(read_twice=True), 4) == ["last.weight"]
 
 
+def test_several_outputs_have_no_tail():
+    class Both(Skip):
+        def forward(self, x):
+            h = self.first(x)
+            return self.last(self.second(h)), h
+
+    assert names(Both(), 4) == []
+
+
 def test_pointwise_convolutions_belong_and_others_do_not():
     layers = [nn.Conv2d(2, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 3, 1)]
     assert names(nn.Sequential(*layers), 2, 6, 6) == ["1.weight", "2.weight"]

@@ -7,7 +7,7 @@ from equipoise import data
 from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.networks import mlp
-from equipoise.theorems.directional import extrapolate
+from equipoise.theorems.directional import LimitDirection, _estimate, _spaced, extrapolate
 from equipoise.theorems.evidence import Point
 from equipoise.theorems.gather import run_points
 from equipoise.theorems.stability import _settled
@@ -40,6 +40,16 @@ def test_rate_and_limit_are_found_within_the_uncertainty(rate):
     assert bool(((limit - LIMIT).abs() <= error).all())
     assert (limit - LIMIT).norm() < 0.2 * (last / last.norm() - LIMIT).norm()  # better than the last direction
     assert found.decided()["a"].tolist() == [True, True, False]  # the third is zero at the limit
+
+
+def test_the_uncertainty_holds_what_is_seen_from_further_back():
+    """Two rates at once: the limit of the last half of growth is not that of the last unit."""
+    both = saved(lambda s: LIMIT + WAY * math.exp(-s) + 4 * WAY.flip(0) * math.exp(-2 * s))
+    found, wide = extrapolate(both), _estimate(*_spaced(both, 0.5)).limit[:3]
+    last = both[-1].weights["a"] / torch.cat(list(both[-1].weights.values())).norm()
+    apart = (wide - found.limit["a"]).abs()
+    assert bool((apart > 1e-5).all())
+    assert torch.allclose(found.error["a"], (last - found.limit["a"]).abs() + apart, rtol=1e-12)
 
 
 def test_what_does_not_settle_has_no_rate_and_decides_nothing():
@@ -84,6 +94,27 @@ def test_signs_are_settled_from_the_first_point_that_nothing_contradicts():
     (settled,) = _settled(tuple(moving), found, only)
     assert math.log(2) <= settled.since <= math.log(2) + 0.5
     assert (settled.decided, settled.total) == (1, 1)
+
+
+def settled(numbers, error=0.0):
+    """Of two numbers along a run whose direction tends to (1/2, 1/2, …), known within `error`."""
+    unit = lambda a, b: {"w": torch.tensor([a, b, math.sqrt(1 - a * a - b * b)], dtype=torch.float64)}  # noqa: E731
+    moments = tuple(Point(float(s), unit(0.5, b)) for s, b in enumerate([*numbers, 0.5]))
+    direction = LimitDirection(1.0, 0.0, unit(0.5, 0.5), (unit(0.5, 0.5 + error),))
+    (found,) = _settled(moments, direction, lambda weights: {"w": weights["w"][:2]})
+    return found.since, found.decided
+
+
+def test_what_was_decided_and_changed_sign_later_was_not_settled():
+    assert settled([0.4, 0.4, 0.4]) == (0.0, 2)
+    assert settled([0.4, -0.1, 0.4]) == (1.0, 1)  # at the excursion only the other number is decided
+    # between the excursion and the first point it is positive again, though not decided
+    assert settled([0.4, 0.05, -0.1, 0.4], error=0.1) == (1.0, 1)
+
+
+def test_the_uncertainty_of_the_limit_counts_against_a_decision():
+    assert settled([0.05, 0.4]) == (0.0, 2)
+    assert settled([0.05, 0.4], error=0.1) == (0.0, 1)
 
 
 def test_a_run_keeps_its_weights_at_every_quarter_of_growth():

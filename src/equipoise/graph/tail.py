@@ -1,6 +1,5 @@
 """The linear tail of any network: its last linear layers, one after another, whatever stands below (THEORY §2)."""
 
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +16,9 @@ _CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.defaul
 def read_tail(captured: Captured) -> tuple[Layer, ...]:
     """`W_{K0}, …, W_L` of T3, from the input up: the linear layers that end in the output, nothing but shaping between.
 
-    Fully connected layers and 1×1 convolutions. A layer belongs only if it is used once and nothing but the next layer
-    reads what it writes; what the first of them reads may be anything. Empty where the output is not that of such a
-    layer.
+    Fully connected layers and 1×1 convolutions, each used once. The one output depends on what such a layer writes
+    through the next one alone, and what the first of them reads may be anything. Empty where the output is not that of
+    such a layer, or there are several.
 
     >>> from torch import nn
     >>> from equipoise.graph.capture import capture
@@ -43,17 +42,17 @@ def linear_tail(chain: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 def _downwards(captured: Captured) -> Iterator[Layer]:
     """The layers of the tail, from the output down."""
-    node = captured.output[0] if len(captured.output) == 1 else None
+    node: Any = captured.output[0] if len(captured.output) == 1 else None
     width = None  # of what the layer above reads
     while node is not None:
         if (layer := _layer(captured, node)) is not None:
             if width not in (None, node.meta["val"].shape[_features(node)]):
                 return
             yield layer
-            width = node.args[1].meta["val"].shape[1]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        elif node.target not in SHAPING and node.target is not operator.getitem:
+            width = node.args[1].meta["val"].shape[1]
+        elif node.target not in SHAPING:
             return
-        node = _read_by_nothing_else(node.args[0])
+        node = node.args[0]
 
 
 def _layer(captured: Captured, node: fx.Node) -> Layer | None:
@@ -78,9 +77,3 @@ def _pointwise(node: fx.Node) -> bool:
 def _features(node: fx.Node) -> int:
     """The axis of a layer's output that its rows write."""
     return 1 if node.target in _CONVOLUTIONS else -1
-
-
-def _read_by_nothing_else(source: Any) -> fx.Node | None:
-    """A node of one reader, sizes apart; the input of a tail's first layer may have more, and ends the search."""
-    readers = [user for user in source.users if user.target is not _aten.sym_size.int]
-    return source if len(readers) == 1 else None
