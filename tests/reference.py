@@ -156,3 +156,38 @@ def _nullity(rows):
     null = int((sigma < 1e-12).sum())
     assert null == len(sigma) or sigma[-null - 1] > 1e-9, f"no gap: {sigma[-null - 1]:.1e}"
     return null
+
+
+# --- sliding (T4.5): Filippov's convex combination, by scipy on the surface ---
+
+
+def slid(margins, surfaces, weights, arrives):
+    """`(w, α)` where `arrives(w)` rises through zero, on the flow of `log R` held on the surfaces `z = 0`.
+
+    `margins(w, α)` takes the slopes of the pairs held, one for each of `surfaces(w)`. As `z = 0`, the velocity is
+    affine in `α`; the `α` with which every `z` stays zero solves a linear system.
+    """
+    import torch
+    from scipy.integrate import solve_ivp
+
+    def velocity(w, slopes):
+        seen, pull = torch.func.vjp(lambda w: margins(w, slopes), w)
+        return pull(torch.softmax(-seen, 0))[0]
+
+    def held(w):
+        normals = torch.func.jacrev(surfaces)(w)
+        base, units = velocity(w, w.new_zeros(len(normals))), torch.eye(len(normals), dtype=w.dtype)
+        if not len(normals):
+            return base, base[:0]
+        columns = torch.stack([velocity(w, unit) - base for unit in units], 1)
+        slopes = torch.linalg.solve(normals @ columns, -normals @ base)
+        return base + columns @ slopes, slopes
+
+    def event(_, w):
+        return arrives(torch.as_tensor(w))
+
+    event.terminal, event.direction = True, 1
+    rate = lambda _, w: held(torch.as_tensor(w))[0].numpy()  # noqa: E731
+    found = solve_ivp(rate, (0.0, 1e6), weights.numpy(), "DOP853", events=event, rtol=1e-12, atol=1e-13)
+    end = torch.as_tensor(found.y_events[0][0])
+    return end, held(end)[1]

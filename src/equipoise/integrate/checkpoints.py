@@ -66,3 +66,9 @@ def memory_of(saved: Checkpoint, index: int) -> Memory:
     """What the observer of that index carried."""
     prefix = f"memory/{index}/"
     return {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}
+
+
+def memories_of(saved: Checkpoint) -> tuple[Memory, ...]:
+    """What every observer carried that carried anything."""
+    indices = {int(name.split("/")[1]) for name in saved.tensors if name.startswith("memory/")}
+    return tuple(memory_of(saved, index) for index in sorted(indices))

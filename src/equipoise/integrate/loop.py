@@ -21,7 +21,7 @@ from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Objective, Tangent
 from equipoise.integrate.problem import Problem, build_problem, require_tail, why_not_separable, why_stalled
 from equipoise.integrate.recorded import described, observers_from, stepper_from
-from equipoise.integrate.run import Run, Status, stored_problem
+from equipoise.integrate.run import Run, Status, all_slides, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
 from equipoise.laws.gauge import Gauge
 from equipoise.measure.leading import ExactSpectra
@@ -412,6 +412,7 @@ class _Loop:
             folder=None if self.store is None else Path(self.store.folder),
             saved=progress.saved,
             defects={name: total for memory in progress.memories for name, total in accumulated(memory).items()},
+            slid=all_slides(progress.memories, progress.step),
             reason=self._reason(state, status),
         )
         if self.store is not None:

@@ -1,6 +1,7 @@
 """A finished flow: where it ended, why, and everything recorded on the way."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from equipoise.data import Dataset, Provenance, rebuild
 from equipoise.errors import InputError
 from equipoise.graph.chain import Layer
+from equipoise.integrate.checkpoints import memories_of
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.losses import Loss
 from equipoise.integrate.problem import Problem, build_problem
 from equipoise.networks import mlp
+from equipoise.observers import Memory
+from equipoise.observers.activity import remembered_slides
 from equipoise.observers.defect import accumulated
 from equipoise.store import Record, Store
 
@@ -78,11 +82,30 @@ class Run:
     folder: Path | None = None
     saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # on the way, by the goal reached
     defects: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of each law, as T2.2 adds them up
+    slid: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by layer: example, neuron, first, last step
     reason: str | None = None  # what was found where a run stalled, or why no weights can fit
 
     def table(self) -> pd.DataFrame:
         """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""
         return pd.DataFrame(self.records, columns=list(Record._fields))
+
+    def slides(self) -> pd.DataFrame:
+        """Every pair of a neuron and an example that slid along its kink for three steps or more (THEORY T4.5).
+
+        Columns: `layer`, `example`, `neuron` (of an image: channel and position, flat), `from_step` and `to_step` (the
+        points between which it slid), `steps`, `from_growth`, `to_growth`, `growth` between them, and `ended`, whether
+        it has left its kink since. Empty where `Activity` was not observed. Ties of a maximum are not listed.
+        """
+        at = {record.step: record.growth for record in self.records}
+        rows = [
+            (layer, example, neuron, first - 1, last, last - first + 1, at[first - 1], at[last], last < self.steps)
+            for layer, spans in self.slid.items()
+            for example, neuron, first, last in spans.tolist()
+        ]
+        names = ["layer", "example", "neuron", "from_step", "to_step", "steps", "from_growth", "to_growth", "ended"]
+        table = pd.DataFrame(rows, columns=names)
+        table.insert(8, "growth", table.to_growth - table.from_growth)
+        return table
 
     def at(self, point: str | Goal) -> nn.Module:
         """A copy of the network where the run passed a saved point: to start another flow from, with any stepper.
@@ -114,6 +137,7 @@ class Run:
 
         `growth` is `log(‖w‖/‖w₀‖)`; drifts are `‖C - C₀‖_F/‖w‖²`; gradient evaluations count full passes over the data.
         """
+        slides = self.slides()
         return {
             "status": self.status.value,
             "reason": self.reason,
@@ -130,6 +154,7 @@ class Run:
                 for kind in ("linear", "vertex")
             },
             "activity": {"layers": [self._activity(layer) for layer in self.chain or () if layer.kind == "relu"]},
+            "slides": {"pairs": len(slides), "longest_growth": float(slides.growth.max()) if len(slides) else None},
             "margin": {
                 name: self.last("margin", name)
                 for name in ("minimum", "normalised", "support", "kkt_epsilon", "kkt_delta")
@@ -168,6 +193,7 @@ class Run:
             initial, final = store.load_weights("initial")[0], store.load_weights("final")[0]
             saved = {name: store.load_weights(name)[0] for name in store.between()}
             last = store.checkpoint()
+            memories = () if last is None else memories_of(last)
             records = [Record(*row) for row in store.table().itertuples(index=False)]
         weights = problem.layout.flatten({name: final[name] for name in problem.layout.shapes})
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
@@ -184,9 +210,15 @@ class Run:
             folder=Path(folder),
             reason=result.get("reason"),
             saved=saved,
-            defects={} if last is None else accumulated(dict(last.tensors)),
+            defects={name: total for memory in memories for name, total in accumulated(memory).items()},
+            slid=all_slides(memories, result["steps"]),
             **{name: result[name] for name in names},
         )
+
+
+def all_slides(memories: Iterable[Memory], step: int) -> dict[str, Tensor]:
+    """By layer, the slides that observers remember at the end of a run."""
+    return {place: spans for memory in memories for place, spans in remembered_slides(memory, step).items()}
 
 
 def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:

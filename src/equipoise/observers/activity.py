@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from equipoise.measure.activity import Patterns, pattern_classes, patterns, sliding_pairs
+from equipoise.measure.slides import Slides, Spans
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
-
-_SLIDES_FOR = 3  # consecutive steps with 0 < α < 1 after which a pair is said to slide (THEORY T4.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +19,7 @@ class Activity:
     On examples of one's own, `Activity(X)`, or in a flow on its training set. One bit is kept for each neuron and
     example, and for each neuron the clock at its last flip; a neuron is stable when that is at least `window` ago
     (default: one unit of growth in a flow, ten looks in a training loop). `dead` neurons are off for every example.
+    A pair slides when it has been inside its kink for three steps (THEORY T4.5); `Run.slides()` lists all of them.
     """
 
     X: Tensor | None = None
@@ -43,10 +43,9 @@ class Activity:
             counts = _counts(now, flipped, snapshot.clock - window) | {"flipping_pairs": float(flips)}
             readings += [Reading(place, quantity, count) for quantity, count in counts.items()]
         if self.X is None and snapshot.slopes is not None:
-            slid = _slides(scene, memory, snapshot.slopes)
-            after |= {f"{place}/slid": steps for place, steps in slid.items()}
-            sliding = {place: int((steps >= _SLIDES_FOR).sum()) for place, steps in slid.items()}
-            readings += [Reading(place, "sliding_pairs", float(pairs)) for place, pairs in sliding.items()]
+            for place, slides in _slides(scene, memory, snapshot.slopes, snapshot.step).items():
+                after |= slides.memory(place)
+                readings.append(Reading(place, "sliding_pairs", float(slides.current.sum())))
         return after, readings
 
     def _preactivations(self, scene: Scene, snapshot: Snapshot) -> Mapping[str, Tensor]:
@@ -82,11 +81,17 @@ def _counts(now: Patterns, flipped: Tensor, since: float) -> dict[str, float]:
     }
 
 
-def _slides(scene: Scene, memory: Memory, slopes: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Consecutive steps that each pair has spent inside its kink."""
-    steps = {}
+def _slides(scene: Scene, memory: Memory, slopes: tuple[Tensor, ...], step: int) -> dict[str, Slides]:
+    """The pairs that have been inside their kink, and for how long."""
+    found = {}
     for place, negative, slope in zip(scene.require("kinks"), scene.negative_slopes, slopes, strict=True):
         inside = sliding_pairs(slope.flatten(1), negative)
-        before = memory.get(f"{place}/slid", torch.zeros_like(inside, dtype=torch.int32))
-        steps[place] = torch.where(inside, before + 1, 0).int()
-    return steps
+        found[place] = (Slides.remembered(memory, place) or Slides.none(inside)).after(inside, step)
+    return found
+
+
+def remembered_slides(memory: Memory, step: int) -> dict[str, Spans]:
+    """By layer, the slides in the memory of this observer: example, neuron, first and last step (THEORY T4.5)."""
+    places = [name.removesuffix("/slides") for name in memory if name.endswith("/slides")]
+    found = {place: Slides.remembered(memory, place) for place in places}
+    return {place: slides.spans(step) for place, slides in found.items() if slides is not None}
