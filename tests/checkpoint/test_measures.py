@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from equipoise.checkpoint import analysis, tail
 from equipoise.checkpoint.bulk import bulk
 from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual
-from equipoise.checkpoint.measured import Settings, measure, null_row
+from equipoise.checkpoint.measured import Settings, null_row
+from equipoise.checkpoint.measured import measure as measure_streamed
 from equipoise.checkpoint.null import gaussian_singular_values, random_cosine
 from equipoise.checkpoint.randomised import randomised
+from equipoise.checkpoint.streamed import Streamed
 from reference import spectrum_measures
+
+
+def measure(matrix, settings):
+    return measure_streamed(Streamed.of(matrix), settings)
+
 
 SIDES = st.integers(1, 40)
 EXACT = Settings(heavy_tail=False)
@@ -46,26 +53,30 @@ def test_the_exact_measures_are_those_of_the_printed_formulas(rows, columns, see
 def test_gram_values_are_within_the_stated_accuracy(longer, rank, wide, seed):
     matrix = (random(longer, rank, seed=seed) @ random(rank, 30, seed=seed + 1)) * 10.0 ** (seed - 5)
     matrix = matrix.T if wide else matrix
-    values, exact = gram_singular_values(matrix), torch.linalg.svdvals(matrix.double())
-    assert float((values - exact).abs().max()) <= accuracy(matrix) * float(exact[0])
+    values, exact = gram_singular_values(Streamed.of(matrix)), torch.linalg.svdvals(matrix.double())
+    assert float((values - exact).abs().max()) <= accuracy(Streamed.of(matrix)) * float(exact[0])
     assert float(values[0]) == pytest.approx(float(exact[0]), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [64, 1 << 18])
 def test_chunks_change_nothing(chunk, monkeypatch):
-    monkeypatch.setattr("equipoise.checkpoint.gram._CHUNK", chunk)
-    monkeypatch.setattr("equipoise.checkpoint.gram._LINES", 3)
-    for matrix in (random(101, 17), random(17, 101), random(101, 17).T):
-        assert torch.allclose(gram_singular_values(matrix), torch.linalg.svdvals(matrix.double()), atol=1e-12)
+    monkeypatch.setattr("equipoise.checkpoint.streamed.CHUNK", chunk)
+    monkeypatch.setattr("equipoise.checkpoint.streamed._LINES", 3)
+    for matrix in (random(101, 17), random(17, 101), random(101, 17).T, random(40, 40), random(40, 40).T):
+        assert torch.allclose(
+            gram_singular_values(Streamed.of(matrix)), torch.linalg.svdvals(matrix.double()), atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("second", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
 def test_residuals_far_below_the_rounding_of_the_gram_matrix_are_right(second, shape, monkeypatch):
-    monkeypatch.setattr("equipoise.checkpoint.gram._CHUNK", 100)
+    monkeypatch.setattr("equipoise.checkpoint.streamed.CHUNK", 100)
     matrix = planted([3.0, 3.0 * second, 2.0 * second], *shape)  # float64: exact to 1e-16, as no float32 matrix can be
     exact = torch.linalg.svdvals(matrix)[1:].square().sum() / matrix.square().sum()
-    assert rank_one_residual(matrix, gram_singular_values(matrix)) == pytest.approx(float(exact), rel=1e-6)
+    assert rank_one_residual(Streamed.of(matrix), gram_singular_values(Streamed.of(matrix))) == pytest.approx(
+        float(exact), rel=1e-6
+    )
 
 
 def test_float64_overflows_and_underflows_nothing():

@@ -131,4 +131,4 @@ def _adapted(stored: Stored, pair: _Pair) -> Stored:
             remedy="pass the adapter's own base model",
         )
     dtype = stored.dtype if stored.dtype == "float64" else "float32"
-    return replace(stored, dtype=dtype, read=lambda: pair.merged(stored.read))
+    return replace(stored, dtype=dtype, read=lambda: pair.merged(stored.read), mapped=False)

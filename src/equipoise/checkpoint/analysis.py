@@ -15,12 +15,13 @@ from equipoise.checkpoint.opened import open_checkpoint
 from equipoise.checkpoint.selection import Names, name_filter, type_filter
 from equipoise.checkpoint.survey import Item, matrices, survey
 from equipoise.checkpoint.table import side_by_side, table
+from equipoise.checkpoint.workers import rows_of
 from equipoise.errors import InputError
 
 METHODS = ("auto", "gram", "svd", "fast")
 
 
-Watcher = Callable[[str, int, int], None]  # told before each tensor: its name, numbers done, numbers in all
+Watcher = Callable[[str, int, int], None]  # told after each tensor: its name, numbers done, numbers in all
 
 
 def analyze(
@@ -77,19 +78,29 @@ def analyze(
     plans = [_planned(its, adapter, names, types, split) for its in sources]
     known = [matrices(items) for items in plans]
     pairs = [chain_pairs(its, chain, example_inputs, found) for its, found in zip(sources, known, strict=True)]
-    total, done = sum(item.numbers() for items in plans for item in items), 0
+    tell = _teller(watcher, sum(item.numbers() for items in plans for item in items))
     tables = []
     for items, linked, found in zip(plans, pairs, known, strict=True):
-        rows = []
-        for item in items:
-            if watcher is not None:
-                watcher(item.name, done, total)
-            rows.append(item.row(settings))
-            done += item.numbers()
-        tables.append(table(_with_alignment(rows, linked, found), fast=method == "fast"))
-    if watcher is not None:
-        watcher("", total, total)
+        rows: dict[int, Row] = {}
+        for place, row in rows_of(items, settings):
+            rows[place] = row
+            tell(items[place])
+        in_order = [rows[place] for place in range(len(items))]
+        tables.append(table(_with_alignment(in_order, linked, found), fast=method == "fast"))
     return tables[0] if other is None else side_by_side(tables[0], tables[1], known[0], known[1])
+
+
+def _teller(watcher: Watcher | None, total: int) -> Callable[[Item], None]:
+    """What tells the watcher of every item that is done."""
+    done = 0
+
+    def tell(item: Item) -> None:
+        nonlocal done
+        done += item.numbers()
+        if watcher is not None:
+            watcher(item.name, done, total)
+
+    return tell
 
 
 def _planned(

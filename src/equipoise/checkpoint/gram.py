@@ -1,7 +1,6 @@
 """All singular values of a matrix that is only mapped, from its Gram matrix in float64, a few rows at a time."""
 
 import math
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,18 +9,17 @@ from scipy.linalg import eigh, get_blas_funcs
 from torch import Tensor
 
 from equipoise import linalg
+from equipoise.checkpoint.streamed import Streamed
 
-_CHUNK = 1 << 18  # numbers that are in float64 at a time,
-_LINES = 256  # or so many lines, if that is more: fewer would make the products slow
 _DEFLATE = 1e-6  # below this, a residual is computed from the deflated matrix itself
 
 
-def squared_norm(matrix: Tensor) -> float:
+def squared_norm(matrix: Streamed) -> float:
     """`‖W‖_F²` in float64; NaN or infinite exactly where an entry of a matrix in float32 or less is."""
-    return sum(float(torch.linalg.vector_norm(chunk).square()) for chunk in _chunks(matrix))
+    return sum(float(torch.linalg.vector_norm(chunk).square()) for chunk in matrix.chunks())
 
 
-def gram_singular_values(matrix: Tensor) -> Float[Tensor, " k"] | None:
+def gram_singular_values(matrix: Streamed) -> Float[Tensor, " k"] | None:
     """All `min(rows, columns)` singular values in float64, descending, as roots of the eigenvalues of `WᵀW` or `WWᵀ`.
 
     For entries in float32 or less: `WᵀW` in float64 loses nothing that float32 held. The eigenvalues are right to about
@@ -29,24 +27,35 @@ def gram_singular_values(matrix: Tensor) -> Float[Tensor, " k"] | None:
     768 that is 4e-7 for the very smallest and 1e-13 at the top, where a float32 SVD is right to 1e-7 throughout.
     Memory: the Gram matrix, and a chunk. None where an entry is NaN or infinite: the trace then is, and only then.
     """
-    side = min(matrix.shape)
-    gram = np.zeros((side, side), order="F")
-    (syrk,) = get_blas_funcs(["syrk"], [gram])
-    tall = matrix.shape[0] >= matrix.shape[1]
-    for chunk in _chunks(matrix):
-        gram = syrk(1.0, chunk.numpy().T, beta=1.0, c=gram, trans=not tall, lower=1, overwrite_c=1)
-    if not math.isfinite(gram.trace()):
+    gram = _gram(matrix)
+    trace = gram.trace()
+    if not math.isfinite(trace):
         return None
+    if trace == 0:
+        return torch.zeros(len(gram), dtype=torch.float64)
     squares = eigh(gram, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evr")
     return torch.from_numpy(np.sqrt(np.clip(squares[::-1], 0, None)))
 
 
-def accuracy(matrix: Tensor) -> float:
+def _gram(matrix: Streamed) -> np.ndarray:
+    """The lower triangle of the smaller one of `WᵀW` and `WWᵀ`."""
+    side = min(matrix.shape)
+    gram = np.zeros((side, side), order="F")
+    (syrk,) = get_blas_funcs(["syrk"], [gram])
+    begun = False
+    for chunk in matrix.chunks():
+        begun = begun or bool(chunk.any())  # products of zeros take as long as any
+        if begun:
+            gram = syrk(1.0, chunk.numpy().T, beta=1.0, c=gram, trans=not matrix.by_rows, lower=1, overwrite_c=1)
+    return gram
+
+
+def accuracy(matrix: Streamed) -> float:
     """`√(n · eps)`: the most by which any of `gram_singular_values` is off, over `σ_1`."""
     return math.sqrt(min(matrix.shape) * torch.finfo(torch.float64).eps)
 
 
-def rank_one_residual(matrix: Tensor, values: Tensor) -> float:
+def rank_one_residual(matrix: Streamed, values: Tensor) -> float:
     """`Σ_{i>1} σ_i² / Σσ_i²`: the sum over the tail or, where that is under the rounding of `WᵀW`, by deflation.
 
     With so wide a gap three power steps find the leading triplet to rounding.
@@ -58,51 +67,27 @@ def rank_one_residual(matrix: Tensor, values: Tensor) -> float:
     return _deflated(matrix) / total
 
 
-def _deflated(matrix: Tensor) -> float:
+def _deflated(matrix: Streamed) -> float:
     right = _heaviest_row(matrix)
     left, value = right[:0], right[0]
     for _ in range(3):
-        left = torch.cat([rows @ right for rows in _row_chunks(matrix)])
+        left = torch.cat([rows @ right for rows in matrix.rows()])
         left /= torch.linalg.vector_norm(left)
         right = _pulled(matrix, left)
         value = torch.linalg.vector_norm(right)
         right /= value
-    parts = zip(_row_chunks(matrix), left.split(_height(matrix)), strict=True)
+    parts = zip(matrix.rows(), left.split(matrix.height), strict=True)
     return sum(float(linalg.deflated_residual(rows, u[:, None], value[None], right[:, None])) for rows, u in parts)
 
 
-def _heaviest_row(matrix: Tensor) -> Tensor:
-    norms = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in _row_chunks(matrix)])
-    return matrix[int(norms.argmax())].to("cpu", torch.float64)
+def _heaviest_row(matrix: Streamed) -> Tensor:
+    norms = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in matrix.rows()])
+    return matrix.read(1 / len(norms))[int(norms.argmax())].to("cpu", torch.float64)
 
 
-def _pulled(matrix: Tensor, left: Tensor) -> Tensor:
+def _pulled(matrix: Streamed, left: Tensor) -> Tensor:
     """`Wᵀu`."""
     pulled = left.new_zeros(matrix.shape[1])
-    for rows, part in zip(_row_chunks(matrix), left.split(_height(matrix)), strict=True):
+    for rows, part in zip(matrix.rows(), left.split(matrix.height), strict=True):
         pulled += rows.T @ part
     return pulled
-
-
-def _chunks(matrix: Tensor) -> Iterator[Tensor]:
-    """Slices across the longer side, contiguous and in float64, each valid until the next."""
-    tall = matrix.shape[0] >= matrix.shape[1]
-    dimension = 0 if tall else 1
-    lines = min(max(_CHUNK // min(matrix.shape), _LINES), max(matrix.shape))
-    return _widened(matrix.split(lines, dim=dimension), lines * min(matrix.shape))
-
-
-def _row_chunks(matrix: Tensor) -> Iterator[Tensor]:
-    height = min(_height(matrix), len(matrix))
-    return _widened(matrix.split(height), height * matrix.shape[1])
-
-
-def _widened(parts: Sequence[Tensor], largest: int) -> Iterator[Tensor]:
-    """Each part in float64 on the CPU, in one place: the next overwrites it. Fresh ones would scatter over the heap."""
-    place = torch.empty(largest, dtype=torch.float64)
-    for part in parts:
-        yield place[: part.numel()].view(part.shape).copy_(part)
-
-
-def _height(matrix: Tensor) -> int:
-    return max(_CHUNK // matrix.shape[1], 1)

@@ -1,5 +1,6 @@
 """Which matrices a stored tensor holds: the rules by which fused tensors are taken apart and stored ones turned."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from equipoise.checkpoint.stored import Stored
+from equipoise.checkpoint.streamed import Streamed
 
 _GATES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new"), 1: ("",)}  # LSTM, GRU, RNN
 _RECURRENT = re.compile(r"(?P<stem>.*?)weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+)?(_reverse)?)$")
@@ -39,6 +41,11 @@ class Matrix:
         return tuple(alias + part for alias in self.stored.aliases)
 
     @property
+    def numbers(self) -> int:
+        """How many numbers are read for it."""
+        return math.prod(self.shape)
+
+    @property
     def sides(self) -> tuple[int, int]:
         """Rows and columns as it is measured."""
         out, *rest = self.shape
@@ -51,6 +58,17 @@ class Matrix:
     def unfolded(self) -> Tensor:
         """The `out × (in·taps)` matrix."""
         return self.read().flatten(1)
+
+    def streamed(self) -> Streamed:
+        """The same matrix, to be read a few lines at a time; mapped ones whose unfolding is a view, anew each time."""
+        if not self.stored.mapped or self.view is _swap:
+            return Streamed.of(self.unfolded().detach())
+        part = self.numbers / max(self.stored.count, 1)
+
+        def read(share: float) -> Tensor:
+            return self.view(self.stored.read(share * part)).flatten(1).detach()
+
+        return Streamed.of(read(0.0), read)
 
 
 class Rules:

@@ -15,6 +15,7 @@ from equipoise.checkpoint.bulk import bulk
 from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual
 from equipoise.checkpoint.null import DRAWS, gaussian_singular_values
 from equipoise.checkpoint.randomised import randomised
+from equipoise.checkpoint.streamed import Streamed
 from equipoise.checkpoint.tail import heavy_tail
 from equipoise.measure.spectrum import Spectrum
 
@@ -45,20 +46,23 @@ class Settings:
         return max(rows, columns) * torch.finfo(torch.float32).eps if self.tolerance is None else self.tolerance
 
 
-def measure(matrix: Tensor, settings: Settings) -> Row | str:
+def measure(matrix: Streamed, settings: Settings) -> Row | str:
     """The figures of an `out × in` matrix of any floating dtype, or why there are none: NaN or infinite entries."""
-    if not bool(matrix.any()):
-        return _zero(matrix, settings)
     way = _way(matrix, settings)
     if way == "gram":
         values = gram_singular_values(matrix)
-        return _spoilt(matrix) if values is None else _by_gram(matrix, values, settings)
-    if not math.isfinite(float(matrix.abs().max())):
-        return _spoilt(matrix)
-    return _by_svd(matrix, settings) if way == "svd" else _fast(matrix, settings)
+        if values is None:
+            return _spoilt(matrix.whole())
+        return _by_gram(matrix, values, settings) if values[0] > 0 else _zero(matrix, way, settings)
+    whole = matrix.whole()
+    if not math.isfinite(float(whole.abs().max())):
+        return _spoilt(whole)
+    if not bool(whole.any()):
+        return _zero(matrix, way, settings)
+    return _by_svd(whole, settings) if way == "svd" else _fast(whole, settings)
 
 
-def _way(matrix: Tensor, settings: Settings) -> str:
+def _way(matrix: Streamed, settings: Settings) -> str:
     """Gram, svd or fast: what is asked for, where it can be done and pays."""
     if settings.method == "fast":
         return "fast" if min(matrix.shape) > FAST_FROM else "gram"
@@ -67,13 +71,13 @@ def _way(matrix: Tensor, settings: Settings) -> str:
     return settings.method
 
 
-def _zero(matrix: Tensor, settings: Settings) -> Row:
+def _zero(matrix: Streamed, way: str, settings: Settings) -> Row:
     rows, columns = matrix.shape
     row = described(torch.zeros(min(rows, columns), dtype=torch.float64), rows, columns, settings)
-    return row | {"method": "svd" if _way(matrix, settings) == "svd" else "gram", "accuracy": 0.0}
+    return row | {"method": "svd" if way == "svd" else "gram", "accuracy": 0.0}
 
 
-def _by_gram(matrix: Tensor, values: Tensor, settings: Settings) -> Row:
+def _by_gram(matrix: Streamed, values: Tensor, settings: Settings) -> Row:
     rows, columns = matrix.shape
     row = described(values, rows, columns, settings, rank_one_residual(matrix, values))
     return row | {"method": "gram", "accuracy": accuracy(matrix)}

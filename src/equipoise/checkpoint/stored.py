@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -15,16 +17,18 @@ _LEAST = 1 << 20  # bytes that are worth mapping a file anew
 class Stored:
     """One tensor: `read()` maps or fetches it; `reason` says why it cannot be read, where it cannot.
 
-    `aliases` are its other names, if it is tied; `layer` is the class of the module that owns it, where known.
+    `aliases` are its other names, if it is tied; `layer` is the class of the module that owns it, where known. One that
+    is `mapped` costs nothing to read again, and `read(share)` says which share of it is going to be looked at.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], Tensor]
+    read: Callable[..., Tensor]
     aliases: tuple[str, ...] = ()
     layer: str | None = None
     reason: str | None = None
+    mapped: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,9 +51,10 @@ class Checkpoint:
 
 
 class Shelf:
-    """Holds one mapped file open at a time: the shards of a checkpoint share one."""
+    """Holds one mapped file open at a time: the shards of a checkpoint share one. Several threads may read from it."""
 
     def __init__(self):
+        self.lock = RLock()
         self._held: Mapped | None = None
 
     def hold(self, mapped: "Mapped") -> None:
@@ -63,32 +68,41 @@ class Mapped:
     """A file mapped into memory, and mapped anew as often as it takes to keep what was read from staying there.
 
     `opened()` gives something to get tensors from by name; the tensors are views of the mapping. Pages that were read
-    count as memory for as long as they are mapped, so a mapping serves for one tensor of the largest size, `budget`
-    bytes, or for several small ones.
+    count as memory for as long as they are mapped, so a mapping serves for a quarter of the `largest` tensor, in bytes.
     """
 
-    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], budget: int, shelf: Shelf | None = None):
-        self._opened, self._budget, self._shelf = opened, max(budget, _LEAST), shelf or Shelf()
+    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], largest: int, shelf: Shelf | None = None):
+        self._opened, self._budget, self._shelf = opened, max(largest // 4, _LEAST), shelf or Shelf()
         self._get: Callable[[str], Tensor] | None = None
-        self._read = 0
+        self._looked_at: dict[str, tuple[float, int]] = {}  # the share of each tensor, and its bytes
 
-    def read(self, name: str) -> Tensor:
-        """The tensor, without touching its numbers."""
-        get = self._get or self._again()
-        tensor = get(name)
-        if self._read + tensor.nbytes > self._budget and self._read:
-            del get, tensor  # the old mapping goes first
-            tensor = self._again()(name)
-        self._read += tensor.nbytes
-        return tensor
+    def read(self, name: str, share: float = 1.0) -> Tensor:
+        """The tensor, without touching its numbers; `share` of them will be."""
+        with self._shelf.lock:
+            get = self._get or self._again()
+            tensor = get(name)
+            if self._looked_at and self._too_much(name, share, tensor.nbytes):
+                del get, tensor  # the old mapping goes first
+                tensor = self._again()(name)
+            self._looked_at[name] = self._share(name, share), tensor.nbytes
+            return tensor
 
-    def reader(self, name: str) -> Callable[[], Tensor]:
+    def _too_much(self, name: str, share: float, size: int) -> bool:
+        """Whether looking at this as well would bring in more pages than the mapping is for."""
+        before = sum(part * size for part, size in self._looked_at.values())
+        more = (self._share(name, share) - self._share(name, 0.0)) * size
+        return more > 0 and before + more > self._budget
+
+    def _share(self, name: str, more: float) -> float:
+        return min(self._looked_at.get(name, (0.0, 0))[0] + more, 1.0)
+
+    def reader(self, name: str) -> Callable[..., Tensor]:
         """`read` of this name, for later."""
-        return lambda: self.read(name)
+        return partial(self.read, name)
 
     def release(self) -> None:
         """Let go of the mapping; tensors that are still in use keep their own hold on it."""
-        self._get, self._read = None, 0
+        self._get, self._looked_at = None, {}
 
     def _again(self) -> Callable[[str], Tensor]:
         self.release()
@@ -106,7 +120,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def stored(tensors: Mapping[str, Tensor], read: Callable[[str], Callable[[], Tensor]]) -> tuple[Stored, ...]:
+def stored(
+    tensors: Mapping[str, Tensor], read: Callable[[str], Callable[..., Tensor]], mapped: bool = False
+) -> tuple[Stored, ...]:
     """Each tensor once, with all names of those that share their numbers; `read(name)` says how to get it later.
 
     >>> weight = torch.ones(2, 2)
@@ -120,7 +136,7 @@ def stored(tensors: Mapping[str, Tensor], read: Callable[[str], Callable[[], Ten
             found[key] = replace(found[key], aliases=(*found[key].aliases, name))
         else:
             shape, reason = tuple(tensor.shape), unreadable(tensor)
-            found[key] = Stored(name, shape, dtype_name(tensor.dtype), read(name), reason=reason)
+            found[key] = Stored(name, shape, dtype_name(tensor.dtype), read(name), reason=reason, mapped=mapped)
     return tuple(found.values())
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from equipoise.checkpoint.gram import squared_norm
 from equipoise.checkpoint.matrices import Matrix, Rules
 from equipoise.checkpoint.measured import Row, Settings, measure, null_row
 from equipoise.checkpoint.stored import Checkpoint, Stored
+from equipoise.checkpoint.streamed import CHUNK, Streamed
 from equipoise.errors import EquipoiseError, InputError
 
 
@@ -35,7 +38,18 @@ class Item:
 
     def numbers(self) -> int:
         """How many numbers are read for it."""
-        return self.stored.count if self.matrix is None else self.matrix.sides[0] * self.matrix.sides[1]
+        return self.stored.count if self.matrix is None else self.matrix.numbers
+
+    def memory(self, largest: int) -> int:
+        """About how many bytes it takes to measure: the Gram matrix, a chunk, and what stays mapped of a file.
+
+        Of a file as much as a quarter of the `largest` tensor stays mapped, or all of one whose slices run across it.
+        """
+        if self.matrix is None:
+            return 0
+        rows, columns = self.matrix.sides
+        size = self.numbers() * (torch.float32.itemsize if self.stored.mapped else 0)
+        return 8 * (min(rows, columns) ** 2 + CHUNK) + (size if rows < columns else min(size, largest // 4))
 
     def row(self, settings: Settings) -> Row:
         """Its row of the table. What goes wrong with one tensor is its reason, and the rest goes on."""
@@ -46,7 +60,7 @@ class Item:
 
     def _measured(self, matrix: Matrix, settings: Settings) -> Row:
         try:
-            found = measure(matrix.unfolded().detach(), settings)
+            found = measure(matrix.streamed(), settings)
         except EquipoiseError as error:
             return {"reason": str(error)}
         except (RuntimeError, NotImplementedError, ArithmeticError) as error:  # a dtype that torch cannot convert yet
@@ -58,7 +72,7 @@ class Item:
         readable = self.stored.reason is None and self.stored.dtype.startswith(("float", "bfloat"))
         if not readable or len(self.stored.shape) > 1 or self.stored.count == 0:
             return {}
-        squares = squared_norm(self.stored.read().detach().reshape(1, -1))
+        squares = squared_norm(Streamed.of(self.stored.read().detach().reshape(1, -1)))
         if squares - squares != 0:
             return {"reason": f"{self.reason}; NaN or infinite entries"}
         return {"frobenius_norm": squares**0.5}

@@ -1,17 +1,20 @@
 """The heavy-tail exponent: a power law fitted to the largest eigenvalues, by the powerlaw package."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.checkpoint.quiet import quiet
+
 _FEWEST = 10  # eigenvalues below which no exponent is worth stating
-_STARTS = 1000  # places tried for the start of the tail
+_STARTS = 1000  # places tried for the start of the tail,
+_TOGETHER = 16  # so many at a time
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,7 @@ def heavy_tail(values: Float[Tensor, " k"]) -> Tail | None:
     if start is None:
         return None
     tail = eigenvalues[eigenvalues >= start]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of exponents above 3, where powerlaw's own range ends
+    with quiet():  # of exponents above 3, where powerlaw's own range ends
         fitted = powerlaw.Fit(tail, xmin=start, verbose=False, parameter_ranges={"alpha": (1, None)}).power_law
     exponent = float(fitted.alpha)
     return Tail(exponent, (exponent - 1) / math.sqrt(len(tail)), float(fitted.D), start)
@@ -66,13 +68,16 @@ def tail_start(ascending: np.ndarray) -> float | None:
     if len(starts) + 2 < _FEWEST:
         return None
     starts = starts[np.linspace(0, len(starts) - 1, min(len(starts), _STARTS)).round().astype(int)]
-    logs = np.log(ascending)
-    return float(ascending[min(starts, key=lambda start: _distance(logs[start:]))])
+    logs = torch.from_numpy(np.log(ascending))
+    distances = torch.cat([_distances(logs, some) for some in torch.from_numpy(starts).split(_TOGETHER)])
+    return float(ascending[starts[int(distances.argmin())]])
 
 
-def _distance(logs: np.ndarray) -> float:
-    """The Kolmogorov–Smirnov distance between a tail and its maximum-likelihood power law."""
-    steps = logs - logs[0]
-    rate = len(logs) / steps.sum()
-    gaps = np.arange(len(logs)) / len(logs) + np.expm1(-rate * steps)
-    return float(np.abs(gaps).max())
+def _distances(logs: Tensor, starts: Tensor) -> Tensor:
+    """The Kolmogorov–Smirnov distance between each tail and its maximum-likelihood power law."""
+    first, logs = int(starts[0]), logs[int(starts[0]) :]
+    ranks = torch.arange(len(logs)) - (starts - first)[:, None]
+    steps = (logs - logs[starts - first, None]).clamp(min=0)
+    counts = len(logs) - (starts - first)[:, None]
+    gaps = ranks / counts + torch.expm1(-counts / steps.sum(1, keepdim=True) * steps)
+    return gaps.abs().where(ranks >= 0, 0).amax(1)

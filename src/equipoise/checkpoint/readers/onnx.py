@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.checkpoint.readers.limits import inside
-from equipoise.checkpoint.stored import Stored
+from equipoise.checkpoint.stored import Stored, dtype_name
 from equipoise.errors import InputError
 
 LIMIT = 2 << 30  # protobuf's own
@@ -73,10 +73,11 @@ def _stored(path: Path, name: str, tensor: Any) -> Stored:
     dtype = _RAW.get(kind)
     if dtype is None:
         return Stored(name, shape, kind.lower(), torch.Tensor)
-    return Stored(name, shape, str(dtype).removeprefix("torch."), _numbers(path, name, tensor, dtype))
+    mapped = tensor.data_location == TensorProto.EXTERNAL
+    return Stored(name, shape, dtype_name(dtype), _numbers(path, name, tensor, dtype), mapped=mapped)
 
 
-def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
+def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
     """How to get the numbers, once it is sure that there are as many as the shape says."""
     from onnx import TensorProto, numpy_helper
 
@@ -84,7 +85,7 @@ def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable
     needed = math.prod(shape) * dtype.itemsize
     if tensor.data_location == TensorProto.EXTERNAL:
         where, offset = _external(path, name, tensor, needed)
-        return lambda: _mapped(where, offset, needed).view(dtype).reshape(shape)
+        return lambda share=1.0: _mapped(where, offset, needed).view(dtype).reshape(shape)
     if tensor.HasField("raw_data"):
         _require_length(path, name, needed, len(tensor.raw_data))
         return lambda: torch.frombuffer(bytearray(tensor.raw_data), dtype=dtype).reshape(shape)

@@ -52,7 +52,14 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
     )
     mapped = Mapped(lambda: _sound(path).get_tensor, largest, shelf)
     return tuple(
-        Stored(name, shape, dtype_name(its) if its else dtype, mapped.reader(name), tuple(aliases.get(name, ())))
+        Stored(
+            name,
+            shape,
+            dtype_name(its) if its else dtype,
+            mapped.reader(name),
+            tuple(aliases.get(name, ())),
+            mapped=True,
+        )
         for name, shape, dtype in described
         for its in (known[dtype],)
     )

@@ -1,6 +1,5 @@
 """Files written by `torch.save`, read with `weights_only=True` and mapped, never executed."""
 
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.checkpoint.quiet import quiet
 from equipoise.checkpoint.readers.limits import read_index_of
 from equipoise.checkpoint.readers.pickles import require_plain_pickle
 from equipoise.checkpoint.stored import Mapped, Stored, stored
@@ -34,7 +34,7 @@ def read_torch(path: Path) -> tuple[Stored, ...]:
     if legacy:
         return stored(tensors, lambda name: lambda: tensors[name])
     largest = max((tensor.nbytes for tensor in tensors.values()), default=0)
-    return stored(tensors, Mapped(lambda: _load(path, legacy).__getitem__, largest).reader)
+    return stored(tensors, Mapped(lambda: _load(path, legacy).__getitem__, largest).reader, mapped=True)
 
 
 def read_torch_index(index: Path) -> tuple[Stored, ...]:
@@ -44,8 +44,7 @@ def read_torch_index(index: Path) -> tuple[Stored, ...]:
 
 def _load(path: Path, legacy: bool) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old storages and protocols
+        with quiet():  # of old storages and protocols
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=not legacy)
             return unnested(loaded)
     except Exception as error:  # whatever a damaged file leads to

@@ -1,0 +1,80 @@
+"""Small matrices several at a time, each on one core; large ones one by one, each on all; within a bounded memory."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Condition
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from equipoise.checkpoint.measured import Row, Settings
+from equipoise.checkpoint.survey import Item
+
+_ONE_CORE = 1024  # on the shorter side: up to here threads within one decomposition cost more than they bring
+_SHARE = 2.2  # of the largest tensor in float32: the memory that matrices measured together may take
+
+
+def rows_of(items: Sequence[Item], settings: Settings) -> Iterator[tuple[int, Row]]:
+    """The place and the row of every item: first the small ones, then the large ones, each kind in order.
+
+    While it works on the small ones, products that other threads start get one core each as well.
+    """
+    numbered = dict(enumerate(items))
+    largest = 4 * max((item.stored.count for item in items), default=0)
+    large = {place: item for place, item in numbered.items() if _large(item)}
+    yield from _together({place: item for place, item in numbered.items() if place not in large}, settings, largest)
+    for place, item in large.items():
+        yield place, item.row(settings)
+
+
+def _together(items: Mapping[int, Item], settings: Settings, largest: int) -> Iterator[tuple[int, Row]]:
+    room = Room(_SHARE * largest)
+
+    def one(item: Item) -> Row:
+        with room.taking(item.memory(largest)):
+            return item.row(settings)
+
+    with _one_core_each() as threads, ThreadPoolExecutor(threads, "equipoise") as pool:
+        waiting = {place: pool.submit(one, item) for place, item in items.items()}
+        try:
+            for place, future in waiting.items():
+                yield place, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _large(item: Item) -> bool:
+    return item.matrix is not None and min(item.matrix.sides) > _ONE_CORE
+
+
+class Room:
+    """Memory that jobs take and give back; one that is too large for it waits until it is alone."""
+
+    def __init__(self, capacity: float):
+        self._capacity, self._taken, self._changed = capacity, 0, Condition()
+
+    @contextmanager
+    def taking(self, size: int) -> Iterator[None]:
+        """Wait for the room, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._capacity)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+
+@contextmanager
+def _one_core_each() -> Iterator[int]:
+    """Products and decompositions that start within use one thread each; gives the number that they had."""
+    threads = torch.get_num_threads()
+    with threadpool_limits(1, user_api="blas"):
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
