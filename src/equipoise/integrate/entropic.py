@@ -18,6 +18,25 @@ TOLERANCE = 1e-8  # Σ p |residual| / T at which an iterate is a solution
 _ITERATIONS = 60
 _FLOOR = 1e-13  # weight below which a warm start may not fall: Newton cannot revive an exact zero
 _LADDER = 20.0  # factor between temperatures when a warm start fails
+_ROUNDINGS = 4  # of the largest potential: the error of differences of potentials, and the least temperature
+
+
+def precision_floor(dtype: torch.dtype) -> float:
+    """`1/(4 ε)`, the largest potential at which differences of 1 are still resolved: where the temperature is 1.
+
+    >>> f"{precision_floor(torch.float64):.1e}", f"{precision_floor(torch.float32):.1e}"
+    ('1.1e+15', '2.1e+06')
+    """
+    return 1 / (_ROUNDINGS * torch.finfo(dtype).eps)
+
+
+def resolved_temperature(potential: Float[Tensor, " potentials"]) -> float:
+    """`T = max(1, 4 ε max|u|)`: above 1 where softmax(-u) would weigh examples by rounding.
+
+    >>> resolved_temperature(torch.tensor([5e14, 1e14]).double())
+    1.0
+    """
+    return max(1.0, float(potential.abs().max()) / precision_floor(potential.dtype))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,14 @@ from equipoise.integrate.landing import landed
 from equipoise.integrate.losses import Exponential, Loss
 from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Objective, Tangent
-from equipoise.integrate.problem import Problem, build_problem, require_tail, why_not_separable, why_stalled
+from equipoise.integrate.problem import (
+    Problem,
+    build_problem,
+    require_tail,
+    why_not_separable,
+    why_stalled,
+    why_unresolved,
+)
 from equipoise.integrate.recorded import described, observers_from, stepper_from
 from equipoise.integrate.run import Run, Status, all_slides, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
@@ -388,6 +395,8 @@ class _Loop:
     def _reason(self, state: State, status: Status) -> str | None:
         if status == Status.stalled:
             return why_stalled(self.problem, state.evaluation)
+        if status == Status.precision_floor:
+            return why_unresolved(self.problem, state.evaluation)
         return why_not_separable(self.problem) if status == Status.not_separable else None
 
     def _run(self, progress: Progress, status: Status) -> Run:

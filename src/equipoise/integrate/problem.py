@@ -19,6 +19,7 @@ from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.degree import homogeneity
 from equipoise.graph.evaluate import kinks, recorded
 from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
+from equipoise.integrate.entropic import precision_floor, resolved_temperature
 from equipoise.integrate.feedforward import FeedforwardMargins
 from equipoise.integrate.general import CapturedMargins
 from equipoise.integrate.goals import Goal, LogLoss
@@ -203,6 +204,16 @@ def why_stalled(problem: Problem, at: Evaluation) -> str | None:
             share = "every example" if bool(dead.all()) else f"{int(dead.sum())} of {len(dead)} examples"
             return f"every neuron of {name} is off for {share}: they have no gradient left (dead neurons)"
     return None
+
+
+def why_unresolved(problem: Problem, at: Evaluation) -> str:
+    """The floor of the precision of a flow beside its margins, in words."""
+    potential, dtype = problem.objective.potential(at), problem.weights.dtype
+    name, largest = str(dtype).removeprefix("torch."), float(potential.abs().max())
+    return (
+        f"{name} resolves margins up to {precision_floor(dtype):.1e}, the largest is {largest:.1e}: "
+        f"the temperature is {resolved_temperature(potential):.3g}"
+    )
 
 
 def why_not_separable(problem: Problem) -> str | None:

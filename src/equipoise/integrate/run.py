@@ -51,8 +51,8 @@ class Status(StrEnum):
 
 _REMEDIES = {
     Status.reached: "the goal was reached",
-    Status.precision_floor: "the goal was reached, but the last margins differ by less than float64 resolves; "
-    "trust the run down to log R = -1e14",
+    Status.precision_floor: "the goal was reached, but the last margins differ by less than the precision resolves: "
+    "trust weights, laws and spectra, but not which examples weigh; stop before the floor to see those",
     Status.stalled: "the loss stopped falling short of the goal; widen the network, remove contradictory examples, "
     "or try another seed",
     Status.not_separable: "no weights can fit these data; remove contradictory examples, or add an activation",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from equipoise.integrate.entropic import extrapolated_average
+from equipoise.integrate.entropic import extrapolated_average, resolved_temperature
 from equipoise.integrate.margins import Evaluation
 from equipoise.integrate.objective import Forces, Tangent
 from equipoise.integrate.readout import Rows
@@ -34,8 +34,7 @@ def trapezoid(stretch: Stretch) -> Attempt:
 def entropic(stretch: Stretch) -> Attempt:
     """The implicit route on the potentials that matter, verified on all of them afterwards."""
     objective, potential = stretch.objective, stretch.outlook.potential
-    temperature = max(1.0, 4 * torch.finfo(potential.dtype).eps * float(potential.abs().max()))
-    dual, visited = stretch.state.dual, 0
+    temperature, dual, visited = resolved_temperature(potential), stretch.state.dual, 0
     support = (dual > _SUPPORTS * dual.max()).nonzero().squeeze(1)
     rows = torch.cat([active(stretch.outlook, stretch.span), support]).unique()
     while True:
