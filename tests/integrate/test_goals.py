@@ -65,3 +65,16 @@ def test_goals_are_read_as_they_are_written(text):
 def test_landing_on_a_function_that_jumps_ends_past_the_goal():
     jumps = lambda size: 1.0 if size < 0.3 else -0.5  # noqa: E731
     assert 0.3 <= landed(lambda size: size, lambda size: size, jumps, 1.0, 1.0, 1e-9) < 0.31
+
+
+def test_a_step_that_was_rejected_and_taken_shorter_is_a_step_on_the_way():
+    """A step of 0.8 cannot be taken: half of it is, and the goal at 0.7 is left to the next."""
+    asked = []
+
+    def again(size):
+        asked.append(size)
+        return size / 2 if size > 0.5 else size
+
+    landed_at = landed(again, lambda size: size, lambda size: 0.7 - size, 0.9, 0.7, 1e-9)
+    assert len(asked) == 1
+    assert landed_at == asked[0] / 2

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 _TRIES = 16
+_WHOLE = 0.9  # of the size asked for, below which a step was rejected and taken shorter
 
 Taken = TypeVar("Taken")
 
@@ -25,7 +26,8 @@ def landed(
 
     `whole` is a step past the goal, `sized` tells how long a step was, `distance` how far short of the goal it ends
     (negative: past it), `begun` how far short it began. The root is enclosed by the Illinois variant of regula falsi,
-    halved where that stands still.
+    halved where that stands still. A step that could not be taken as long as asked, and ends short of the goal, is
+    returned as it is: the next one starts nearer.
 
     >>> step = landed(lambda size: size, lambda step: step, lambda step: 2.0 - step**3, 3.0, 2.0, 1e-9)
     >>> 0 <= step**3 - 2 <= 1e-9
@@ -38,10 +40,13 @@ def landed(
             break
         f, g = weights[0] * short.distance, weights[1] * (past.distance + tolerance / 2)
         share = 0.5 if tried % 5 == 4 or g >= 0 else f / (f - g)
-        trial = again(short.size + share * (past.size - short.size))
+        asked = short.size + share * (past.size - short.size)
+        trial = again(asked)
         if trial is None:
             break
         ends = _Trial(sized(trial), distance(trial))
+        if ends.size < _WHOLE * asked and ends.distance > 0:
+            return trial
         if ends.distance > 0:
             short, weights, side = ends, (1.0, weights[1] / 2 if side > 0 else 1.0), 1
         else:
