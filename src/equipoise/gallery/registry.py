@@ -24,6 +24,7 @@ from equipoise.gallery.experiments import (
     tail_rank_one,
     tail_skips,
     two_points,
+    two_points_square,
     vertex_invariance,
 )
 
@@ -51,6 +52,7 @@ CLAIMS: dict[str, Claim] = {
         constant_signs.CLAIM,
         margin_monotone.CLAIM,
         two_points.CLAIM,
+        two_points_square.CLAIM,
         deep_ratio.CLAIM,
     )
 }
