@@ -127,6 +127,8 @@ def test_results_survive_their_folder_and_keep_those_of_other_claims(results, tm
     assert len(kept) == len(results.rows)
     assert kept["verdict"].value_counts().to_dict() == {"holds": 2, "no premise": 1}
     assert (tmp_path / "gallery.csv").read_text().count("\n") == 4
+    replace(results, rows=[{**results.rows[0], "seed": 1}]).save(tmp_path)
+    assert sorted(load(tmp_path).table.query("claim == 'linear-rank-one'")["seed"]) == [0, 1]
 
 
 def test_refusals_are_one_line(tmp_path):

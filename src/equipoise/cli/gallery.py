@@ -48,7 +48,7 @@ def run(
     data: data sets, as in mnist,digits (default: those of the claim).
     seeds: as in 0,1,2 (default: those of the claim).
     jobs: processes side by side.
-    out: folder for gallery.json and gallery.csv; results of other claims in it are kept.
+    out: folder for gallery.json and gallery.csv; results of other claims, data and seeds in it are kept.
     json: one JSON object as the last line of standard output.
     """
     if bool(names) == every:

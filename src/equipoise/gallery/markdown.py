@@ -24,11 +24,14 @@ def markdown(results: Results) -> str:
     head = ["claim", "theorem", *names, "worst statistic", "threshold"]
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(names) + 2)])]
     shares = {(row["claim"], row["data"]): share(row) for row in results.shares.to_dict("records")}
-    for name in dict.fromkeys(row["claim"] for row in results.rows):
-        claim, found = CLAIMS[name], results.worst(name)
+    told = {row["claim"] for row in results.rows}
+    for name, claim in CLAIMS.items():
+        if name not in told:
+            continue
+        found = results.worst(name)
         figures = ["–" if found is None else f"{found:.3g}", f"{claim.relation} {claim.threshold:.3g}"]
         lines.append(_line([claim.title, claim.theorem, *(shares.get((name, data), "–") for data in names), *figures]))
-    lines += ["", f"{len(results.rows)} measurements in {results.seconds:.0f} s."]
+    lines += ["", f"{len(results.rows)} measurements, {sum(row['seconds'] for row in results.rows):.0f} s of work."]
     return "\n".join([*lines, "", *_exceptions(results)])
 
 
@@ -52,7 +55,8 @@ def write_into(path: str | os.PathLike[str], results: Results) -> Path:
 
 def _exceptions(results: Results) -> list[str]:
     """One line for every run in which a claim fails, or says nothing."""
-    return [_exception(row) for row in results.rows if row["verdict"] != "holds"] or ["Every claim holds in every run."]
+    rows = sorted(results.rows, key=lambda row: list(CLAIMS).index(row["claim"]))
+    return [_exception(row) for row in rows if row["verdict"] != "holds"] or ["Every claim holds in every run."]
 
 
 def _exception(row: dict[str, Any]) -> str:

@@ -61,10 +61,11 @@ class Results:
         return worst(rows)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `gallery.json` and `gallery.csv`; results of other claims that are there already are kept."""
+        """Write `gallery.json` and `gallery.csv`; results of other settings that are there already are kept."""
         folder = Path(folder)
-        measured = {row["claim"] for row in self.rows}
-        kept = [row for row in load(folder).rows if row["claim"] not in measured] if (folder / FILE).exists() else []
+        measured = {_setting(row) for row in self.rows}
+        known = load(folder).rows if (folder / FILE).exists() else []
+        kept = [row for row in known if _setting(row) not in measured]
         whole = Results([*kept, *self.rows], self.seconds)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +111,10 @@ def share(counts: Mapping[str, Any]) -> str:
     """
     without = counts["runs"] - counts["applies"]
     return f"{counts['holds']} of {counts['applies']}" + (f" ({without} without premise)" if without else "")
+
+
+def _setting(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["claim"], row["data"], row["seed"]
 
 
 def _thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
