@@ -91,6 +91,11 @@ def _biased(example: Tensor, seed: int) -> nn.Module:
     return nn.Sequential(trunk, nn.LeakyReLU(0.2), tail)
 
 
+def _smooth(example: Tensor) -> nn.Module:
+    trunk = [nn.Linear(example.numel(), WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.Tanh()]
+    return nn.Sequential(*trunk, nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, 1, bias=False))
+
+
 def _scores(example: Tensor, seed: int) -> nn.Module:
     return mlp([example.numel(), WIDTH, WIDTH, CLASSES], linear_tail=2, seed=seed)
 
@@ -113,6 +118,9 @@ CONVOLUTIONAL = Recipe(_seeded(_convolutional), until=LogLoss(-1e4))
 
 BIASED = Recipe(_biased, until=LogLoss(-1e8))
 """Biases and an identity skip: nothing about the trunk is homogeneous. The linear tail has no biases."""
+
+SMOOTH = Recipe(_seeded(_smooth), until=LogLoss(-1e4))
+"""GELU and tanh: the trunk is smooth and bounded, and has no law at all. Only the tail can grow for ever."""
 
 SEVERAL = Recipe(_scores, data=several_classes, loss="cross_entropy")
 """Three classes under cross-entropy: the tail tends to rank two."""
