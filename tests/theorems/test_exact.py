@@ -5,9 +5,12 @@ from itertools import pairwise
 import mpmath
 import pytest
 import torch
+from torch import nn
 
+from equipoise.graph.capture import capture
 from equipoise.graph.chain import Layer
 from equipoise.theorems import tail
+from equipoise.theorems.rounding import score_rounding
 
 mpmath.mp.dps = 60
 
@@ -59,3 +62,36 @@ def test_a_bound_without_rounding_would_be_wrong():
             bare += tail.excess(upper.T @ upper - lower @ lower.T, 1)
         above += residual(weights["w0"], 1) > max(bare, 0.0) / float(weights["w0"].square().sum())
     assert above > 0
+
+
+SMOOTH = {
+    nn.Tanh: mpmath.tanh,
+    nn.Sigmoid: lambda z: 1 / (1 + mpmath.exp(-z)),
+    nn.GELU: lambda z: z * mpmath.ncdf(z),
+    nn.SiLU: lambda z: z / (1 + mpmath.exp(-z)),
+    nn.LeakyReLU: lambda z: z if z > 0 else mpmath.mpf(0.01) * z,
+}
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_scores_are_off_by_no_more_than_their_bound(activation, scale):
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 5), activation(), nn.Linear(5, 4), activation(), nn.Linear(4, 1)).double()
+    X = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    scores = model(X).detach()
+    bound = score_rounding(capture(model, X), dict(model.named_parameters()), X)
+    assert bound is not None
+    values = exact(X).T
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            bias = exact(layer.bias.detach()[:, None]) * mpmath.ones(1, len(X))
+            values = exact(layer.weight.detach()) * values + bias
+        else:
+            values = values.apply(SMOOTH[activation])
+    errors = [abs(mpmath.mpf(float(scores[i, 0])) - values[0, i]) for i in range(len(X))]
+    assert max(errors) <= bound
+    assert bound < 1e-11 * max(1.0, float(scores.abs().max())) * scale**2  # and it says something

@@ -5,7 +5,7 @@ weights must be differentiable almost everywhere and is known by name; it is tak
 unknown is refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,15 +53,22 @@ def kinks(captured: Captured) -> tuple[Kink, ...]:
     return tuple(found)
 
 
-def piecewise_linear(captured: Captured) -> tuple[Kink, ...] | None:
-    """The kinks of a network that is linear between them, multilinear in its weights; `None` for any other."""
+def piecewise_linear(captured: Captured, besides: Collection[str] = ()) -> tuple[Kink, ...] | None:
+    """The kinks of a network that is linear between them, multilinear in its weights; `None` for any other.
+
+    `besides` names further operations that may occur.
+    """
     try:
         found = kinks(captured)
     except InputError:
         return None
     bent, depending = {kink.node for kink in found}, _depending(captured)
     divided = any(_readable(node) == "div" and node.args[1] in depending for node in depending)
-    return found if not divided and all(node in bent or is_linear(node) for node in depending) else None
+    return (
+        found
+        if not divided and all(node in bent or is_linear(node) or _readable(node) in besides for node in depending)
+        else None
+    )
 
 
 def _depending(captured: Captured) -> list[fx.Node]:

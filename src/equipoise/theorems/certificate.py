@@ -167,7 +167,7 @@ def _notes(evidence: Evidence, claim: Claimer) -> tuple[str, ...]:
         notes.append(f"{', '.join(rectified)}: followed by an activation, no claim about all of the matrix (T4.4)")
     if claim.failed("homogeneous"):
         notes.append(
-            "not homogeneous: growth and convergence are hypotheses here, and nothing is claimed of T3.3 and T7"
+            "not homogeneous: growth and convergence are hypotheses here, and nothing is claimed of T3.3, T4.1 and T7"
         )
     if claim.failed("laws conserved"):
         notes.append(

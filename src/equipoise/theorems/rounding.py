@@ -1,18 +1,21 @@
 """How far rounding can move the scores of a network: a bound from the network of absolute values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from equipoise.graph.capture import Captured
-from equipoise.graph.evaluate import is_linear, piecewise_linear
+from equipoise.graph.capture import Captured, Intercept
+from equipoise.graph.evaluate import Kink, is_linear, piecewise_linear
 from equipoise.graph.piecewise import ParametricRectifier, Rectifier
 from equipoise.graph.walk import operation_name
 
 _EPS = torch.finfo(torch.float64).eps
+_SMOOTH = {"tanh": (1.0, 0.0), "sigmoid": (0.25, 0.5), "gelu": (1.13, 0.0), "silu": (1.1, 0.0)}
+"""`|φ'| ≤ L` and `φ(0)` of smooth activations, each evaluated to a few units in the last place of `L |z| + φ(0)`."""
+_EVALUATED = 8  # roundings of one such evaluation
 _SUMMED = ("sum", "mean", "avg_pool2d", "adaptive_avg_pool2d")
 
 
@@ -20,7 +23,8 @@ def score_rounding(captured: Captured, parameters: Mapping[str, Tensor], inputs:
     """`γ_N` times the largest score of the network of `|W|`, `|b|` on `|X|`: no computed score is off by more.
 
     `N` is the number of roundings on the way, each inner product counted in full (Higham, *Accuracy and Stability*,
-    §3.5); piecewise-linear activations add none. None for a network with other operations.
+    §3.5); piecewise-linear activations add none, and of tanh, sigmoid, GELU and SiLU the network of absolute values has
+    `L |z| + φ(0)`, `L` their Lipschitz constant. None for a network with other operations.
 
     >>> from torch import nn
     >>> from equipoise.graph.capture import capture
@@ -28,23 +32,35 @@ def score_rounding(captured: Captured, parameters: Mapping[str, Tensor], inputs:
     >>> 0 < score_rounding(capture(model, X), dict(model.named_parameters()), X) < 1e-14
     True
     """
-    maps = {kink.node: kink.map for kink in piecewise_linear(captured) or ()}
-    if piecewise_linear(captured) is None or any(isinstance(found, ParametricRectifier) for found in maps.values()):
+    kinks = piecewise_linear(captured, besides=_SMOOTH)
+    if kinks is None or any(isinstance(kink.map, ParametricRectifier) for kink in kinks):
         return None
-    bent = {node: max(1.0, abs(found.negative_slope)) for node, found in maps.items() if isinstance(found, Rectifier)}
-
-    def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
-        if node in bent:
-            return bent[node] * args[0]
-        if operation_name(node.target) == "sub":
-            return args[0] + args[1]
-        return args[0] if operation_name(node.target) == "neg" else NotImplemented
-
     positive = replace(captured, constants={name: value.abs() for name, value in captured.constants.items()})
     with torch.no_grad():
-        scores = positive.run({n: p.double().abs() for n, p in parameters.items()}, inputs.abs(), intercept=intercept)
+        scores = positive.run(
+            {n: p.double().abs() for n, p in parameters.items()}, inputs.abs(), intercept=_absolute(kinks)
+        )
     roundings = 8 + sum(_roundings(node) for node in captured.graph.nodes if is_linear(node))
+    roundings += sum(_EVALUATED for node in captured.graph.nodes if operation_name(node.target) in _SMOOTH)
     return roundings * _EPS * max(float(scores.max()), 1.0)
+
+
+def _absolute(kinks: Sequence[Kink]) -> Intercept:
+    """What the operations of a network become in the network of absolute values, where that is not they themselves."""
+    bent = {kink.node: max(1.0, abs(kink.map.negative_slope)) for kink in kinks if isinstance(kink.map, Rectifier)}
+
+    def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
+        name = operation_name(node.target)
+        if node in bent:
+            return bent[node] * args[0]
+        if name in _SMOOTH:
+            slope, at_zero = _SMOOTH[name]
+            return slope * args[0] + at_zero
+        if name == "sub":
+            return args[0] + args[1]
+        return args[0] if name == "neg" else NotImplemented
+
+    return intercept
 
 
 def _roundings(node: fx.Node) -> int:

@@ -94,13 +94,14 @@ def preactivations_of(evidence: Evidence) -> Callable[[Named], dict[str, Tensor]
 def stability_claims(evidence: Evidence, direction: LimitDirection | None, claim: Claimer) -> Iterator[Claim]:
     """T4.1 for every layer with an activation and T5.2 for every parameter: settled before the last saved point.
 
-    None where the run saved too few points to see a limit, and no T4.1 for a network that is not piecewise linear.
+    None where the run saved too few points to see a limit, and no T4.1 for a network that is not homogeneous: there
+    the patterns at `w/‖w‖` are not those at `w`.
     """
     if direction is None or direction.rate is None:
         return
     last = evidence.points[-2].growth
     rests_on = ("directional convergence", "weights of the run")
-    if evidence.rounding is not None:  # piecewise linear
+    if evidence.homogeneity.degree is not None:
         for seen in settled_activity(evidence, direction):
             name, quantity = f"stable activation of {seen.place}", f"s from which {_said(seen, 'pairs')}"
             yield claim(name, "T4.1", quantity, seen.since, "≤", last, rests_on)
