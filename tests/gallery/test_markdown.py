@@ -1,12 +1,18 @@
 """The table of the gallery as Markdown, and the file of the documentation that it is put into."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from equipoise.errors import InputError, StoreError
-from equipoise.gallery import Finding, Results, markdown, write_into
+from equipoise.gallery import Finding, Results, claims, markdown, write_into
+from equipoise.gallery.case import DATA
 from equipoise.gallery.markdown import BEGIN, END
 from equipoise.gallery.registry import CLAIMS
 from equipoise.gallery.results import row
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "gallery.md"
 
 
 @pytest.fixture
@@ -38,3 +44,18 @@ def test_the_table_replaces_what_stands_between_its_marks(results, tmp_path):
         write_into(document, results)
     with pytest.raises(StoreError, match="a Markdown file"):
         write_into(tmp_path / "nowhere.md", results)
+
+
+def test_the_documentation_has_every_claim_on_every_data_set():
+    """What `equipoise gallery table --into docs/gallery.md` wrote is about the claims as they are now."""
+    table = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    rows = [re.split(r" \| ", line.strip("| ")) for line in table.splitlines() if line.startswith("| ")][1:]
+    rows = [cells for cells in rows if not set(cells[0]) <= {"-"}]
+    assert [cells[:2] for cells in rows] == [[claim.title, claim.theorem] for claim in claims()]
+    assert [cells[-1] for cells in rows] == [f"{claim.relation} {claim.threshold:.3g}" for claim in claims()]
+    for cells in rows:
+        counts = [
+            re.fullmatch(r"(\d+) of (\d+)(?: \((\d+) without premise\))?", cell) for cell in cells[2 : 2 + len(DATA)]
+        ]
+        assert all(counts)
+        assert all(int(found[2]) + int(found[3] or 0) >= 5 for found in counts)
