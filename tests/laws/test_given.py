@@ -54,6 +54,45 @@ def test_pattern_laws_need_their_patterns():
     assert not laws.check(other, X).passed
 
 
+def images(channels):
+    """A convolution whose first two channels are proportional, hence on together, and images."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(1, channels, 3, bias=False), nn.ReLU(), nn.Conv2d(channels, 2, 3), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight[1] = 2.5 * model[0].weight[0]
+    return model.double(), torch.randn(6, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(("channels", "counts"), [(2, [("linear", 3)]), (4, [("linear", 3), ("vertex", 2)])])
+def test_channels_mix_that_agree_at_every_position(channels, counts):
+    model, x = images(channels)
+    laws = invariances(model, x)
+    found = laws.given(laws.activity(model, x))
+    assert sorted((law.kind, law.count) for law in found) == counts
+    assert found.check(model, x).passed
+
+
+def test_channels_that_agree_at_most_positions_do_not_mix():
+    model, x = images(2)
+    laws = invariances(model, x)
+    states = laws.activity(model, x)
+    (name,) = states
+    states[name][0, 1, 2, 2] ^= True
+    assert [(law.kind, law.count) for law in laws.given(states)] == [("vertex", 2)]
+
+
+def test_tokens_are_positions_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        model[0].weight[2] = 0.5 * model[0].weight[0]
+    x = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    laws = invariances(model, x)
+    found = laws.given(laws.activity(model, x))
+    assert sorted((law.kind, law.count) for law in found) == [("linear", 3), ("vertex", 1)]
+    assert found.check(model, x).passed
+
+
 def test_vertex_laws_need_none():
     torch.manual_seed(3)
     laws = invariances(network("++++"), X)

@@ -161,12 +161,18 @@ class Walk:
         return args[0]
 
     def _by_pattern(self, name: str, signal: Signal) -> Signal:
-        """A piecewise linear unit whose patterns are known: co-active neurons may mix."""
-        _, key = torch.unique(self.patterns[name].reshape(-1, signal.shape[-1]).T, dim=0, return_inverse=True)
-        dead = ~self.patterns[name].reshape(-1, signal.shape[-1]).any(0)
-        key = torch.where(dead, len(key) + torch.arange(len(key)), key)
+        """A piecewise linear unit whose patterns are known: co-active neurons may mix.
+
+        Patterns are compared position by position: channels mix that agree at every one. A neuron that is off for
+        everything stays by itself.
+        """
+        states = self.patterns[name]
+        _, key = torch.unique(states.flatten(1).T, dim=0, return_inverse=True)
+        alone, on = len(key) + torch.arange(len(key)), states.any(0).flatten()
         for role in signal.roles:
-            self.algebra.separate(role, key)
+            units = role.coordinates[0].flatten()
+            own = torch.where(torch.isin(units, units[on]), key, alone)
+            self.algebra.separate(role, own.reshape(1, *signal.shape[1:]))
         return signal.with_roles([self.algebra.renewed(role) for role in signal.roles])
 
     def _nested(self, reference: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

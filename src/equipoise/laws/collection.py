@@ -239,14 +239,15 @@ class Laws(Sequence[Law]):
         """The laws of the piece that the training set stays on: co-active neurons may mix (T2, T2.1).
 
         `activity` maps the name of a ReLU's node (or of the node it reads) to its on/off state on the whole training
-        set, of shape (examples, …, units). Neurons with equal patterns form a class; the law of each class is full.
+        set, of the node's shape but for the examples: (n, units), (n, tokens, units), (n, channels, height, width).
+        Neurons with equal patterns at every position form a class; the law of each class is full.
         These laws hold as long as the patterns do.
         """
         captured = self._graph
         nodes = {node.name: node for node in captured.graph.nodes}
         patterns = {}
         for name, states in activity.items():
-            if name not in nodes or states.shape[-1:] != nodes[name].meta["val"].shape[-1:] or not len(states):
+            if name not in nodes or states.shape[1:] != nodes[name].meta["val"].shape[1:] or not len(states):
                 raise InputError(
                     expected=f"on/off states of all units of a node, such as {', '.join(kink_names(captured))}",
                     found=f"{name!r} of shape {tuple(states.shape)}",
