@@ -12,7 +12,7 @@ import matplotlib as mpl
 import equipoise as eq
 
 mpl.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 LOSSES = ("exponential", "logistic")
 DATA = eq.data.load("separable", n=30, d=5)
