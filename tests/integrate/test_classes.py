@@ -9,7 +9,7 @@ import torch
 import equipoise as eq
 from equipoise.errors import InputError
 from equipoise.integrate.problem import build_problem
-from equipoise.integrate.steppers import EntropicMidpoint
+from equipoise.integrate.steppers import EntropicGauss, EntropicMidpoint
 from equipoise.networks import mlp
 
 CLASSES = 3
@@ -61,6 +61,14 @@ def test_displacement_is_second_order(loss):
     errors = [float((end - exact).norm() / exact.norm()) for end in ends]
     slope = math.log(errors[0] / errors[-1]) / math.log(8)
     assert 1.6 < slope < 2.4, errors
+
+
+def test_gauss_collocation_keeps_the_laws_of_classes():
+    """Cross-entropy, whose `D` couples the margins of an example; the shift of the logits is kept as well."""
+    flowing = problem("cross_entropy")
+    state, routes = advance(flowing, EntropicGauss(), -1e3)
+    assert routes == {"gauss"}
+    assert drift(flowing, state) < 1e-15
 
 
 def at_growth(flowing, start, size, growth=0.4):

@@ -116,6 +116,11 @@ def test_a_killed_descent_resumes_with_its_stepper(tmp_path):
         (lambda: eq.steppers.SGD(batch_size=0), "a batch size of at least 1"),
         (lambda: eq.steppers.ExplicitRK(method="Euler"), "method RK23 or RK45"),
         (lambda: eq.steppers.EntropicMidpoint(order=3), "order 1 or 2"),
+        (lambda: eq.steppers.EntropicGauss(step_size=2.0), "step_size above smallest, at most 1"),
+        (
+            lambda: descent(eq.steppers.EntropicGauss(), steps=1),
+            r"a network without kinks.*found 1 layers with ReLU.*EntropicMidpoint\(\)",
+        ),
     ],
 )
 def test_senseless_steppers_are_refused(make, message):

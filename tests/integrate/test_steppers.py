@@ -1,12 +1,14 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+import equipoise as eq
 from equipoise.data import load
 from equipoise.integrate.losses import log_risk, named_loss
 from equipoise.integrate.problem import build_problem
-from equipoise.integrate.steppers import EntropicMidpoint
+from equipoise.integrate.steppers import EntropicGauss, EntropicMidpoint
 from equipoise.networks import mlp, residual_mlp
 
 
@@ -64,10 +66,37 @@ def test_displacement_is_second_order_on_a_deep_linear_network(loss):
     assert 1.7 < slope < 2.3, errors
 
 
-def at_growth(problem, start, size, growth):
-    """The weights where `log ‖w‖` has grown by `growth`, by cubic Hermite interpolation between steps."""
-    stepper = EntropicMidpoint(step_size=size, rtol=1.0)
-    points, state = [(0.0, start.weights)], start
+@pytest.mark.parametrize("loss", [pytest.param("exponential", marks=pytest.mark.slow), "logistic"])
+def test_gauss_collocation_is_fourth_order_and_keeps_the_laws(loss):
+    problem = linear_problem(loss)
+    start = advance(problem, EntropicGauss(step_size=0.05), -3.0)[-1]
+    ends = {size: at_growth(problem, start, size, 0.4, EntropicGauss) for size in (0.04, 0.02, 0.01)}
+    exact = ends.pop(0.01)
+    errors = [float((end - exact).norm() / exact.norm()) for end in ends.values()]
+    slope = math.log(errors[0] / errors[1]) / math.log(2)
+    assert 3.7 < slope < 4.3, errors
+    assert errors[-1] < 1e-8
+    states = advance(problem, EntropicGauss(step_size=0.1), -1e3)
+    assert max(drift(problem, state) for state in states) < 1e-15
+
+
+def test_gauss_collocation_follows_to_any_depth():
+    model, data, goal = mlp([5, 6, 6, 1], linear_tail=3, seed=0), load("separable", n=30, d=5), eq.LogLoss(-1e6)
+    runs = [
+        eq.flow(model, data, until=goal, stepper=stepper, observe=[eq.Drift()])
+        for stepper in (EntropicGauss(), EntropicMidpoint(step_size=0.02))
+    ]
+    ends = [torch.cat([weight.flatten() for weight in run.final.values()]) for run in runs]
+    assert {run.status.value for run in runs} == {"reached"}
+    assert runs[0].steps < 120
+    assert runs[0].table().query("quantity == 'relative_drift'").value.max() < 1e-15
+    assert float((ends[0] - ends[1]).norm() / ends[0].norm()) < 1e-3
+
+
+def at_growth(problem, start, size, growth, method=EntropicMidpoint):
+    """The weights where `log ‖w‖` has grown by `growth`, by interpolation between steps."""
+    stepper = method(step_size=size, rtol=1.0)
+    points, state = [(0.0, start.weights)], replace(start, sizes=dict.fromkeys(start.sizes, size))
     while points[-1][0] < growth + 3 * size:
         state = stepper.step(problem.objective, state)[0]
         points.append((math.log(float(state.weights.norm() / start.weights.norm())), state.weights))

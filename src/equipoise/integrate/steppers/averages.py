@@ -43,10 +43,10 @@ def entropic(stretch: Stretch) -> Attempt:
         attempt = replace(attempt, visited=visited, temperature=temperature)
         if not attempt.settled:
             return attempt
-        missed = _missed(objective.potential(objective.margins.evaluate(attempt.weights)), rows)
-        if len(missed) == 0:
+        out = missed(objective.potential(objective.margins.evaluate(attempt.weights)), rows)
+        if len(out) == 0:
             return attempt
-        rows = torch.cat([rows, missed]).sort().values
+        rows = torch.cat([rows, out]).sort().values
 
 
 def active(outlook: Outlook, span: float) -> Rows:
@@ -59,7 +59,7 @@ def active(outlook: Outlook, span: float) -> Rows:
     return near.nonzero().squeeze(1)
 
 
-def _missed(after: Tensor, rows: Tensor) -> Tensor:
+def missed(after: Tensor, rows: Tensor) -> Tensor:
     """The worst outside the active set of those that weigh at the end of the step, beyond what its error explains."""
     level = after[rows].min()
     outside = torch.ones_like(after, dtype=torch.bool)
