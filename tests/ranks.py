@@ -1,6 +1,9 @@
 """One process of a data-parallel training under watch."""
 
+import json
+import time
 import warnings
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -27,6 +30,41 @@ def train(model, optimizer, part, folder, lead):
             F.cross_entropy(model(X[part]), Y[part]).backward()
             optimizer.step()
     return log
+
+
+class Looks:
+    """An observer that remembers when it looked, on whatever process it is."""
+
+    name = "looks"
+
+    def __init__(self):
+        self.steps = []
+
+    def init(self, scene):
+        return {}
+
+    def observe(self, scene, memory, snapshot):
+        self.steps.append(snapshot.step)
+        return memory, []
+
+
+def unequal(rank, size, folder):
+    """Steps of unequal speed within a budget: what this process looked at goes into a file of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    model = nn.parallel.DistributedDataParallel(network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    looks = Looks()
+    with eq.watch(model, optimizer, every=1, budget=0.5, observe=[looks, eq.Spectrum()], quiet=True) as log:
+        for _ in range(40):
+            optimizer.zero_grad()
+            time.sleep(0.004 * rank)  # the others are slower, each by its own measure
+            F.cross_entropy(model(X[rank::size]), Y[rank::size]).backward()
+            optimizer.step()
+            log.meter.looking += 0.002 / (1 + rank)  # and looks seem dearer to the first
+    Path(folder, f"steps{rank}").write_text(json.dumps(looks.steps))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def main(kind, rank, size, folder):

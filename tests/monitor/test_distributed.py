@@ -1,5 +1,6 @@
 """Several processes see what one sees: DistributedDataParallel and FSDP2 over gloo."""
 
+import json
 import multiprocessing
 
 import numpy as np
@@ -23,16 +24,24 @@ def alone():
     return key(ranks.train(model, optimizer, slice(None), None, lead=False).table())
 
 
-@pytest.mark.parametrize(("kind", "size"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
-def test_the_numbers_are_those_of_one_process(kind, size, alone, tmp_path):
+def run(each, target):
+    """One process for the arguments of each, to its end."""
     server = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
     server.set_forkserver_preload(["ranks"])
-    processes = [server.Process(target=ranks.main, args=(kind, rank, size, str(tmp_path))) for rank in range(size)]
+    processes = [server.Process(target=target, args=its) for its in each]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=150)
-    assert [process.exitcode for process in processes] == [0] * size
+        if process.is_alive():  # they wait for each other
+            process.kill()
+            process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
+def test_the_numbers_are_those_of_one_process(kind, size, alone, tmp_path):
+    run([(kind, rank, size, str(tmp_path)) for rank in range(size)], ranks.main)
     seen = key(Store.open(tmp_path / "run").table())
     assert set(seen.index) == set(alone.index)
     assert {place for _, _, place, _ in seen.index} >= {"0.weight", "0.weight → 2.weight", "2.weight → 3.weight"}
@@ -43,3 +52,10 @@ def test_the_numbers_are_those_of_one_process(kind, size, alone, tmp_path):
         np.testing.assert_allclose(mine, theirs[mine.index], rtol=1e-6, atol=1e-12, err_msg=quantity)
     assert seen.xs("residual", level="quantity").max() < 1e-14
     assert seen.xs("excess", level="quantity").max() < 1
+
+
+def test_processes_of_unequal_speed_look_at_the_same_steps(tmp_path):
+    run([(rank, 2, str(tmp_path)) for rank in range(2)], ranks.unequal)
+    first, second = (json.loads((tmp_path / f"steps{rank}").read_text()) for rank in range(2))
+    assert first == second
+    assert 3 <= len(first) < 40  # the budget has stretched the cadence

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 import equipoise as eq
 from equipoise.errors import InputError
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++")
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 3
 
@@ -185,10 +187,20 @@ def test_a_crash_of_a_sink_or_an_observer_never_stops_the_training():
     assert len(seen) == 4  # steps 1, 5, 10 and the end
 
 
-@pytest.mark.parametrize("style", ["compile", "accumulation", "frozen", "groups"])
+@pytest.mark.parametrize(
+    "style",
+    [
+        "compile",
+        pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler]),
+        "accumulation",
+        "frozen",
+        "groups",
+    ],
+)
 def test_ways_to_train(style):
     model = network()
-    called = torch.compile(model, backend="eager") if style == "compile" else model
+    backend = {"compile": "eager", "inductor": "inductor"}.get(style)
+    called = torch.compile(model, backend=backend) if backend else model
     if style == "frozen":
         model[0].requires_grad_(False)
     groups = [

@@ -6,17 +6,19 @@ costs one read of each weight, is linear in `C`, and vanishes for every `S` only
 diagonal have mean zero and variance `‖C‖_F²`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from equipoise.graph.interface import Interface
+from equipoise.graph.interface import Interface, Member
 from equipoise.laws.commutant import Antisymmetric, Blocks, Full
-from equipoise.laws.law import Law
+from equipoise.laws.law import Law, fitting
 from equipoise.laws.predict import plain_change
+from equipoise.laws.scratch import Scratch
 
 Named = Mapping[str, Tensor]
 Reduce = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
@@ -96,7 +98,8 @@ class Gauge:
         if not self.laws:
             return []
         weights, gradients = self.share(weights), self.share(gradients) if gradients else None
-        parts = [_parts(law, weights, gradients) for law in self.laws]
+        sums = _unit_sums([law for law in self.laws if _by_unit(law)], weights, gradients)
+        parts = [next(sums) if _by_unit(law) else _parts(law, weights, gradients) for law in self.laws]
         whole = iter(self.reduce([tensor for tensors in parts for tensor in tensors]))
         shifts = gradients and any(law.kind == "shift" for law in self.laws)
         norm = _norm(gradients.values(), self.reduce) if gradients and shifts else 0.0
@@ -140,10 +143,34 @@ def _parts(law: Law, weights: Named, gradients: Named | None) -> list[Tensor]:
     w, g = law.slices(weights), law.slices(gradients) if gradients else None
     if law.kind == "shift":
         return [law.commutant.moments(x, x, law.degrees) for x in (w, g) if x is not None]
-    if law.interface.width > 1:
-        return w if g is None else [*w, *g]
-    pairs = [(w, w)] if g is None else [(w, w), (g, w), (g, g)]
-    return [torch.stack([(x * y).flatten(1).sum(1) for x, y in zip(*pair, strict=True)]) for pair in pairs]
+    return w if g is None else [*w, *g]
+
+
+def _by_unit(law: Law) -> bool:
+    """Whether each component has a rate of its own, so that products by element are enough."""
+    return law.kind != "shift" and law.interface.width == 1
+
+
+def _unit_sums(laws: Sequence[Law], weights: Named, gradients: Named | None) -> Iterator[list[Tensor]]:
+    """For each law `Σ x y` by member and unit: of weights and, if there are any, gradients with weights and gradients.
+
+    A parameter is multiplied once for all of its laws.
+    """
+    pairs = [(weights, weights)]
+    pairs += [(gradients, weights), (gradients, gradients)] if gradients is not None else []
+    uses: dict[str, list[tuple[int, int, Member]]] = defaultdict(list)
+    for number, law in enumerate(laws):
+        for place, member in enumerate(law.interface.members):
+            uses[member.parameter].append((number, place, member))
+    scratch, sums = Scratch(), {}
+    for mine in uses.values():
+        for which, (x, y) in enumerate(pairs):
+            products = scratch.product(fitting(mine[0][2], x), fitting(mine[0][2], y))
+            for number, place, member in mine:
+                sums[number, which, place] = member.slices(products).flatten(1).sum(1)
+    for number, law in enumerate(laws):
+        places = range(len(law.interface.members))
+        yield [torch.stack([sums[number, which, place] for place in places]) for which in range(len(pairs))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from equipoise.errors import InputError
 from equipoise.graph.interface import Member
 from equipoise.laws.commutant import Blocks, Full, Slices
 from equipoise.laws.law import Law, fitting
+from equipoise.laws.scratch import Scratch
 
 STRIP = 1 << 18  # elements: weights and gradients of a strip then fit into a second-level cache
 
@@ -168,7 +169,7 @@ class _Gathered:
 
     def __init__(self, laws: Sequence[Law], probes: Mapping[int, Tensor]):
         self.laws, self.probes = laws, probes
-        self.scratch: Tensor | None = None
+        self.scratch = Scratch()
         self.moments: list[dict[Slot, Tensor]] = [{} for _ in laws]
         self.norms: list[tuple[object, Tensor, Tensor]] = []
 
@@ -176,7 +177,7 @@ class _Gathered:
         """One strip, read for everything that it takes part in."""
         if strip.measured:
             self._measure(strip.parameter, weights, gradients)
-        products = self._products(weights, gradients) if strip.multiplied else weights
+        products = self.scratch.product(weights, gradients) if strip.multiplied else weights
         for share in strip.shares:
             if share.by_element:
                 self._add(share, share.member.degree * share.member.slices(products).sum((1, 2, 3))[:, None, None])
@@ -185,12 +186,6 @@ class _Gathered:
             self._add(share, self._moments(share, w, g))
             if share.partial:
                 self._measure(share.member, w, g)
-
-    def _products(self, weights: Tensor, gradients: Tensor) -> Tensor:
-        """`w g`, element by element, in memory that all strips share: fresh memory costs more than the product."""
-        if self.scratch is None or self.scratch.numel() < weights.numel() or self.scratch.dtype != weights.dtype:
-            self.scratch = weights.new_empty(weights.numel())
-        return torch.mul(weights, gradients, out=self.scratch[: weights.numel()].view(weights.shape))
 
     def _measure(self, key: object, weights: Tensor, gradients: Tensor) -> None:
         self.norms.append((key, torch.linalg.vector_norm(weights), torch.linalg.vector_norm(gradients)))

@@ -99,8 +99,9 @@ def follow(
 ) -> tuple[list[Block], list[Leading]]:
     """One sweep over all matrices: the `r` leading triplets of each, and the blocks for the next sweep.
 
-    Matrices of one shape share their small decompositions; `reduce` is called once, and once more where a matrix is so
-    near rank one that its tail has to be summed from the deflated matrix. Figures of a matrix with NaN are NaN.
+    Matrices of like size share their small decompositions, filled up with zeros. `reduce` is called once, and once more
+    where a matrix is so near rank one that its tail has to be summed from the deflated matrix. Figures of a matrix with
+    NaN are NaN.
 
     >>> W = torch.diag(torch.tensor([9.0, 3.0, 1.0, 0.1, 0.1, 0.0], dtype=torch.float64))
     >>> generator = torch.Generator().manual_seed(0)
@@ -120,8 +121,10 @@ def follow(
     images, pulled, squares = whole[0::3], whole[1::3], whole[2::3]
     found: list[_Ritz | None] = [None] * len(pieces)
     for group in _alike(images, blocks):
-        x, y, z, s = (torch.stack([source[i] for i in group]) for source in (blocks, images, pulled, squares))
-        for i, ritz in zip(group, _ritz(x, y, z, s, r, generator), strict=True):
+        x, y, z = (_stacked([source[i] for i in group]) for source in (blocks, images, pulled))
+        sizes = [(images[i].shape[1], blocks[i].shape[1]) for i in group]
+        ritzes = _ritz(x, y, z, torch.stack([squares[i] for i in group]), sizes, r, generator)
+        for i, ritz in zip(group, ritzes, strict=True):
             found[i] = ritz.turned() if pieces[i].turned else ritz
     certain = [ritz for ritz in found if ritz is not None]
     tails = _tails(pieces, certain, reduce)
@@ -129,12 +132,22 @@ def follow(
     return [ritz.next_block for ritz in certain], leadings
 
 
-def _alike(images: Sequence[Tensor], blocks: Sequence[Block]) -> list[list[int]]:
-    """Indices of the matrices of one shape, dtype and device."""
+def _alike(images: Sequence[Tensor], blocks: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the matrices with as many directions, of one dtype and device, of sizes within a factor of four."""
     groups: dict[object, list[int]] = {}
     for index, (image, block) in enumerate(zip(images, blocks, strict=True)):
-        groups.setdefault((image.shape, block.shape, block.dtype, block.device), []).append(index)
+        size = max(image.shape[1], block.shape[1], 1)
+        key = (len(block), len(block) == block.shape[1], ((size - 1).bit_length() + 1) // 2, block.dtype, block.device)
+        groups.setdefault(key, []).append(index)
     return list(groups.values())
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """One batch, the shorter rows filled up with zeros."""
+    if len({part.shape for part in rows}) == 1:
+        return torch.stack(list(rows))
+    length = max(part.shape[1] for part in rows)
+    return torch.stack([torch.nn.functional.pad(part, (0, length - part.shape[1])) for part in rows])
 
 
 @dataclass(frozen=True)
@@ -164,9 +177,18 @@ class _Ritz:
 
 
 def _ritz(
-    blocks: Tensor, images: Tensor, pulled: Tensor, squares: Tensor, r: int, generator: torch.Generator
+    blocks: Tensor,
+    images: Tensor,
+    pulled: Tensor,
+    squares: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    r: int,
+    generator: torch.Generator,
 ) -> Iterable[_Ritz]:
-    """Rayleigh–Ritz of `WᵀW` on each block. `Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
+    """Rayleigh–Ritz of `WᵀW` on each block. `Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`.
+
+    `sizes` are the lengths of images and directions without the zeros that fill them up.
+    """
     finite = (
         torch.isfinite(squares) & torch.isfinite(images.flatten(1).sum(1)) & torch.isfinite(pulled.flatten(1).sum(1))
     )
@@ -180,16 +202,17 @@ def _ritz(
     distance = torch.linalg.vector_norm(coupling.double(), dim=-1)  # of squares of squares: beyond float32
     small = torch.finfo(torch.float64).tiny
     nearest = torch.minimum(distance / values.clamp(min=small), distance.sqrt())
-    upper = _upper(ritz, distance, squares, images.shape[-1] + blocks.shape[-1], blocks.dtype)
+    upper = _upper(ritz, distance, squares, max(map(sum, sizes)), blocks.dtype)
     left = turn[:, :r] @ images
     left = left / torch.linalg.vector_norm(left, dim=-1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
-    fresh = _next(right[:, :r], coupling[:, :r], blocks, r, generator)
+    fresh = _next(right[:, :r], coupling[:, :r], blocks, [columns for _, columns in sizes], r, generator)
     told = torch.cat([nearest[:, :r], upper[:, None], squares[:, None]], dim=1)
     told = torch.where(finite[:, None], told, torch.nan).tolist()
     shown = torch.where(finite[:, None], values[:, :r], torch.nan).to(blocks)
     for i, (*residuals, bound, square) in enumerate(told):
-        triplets = Triplets(left[i].mT, shown[i], right[i, :r].mT)
-        yield _Ritz(triplets, tuple(residuals), bound, square, fresh[i])
+        rows, columns = sizes[i]
+        triplets = Triplets(left[i, :, :rows].mT, shown[i], right[i, :r, :columns].mT)
+        yield _Ritz(triplets, tuple(residuals), bound, square, fresh[i, :, :columns])
 
 
 def _upper(ritz: Tensor, distance: Tensor, squares: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -210,10 +233,12 @@ def _upper(ritz: Tensor, distance: Tensor, squares: Tensor, size: int, dtype: to
     return squares.sqrt() * (torch.linalg.eigvalsh(arrow)[:, -1].sqrt() + rounding)
 
 
-def _next(right: Tensor, coupling: Tensor, blocks: Tensor, r: int, generator: torch.Generator) -> Tensor:
+def _next(
+    right: Tensor, coupling: Tensor, blocks: Tensor, columns: Sequence[int], r: int, generator: torch.Generator
+) -> Tensor:
     """The block of the next sweep: `V`, its residuals, the last `V` (which starts every block), and a random row."""
-    noise = torch.randn(len(blocks), 1, blocks.shape[-1], generator=generator, dtype=torch.float32).to(blocks)
-    rows = torch.cat([right, coupling, blocks[:, :r], noise], dim=1)
+    noise = [torch.randn(1, length, generator=generator, dtype=torch.float32) for length in columns]
+    rows = torch.cat([right, coupling, blocks[:, :r], _stacked(noise).to(blocks)], dim=1)
     size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     rows = torch.where(size > 0, rows / size.clamp(min=torch.finfo(rows.dtype).tiny), 0.0)
     rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
