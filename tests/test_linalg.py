@@ -30,7 +30,7 @@ def orthonormal(rows, columns, seed=0):
 
 
 @st.composite
-def matrices(draw):
+def matrices(draw, scales=(1e-6, 1.0, 1e6)):
     """Random initialisations, planted rank one, repeated and decaying values, zero, single rows and columns."""
     rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     seed, k = draw(st.integers(0, 2**32)), min(rows, columns)
@@ -55,14 +55,17 @@ def matrices(draw):
             matrix = random(1, columns, seed=seed)
         case _:
             matrix = random(rows, 1, seed=seed)
-    return (matrix * draw(st.sampled_from([1e-6, 1.0, 1e6]))).to(draw(DTYPES))
+    return (matrix * draw(st.sampled_from(scales))).to(draw(DTYPES))
 
 
 def exact_values(matrix):
     return np.linalg.svd(matrix.double().numpy(), compute_uv=False)
 
 
-@given(matrix=matrices(), r=st.integers(1, 4), steps=st.integers(0, 4), seed=st.integers(0, 99))
+EVERY_SCALE = (1e-30, 1e-12, 1e-6, 1.0, 1e6, 1e12, 1e30)  # fourth powers of some are beyond float32
+
+
+@given(matrix=matrices(EVERY_SCALE), r=st.integers(1, 4), steps=st.integers(0, 4), seed=st.integers(0, 99))
 @settings(max_examples=300)
 def test_the_bound_is_never_below_the_true_error(matrix, r, steps, seed):
     start = random(matrix.shape[1], 3, seed=seed).to(matrix.dtype) if seed % 2 else None
@@ -76,7 +79,7 @@ def test_the_bound_is_never_below_the_true_error(matrix, r, steps, seed):
         assert abs(np.append(exact, 0) - value).min() <= residual + rounding
 
 
-@given(matrix=matrices(), steps=st.integers(1, 14), seed=st.integers(0, 2**32))
+@given(matrix=matrices(EVERY_SCALE), steps=st.integers(1, 14), seed=st.integers(0, 2**32))
 @settings(max_examples=300)
 def test_the_probable_bound_is_above_the_norm(matrix, steps, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -112,6 +115,24 @@ def test_with_a_gap_the_iteration_is_exact_to_rounding(dtype):
     overlap = (found.triplets.right.double().T @ exact.right).abs()
     torch.testing.assert_close(overlap, torch.eye(3).double(), atol=100 * eps, rtol=0)
     torch.testing.assert_close(matrix @ found.triplets.right, found.triplets.left * found.triplets.values)
+
+
+@pytest.mark.parametrize("exponent", [-100, -40, 40, 100])
+def test_a_power_of_two_changes_nothing_but_the_scale(exponent):
+    matrix, scale = random(80, 60, dtype=torch.float32), 2.0**exponent
+    matrix[:40] *= 3
+    ours, theirs = krylov_triplets(matrix * scale, 3), krylov_triplets(matrix, 3)
+    torch.testing.assert_close(ours.triplets.values / scale, theirs.triplets.values)
+    torch.testing.assert_close(ours.triplets.right.T @ theirs.triplets.right, torch.eye(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close((ours.upper / scale, ours.captured), (theirs.upper, theirs.captured))
+    torch.testing.assert_close(probable_norm_bound(matrix * scale) / scale, probable_norm_bound(matrix))
+
+
+def test_large_flat_and_planted_matrices_are_bounded_in_float32():
+    flat = orthonormal(1200, 1000)
+    for matrix in (flat, flat + 30 * torch.outer(flat[:, 0], flat[0])):
+        matrix = matrix.float()
+        assert float(krylov_triplets(matrix, 2, steps=1).upper) >= exact_values(matrix)[0]
 
 
 def test_a_warm_start_follows_a_moving_matrix():
@@ -209,8 +230,8 @@ def test_bad_input_says_what_to_do():
         leading_triplets(torch.ones(1, 0))
     with pytest.raises(InputError, match=r"finite numbers; found 1 of 4 entries"):
         krylov_triplets(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
-    with pytest.raises(InputError, match=r"norm the dtype can hold; found entries up to 1e\+30 in torch\.float32"):
-        krylov_triplets(torch.full((2, 2), 1e30))
+    with pytest.raises(InputError, match=r"norm the dtype can hold; found entries up to 3e\+38 in torch\.float32"):
+        krylov_triplets(torch.full((2, 2), 3e38))
     with pytest.raises(InputError, match=r"one row and one column; found shape \(0, 3\)"):
         probable_norm_bound(torch.ones(0, 3))
     with pytest.raises(InputError, match=r"float32 or float64; found torch\.float16"):

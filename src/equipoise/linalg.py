@@ -169,7 +169,7 @@ def krylov_triplets(
     """
     if r < 1:
         raise InputError(expected="at least one singular triplet", found=f"r={r}", remedy="pass r=1 or more")
-    norm = _finite_norm(matrix)
+    matrix, norm, unit = _scaled(matrix)
     block = min(r + oversample, *matrix.shape[-2:])
     basis = _orthonormal(_first_block(matrix, start, block, generator))
     width = basis.shape[-1]
@@ -179,10 +179,10 @@ def krylov_triplets(
     right, pulled = basis @ turn.mT, _pull(matrix, left)
     residuals = torch.linalg.vector_norm(pulled - right * values.unsqueeze(-2), dim=-2)
     return KrylovTriplets(
-        Triplets(left, values, right).top(r),
-        residuals[..., :r],
+        Triplets(left, values * unit[..., None], right).top(r),
+        residuals[..., :r] * unit[..., None],
         torch.where(norm > 0, (values[..., :r] / norm.clamp(min=_tiny(norm)).unsqueeze(-1)).square().sum(-1), 1.0),
-        _norm_bound(values, residuals, norm, sum(matrix.shape[-2:])),
+        _norm_bound(values, residuals, norm, sum(matrix.shape[-2:])) * unit,
         pulled[..., :block],
     )
 
@@ -237,17 +237,27 @@ def _orthonormal(block: Tensor) -> Tensor:
     return torch.linalg.qr(block / size.clamp(min=_tiny(size))).Q
 
 
-def _finite_norm(matrix: Tensor) -> Tensor:
-    """`‖W‖_F`, one read; whatever is wrong with the matrix shows in it."""
-    norm = frobenius_norm(matrix) if matrix.numel() else matrix.new_zeros(())
-    if matrix.numel() == 0 or matrix.dtype not in (torch.float32, torch.float64) or not torch.isfinite(norm).all():
-        require_matrix(matrix)
+def _scaled(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each matrix over a power of two, the norm of that, and the power: fourth powers then stay within the dtype.
+
+    The matrix itself, and 1, where they do anyway. Whatever is wrong with it shows in its norm, which takes one read.
+    """
+    sound = matrix.numel() and matrix.dtype in (torch.float32, torch.float64)
+    norm = frobenius_norm(matrix) if sound else matrix.new_zeros(())
+    least = _tiny(norm) ** 0.2 if sound else 0.0
+    if sound and bool(((norm > least) & (norm < 1 / least)).all()):
+        return matrix, norm, torch.ones_like(norm)
+    largest = require_matrix(matrix).abs().amax((-2, -1))
+    unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    matrix = matrix / unit[..., None, None]
+    norm = frobenius_norm(matrix)
+    if not torch.isfinite(norm * unit).all():
         raise InputError(
             expected="a matrix whose Frobenius norm the dtype can hold",
-            found=f"entries up to {float(matrix.abs().max()):.3g} in {matrix.dtype}",
+            found=f"entries up to {float(largest.max()):.3g} in {matrix.dtype}",
             remedy="scale it down or convert it with .double()",
         )
-    return norm
+    return matrix, norm, unit
 
 
 def _tiny(tensor: Tensor) -> float:
@@ -279,7 +289,7 @@ def probable_norm_bound(
             found=f"steps={steps}, failure={failure}",
             remedy="pass steps=12, failure=1e-9",
         )
-    norm = _finite_norm(matrix)
+    matrix, norm, unit = _scaled(matrix)
     scaled_norm = norm.clamp(min=_tiny(norm))[..., None, None]
     if matrix.shape[-2] < matrix.shape[-1]:
         matrix = matrix.mT
@@ -295,7 +305,7 @@ def probable_norm_bound(
     factors = torch.cat([off_diagonal, coupling.unsqueeze(-1)], dim=-1)
     rounding = 4 * sum(matrix.shape[-2:]) ** 0.5 * torch.finfo(matrix.dtype).eps
     log_target = (factors + rounding).log().sum(-1) - math.log(failure * math.sqrt(math.pi / (2 * n)))
-    return norm * (_largest_root(ritz, log_target).sqrt() + rounding)
+    return norm * (_largest_root(ritz, log_target).sqrt() + rounding) * unit
 
 
 def _largest_root(roots: Tensor, log_value: Tensor) -> Tensor:
