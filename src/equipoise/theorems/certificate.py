@@ -11,6 +11,7 @@ from equipoise.laws import Laws
 from equipoise.references import REFERENCES, Reference
 from equipoise.theorems import assumptions, present
 from equipoise.theorems.assumptions import Assumption
+from equipoise.theorems.blocks import block_claims, co_active_blocks
 from equipoise.theorems.claims import Claim, Claimer, tail_claims
 from equipoise.theorems.directional import extrapolate
 from equipoise.theorems.evidence import Evidence
@@ -18,7 +19,7 @@ from equipoise.theorems.gather import FinishedRun, gather, gather_run
 from equipoise.theorems.recheck import Fingerprint, Recheck, compare, fingerprint
 from equipoise.theorems.stability import stability_claims
 from equipoise.theorems.stationarity import stationarity_claims
-from equipoise.theorems.submatrix import class_laws, patterned_layers, submatrix_claims
+from equipoise.theorems.submatrix import bounded_classes, class_laws, patterned_layers, submatrix_claims
 
 _REFERENCES = ("le2022training", "du2018algorithmic", "ji2019gradient", "lyu2020gradient", "ji2020directional")
 
@@ -110,7 +111,7 @@ def certify(
       misalignment with the next one at most the bound of T3.2; `r = 1` for one score, `C - 1` for `C` classes. In a
       chain without biases its norm is at least what the margins require (T3.3), so that both bounds go to zero.
     - Every class of co-active neurons of the layers below, from the values at the time it became stable (T4.2), and
-      each layer by the number of its classes (T4.3); all of a ReLU layer carries no claim (T4.4).
+      each layer of a chain by the number of its classes (T4.3); all of a ReLU layer carries no claim (T4.4).
     - Activity and signs that are decided at the limit have stopped to change (T4.1, T5.2); slackness and stationarity
       of the margins (T7), where the network is homogeneous.
 
@@ -140,13 +141,13 @@ def certify(
 
 def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certificate:
     direction = extrapolate(evidence.points)
-    layers = patterned_layers(evidence)
+    layers, blocks = patterned_layers(evidence), co_active_blocks(evidence)
     found = (
         assumptions.homogeneous(evidence),
         assumptions.exponential_tail(evidence),
         assumptions.separated(evidence),
         assumptions.laws_conserved(evidence),
-        *class_laws(layers),
+        *class_laws([*bounded_classes(layers), *blocks]),
         assumptions.directional_convergence(direction),
         *recorded,
     )
@@ -154,6 +155,7 @@ def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certif
     claims = (
         *tail_claims(evidence, claim),
         *submatrix_claims(evidence, layers, claim),
+        *block_claims(evidence, blocks, claim),
         *stability_claims(evidence, direction, claim),
         *stationarity_claims(evidence, claim),
     )

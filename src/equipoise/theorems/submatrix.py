@@ -5,8 +5,9 @@ constant from the time at which its neurons became co-active. So what T3.1 does 
 rows `S`, from the values at that time; and the classes of a layer together bound the rank of all of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -145,9 +146,28 @@ def preactivations(evidence: Evidence, bent: tuple[Kink, ...], weights: Named) -
 # --- assumption and claims ---
 
 
-def class_laws(layers: tuple[PatternedLayer, ...]) -> tuple[Assumption, ...]:
+@runtime_checkable
+class Followed(Protocol):
+    """A class of co-active neurons, since when its law is known to have been kept, and how well."""
+
+    @property
+    def since(self) -> float | None:
+        """Growth at the earliest saved point; None where only the end is known."""
+        ...
+
+    @property
+    def drift(self) -> float:
+        """`‖C_S - C_S(T)‖_F/‖w‖²`."""
+        ...
+
+
+def bounded_classes(layers: tuple[PatternedLayer, ...]) -> list[StableClass]:
+    """The classes that T4.2 says something about: of more neurons than the rank they tend to."""
+    return [found for layer in layers for found in layer.classes if len(found.members) > layer.rank]
+
+
+def class_laws(classes: Sequence[Followed]) -> tuple[Assumption, ...]:
     """The law of every pattern class is what it was when it became co-active; observed where that is not known."""
-    classes = [found for layer in layers for found in layer.classes if len(found.members) > layer.rank]
     known = [found.drift for found in classes if found.since is not None]
     assumptions = []
     if known:
@@ -173,7 +193,7 @@ def submatrix_claims(evidence: Evidence, layers: tuple[PatternedLayer, ...], cla
             if len(found.members) > layer.rank:
                 rows = weight[found.members]
                 title = f"rank {layer.rank} of {len(found.members)} co-active neurons of {name} {_members(found)}"
-                quantity = _quantity(layer.rank) + _since(found)
+                quantity = _quantity(layer.rank) + since_when(found.since)
                 rests_on = (CLASSES_STAY if found.since is None else CLASS_LAWS, *start)
                 yield claim(title, "T4.2", quantity, *_compared(rows, layer.rank, deficit), rests_on)
         if layer.total < min(weight.shape):
@@ -196,5 +216,6 @@ def _members(found: StableClass) -> str:
     return f"({first}, …)" if len(found.members) > 3 else f"({first})"
 
 
-def _since(found: StableClass) -> str:
-    return ", as known at the end" if found.since is None else f", from the values at s = {found.since:.2f}"
+def since_when(since: float | None) -> str:
+    """From which values a bound is."""
+    return ", as known at the end" if since is None else f", from the values at s = {since:.2f}"
