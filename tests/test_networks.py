@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from equipoise.errors import InputError
-from equipoise.networks import INITS, convnet, mlp, residual_mlp
+from equipoise.laws import invariances
+from equipoise.networks import INITS, convnet, mlp, residual_mlp, transformer
 
 
 def names(model):
@@ -143,3 +144,46 @@ def test_convolutional_network_by_hand(pool, torchs):
 def test_senseless_convolutional_network(arguments, message):
     with pytest.raises(InputError, match=message):
         convnet((8, 8), width=4, **arguments)
+
+
+@pytest.mark.parametrize("linear_tail", [1, 2, 4])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_balanced_weights_start_with_every_law_at_zero(linear_tail, outputs):
+    model = mlp([6, 5, 7, 4, outputs], linear_tail, seed=1, scale=0.3, balanced=True)
+    laws = invariances(model, torch.zeros(2, 6, dtype=torch.float64))
+    plain = laws.value(mlp([6, 5, 7, 4, outputs], linear_tail, seed=1, scale=0.3))
+    assert len(laws) == 3
+    assert max(float(value.abs().max()) for value in laws.value(model).values()) < 1e-15
+    assert min(float(value.abs().max()) for value in plain.values()) > 1e-3
+    assert model(torch.randn(9, 6, dtype=torch.float64)).abs().max() > 0
+
+
+def test_balanced_layers_too_narrow_for_the_rank_above():
+    with pytest.raises(InputError, match=r"at least 3 inputs of layer1, the rank of layer2.*found 2"):
+        mlp([2, 5, 3], 2, balanced=True)
+
+
+def test_attention_of_the_transformer_is_that_of_its_formula():
+    model = transformer(3, 4, width=6, heads=2, seed=2)
+    x = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    block, h = model.block1, model.embed(x.view(5, 3, 4))
+    normed = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    heads = []
+    for k in (slice(0, 3), slice(3, 6)):
+        q, key, v = (normed @ part.weight[k].T for part in (block.query, block.key, block.value))
+        heads.append(torch.softmax(q @ key.mT / 3**0.5, -1) @ v)
+    torch.testing.assert_close(block.out(torch.cat(heads, -1)) + h, attended(block, h))
+
+
+def attended(block, h):
+    """What the block adds the two-layer network to."""
+    seen = []
+    handle = block.norm2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    block(h)
+    handle.remove()
+    return seen[0]
+
+
+def test_senseless_transformer():
+    with pytest.raises(InputError, match=r"heads that divide the width 8; found 3; pass heads=1"):
+        transformer(4, 16, heads=3)

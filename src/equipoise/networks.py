@@ -1,4 +1,4 @@
-"""Small reference networks in float64: a multilayer perceptron and a residual network, both with a linear tail.
+"""Small reference networks in float64: multilayer perceptron, residual network, convnet and transformer.
 
 They are ordinary modules: nothing in Equipoise recognises them by type.
 """
@@ -39,6 +39,7 @@ def mlp(
     seed: int = 0,
     init: str = "fan_in",
     scale: float | int = 1.0,
+    balanced: bool = False,
 ) -> nn.Sequential:
     """A feedforward ReLU network whose last `linear_tail` weight matrices have no activation between them (T3.4).
 
@@ -46,6 +47,8 @@ def mlp(
     ones is followed by `relu1`, `relu2`, …. `linear_tail=1` is the usual ReLU network, `linear_tail=len(widths) - 1`
     a deep linear one. Weights are float64, drawn in order from a generator of its own seeded with `seed`:
     N(0, 1/fan_in), or `init` among `INITS`; then multiplied by `scale`. Biases, where asked for, start at zero.
+    `balanced` then rescales them so that every law starts at zero (T2): `W₊ᵀ W₊ = W Wᵀ` below a linear layer, and
+    `‖in‖ = ‖out‖` for each neuron with a ReLU.
 
     >>> mlp([784, 64, 64, 1], linear_tail=2)
     Sequential(
@@ -56,7 +59,8 @@ def mlp(
     )
 
     Raises `InputError` for widths that are not positive integers, fewer than two of them, a tail outside
-    1 … `len(widths) - 1`, an unknown `init`, and a scale that is not positive and finite.
+    1 … `len(widths) - 1`, an unknown `init`, a scale that is not positive and finite, and balanced linear layers that
+    are narrower than the rank of those above.
     """
     sizes = _widths(widths)
     depth = len(sizes) - 1
@@ -68,7 +72,33 @@ def mlp(
             layers[f"relu{k}"] = nn.ReLU()
     model = nn.Sequential(layers)
     _start(model, seed, init, scale)
+    if balanced:
+        _balance([cast(nn.Linear, layers[f"layer{k}"]) for k in range(1, depth + 1)], rectified)
     return model
+
+
+def _balance(layers: list[nn.Linear], rectified: int) -> None:
+    """Make every law zero, from the last layer down; the last keeps its weights.
+
+    Below a ReLU each row keeps its direction. Below a linear layer, with `W₊ = L S R` cut to its rank, `W ← Rᵀ S Q`
+    with `Q` the polar factor of `R W`: its rank is that of `W₊`.
+    """
+    with torch.no_grad():
+        for k in range(len(layers) - 1, 0, -1):
+            below, above = layers[k - 1].weight, layers[k].weight
+            if k <= rectified:
+                below.mul_((above.norm(dim=0) / below.norm(dim=1))[:, None])
+                continue
+            _, values, right = torch.linalg.svd(above, full_matrices=False)
+            rank = int((values > 1e-9 * values[0]).sum())
+            if rank > below.shape[1]:
+                raise InputError(
+                    expected=f"at least {rank} inputs of layer{k}, the rank of layer{k + 1}, for balanced weights",
+                    found=str(below.shape[1]),
+                    remedy="widen the layers below, or pass balanced=False",
+                )
+            left, _, turn = torch.linalg.svd(right[:rank] @ below, full_matrices=False)
+            below.copy_(right[:rank].mT @ (values[:rank, None] * (left @ turn)))
 
 
 class ResidualBlock(nn.Module):
@@ -174,6 +204,89 @@ def convnet(
     model = nn.Sequential(layers)
     _start(model, seed, init, scale)
     return model
+
+
+class TransformerBlock(nn.Module):
+    """`h ↦ h + out(attention(norm(h)))`, then `h ↦ h + down(relu(up(norm(h))))`; every norm is before its branch."""
+
+    def __init__(self, width: int, heads: int, hidden: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = (nn.LayerNorm(width, dtype=torch.float64) for _ in range(2))
+        self.query, self.key, self.value, self.out = (_linear(width, width, bias=False) for _ in range(4))
+        self.up, self.down = _linear(width, hidden, bias=False), _linear(hidden, width, bias=False)
+
+    def forward(self, h: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Attention, then the two-layer network."""
+        x = self.norm1(h)
+        q, k, v = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = h + self.out(mixed)
+        return h + self.down(torch.relu(self.up(self.norm2(h))))
+
+
+def transformer(
+    tokens: int,
+    inputs: int,
+    width: int = 8,
+    heads: int = 2,
+    outputs: int = 1,
+    *,
+    blocks: int = 1,
+    hidden: int | None = None,
+    linear_tail: int = 2,
+    seed: int = 0,
+    init: str = "fan_in",
+    scale: float | int = 1.0,
+) -> nn.Sequential:
+    """A small transformer on `tokens` vectors of `inputs` numbers, with a linear tail on the mean of them (T3.4).
+
+    Takes inputs flat or not. `embed` maps each token to `width`; `block1`, … are attention with `heads` heads and a
+    ReLU network of `hidden` neurons (default `2 width`), each after a LayerNorm; `layer1`, … are the `linear_tail`
+    last matrices. There is no positional embedding. Weights start as in `mlp`, gains at one.
+
+    >>> model = transformer(4, 16)
+    >>> [name for name, _ in model.named_parameters() if "block" not in name]
+    ['embed.weight', 'layer1.weight', 'layer2.weight']
+    >>> model(torch.zeros(3, 64).double()).shape
+    torch.Size([3, 1])
+
+    Raises `InputError` for sizes that are not positive integers, a width that `heads` does not divide, and an unknown
+    `init`.
+    """
+    count, d_in, d, d_out = _widths([tokens, inputs, width, outputs])
+    depth = _integer("linear_tail", linear_tail, 1)
+    if d % _integer("heads", heads, 1, d):
+        raise InputError(expected=f"heads that divide the width {d}", found=str(heads), remedy="pass heads=1")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(tokens=_Tokens(count, d_in), embed=_linear(d_in, d, bias=False))
+    for b in range(1, _integer("blocks", blocks, 1) + 1):
+        layers[f"block{b}"] = TransformerBlock(d, heads, _integer("hidden", hidden or 2 * d, 1))
+    layers["mean"] = _Mean()
+    for k in range(1, depth + 1):
+        layers[f"layer{k}"] = _linear(d, d_out if k == depth else d, bias=False)
+    model = nn.Sequential(layers)
+    _start(model, seed, init, scale)
+    return model
+
+
+class _Tokens(nn.Module):
+    """Flat or not, as (n, tokens, inputs)."""
+
+    def __init__(self, tokens: int, inputs: int):
+        super().__init__()
+        self.tokens, self.inputs = tokens, inputs
+
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n tokens inputs"]:
+        return x.reshape(-1, self.tokens, self.inputs)
+
+
+class _Mean(nn.Module):
+    """The mean over tokens."""
+
+    def forward(self, h: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n width"]:
+        return h.mean(1)
 
 
 class _Image(nn.Module):

@@ -6,7 +6,7 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.errors import InputError
-from equipoise.networks import convnet, mlp, residual_mlp
+from equipoise.networks import convnet, mlp, residual_mlp, transformer
 
 
 class Attention(nn.Module):
@@ -52,6 +52,19 @@ def test_laws_to_rounding(name):
     assert run.status == "reached"
     assert run.log_loss < start - 1
     assert worst_drift(run) < 1e-14
+
+
+def test_laws_of_a_transformer_to_rounding():
+    """Attention and LayerNorm; the scale of the stream is a law but for the `eps` of the norms that read it."""
+    run = eq.flow(transformer(4, 16, width=4, linear_tail=3), digits(20), until=eq.Steps(4), observe=[eq.Drift()])
+    drifts = run.table().query("quantity == 'relative_drift'").groupby("place").value.max()
+    start = run.table().log_loss.iloc[0]
+    assert run.status == "reached"
+    assert run.log_loss < start - 0.1
+    stream = drifts.index.str.startswith("embed.weight")
+    assert len(drifts) == 10  # eight laws, and the worst of two kinds
+    assert drifts[~stream].max() < 1e-14
+    assert 1e-12 < drifts[stream].item() < 1e-4
 
 
 @pytest.mark.slow

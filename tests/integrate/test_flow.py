@@ -156,3 +156,30 @@ def test_models_that_cannot_flow_are_refused_in_one_line(model, message):
     with pytest.raises(InputError, match=message) as refusal:
         eq.flow(model, eq.data.load("separable", n=10, d=5))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("observe", "found"),
+    [
+        ([eq.Spectrum()], "found Spectrum;"),
+        ([], "found none;"),
+        ([eq.Drift(), eq.Spectrum()], "found Drift, Spectrum;"),
+        ([eq.Spectrum(r=2), eq.Drift()], "found Spectrum, Drift;"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_observers_only(tmp_path, observe, found):
+    own = [eq.Spectrum(), eq.Drift()]
+    options = {"out": tmp_path / "run", "arguments": {"network": SMALL, "seed": 0}}
+    small_flow(until=eq.Steps(3), observe=own, max_steps=1, **options)
+    with pytest.raises(InputError, match=f"the observers of the run, Spectrum, Drift, with the same fields; {found}"):
+        eq.resume(tmp_path / "run", observe=observe)
+    assert set(eq.resume(tmp_path / "run", observe=own).table().observer) == {"spectrum", "drift", "flow"}
+
+
+def test_observers_that_hold_tensors_are_passed_again(tmp_path):
+    own = [eq.Activity(torch.randn(4, 5).double())]
+    options = {"out": tmp_path / "run", "arguments": {"network": SMALL, "seed": 0}}
+    small_flow(until=eq.Steps(3), observe=own, max_steps=1, **options)
+    with pytest.raises(InputError, match="the observers of the run, Activity, with the same fields; found none"):
+        eq.resume(tmp_path / "run")
+    assert set(eq.resume(tmp_path / "run", observe=own).table().observer) == {"activity", "flow"}
