@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from scipy.optimize import nnls
 
 from equipoise.cli import main
@@ -12,11 +13,12 @@ from equipoise.errors import InputError, StoreError
 from equipoise.gallery import Case, Claim, Finding, Results, claims, load, run
 from equipoise.gallery.drifts import ROUNDING, worst_drift
 from equipoise.gallery.experiments.linear_svm import max_margin
-from equipoise.gallery.recipes import DEEP_LINEAR
+from equipoise.gallery.experiments.two_points_square import forces
+from equipoise.gallery.recipes import DEEP_LINEAR, DESCENT
 from equipoise.gallery.registry import CLAIMS
 from equipoise.gallery.results import row
 from equipoise.gallery.tails import within_bounds
-from equipoise.integrate.goals import LogLoss
+from equipoise.integrate.goals import LogLoss, Steps
 from equipoise.references import REFERENCES
 
 QUICK = {"data": ["separable"], "seeds": [0], "jobs": 1}
@@ -66,6 +68,43 @@ def test_laws_that_are_not_kept_are_seen(trail):
     moved = {name: weight + 1e-10 for name, weight in rest[-1].parameters.items()}
     nudged = replace(trail, moments=(first, *rest[:-1], replace(rest[-1], parameters=moved)))
     assert worst_drift(nudged, "linear").statistic > ROUNDING
+
+
+@pytest.fixture(scope="module")
+def descent():
+    """A short descent under the name of the gallery's."""
+    case = Case("separable", 0)
+    short = case.train(replace(DESCENT, until=Steps(40)))
+    return case, short
+
+
+def verdict(name, case, trail):
+    case.trails[DESCENT] = trail
+    return CLAIMS[name].verdict(CLAIMS[name].measure(case))
+
+
+def test_defects_that_were_not_predicted_are_seen(descent):
+    case, trail = descent
+    assert verdict("gradient-descent", case, trail) == "holds"
+    wrong = {name: 1.001 * total for name, total in trail.run.defects.items()}
+    assert verdict("gradient-descent", case, replace(trail, run=replace(trail.run, defects=wrong))) == "fails"
+
+
+def test_a_descent_from_elsewhere_leaves_its_bounds(descent):
+    case, trail = descent
+    assert verdict("descent-tail", case, trail) == "holds"
+    halved = {name: weight / 2 for name, weight in trail.run.initial.items()}
+    assert verdict("descent-tail", case, replace(trail, run=replace(trail.run, initial=halved))) == "fails"
+
+
+def test_the_forces_of_the_square_loss_are_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    X, W, V = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 5), (4, 5), (2, 4)))
+    leaves = W.requires_grad_(), V.requires_grad_()
+    loss = (torch.eye(2, dtype=torch.float64) - torch.relu(X @ W.T) @ V.T).square().sum() / 2
+    expected = torch.autograd.grad(loss, leaves)
+    for force, gradient in zip(forces((W.detach(), V.detach()), X), expected, strict=True):
+        assert torch.allclose(force, -gradient, rtol=1e-12)
 
 
 def test_the_solver_of_the_svm_meets_the_conditions_of_optimality():

@@ -18,7 +18,7 @@ def measure(case: Case) -> Finding:
     whole = max(float((moved[name] - run.defects[name]).norm()) / square for name in moved)
     drift = max(float(value.norm()) for value in moved.values()) / square
     remark = f"log R = {run.log_loss:.3g} after {run.steps} steps; the laws moved by {drift:.1e} of ‖w‖² in all"
-    curve = list(zip(figures.index, figures["measured_change"], strict=True))
+    curve = list(zip(figures.index.astype(float), figures["measured_change"], strict=True))
     return Finding(max(whole, *figures["mismatch"]), curve, remark)
 
 
