@@ -55,9 +55,10 @@ def measure(matrix: Streamed, settings: Settings) -> Row | str:
             return _spoilt(matrix.whole())
         return _by_gram(matrix, values, settings) if values[0] > 0 else _zero(matrix, way, settings)
     whole = matrix.whole()
-    if not math.isfinite(float(whole.abs().max())):
+    largest = _largest(whole)
+    if not math.isfinite(largest):
         return _spoilt(whole)
-    if not bool(whole.any()):
+    if largest == 0:
         return _zero(matrix, way, settings)
     return _by_svd(whole, settings) if way == "svd" else _fast(whole, settings)
 
@@ -69,6 +70,12 @@ def _way(matrix: Streamed, settings: Settings) -> str:
     if settings.method == "auto":
         return "svd" if matrix.dtype == torch.float64 else "gram"
     return settings.method
+
+
+def _largest(matrix: Tensor) -> float:
+    """The largest magnitude, without a copy; NaN where an entry is."""
+    low, high = map(float, torch.aminmax(matrix))
+    return max(-low, high)
 
 
 def _zero(matrix: Streamed, way: str, settings: Settings) -> Row:
@@ -85,7 +92,7 @@ def _by_gram(matrix: Streamed, values: Tensor, settings: Settings) -> Row:
 
 def _by_svd(matrix: Tensor, settings: Settings) -> Row:
     """LAPACK's SVD in float64, of the matrix over its largest entry: squares of 1e200 would overflow."""
-    scale = float(matrix.abs().max()) or 1.0
+    scale = _largest(matrix)
     values = linalg.singular_values([matrix.double() / scale])[0].cpu()
     row = described(values * scale, matrix.shape[0], matrix.shape[1], settings)
     return row | {"method": "svd", "accuracy": min(matrix.shape) * torch.finfo(torch.float64).eps}
