@@ -308,7 +308,8 @@ def main():
 
 Wall time from the same weights to the same loss, on a deep linear network {layers} with {EXAMPLES} examples,
 exponential loss. Each method at the first of its settings, coarsest first, whose weights are within {options.error:g}
-(relative) of a reference: EntropicGauss with steps of {FINE[gauss]:g}, below dopri5 with a tolerance of {FINE[dopri5]:g}.
+(relative) of a reference: EntropicGauss with steps of {FINE[gauss]:g}; in the two tables below, dopri5 with a tolerance
+of {FINE[dopri5]:g}.
 Printed by `python benchmarks/flow_depth.py {asked}`.
 
 {rows}
