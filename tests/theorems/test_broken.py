@@ -114,14 +114,14 @@ def test_an_activation_that_is_not_homogeneous_breaks_homogeneity_alone(examples
     torch.manual_seed(0)
     below = nn.Sequential(nn.Linear(10, 8, bias=False), activation())
     model = nn.Sequential(*below, nn.Linear(8, 8, bias=False), nn.Linear(8, 1, bias=False)).double()
-    certificate = certify(flow(model, examples, until=LogLoss(-1e3)))
+    certificate = certify(flow(model, examples, until=LogLoss(-30)))
     assert broken(certificate) == ["homogeneous"]
     assert certificate.holds
     homogeneous = next(found for found in certificate.assumptions if found.name == "homogeneous")
     assert homogeneous.why == f"no degree: {name} of what has degree 1"
     # nothing of growth, activity and margins, which need what failed
     assert {claim.theorem for claim in certificate.claims} <= {"T3.1", "T3.2", "T3.4", "T5.2"}
-    assert max(claim.bound for claim in certificate.claims if claim.theorem == "T3.1") < 0.1  # says something
+    assert max(claim.bound for claim in certificate.claims if claim.theorem == "T3.1") < 0.5  # says something
 
 
 def test_data_that_are_not_separated(run):
@@ -172,7 +172,7 @@ def test_another_start_than_that_of_the_run(run):
 
 def test_patterns_at_the_limit_are_claimed_of_homogeneous_networks_only(examples, run):
     assert "T4.1" in {claim.theorem for claim in certify(run).claims}
-    biased = flow(mlp([10, 8, 8, 1], linear_tail=2, bias=True, seed=0), examples, until=LogLoss(-1e3))
+    biased = flow(mlp([10, 8, 8, 1], linear_tail=2, bias=True, seed=0), examples, until="growth=0.8")
     assert "T4.1" not in {claim.theorem for claim in certify(biased).claims}
     with pytest.raises(InputError, match="terms of degrees 2 and 1"):
         undecided_pairs(biased)
