@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.integrate.quadratic import Quadratic
+
 TOLERANCE = 1e-8  # Σ p |residual| / T at which an iterate is a solution
 _ITERATIONS = 60
 _FLOOR = 1e-13  # weight below which a warm start may not fall: Newton cannot revive an exact zero
@@ -50,7 +52,7 @@ class Solution:
 
 
 def entropic_minimum(
-    quadratic: Float[Tensor, "a a"],
+    quadratic: Quadratic,
     linear: Float[Tensor, " a"],
     start: Float[Tensor, " a"],
     temperature: float = 1.0,
@@ -58,11 +60,13 @@ def entropic_minimum(
 ) -> Solution:
     """The minimum of `½ pᵀAp + bᵀp + T Σ p log p` over the simplex (THEORY T6.1), warm-started.
 
-    `quadratic` is `A` (symmetric, positive semi-definite), `linear` is `b`, `start` any non-negative weights. When
+    `quadratic` is `A`, `linear` is `b`, `start` any non-negative weights. When
     Newton's method fails from `start`, the temperature is lowered to `T` in factors of 20 from the scale of `A`.
     `tolerance` is the residual `Σ p |b + Ap + T log p + λ| / T` at which an iterate is a solution.
 
-    >>> flat = entropic_minimum(torch.zeros(2, 2).double(), torch.zeros(2).double(), torch.tensor([0.9, 0.1]).double())
+    >>> from equipoise.integrate.quadratic import Dense
+    >>> zeros = Dense(torch.zeros(2, 2).double())
+    >>> flat = entropic_minimum(zeros, torch.zeros(2).double(), torch.tensor([0.9, 0.1]).double())
     >>> flat.weights
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
@@ -78,7 +82,7 @@ def entropic_minimum(
 
 
 def extrapolated_average(
-    quadratic: Float[Tensor, "a a"],
+    quadratic: Quadratic,
     initial: Float[Tensor, " a"],
     drift: Float[Tensor, " a"],
     start: tuple[Float[Tensor, " a"], Float[Tensor, " a"], Float[Tensor, " a"]],
@@ -94,28 +98,28 @@ def extrapolated_average(
     given = initial.dtype
     quadratic, initial, drift = quadratic.double(), initial.double(), drift.double()
     whole_start, first_start, second_start = (weights.double() for weights in start)
-    half = quadratic / 2
+    half = quadratic.scaled(0.5)
     whole = entropic_minimum(quadratic, initial + drift, whole_start, temperature, tolerance)
     first = entropic_minimum(half, initial + drift / 2, first_start, temperature, tolerance)
-    second = entropic_minimum(half, initial + drift + half @ first.weights, second_start, temperature, tolerance)
+    second = entropic_minimum(half, initial + drift + half.times(first.weights), second_start, temperature, tolerance)
     whole, first, second = (replace(found, weights=found.weights.to(given)) for found in (whole, first, second))
     return whole, first, second
 
 
-def _rungs(quadratic: Tensor, linear: Tensor, temperature: float) -> list[float]:
+def _rungs(quadratic: Quadratic, linear: Tensor, temperature: float) -> list[float]:
     """Temperatures from the scale of the problem down to the one asked for."""
     rungs = [temperature]
-    scale = float(quadratic.diagonal().max() + linear.max())
+    scale = float(quadratic.diagonal.max() + linear.max())
     while rungs[-1] < scale:
         rungs.append(rungs[-1] * _LADDER)
     return rungs[::-1]
 
 
-def _newton(quadratic: Tensor, linear: Tensor, start: Tensor, temperature: float, tolerance: float) -> Solution:
+def _newton(quadratic: Quadratic, linear: Tensor, start: Tensor, temperature: float, tolerance: float) -> Solution:
     """Newton's method in `log p`, with steps that stay positive; stops where rounding does."""
     weights = _normalised(start.clamp(min=_FLOOR))
     epsilon = torch.finfo(linear.dtype).eps
-    rounding = 4 * epsilon * (linear + quadratic.diagonal() + (quadratic @ weights).abs())
+    rounding = 4 * epsilon * (linear + quadratic.diagonal + quadratic.times(weights).abs())
     slope = _slope(quadratic, linear, weights, temperature)
     residual = float("inf")
     for iteration in range(_ITERATIONS):
@@ -131,23 +135,20 @@ def _newton(quadratic: Tensor, linear: Tensor, start: Tensor, temperature: float
     return Solution(weights, residual, _ITERATIONS, False)
 
 
-def _slope(quadratic: Tensor, linear: Tensor, weights: Tensor, temperature: float) -> Tensor:
+def _slope(quadratic: Quadratic, linear: Tensor, weights: Tensor, temperature: float) -> Tensor:
     """The objective's gradient, up to a constant."""
-    return linear + quadratic @ weights + temperature * torch.log(weights)
+    return linear + quadratic.times(weights) + temperature * torch.log(weights)
 
 
-def _direction(quadratic: Tensor, slope: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """The Newton direction `d(log p)` on the simplex, by Cholesky in variables scaled by `√p`."""
+def _direction(quadratic: Quadratic, slope: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """The Newton direction `d(log p)` on the simplex, in variables scaled by `√p`."""
     root = weights.sqrt()
-    scaled = root[:, None] * quadratic * root
-    scaled.diagonal().add_(temperature)
-    both = torch.cholesky_solve(torch.stack([-root * slope, root], 1), torch.linalg.cholesky_ex(scaled).L)
-    newton, normal = both.unbind(1)
+    newton, normal = quadratic.solve(weights, temperature, torch.stack([-root * slope, root], 1)).unbind(1)
     return (newton - (root @ newton) / (root @ normal) * normal) / root
 
 
 def _advance(
-    quadratic: Tensor,
+    quadratic: Quadratic,
     linear: Tensor,
     weights: Tensor,
     slope: Tensor,

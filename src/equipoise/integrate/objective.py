@@ -116,12 +116,12 @@ class Tangent:
         """`J_u δw`."""
         return self.objective.pick(self.differential.push(self.here.pushforward(change)))
 
-    def kernel(self) -> Float[Tensor, "rows rows"]:
-        """`K_u = D J Jᵀ Dᵀ`."""
+    def kernel(self, columns: Rows | None = None) -> Float[Tensor, "rows columns"]:
+        """`K_u = D J Jᵀ Dᵀ`, or the columns of it that are wanted."""
         objective = self.objective
         total = objective.count * objective.per_example
         rows = torch.arange(total, device=self.here.margins.device) if objective.rows is None else objective.rows
         examples = rows // objective.per_example
         units = torch.zeros(len(rows), *objective.margins.readout.others).to(self.here.margins)
         units.view(len(rows), -1).scatter_(1, (rows % objective.per_example)[:, None], 1.0)
-        return self.here.kernel(examples, self.differential.take(examples).pull(units))
+        return self.here.kernel(examples, self.differential.take(examples).pull(units), columns)

@@ -8,6 +8,7 @@ from torch import Tensor
 from equipoise.integrate.entropic import extrapolated_average, resolved_temperature
 from equipoise.integrate.margins import Evaluation
 from equipoise.integrate.objective import Forces, Tangent
+from equipoise.integrate.quadratic import Dense, LowRank, Quadratic
 from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, Warm, settle
 
@@ -15,6 +16,12 @@ _NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under 
 _SUPPORTS = 1e-6  # share of the heaviest above which an example of the last step enters the next: it rests on it
 _ENTERING = 8  # missed examples that may enter at once, or half as many as there are: the worst hold up the others
 _UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
+_STEADY = 1e-3  # tolerance of the implicit problem below which the kernel of the last pass serves
+_DENSE = 4000  # rows above which the kernel is approximated
+_COLUMNS = 600  # of that approximation
+_LIGHT = 1e-4  # share of the weights whose rows Newton's method treats alone
+_FAST = 20  # passes of a step
+_SOLVES = 5  # factorisations of a pass
 
 
 def trapezoid(stretch: Stretch) -> Attempt:
@@ -49,6 +56,15 @@ def entropic(stretch: Stretch) -> Attempt:
         rows = torch.cat([rows, out]).sort().values
 
 
+def implicit_operations(outlook: Outlook, dual: Tensor, span: float, each: int) -> float:
+    """About what a step by `entropic` costs: passes over the active rows, `each` a row, and Newton's factorisations."""
+    rows = active(outlook, span)
+    weights, _ = torch.maximum(torch.softmax(-outlook.potential, 0), dual)[rows].sort(descending=True)
+    heavy = int((weights.cumsum(0) < (1 - _LIGHT) * weights.sum()).sum()) + 1
+    factorisation = heavy**3 / 3 if len(rows) <= _DENSE else 2 * heavy * _COLUMNS**2
+    return _FAST * (each * len(rows) + _SOLVES * factorisation)
+
+
 def active(outlook: Outlook, span: float) -> Rows:
     """Potentials that weigh at the start of the step, or would at its end."""
     after = outlook.potential + span * outlook.rates
@@ -70,18 +86,28 @@ def missed(after: Tensor, rows: Tensor) -> Tensor:
 
 def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
     start, span, objective = stretch.state.dual[rows], stretch.span, stretch.objective.restricted(rows)
+    weighed = start + torch.softmax(-(stretch.outlook.potential + span / 2 * stretch.outlook.rates)[rows], 0)
 
     def average(
         here: Tangent, at: Evaluation, then: Evaluation, warm: Warm | None, tolerance: float
     ) -> tuple[Forces, Forces, Warm]:
-        kernel, before, after = here.kernel(), objective.potential(at), objective.potential(then)
+        before, after = objective.potential(at), objective.potential(then)
+        kernel = warm.kernel if warm is not None and tolerance < _STEADY else _kernel(here, weighed)
         # What the frozen kernel does not explain of the way to u₁; with it the margins end where they really are.
-        drift = torch.zeros_like(before) if warm is None else after - before - span * (kernel @ warm.mean)
+        drift = torch.zeros_like(before) if warm is None else after - before - span * kernel.times(warm.mean)
         starts = (start, start, start) if warm is None else (warm.whole, warm.first, warm.second)
-        found = extrapolated_average(span * kernel, before, drift, starts, temperature, tolerance)
+        found = extrapolated_average(kernel.scaled(span), before, drift, starts, temperature, tolerance)
         whole, first, second = (solution.weights for solution in found)
         second_order = first + second - whole
         mean = whole if stretch.order == 1 else second_order
-        return here.forces(mean), here.forces(second_order - whole), Warm(whole, first, second, mean)
+        return here.forces(mean), here.forces(second_order - whole), Warm(kernel, whole, first, second, mean)
 
     return settle(stretch, objective, rows, average)
+
+
+def _kernel(here: Tangent, weighed: Tensor) -> Quadratic:
+    """`K`, or its Nyström approximation from the columns that weigh most: what it lacks is in the drift."""
+    if len(weighed) <= _DENSE:
+        return Dense(here.kernel())
+    heaviest = weighed.topk(_COLUMNS).indices.sort().values
+    return LowRank.nystrom(here.kernel(heaviest), heaviest)

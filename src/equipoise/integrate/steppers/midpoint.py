@@ -9,11 +9,13 @@ import torch
 from equipoise.errors import InputError
 from equipoise.integrate.margins import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.steppers.averages import active, entropic, trapezoid
+from equipoise.integrate.steppers.averages import entropic, implicit_operations, trapezoid
 from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, converged
 from equipoise.integrate.steppers.state import State, Step, later, physical_time
 
-_PASSES = 40  # passes above which the next step is smaller
+_PASSES = 25  # passes above which the next step is smaller
+_REACH = 4.0  # how far the fastest margin may move in a step of the explicit route
+_SLOW = 30  # passes of such a step
 _CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
 _RETRIED = 1.2  # factor on the size of the route not taken, which no success of its own would ever let grow again
 _ROUTES = {"trapezoid": trapezoid, "entropic": entropic}
@@ -56,7 +58,7 @@ class EntropicMidpoint:
         outlook = _outlook(objective, state)
         sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + objective.count
         while outlook.speed > 0 and math.isfinite(outlook.speed):
-            route = self._cheaper(objective, outlook, sizes)
+            route = self._cheaper(objective, state, outlook, sizes)
             size = min(sizes[route], most)
             stretch = Stretch(objective, state, outlook, size / outlook.speed, self.order, precise=most < math.inf)
             attempt = _ROUTES[route](stretch)
@@ -79,24 +81,22 @@ class EntropicMidpoint:
         within = 0.9 * math.sqrt(self.rtol / attempt.error) if attempt.error > 0 else math.inf
         return min(1.3, max(0.7, math.sqrt(_PASSES / attempt.passes)), max(0.5, within))
 
-    def _cheaper(self, objective: Objective, outlook: Outlook, sizes: dict[str, float]) -> str:
+    def _cheaper(self, objective: Objective, state: State, outlook: Outlook, sizes: dict[str, float]) -> str:
         """The route with the lower estimated cost per unit of progress, from counts of operations alone.
 
         A loss without an exponential tail never becomes stiff, and its potentials are singular where it vanishes.
         """
         if not objective.loss.exponential_tail:
             return "trapezoid"
-        parameters = len(outlook.velocity)
         fastest = float(outlook.rates.abs().max())
-        gentle = outlook.speed / fastest if fastest > 0 else math.inf  # the size at which a margin moves by one
-        entering = len(active(outlook, sizes["entropic"] / outlook.speed))
-        passes = 16 * 6 * parameters
-        newton = 500 * entering**3 / 3  # three solves of some four steps each, sixteen times, at LAPACK's pace
-        trapezoid = passes * objective.count / min(sizes["trapezoid"], gentle)
-        entropic = (passes * entering + newton + 2 * parameters * objective.count) / sizes["entropic"]
-        if sizes["trapezoid"] > gentle and trapezoid < entropic:
-            sizes["trapezoid"] = gentle
-        return "trapezoid" if trapezoid < entropic else "entropic"
+        reach = _REACH * outlook.speed / fastest if fastest > 0 else math.inf
+        if sizes["trapezoid"] > reach:
+            sizes["trapezoid"] = max(reach, sizes["trapezoid"] / 2)
+        each = 6 * len(outlook.velocity)  # one example, forward and backward
+        whole = each * objective.count
+        implicit = implicit_operations(outlook, state.dual, sizes["entropic"] / outlook.speed, each)
+        prices = {"trapezoid": _SLOW * whole / sizes["trapezoid"], "entropic": (implicit + whole) / sizes["entropic"]}
+        return min(prices, key=prices.__getitem__)
 
 
 def _outlook(objective: Objective, state: State) -> Outlook:
@@ -118,7 +118,7 @@ def _advanced(
         weights=weights,
         evaluation=evaluation,
         slopes=_merged(local_slopes(objective.margins, evaluation), objective, attempt),
-        dual=attempt.dual,
+        dual=torch.softmax(-objective.potential(evaluation), 0) if attempt.rows is None else attempt.dual,
         velocity=None if attempt.rows is None else moved / span,
         sizes=sizes,
         log_time=later(state.log_time, physical_time(objective, state.evaluation, evaluation, span)),

@@ -13,6 +13,7 @@ from equipoise.integrate.acceleration import Anderson
 from equipoise.integrate.entropic import TOLERANCE
 from equipoise.integrate.margins import Evaluation, Margins, Slopes, Weights
 from equipoise.integrate.objective import Forces, Objective, Tangent
+from equipoise.integrate.quadratic import Quadratic
 from equipoise.integrate.readout import Rows
 from equipoise.integrate.slopes import bounded, implicit_slopes
 from equipoise.integrate.steppers.state import State
@@ -22,6 +23,8 @@ _SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled
 _PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
 _SHARE = 0.05  # of the step's own error, that a step may be unsettled by where it falls no further
+_CLOSE = 1e-4
+_ENOUGH = 0.01
 _PATIENCE = 16  # passes without progress before a step is given up
 _CONVERGING = 100  # iterations of w_mid alone
 _STIFFER = 1.5  # times its own effect alone: pairs of one neuron pull together
@@ -55,8 +58,9 @@ class Stretch:
 
 
 class Warm(NamedTuple):
-    """Solutions of the implicit problem, to start the next from; `mean` is `p̄`."""
+    """The implicit problem of a pass and its solutions, to start the next from; `mean` is `p̄`, `kernel` is `K`."""
 
+    kernel: Quadratic
     whole: Tensor
     first: Tensor
     second: Tensor
@@ -118,11 +122,13 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         entered = end if guess is None else guess.end
         last = _pass(stretch, on, before, average, entered, slopes, guess, _tolerance(changes, stretch.size))
         changes.append(float((last.end - entered).norm()) / norm)
-        if _ends(changes, _PRECISE if stretch.precise else _SETTLED):
+        error = _error(last, stretch, norm) if changes[-1] < _CLOSE else math.inf
+        enough = _PRECISE if stretch.precise else max(_SETTLED, _ENOUGH * error if error < math.inf else 0.0)
+        if _ends(changes, enough):
             break
         # The first pass kept its slopes, so it is no iterate of the same map.
         history, guess = (history, last) if guess is None else last.mixed(history, entered, on.margins)
-    error = stretch.span * float(last.here.pullback(last.doubt).norm()) / norm
+    error = _error(last, stretch, norm)
     return Attempt(
         on=on,
         rows=rows,
@@ -135,6 +141,10 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         passes=len(changes),
         visited=len(changes) * on.count,
     )
+
+
+def _error(last: Pass, stretch: Stretch, norm: float) -> float:
+    return stretch.span * float(last.here.pullback(last.doubt).norm()) / norm
 
 
 def _pass(
