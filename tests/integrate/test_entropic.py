@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 import reference
 from equipoise.integrate.entropic import entropic_minimum, extrapolated_average
+from equipoise.integrate.quadratic import Dense, LowRank, heavy_rows
 
 
 def problem(size, seed, scale):
@@ -17,7 +18,7 @@ def problem(size, seed, scale):
 @given(size=st.integers(1, 30), seed=st.integers(0, 99), exponent=st.integers(-3, 13))
 def test_solution_is_the_fixed_point_of_the_softmax(size, seed, exponent):
     quadratic, linear, uniform = problem(size, seed, 10.0**exponent)
-    found = entropic_minimum(quadratic, linear, uniform)
+    found = entropic_minimum(Dense(quadratic), linear, uniform)
     assert found.converged
     expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
     rounding = 100 * 2e-16 * float(quadratic.abs().max())
@@ -26,10 +27,10 @@ def test_solution_is_the_fixed_point_of_the_softmax(size, seed, exponent):
 
 def test_warm_start_from_the_wrong_vertex_still_arrives():
     quadratic, linear, uniform = problem(12, 3, 1e9)
-    right = entropic_minimum(quadratic, linear, uniform).weights
+    right = entropic_minimum(Dense(quadratic), linear, uniform).weights
     wrong = torch.zeros(12, dtype=torch.float64)
     wrong[right.argmin()] = 1.0
-    assert torch.allclose(entropic_minimum(quadratic, linear, wrong).weights, right, atol=1e-5)
+    assert torch.allclose(entropic_minimum(Dense(quadratic), linear, wrong).weights, right, atol=1e-5)
 
 
 @pytest.mark.parametrize(("order", "pick"), [(1, lambda p: p[0]), (2, lambda p: p[1] + p[2] - p[0])])
@@ -37,7 +38,8 @@ def test_order_of_the_time_average(order, pick):
     quadratic, linear, uniform = problem(6, 1, 2.0)
     errors = []
     for span in (0.1, 0.05, 0.025):
-        parts = [part.weights for part in extrapolated_average(span * quadratic, linear, 0 * linear, (uniform,) * 3)]
+        found = extrapolated_average(Dense(span * quadratic), linear, 0 * linear, (uniform,) * 3)
+        parts = [part.weights for part in found]
         exact = (torch.tensor(reference.margins_by_radau(quadratic, linear, span)) - linear) / span
         errors.append(float((quadratic @ pick(parts) - exact).norm()))
     slopes = [(errors[k] / errors[k + 1]) for k in range(2)]
@@ -47,8 +49,46 @@ def test_order_of_the_time_average(order, pick):
 def test_stiff_average_keeps_the_margins_together():
     """With `hK` of 1e10 the examples that weigh end at equal margins: the limit is a hard-margin SVM in the kernel."""
     quadratic, linear, uniform = problem(8, 5, 1e10)
-    weights = entropic_minimum(quadratic, linear, uniform).weights
+    weights = entropic_minimum(Dense(quadratic), linear, uniform).weights
     ends = linear + quadratic @ weights
     heavy = weights > 1e-6
     assert float(ends[heavy].max() - ends[heavy].min()) < 40
     assert float(ends[~heavy].min() - ends[heavy].min()) > 10 if (~heavy).any() else True
+
+
+@given(size=st.integers(2, 30), seed=st.integers(0, 99), exponent=st.integers(-3, 6))
+def test_a_matrix_of_low_rank_has_the_solution_of_the_whole_matrix(size, seed, exponent):
+    _, linear, uniform = problem(size, seed, 50.0)
+    factor = torch.randn(size, (size + 2) // 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scale = 10.0**exponent
+    whole = entropic_minimum(Dense(scale * factor @ factor.T), linear, uniform)
+    part = entropic_minimum(LowRank(factor, scale), linear, uniform)
+    assert part.converged
+    assert torch.allclose(part.weights, whole.weights, atol=1e-6)
+
+
+def test_rows_that_hardly_weigh_are_left_out_of_the_factorisation_and_not_of_the_solution():
+    """A thousand rows, of which few weigh: the factor is small, and the optimality condition holds on all."""
+    quadratic, linear, uniform = problem(1000, 2, 1.0)
+    linear = linear + torch.linspace(0, 60, 1000, dtype=torch.float64)
+    factored = []
+
+    class Watched(Dense):
+        def solve(self, weights, temperature, sides):
+            factored.append(len(heavy_rows(weights * self.diagonal, temperature)))
+            return super().solve(weights, temperature, sides)
+
+    found = entropic_minimum(Watched(quadratic), linear, uniform)
+    assert factored[-1] < 500
+    expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
+    assert torch.allclose(found.weights, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_nystrom_is_exact_where_the_columns_span_the_matrix():
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    matrix, chosen = factor @ factor.T, torch.tensor([1, 5, 8, 13, 19])
+    weights = torch.rand(20, generator=generator, dtype=torch.float64)
+    found = LowRank.nystrom(matrix[:, chosen], chosen)
+    assert torch.allclose(found.times(weights), matrix @ weights, rtol=1e-6)
+    assert torch.allclose(found.diagonal, matrix.diagonal(), rtol=1e-6)

@@ -30,14 +30,14 @@ class Quadratic(Protocol):
         """The same in float64."""
         ...
 
-    def times(self, weights: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+    def times(self, weights: Float[Tensor, "a *sides"]) -> Float[Tensor, "a *sides"]:
         """`A p`."""
         ...
 
     def solve(
         self, weights: Float[Tensor, " a"], temperature: float, sides: Float[Tensor, "a sides"]
     ) -> Float[Tensor, "a sides"]:
-        """`(T + P^½ A P^½)⁻¹ sides`, `P = diag(weights)`: of rows that hardly weigh only the diagonal is kept."""
+        """`(T + P^½ A P^½)⁻¹ sides`, `P = diag(weights)`: rows that hardly weigh follow the others."""
         ...
 
 
@@ -64,7 +64,7 @@ class Dense:
         """The same in float64."""
         return Dense(self.matrix.double())
 
-    def times(self, weights: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+    def times(self, weights: Float[Tensor, "a *sides"]) -> Float[Tensor, "a *sides"]:
         """`A p`."""
         return self.matrix @ weights
 
@@ -72,13 +72,11 @@ class Dense:
         self, weights: Float[Tensor, " a"], temperature: float, sides: Float[Tensor, "a sides"]
     ) -> Float[Tensor, "a sides"]:
         """`(T + P^½ A P^½)⁻¹ sides`, by Cholesky on the rows that weigh."""
-        root, stiffness = weights.sqrt(), weights * self.diagonal
-        solved = sides / (temperature + stiffness)[:, None]
-        heavy = _heavy(stiffness, temperature)
+        root, heavy = weights.sqrt(), heavy_rows(weights * self.diagonal, temperature)
         scaled = root[heavy, None] * self.matrix[heavy[:, None], heavy] * root[heavy]
         scaled.diagonal().add_(temperature)
-        solved[heavy] = torch.cholesky_solve(sides[heavy], torch.linalg.cholesky_ex(scaled).L)
-        return solved
+        solved = torch.cholesky_solve(sides[heavy], torch.linalg.cholesky_ex(scaled).L)
+        return _followed(self, weights, temperature, sides, heavy, solved)
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class LowRank:
 
         >>> matrix = torch.tensor([[4.0, 2.0], [2.0, 1.0]]).double()  # of rank one
         >>> LowRank.nystrom(matrix[:, :1], torch.tensor([0])).times(torch.ones(2).double())
-        tensor([6., 3.], dtype=torch.float64)
+        tensor([6.0000, 3.0000], dtype=torch.float64)
         """
         core = columns[chosen]
         core.diagonal().add_(_JITTER * core.diagonal().max())
@@ -121,26 +119,35 @@ class LowRank:
         """The same in float64."""
         return replace(self, factor=self.factor.double())
 
-    def times(self, weights: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+    def times(self, weights: Float[Tensor, "a *sides"]) -> Float[Tensor, "a *sides"]:
         """`A p`."""
-        return self.scale * (self.factor @ (weights @ self.factor))
+        return self.scale * (self.factor @ (self.factor.mT @ weights))
 
     def solve(
         self, weights: Float[Tensor, " a"], temperature: float, sides: Float[Tensor, "a sides"]
     ) -> Float[Tensor, "a sides"]:
         """`(T + P^½ A P^½)⁻¹ sides`, by a Cholesky factor as wide as `F` (Woodbury) on the rows that weigh."""
-        stiffness = weights * self.diagonal
-        solved = sides / (temperature + stiffness)[:, None]
-        heavy = _heavy(stiffness, temperature)
+        heavy = heavy_rows(weights * self.diagonal, temperature)
         rows = (self.scale * weights[heavy]).sqrt()[:, None] * self.factor[heavy]
         inner = rows.T @ rows
         inner.diagonal().add_(temperature)
         inside = torch.cholesky_solve(rows.T @ sides[heavy], torch.linalg.cholesky_ex(inner).L)
-        solved[heavy] = (sides[heavy] - rows @ inside) / temperature
-        return solved
+        solved = (sides[heavy] - rows @ inside) / temperature
+        return _followed(self, weights, temperature, sides, heavy, solved)
 
 
-def _heavy(stiffness: Tensor, temperature: float) -> Rows:
-    """All rows but those whose stiffnesses together stay below `_COUPLING² T`."""
+def heavy_rows(stiffness: Tensor, temperature: float) -> Rows:
+    """All rows but those whose stiffnesses `p_i A_ii` together stay below `_COUPLING² T`."""
     ascending, order = stiffness.sort()
     return order[ascending.cumsum(0) > _COUPLING**2 * temperature].sort().values
+
+
+def _followed(
+    quadratic: Quadratic, weights: Tensor, temperature: float, sides: Tensor, heavy: Rows, solved: Tensor
+) -> Tensor:
+    """The solution on all rows: that of the heavy ones, and what it leads the others to."""
+    root, whole = weights.sqrt()[:, None], torch.zeros_like(sides)
+    whole[heavy] = root[heavy] * solved
+    whole = (sides - root * quadratic.times(whole)) / (temperature + weights * quadratic.diagonal)[:, None]
+    whole[heavy] = solved
+    return whole
