@@ -97,17 +97,15 @@ class _Linearisation:
             moved = _sloped(_affine(hidden, layer, changes) + carried, slope)
         return self.owner.readout.margins(moved)
 
-    def kernel(
-        self, examples: Rows, forces: Float[Tensor, " pairs *others"], columns: Rows | None = None
-    ) -> Float[Tensor, "pairs columns"]:
+    def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
         """`K = Σ_k (H_{k-1} H_{k-1}ᵀ + 1 if biased) ∘ (Δ_k Δ_kᵀ)`, rows of `H` and `Δ` for the pairs."""
-        chosen = slice(None) if columns is None else columns
-        total = forces.new_zeros(len(forces), len(forces[chosen]))
+        total = forces.new_zeros(len(forces), len(forces))
+        each, place = examples.unique(return_inverse=True)
         for layer, hidden, leaving in zip(
             self.owner.chain, self.entering, self._leaving(forces, examples), strict=True
         ):
-            gram = (hidden @ hidden[examples[chosen]].T)[examples]
-            total += (gram + 1 if layer.bias else gram) * (leaving @ leaving[chosen].T)
+            gram = hidden[each] @ hidden[each].T
+            total += (gram + 1 if layer.bias else gram)[place[:, None], place] * (leaving @ leaving.T)
         return total
 
     def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:

@@ -193,18 +193,15 @@ class _Linearisation:
         reach = [z.square().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) for z in moved]
         return tuple(-force * each for force, each in zip(pulled, reach, strict=True))
 
-    def kernel(
-        self, examples: Rows, forces: Float[Tensor, " pairs *others"], columns: Rows | None = None
-    ) -> Float[Tensor, "pairs columns"]:
+    def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
         """`G Gᵀ`: layer by layer from what enters and leaves each, and from per-example gradients of the rest."""
         readout = self.owner.readout.take(examples)
         slopes = tuple(slope[examples] for slope in self.slopes)
         pairs = Chunk(self.owner.inputs[examples], readout, slopes)
         onto = readout.adjoint(forces)
-        chosen = torch.arange(len(onto), device=onto.device) if columns is None else columns
-        total = self._rest(pairs, onto, chosen)
+        total = self._rest(pairs, onto)
         for tap, entering, leaving in self._tapped(pairs, onto):
-            total += tap.gram(entering, leaving, self.owner.memory, chosen)
+            total += tap.gram(entering, leaving, self.owner.memory)
         return total
 
     def _tapped(self, pairs: Chunk, onto: Tensor) -> Iterator[tuple[Tap, Tensor, Tensor]]:
@@ -223,12 +220,12 @@ class _Linearisation:
             entering, leaving = zip(*parts, strict=True)
             yield tap, _joined(entering, tap.axis), _joined(leaving, tap.axis)
 
-    def _rest(self, pairs: Chunk, onto: Tensor, columns: Rows) -> Float[Tensor, "pairs columns"]:
+    def _rest(self, pairs: Chunk, onto: Tensor) -> Float[Tensor, "pairs pairs"]:
         """The share of the parameters without a tap, from the gradient of every pair, a block of pairs at a time."""
         owner, views = self.owner, self.owner.layout.views(self.weights)
         covered = {name for tap in owner.taps for name in tap.parameters}
         rest = {name: view for name, view in views.items() if name not in covered}
-        total = onto.new_zeros(len(onto), len(columns))
+        total = onto.new_zeros(len(onto), len(onto))
         if not rest:
             return total
 
@@ -244,10 +241,13 @@ class _Linearisation:
             return torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
 
         size = sum(view.numel() for view in rest.values()) * onto.element_size()
-        block = max(1, min(owner.chunk, int(owner.memory / size)))
-        for places in torch.arange(len(columns), device=onto.device).split(block):
-            right = gradients(columns[places])
-            for rows in torch.arange(len(onto), device=onto.device).split(block):
-                same = rows.shape == places.shape and torch.equal(columns[places], rows)
-                total[rows[:, None], places] = (right if same else gradients(rows)) @ right.T
+        blocks = torch.arange(len(onto), device=onto.device).split(
+            max(1, min(owner.chunk, int(self.owner.memory / size)))
+        )
+        for index, rows in enumerate(blocks):
+            left = gradients(rows)
+            for others in blocks[: index + 1]:
+                right = left if others is rows else gradients(others)
+                total[rows[:, None], others] = left @ right.T
+                total[others[:, None], rows] = right @ left.T
         return total

@@ -69,13 +69,8 @@ class Linearisation(Protocol):
         """`J δw`."""
         ...
 
-    def kernel(
-        self, examples: Rows, forces: Float[Tensor, " pairs *others"], columns: Rows | None = None
-    ) -> Float[Tensor, "pairs columns"]:
-        """`G Gᵀ` with `G_p = Σ_c forces[p, c] ∂m_{examples[p], c}`: the tangent kernel of combinations of margins.
-
-        `columns` are the pairs whose columns are wanted; `None`: all.
-        """
+    def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
+        """`G Gᵀ` with `G_p = Σ_c forces[p, c] ∂m_{examples[p], c}`: the tangent kernel of combinations of margins."""
         ...
 
     def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:

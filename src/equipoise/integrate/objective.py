@@ -116,12 +116,13 @@ class Tangent:
         """`J_u δw`."""
         return self.objective.pick(self.differential.push(self.here.pushforward(change)))
 
-    def kernel(self, columns: Rows | None = None) -> Float[Tensor, "rows columns"]:
-        """`K_u = D J Jᵀ Dᵀ`, or the columns of it that are wanted."""
+    def kernel(self, some: Rows | None = None) -> Float[Tensor, "rows rows"]:
+        """`K_u = D J Jᵀ Dᵀ`, of all these rows or of `some`, by their places among them."""
         objective = self.objective
         total = objective.count * objective.per_example
         rows = torch.arange(total, device=self.here.margins.device) if objective.rows is None else objective.rows
+        rows = rows if some is None else rows[some]
         examples = rows // objective.per_example
         units = torch.zeros(len(rows), *objective.margins.readout.others).to(self.here.margins)
         units.view(len(rows), -1).scatter_(1, (rows % objective.per_example)[:, None], 1.0)
-        return self.here.kernel(examples, self.differential.take(examples).pull(units), columns)
+        return self.here.kernel(examples, self.differential.take(examples).pull(units))

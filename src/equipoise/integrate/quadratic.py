@@ -1,4 +1,4 @@
-"""The quadratic form of the convex problem, `A = hK`: whole, or of low rank where there are many rows (THEORY T6.1)."""
+"""The quadratic form of the convex problem, `A = hK`: whole, or on the rows that weigh most (THEORY T6.1)."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -10,7 +10,6 @@ from torch import Tensor
 from equipoise.integrate.readout import Rows
 
 _COUPLING = 0.1  # of the rows that a Newton direction treats alone, to the others: it converges at about that rate
-_JITTER = 1e-12  # of the largest diagonal entry, added to what a Nyström factor inverts
 
 
 @runtime_checkable
@@ -30,7 +29,7 @@ class Quadratic(Protocol):
         """The same in float64."""
         ...
 
-    def times(self, weights: Float[Tensor, "a *sides"]) -> Float[Tensor, "a *sides"]:
+    def times(self, weights: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
         """`A p`."""
         ...
 
@@ -64,76 +63,61 @@ class Dense:
         """The same in float64."""
         return Dense(self.matrix.double())
 
-    def times(self, weights: Float[Tensor, "a *sides"]) -> Float[Tensor, "a *sides"]:
+    def times(self, weights: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
         """`A p`."""
         return self.matrix @ weights
 
     def solve(
         self, weights: Float[Tensor, " a"], temperature: float, sides: Float[Tensor, "a sides"]
     ) -> Float[Tensor, "a sides"]:
-        """`(T + P^½ A P^½)⁻¹ sides`, by Cholesky on the rows that weigh."""
-        root, heavy = weights.sqrt(), heavy_rows(weights * self.diagonal, temperature)
-        scaled = root[heavy, None] * self.matrix[heavy[:, None], heavy] * root[heavy]
+        """`(T + P^½ A P^½)⁻¹ sides`: by Cholesky on the rows that weigh, and on the others what these lead to."""
+        root, stiffness = weights.sqrt()[:, None], (weights * self.diagonal)[:, None]
+        heavy = heavy_rows(stiffness[:, 0], temperature)
+        scaled = root[heavy] * self.matrix[heavy[:, None], heavy] * root[heavy, 0]
         scaled.diagonal().add_(temperature)
         solved = torch.cholesky_solve(sides[heavy], torch.linalg.cholesky_ex(scaled).L)
-        return _followed(self, weights, temperature, sides, heavy, solved)
+        led = self.matrix[:, heavy] @ (root[heavy] * solved)
+        return ((sides - root * led) / (temperature + stiffness)).index_copy(0, heavy, solved)
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """`A = c F Fᵀ`, with fewer columns than rows.
+class Padded:
+    """A matrix on some of the rows, zero on the others.
 
-    >>> sides, weights = torch.ones(3, 1).double(), torch.tensor([0.5, 0.3, 0.2]).double()
-    >>> factor = torch.arange(6.0).view(3, 2).double()
-    >>> whole = Dense(2 * factor @ factor.T).solve(weights, 1.0, sides)
-    >>> torch.allclose(LowRank(factor, 2.0).solve(weights, 1.0, sides), whole)
-    True
+    >>> Padded(Dense(torch.ones(2, 2)), torch.tensor([0, 2]), 3).times(torch.tensor([1.0, 5.0, 2.0]))
+    tensor([3., 0., 3.])
     """
 
-    factor: Float[Tensor, "a m"]
-    scale: float = 1.0
-
-    @classmethod
-    def nystrom(cls, columns: Float[Tensor, "a m"], chosen: Rows) -> "LowRank":
-        """`A ≈ A_{:S} A_{SS}⁻¹ A_{S:}`, from the columns `S` of `A`: exact on `S`, and never above `A` elsewhere.
-
-        >>> matrix = torch.tensor([[4.0, 2.0], [2.0, 1.0]]).double()  # of rank one
-        >>> LowRank.nystrom(matrix[:, :1], torch.tensor([0])).times(torch.ones(2).double())
-        tensor([6.0000, 3.0000], dtype=torch.float64)
-        """
-        core = columns[chosen]
-        core.diagonal().add_(_JITTER * core.diagonal().max())
-        factor = torch.linalg.cholesky(core)
-        return cls(torch.linalg.solve_triangular(factor, columns.mT, upper=False).mT)
+    inner: Dense
+    rows: Rows
+    size: int
 
     @property
     def diagonal(self) -> Float[Tensor, " a"]:
         """Its diagonal."""
-        return self.scale * self.factor.square().sum(1)
+        return self._spread(self.inner.diagonal)
 
-    def scaled(self, factor: float) -> "LowRank":
+    def scaled(self, factor: float) -> "Padded":
         """`factor · A`."""
-        return replace(self, scale=factor * self.scale)
+        return replace(self, inner=self.inner.scaled(factor))
 
-    def double(self) -> "LowRank":
+    def double(self) -> "Padded":
         """The same in float64."""
-        return replace(self, factor=self.factor.double())
+        return replace(self, inner=self.inner.double())
 
-    def times(self, weights: Float[Tensor, "a *sides"]) -> Float[Tensor, "a *sides"]:
+    def times(self, weights: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
         """`A p`."""
-        return self.scale * (self.factor @ (self.factor.mT @ weights))
+        return self._spread(self.inner.times(weights[self.rows]))
 
     def solve(
         self, weights: Float[Tensor, " a"], temperature: float, sides: Float[Tensor, "a sides"]
     ) -> Float[Tensor, "a sides"]:
-        """`(T + P^½ A P^½)⁻¹ sides`, by a Cholesky factor as wide as `F` (Woodbury) on the rows that weigh."""
-        heavy = heavy_rows(weights * self.diagonal, temperature)
-        rows = (self.scale * weights[heavy]).sqrt()[:, None] * self.factor[heavy]
-        inner = rows.T @ rows
-        inner.diagonal().add_(temperature)
-        inside = torch.cholesky_solve(rows.T @ sides[heavy], torch.linalg.cholesky_ex(inner).L)
-        solved = (sides[heavy] - rows @ inside) / temperature
-        return _followed(self, weights, temperature, sides, heavy, solved)
+        """`(T + P^½ A P^½)⁻¹ sides`."""
+        solved = self.inner.solve(weights[self.rows], temperature, sides[self.rows])
+        return (sides / temperature).index_copy(0, self.rows, solved)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self.size).index_copy(0, self.rows, values)
 
 
 def heavy_rows(stiffness: Tensor, temperature: float) -> Rows:
@@ -141,13 +125,3 @@ def heavy_rows(stiffness: Tensor, temperature: float) -> Rows:
     ascending, order = stiffness.sort()
     return order[ascending.cumsum(0) > _COUPLING**2 * temperature].sort().values
 
-
-def _followed(
-    quadratic: Quadratic, weights: Tensor, temperature: float, sides: Tensor, heavy: Rows, solved: Tensor
-) -> Tensor:
-    """The solution on all rows: that of the heavy ones, and what it leads the others to."""
-    root, whole = weights.sqrt()[:, None], torch.zeros_like(sides)
-    whole[heavy] = root[heavy] * solved
-    whole = (sides - root * quadratic.times(whole)) / (temperature + weights * quadratic.diagonal)[:, None]
-    whole[heavy] = solved
-    return whole

@@ -16,10 +16,8 @@ from torch.nn import functional as F
 
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import Kink, stand_ins
-from equipoise.integrate.readout import Rows
 
 _aten = torch.ops.aten
-_ALL = slice(None)
 _CONVOLUTIONS: dict[Any, int] = {_aten.conv1d.default: 1, _aten.conv2d.default: 2}
 
 
@@ -31,19 +29,17 @@ class Tap:
     parameters: tuple[str, ...]  # the weight, and the bias if there is one
     axis: int = 0  # of the examples, in what enters and in what leaves
 
-    def gram(
-        self, entering: Tensor, leaving: Tensor, memory: int, columns: Rows | slice = _ALL
-    ) -> Float[Tensor, "pairs columns"]:
+    def gram(self, entering: Tensor, leaving: Tensor, memory: int) -> Float[Tensor, "pairs pairs"]:
         """`K` of this layer's parameters, `memory` bytes at most for gradients at one time."""
         h, delta = self._positions(entering, leaving)
         bias = delta.sum(1)
-        total = bias @ bias[columns].T if len(self.parameters) > 1 else 0.0
+        total = bias @ bias.T if len(self.parameters) > 1 else 0.0
         if h.shape[1] == 1:
-            return (h[:, 0] @ h[columns, 0].T) * (bias @ bias[columns].T) + total
+            return (h[:, 0] @ h[:, 0].T) * (bias @ bias.T) + total
         rows = max(1, int(memory / (len(h) * h.shape[2] * h.element_size())))
         for some in delta.split(rows, dim=2):
             gradients = (some.mT @ h).flatten(1)
-            total = total + gradients @ gradients[columns].T
+            total = total + gradients @ gradients.T
         return torch.as_tensor(total)
 
     def _positions(self, entering: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:

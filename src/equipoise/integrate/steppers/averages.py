@@ -1,5 +1,6 @@
 """The weights `p̄` of the examples over a step: two routes (THEORY T6.1)."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from equipoise.integrate.entropic import extrapolated_average, resolved_temperature
 from equipoise.integrate.margins import Evaluation
 from equipoise.integrate.objective import Forces, Tangent
-from equipoise.integrate.quadratic import Dense, LowRank, Quadratic
+from equipoise.integrate.quadratic import Dense, Padded, Quadratic
 from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, Warm, settle
 
@@ -17,9 +18,8 @@ _SUPPORTS = 1e-6  # share of the heaviest above which an example of the last ste
 _ENTERING = 8  # missed examples that may enter at once, or half as many as there are: the worst hold up the others
 _UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
 _STEADY = 1e-3  # tolerance of the implicit problem below which the kernel of the last pass serves
-_DENSE = 4000  # rows above which the kernel is approximated
-_COLUMNS = 600  # of that approximation
-_LIGHT = 1e-4  # share of the weights whose rows Newton's method treats alone
+_LARGEST = 4000  # rows of a kernel; others follow by iteration, if they hardly weigh
+_LIGHT = 1e-4  # share of the weights that hardly weigh
 _FAST = 20  # passes of a step
 _SOLVES = 5  # factorisations of a pass
 
@@ -61,8 +61,9 @@ def implicit_operations(outlook: Outlook, dual: Tensor, span: float, each: int) 
     rows = active(outlook, span)
     weights, _ = torch.maximum(torch.softmax(-outlook.potential, 0), dual)[rows].sort(descending=True)
     heavy = int((weights.cumsum(0) < (1 - _LIGHT) * weights.sum()).sum()) + 1
-    factorisation = heavy**3 / 3 if len(rows) <= _DENSE else 2 * heavy * _COLUMNS**2
-    return _FAST * (each * len(rows) + _SOLVES * factorisation)
+    if heavy > _LARGEST:
+        return math.inf
+    return _FAST * (each * len(rows) + _SOLVES * heavy**3 / 3)
 
 
 def active(outlook: Outlook, span: float) -> Rows:
@@ -106,8 +107,8 @@ def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
 
 
 def _kernel(here: Tangent, weighed: Tensor) -> Quadratic:
-    """`K`, or its Nyström approximation from the columns that weigh most: what it lacks is in the drift."""
-    if len(weighed) <= _DENSE:
+    """`K`, or that of the rows that weigh most: what it lacks is in the drift."""
+    if len(weighed) <= _LARGEST:
         return Dense(here.kernel())
-    heaviest = weighed.topk(_COLUMNS).indices.sort().values
-    return LowRank.nystrom(here.kernel(heaviest), heaviest)
+    rows = weighed.topk(_LARGEST).indices.sort().values
+    return Padded(Dense(here.kernel(rows)), rows, len(weighed))

@@ -13,8 +13,8 @@ from equipoise.integrate.steppers.averages import entropic, implicit_operations,
 from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, converged
 from equipoise.integrate.steppers.state import State, Step, later, physical_time
 
-_PASSES = 25  # passes above which the next step is smaller
-_REACH = 4.0  # how far the fastest margin may move in a step of the explicit route
+_PASSES = {"trapezoid": 25, "entropic": 40}  # passes above which the next step is smaller
+_REACH = 2.0  # how far the fastest margin may move in a step of the explicit route
 _SLOW = 30  # passes of such a step
 _CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
 _RETRIED = 1.2  # factor on the size of the route not taken, which no success of its own would ever let grow again
@@ -65,7 +65,7 @@ class EntropicMidpoint:
             visited += attempt.visited
             if attempt.settled and attempt.error <= self.rtol:
                 if size == sizes[route]:
-                    sizes[route] = min(self.step_size, size * self._growth(attempt))
+                    sizes[route] = min(self.step_size, size * self._growth(attempt, _PASSES[route]))
                 other = {name: min(self.step_size, _RETRIED * one) for name, one in sizes.items() if name != route}
                 after, step = _advanced(stretch, attempt, route, sizes | other, rejected, visited)
                 if step.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
@@ -76,10 +76,10 @@ class EntropicMidpoint:
                 break
         return None
 
-    def _growth(self, attempt: Attempt) -> float:
+    def _growth(self, attempt: Attempt, most: int) -> float:
         """The factor on the next step's size: many passes, or an error near `rtol`, are the end of a step's reach."""
         within = 0.9 * math.sqrt(self.rtol / attempt.error) if attempt.error > 0 else math.inf
-        return min(1.3, max(0.7, math.sqrt(_PASSES / attempt.passes)), max(0.5, within))
+        return min(1.3, max(0.7, math.sqrt(most / attempt.passes)), max(0.5, within))
 
     def _cheaper(self, objective: Objective, state: State, outlook: Outlook, sizes: dict[str, float]) -> str:
         """The route with the lower estimated cost per unit of progress, from counts of operations alone.
