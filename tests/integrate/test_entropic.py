@@ -83,4 +83,3 @@ def test_rows_that_hardly_weigh_are_left_out_of_the_factorisation_and_not_of_the
     assert factored[-1] < 500
     expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
     assert torch.allclose(found.weights, expected, rtol=1e-5, atol=1e-9)
-

@@ -9,6 +9,7 @@ from torch import nn
 import reference
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
+from equipoise.graph.evaluate import frozen
 from equipoise.integrate.general import CapturedMargins
 from equipoise.integrate.margins import Layout, local_slopes, secant_slopes
 from equipoise.integrate.readout import Contrasts, Signs
@@ -175,3 +176,23 @@ def test_what_does_not_depend_on_the_weights_may_be_anything():
 class Rounded(nn.Module):
     def forward(self, x):
         return torch.round(x) * torch.sign(x)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1], ids=["at once", "one by one"])
+@pytest.mark.parametrize("name", ["maximum", "one axis", "tied", "classes"])
+def test_sensitivity_is_what_an_offset_of_a_kink_does_to_the_margins(name, memory):
+    """By finite differences of the frozen network; the slopes are none of the network's own."""
+    margins, weights, _ = setting(name, memory=memory)
+    slopes = tuple(torch.rand_like(slope) for slope in local_slopes(margins, margins.evaluate(weights)))
+    forces = torch.rand(margins.evaluate(weights).margins.shape, dtype=torch.float64)
+    found = margins.linearise(weights, slopes).sensitivity(forces)
+    views = margins.layout.views(weights)
+    for k, sensitivity in enumerate(found):
+        along = torch.randn(sensitivity.shape, dtype=torch.float64)
+        ends = []
+        for sign in (1, -1):
+            offsets = [torch.zeros_like(each) for each in found]
+            offsets[k] = 1e-4 * sign * along
+            output = frozen(margins.captured, margins.nodes, views, margins.inputs, slopes, offsets)
+            ends.append((forces * margins.readout.margins(output.reshape(len(forces), -1))).sum())
+        assert torch.allclose((ends[0] - ends[1]) / 2e-4, (sensitivity * along).sum(), rtol=1e-6, atol=1e-8)

@@ -95,6 +95,8 @@ def test_fast_path_and_twin_agree_with_any_slopes(name):
     assert close(a.margins, b.margins)
     assert close(a.pullback(forces), b.pullback(forces))
     assert close(a.kernel(torch.arange(4), forces), b.kernel(torch.arange(4), forces))
+    assert all(map(close, a.sensitivity(forces), b.sensitivity(forces)))
+    assert len(a.sensitivity(forces)) == len(a.reach()) == len(fast.kinks)
 
 
 def test_skip_connections_take_the_general_path():

@@ -108,15 +108,26 @@ class _Linearisation:
             total += (gram + 1 if layer.bias else gram)[place[:, None], place] * (leaving @ leaving.T)
         return total
 
-    def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
-        """`-∂⟨forces, m⟩/∂h_k (‖h_{k-1}‖² + 1 if biased)` at every kink."""
-        leaving, found = self._leaving(forces, None), []
-        for k, layer in enumerate(self.owner.chain[:-1]):
-            if layer.negative_slope is not None:
-                onto = leaving[k + 1] @ self.views[self.owner.chain[k + 1].weight]
-                reach = self.entering[k].square().sum(1, keepdim=True)
-                found.append(-onto * (reach + 1 if layer.bias else reach))
-        return tuple(found)
+    def sensitivity(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
+        """`∂⟨forces, m⟩/∂h_k` of what leaves every kink."""
+        chain, leaving = self.owner.chain, self._leaving(forces, None)
+        onto = [delta @ self.views[layer.weight] for delta, layer in zip(leaving[1:], chain[1:], strict=True)]
+        onto.append(self.owner.readout.adjoint(forces))
+        return tuple(each for bent, each in zip(self._bent, onto, strict=True) if bent)
+
+    def reach(self) -> Slopes:
+        """`‖∂z_k/∂w‖²` at every kink, as far as its own layer goes: `‖h_{k-1}‖² + 1 if biased`."""
+        squares = zip(self._bent, self.entering, self.owner.chain, strict=True)
+        return tuple(
+            hidden.square().sum(1, keepdim=True) + (1.0 if layer.bias else 0.0)
+            for bent, hidden, layer in squares
+            if bent
+        )
+
+    @property
+    def _bent(self) -> list[bool]:
+        """Which layers end in a kink."""
+        return [layer.negative_slope is not None for layer in self.owner.chain]
 
     def _leaving(self, forces: Tensor, examples: Rows | None) -> list[Tensor]:
         """`Δ_k = ∂⟨forces, m⟩/∂z_k` of every layer, one row for each row of forces."""

@@ -106,14 +106,17 @@ class CapturedMargins:
             here = slice(int(rows[0]), int(rows[-1]) + 1)
             yield Chunk(self.inputs[here], self.readout.take(rows), tuple(slope[here] for slope in slopes))
 
-    def scores(self, weights: Weights, inputs: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-        """Scores of the network with frozen slopes."""
-        output = frozen(self.captured, self.nodes, self.layout.views(weights), inputs, slopes)
-        return output.reshape(len(inputs), self.readout.scores)
-
 
 def _joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+class _Frozen(NamedTuple):
+    """Some examples through the network with frozen slopes, ready to be differentiated."""
+
+    weights: Tensor
+    offsets: tuple[Tensor, ...]  # zeros, added to what leaves every kink
+    margins: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,11 @@ class _Linearisation:
     weights: Weights
     slopes: Slopes
 
-    def _frozen(self, part: Chunk, weights: Weights) -> Tensor:
+    def _margins_of(self, part: Chunk, weights: Weights, offsets: Sequence[Tensor] | None = None) -> Tensor:
+        owner, views = self.owner, self.owner.layout.views(weights)
         with sdpa_kernel(SDPBackend.MATH):  # the one that forward mode and vmap can differentiate
-            return part.readout.margins(self.owner.scores(weights, part.inputs, part.slopes))
+            output = frozen(owner.captured, owner.nodes, views, part.inputs, part.slopes, offsets)
+        return part.readout.margins(output.reshape(len(part.inputs), part.readout.scores))
 
     @property
     def margins(self) -> Float[Tensor, " examples *others"]:
@@ -133,65 +138,77 @@ class _Linearisation:
 
     @cached_property
     def _margins(self) -> Tensor:
+        if self._at_once is not None:
+            return self._at_once.margins.detach()
         with torch.no_grad():
-            return _joined([self._frozen(part, self.weights) for part in self.owner.chunks(self.slopes)])
+            return _joined([self._margins_of(part, self.weights) for part in self.owner.chunks(self.slopes)])
 
-    def _parts(self, forces: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
-        """The examples, some at a time, with the forces on them."""
+    @cached_property
+    def _at_once(self) -> _Frozen | None:
+        """All examples, where they fit in one chunk: one pass forward then serves every pass backward."""
+        parts = self.owner.chunks(self.slopes)
+        return self._recorded(next(parts)) if self.owner.count <= self.owner.chunk else None
+
+    def _recorded(self, part: Chunk) -> _Frozen:
+        weights = self.weights.detach().clone().requires_grad_()
+        leaving = (
+            slope if kink.negative_slope is not None else slope[..., 0]
+            for kink, slope in zip(self.owner.kinks, part.slopes, strict=True)
+        )
+        offsets = tuple(torch.zeros_like(each).requires_grad_() for each in leaving)
+        with torch.enable_grad():
+            return _Frozen(weights, offsets, self._margins_of(part, weights, offsets))
+
+    def _pulled(self, forces: Tensor, onto_weights: bool) -> Iterator[tuple[Tensor, ...]]:
+        """`∂⟨forces, m⟩` with respect to the weights or to what leaves every kink, some examples at a time."""
         done = 0
         for part in self.owner.chunks(self.slopes):
-            yield part, forces[done : done + part.readout.count]
+            here, kept = (self._recorded(part), False) if self._at_once is None else (self._at_once, True)
+            mine = forces[done : done + part.readout.count]
             done += part.readout.count
+            sources = (here.weights,) if onto_weights else here.offsets
+            yield torch.autograd.grad(here.margins, sources, mine, retain_graph=kept)
 
     def pullback(self, forces: Float[Tensor, " examples *others"]) -> Weights:
         """`Jᵀ p`, by one backward pass."""
         total = torch.zeros_like(self.weights)
-        for part, mine in self._parts(forces):
-            total += torch.func.grad(lambda w, part, mine: (mine * self._frozen(part, w)).sum())(
-                self.weights, part, mine
-            )
+        for (gradient,) in self._pulled(forces, True):
+            total += gradient
         return total
 
     def pushforward(self, change: Weights) -> Float[Tensor, " examples *others"]:
         """`J δw`, by one forward-mode pass."""
         parts = [
-            torch.func.jvp(partial(self._frozen, part), (self.weights,), (change,))[1]
+            torch.func.jvp(partial(self._margins_of, part), (self.weights,), (change,))[1]
             for part in self.owner.chunks(self.slopes)
         ]
         return _joined(parts)
 
-    def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
-        """`-∂⟨forces, m⟩/∂h ‖∂z/∂w‖²` at every kink: one backward pass, and one forward along random weights.
+    def sensitivity(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
+        """`∂⟨forces, m⟩/∂h` of what leaves every kink, by one backward pass."""
+        if not self.owner.nodes:
+            return ()
+        return tuple(map(_joined, zip(*self._pulled(forces, False), strict=True)))
 
-        `‖∂z/∂w‖²` is taken as the mean square of `∂z/∂w · v`, `v ~ N(0, 1)`, over all `z` of one example at a kink.
+    def reach(self) -> Slopes:
+        """`‖∂z/∂w‖²` at every kink, by one forward pass along random weights.
+
+        It is taken as the mean square of `∂z/∂w · v`, `v ~ N(0, 1)`, over all `z` of one example at a kink.
         """
-        parts = [self._stiffness(part, mine) for part, mine in self._parts(forces)]
-        return tuple(map(_joined, zip(*parts, strict=True)))
-
-    def _stiffness(self, part: Chunk, forces: Tensor) -> Slopes:
-        owner, onto = self.owner, part.readout.adjoint(forces)
+        owner = self.owner
         if not owner.nodes:
             return ()
+        probe = torch.randn(len(self.weights), generator=torch.Generator().manual_seed(0)).to(self.weights)
 
-        def pushed(offsets: tuple[Tensor, ...]) -> Tensor:
-            views = owner.layout.views(self.weights)
-            return (
-                onto * frozen(owner.captured, owner.nodes, views, part.inputs, part.slopes, offsets).view_as(onto)
-            ).sum()
-
-        def read(weights: Tensor) -> tuple[Tensor, ...]:
+        def read(part: Chunk, weights: Tensor) -> tuple[Tensor, ...]:
             return recorded(owner.captured, owner.nodes, owner.layout.views(weights), part.inputs)[1]
 
-        leaving = tuple(
-            torch.zeros_like(slope if kink.negative_slope is not None else slope[..., 0])
-            for kink, slope in zip(owner.kinks, part.slopes, strict=True)
-        )
-        probe = torch.randn(len(self.weights), generator=torch.Generator().manual_seed(0)).to(self.weights)
         with sdpa_kernel(SDPBackend.MATH):
-            pulled = torch.func.grad(pushed)(leaving)
-            moved = torch.func.jvp(read, (self.weights,), (probe,))[1]
-        reach = [z.square().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) for z in moved]
-        return tuple(-force * each for force, each in zip(pulled, reach, strict=True))
+            moved = [
+                torch.func.jvp(partial(read, part), (self.weights,), (probe,))[1] for part in owner.chunks(self.slopes)
+            ]
+        each = map(_joined, zip(*moved, strict=True))
+        return tuple(z.square().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) for z in each)
 
     def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
         """`G Gᵀ`: layer by layer from what enters and leaves each, and from per-example gradients of the rest."""

@@ -73,8 +73,12 @@ class Linearisation(Protocol):
         """`G Gᵀ` with `G_p = Σ_c forces[p, c] ∂m_{examples[p], c}`: the tangent kernel of combinations of margins."""
         ...
 
-    def stiffness(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
-        """`-∂⟨forces, m⟩/∂h ‖∂z/∂w‖²` at every kink: how fast `z` falls as its own slope rises, where it does."""
+    def sensitivity(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
+        """`∂⟨forces, m⟩/∂h` of what leaves every kink."""
+        ...
+
+    def reach(self) -> Slopes:
+        """`‖∂z/∂w‖²` at every kink, or about that: times the fall of `⟨forces, m⟩` with `h`, how fast `z` falls."""
         ...
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equipoise.integrate.readout import Rows
 
-_COUPLING = 0.1  # of the rows that a Newton direction treats alone, to the others: it converges at about that rate
+_COUPLING = 0.3  # of the rows that a Newton direction treats alone, to the others: it converges at about that rate
 
 
 @runtime_checkable
@@ -124,4 +124,3 @@ def heavy_rows(stiffness: Tensor, temperature: float) -> Rows:
     """All rows but those whose stiffnesses `p_i A_ii` together stay below `_COUPLING² T`."""
     ascending, order = stiffness.sort()
     return order[ascending.cumsum(0) > _COUPLING**2 * temperature].sort().values
-

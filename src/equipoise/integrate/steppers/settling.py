@@ -19,12 +19,12 @@ from equipoise.integrate.slopes import bounded, implicit_slopes
 from equipoise.integrate.steppers.state import State
 
 _PASSES = 60  # passes after which a step is given up
-_SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled
+_SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled, or
+_ENOUGH = 0.01  # this share of the step's own error,
+_CLOSE = 1e-4  # which is looked at below this change
 _PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
 _SHARE = 0.05  # of the step's own error, that a step may be unsettled by where it falls no further
-_CLOSE = 1e-4
-_ENOUGH = 0.01
 _PATIENCE = 16  # passes without progress before a step is given up
 _CONVERGING = 100  # iterations of w_mid alone
 _STIFFER = 1.5  # times its own effect alone: pairs of one neuron pull together
@@ -99,6 +99,16 @@ class Pass:
     forces: Forces  # Dᵀ p̄
     doubt: Forces  # Dᵀ (p̄ - p of lower order)
     here: Tangent
+    reach: Slopes  # of the first pass
+
+    def pulled(self, margins: Margins, before: Evaluation, after: Evaluation, span: float) -> Slopes:
+        """The slopes that follow from this pass and where it led, each pair answering by its own effect on its end."""
+        onto = self.here.here.sensitivity(self.forces)
+        ends = zip(before.preactivations, after.preactivations, strict=True)
+        return tuple(
+            implicit_slopes(kink, *both, slope, -_STIFFER * span * force * reach)
+            for kink, both, slope, force, reach in zip(margins.kinks, ends, self.slopes, onto, self.reach, strict=True)
+        )
 
     def mixed(self, history: Anderson, entered: Weights, margins: Margins) -> tuple[Anderson, "Pass"]:
         """The next guess, from this pass and those before."""
@@ -122,9 +132,8 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         entered = end if guess is None else guess.end
         last = _pass(stretch, on, before, average, entered, slopes, guess, _tolerance(changes, stretch.size))
         changes.append(float((last.end - entered).norm()) / norm)
-        error = _error(last, stretch, norm) if changes[-1] < _CLOSE else math.inf
-        enough = _PRECISE if stretch.precise else max(_SETTLED, _ENOUGH * error if error < math.inf else 0.0)
-        if _ends(changes, enough):
+        error = _error(last, stretch, norm) if changes[-1] < _CLOSE else 0.0
+        if _ends(changes, _PRECISE if stretch.precise else max(_SETTLED, _ENOUGH * error)):
             break
         # The first pass kept its slopes, so it is no iterate of the same map.
         history, guess = (history, last) if guess is None else last.mixed(history, entered, on.margins)
@@ -161,21 +170,11 @@ def _pass(
     start = stretch.state.weights
     after = on.margins.evaluate(end)
     if guess is not None:
-        stiffness = guess.here.here.stiffness(guess.forces)
-        slopes = tuple(
-            implicit_slopes(kink, z0, z1, slope, _STIFFER * stretch.span * own)
-            for kink, z0, z1, slope, own in zip(
-                on.margins.kinks,
-                before.preactivations,
-                after.preactivations,
-                guess.slopes,
-                stiffness,
-                strict=True,
-            )
-        )
+        slopes = guess.pulled(on.margins, before, after, stretch.span)
     here = on.linearise((start + end) / 2, slopes)
     forces, doubt, warm = average(here, before, after, None if guess is None else guess.warm, tolerance)
-    return Pass(start + stretch.span * here.pullback(forces), slopes, warm, forces, doubt, here)
+    reach = here.here.reach() if guess is None else guess.reach
+    return Pass(start + stretch.span * here.pullback(forces), slopes, warm, forces, doubt, here, reach)
 
 
 def _tolerance(changes: list[float], size: float) -> float:
