@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from equipoise.integrate.entropic import entropic_minimum, extrapolated_average
-from equipoise.integrate.quadratic import Dense, Padded, heavy_rows
+from equipoise.integrate.entropic import Start, entropic_minimum, extrapolated_average
+from equipoise.integrate.quadratic import Quadratic, heavy_rows
 
 
 def problem(size, seed, scale):
@@ -18,7 +18,7 @@ def problem(size, seed, scale):
 @given(size=st.integers(1, 30), seed=st.integers(0, 99), exponent=st.integers(-3, 13))
 def test_solution_is_the_fixed_point_of_the_softmax(size, seed, exponent):
     quadratic, linear, uniform = problem(size, seed, 10.0**exponent)
-    found = entropic_minimum(Dense(quadratic), linear, uniform)
+    found = entropic_minimum(Quadratic(quadratic), linear, Start(uniform))
     assert found.converged
     expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
     rounding = 100 * 2e-16 * float(quadratic.abs().max())
@@ -27,10 +27,10 @@ def test_solution_is_the_fixed_point_of_the_softmax(size, seed, exponent):
 
 def test_warm_start_from_the_wrong_vertex_still_arrives():
     quadratic, linear, uniform = problem(12, 3, 1e9)
-    right = entropic_minimum(Dense(quadratic), linear, uniform).weights
+    right = entropic_minimum(Quadratic(quadratic), linear, Start(uniform)).weights
     wrong = torch.zeros(12, dtype=torch.float64)
     wrong[right.argmin()] = 1.0
-    assert torch.allclose(entropic_minimum(Dense(quadratic), linear, wrong).weights, right, atol=1e-5)
+    assert torch.allclose(entropic_minimum(Quadratic(quadratic), linear, Start(wrong)).weights, right, atol=1e-5)
 
 
 @pytest.mark.parametrize(("order", "pick"), [(1, lambda p: p[0]), (2, lambda p: p[1] + p[2] - p[0])])
@@ -38,7 +38,7 @@ def test_order_of_the_time_average(order, pick):
     quadratic, linear, uniform = problem(6, 1, 2.0)
     errors = []
     for span in (0.1, 0.05, 0.025):
-        found = extrapolated_average(Dense(span * quadratic), linear, 0 * linear, (uniform,) * 3)
+        found = extrapolated_average(Quadratic(span * quadratic), linear, 0 * linear, (Start(uniform),) * 3)
         parts = [part.weights for part in found]
         exact = (torch.tensor(reference.margins_by_radau(quadratic, linear, span)) - linear) / span
         errors.append(float((quadratic @ pick(parts) - exact).norm()))
@@ -49,7 +49,7 @@ def test_order_of_the_time_average(order, pick):
 def test_stiff_average_keeps_the_margins_together():
     """With `hK` of 1e10 the examples that weigh end at equal margins: the limit is a hard-margin SVM in the kernel."""
     quadratic, linear, uniform = problem(8, 5, 1e10)
-    weights = entropic_minimum(Dense(quadratic), linear, uniform).weights
+    weights = entropic_minimum(Quadratic(quadratic), linear, Start(uniform)).weights
     ends = linear + quadratic @ weights
     heavy = weights > 1e-6
     assert float(ends[heavy].max() - ends[heavy].min()) < 40
@@ -61,9 +61,9 @@ def test_a_padded_matrix_has_the_solution_of_the_whole_one():
     rows, whole = torch.tensor([1, 2, 4]), torch.zeros(6, 6, dtype=torch.float64)
     whole[rows[:, None], rows] = quadratic[:3, :3]
     start = torch.tensor([0.3, 0.1, 0.1, 0.2, 0.2, 0.1], dtype=torch.float64)
-    padded = Padded(Dense(quadratic[:3, :3]), rows, 6)
-    assert torch.equal(padded.times(start), whole @ start)
-    found, expected = (entropic_minimum(one, linear, start) for one in (padded, Dense(whole)))
+    padded = Quadratic(quadratic[:3, :3] / 7, 7.0, rows, 6)
+    assert torch.allclose(padded.times(start), whole @ start)
+    found, expected = (entropic_minimum(one, linear, Start(start)) for one in (padded, Quadratic(whole)))
     assert found.converged
     assert torch.allclose(found.weights, expected.weights, atol=1e-8)
 
@@ -72,14 +72,21 @@ def test_rows_that_hardly_weigh_are_left_out_of_the_factorisation_and_not_of_the
     """A thousand rows, of which few weigh: the factor is small, and the optimality condition holds on all."""
     quadratic, linear, uniform = problem(1000, 2, 1.0)
     linear = linear + torch.linspace(0, 60, 1000, dtype=torch.float64)
-    factored = []
-
-    class Watched(Dense):
-        def solve(self, weights, temperature, sides):
-            factored.append(len(heavy_rows(weights * self.diagonal, temperature)))
-            return super().solve(weights, temperature, sides)
-
-    found = entropic_minimum(Watched(quadratic), linear, uniform)
-    assert factored[-1] < 500
+    found = entropic_minimum(Quadratic(quadratic), linear, Start(uniform))
+    assert found.factor is not None
+    assert len(found.factor.cholesky) == len(heavy_rows(found.weights * quadratic.diagonal(), 1.0)) < 500
     expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
     assert torch.allclose(found.weights, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_factor_of_a_nearby_problem_serves_and_one_of_a_far_one_is_made_again():
+    quadratic, linear, uniform = problem(30, 6, 1e4)
+    found = entropic_minimum(Quadratic(quadratic), linear, Start(uniform))
+    near = entropic_minimum(Quadratic(1.001 * quadratic), linear, found.start)
+    assert near.converged
+    assert near.factor is found.factor
+    far = entropic_minimum(Quadratic(quadratic), linear.flip(0), found.start)
+    assert far.converged
+    assert far.factor is not found.factor
+    expected = entropic_minimum(Quadratic(quadratic), linear.flip(0), Start(uniform))
+    assert torch.allclose(far.weights, expected.weights, atol=1e-6)

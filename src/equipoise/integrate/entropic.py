@@ -9,16 +9,18 @@ and with `A` small it is a softmax; Newton's method in `log p` covers both.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.integrate.quadratic import Quadratic
+from equipoise.integrate.quadratic import Factor, Quadratic
 
 TOLERANCE = 1e-8  # Σ p |residual| / T at which an iterate is a solution
 _ITERATIONS = 60
 _FLOOR = 1e-13  # weight below which a warm start may not fall: Newton cannot revive an exact zero
+_CHORD = 0.2  # a factor serves while every step with it leaves at most this share of the residual
 _LADDER = 20.0  # factor between temperatures when a warm start fails
 _ROUNDINGS = 4  # of the largest potential: the error of differences of potentials, and the least temperature
 
@@ -41,6 +43,13 @@ def resolved_temperature(potential: Float[Tensor, " potentials"]) -> float:
     return max(1.0, float(potential.abs().max()) / precision_floor(potential.dtype))
 
 
+class Start(NamedTuple):
+    """Weights to start from, not negative, and the factor of a problem like this one."""
+
+    weights: Float[Tensor, " a"]
+    factor: Factor | None = None
+
+
 @dataclass(frozen=True)
 class Solution:
     """Weights on the simplex, the residual `Σ p |b + Ap + T log p + λ| / T` left, and what they cost."""
@@ -49,24 +58,29 @@ class Solution:
     residual: float
     iterations: int
     converged: bool
+    factor: Factor | None = None  # the last that Newton's method made
+
+    @property
+    def start(self) -> Start:
+        """Where to start a problem like this one from."""
+        return Start(self.weights, self.factor)
 
 
 def entropic_minimum(
     quadratic: Quadratic,
     linear: Float[Tensor, " a"],
-    start: Float[Tensor, " a"],
+    start: Start,
     temperature: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> Solution:
     """The minimum of `½ pᵀAp + bᵀp + T Σ p log p` over the simplex (THEORY T6.1), warm-started.
 
-    `quadratic` is `A`, `linear` is `b`, `start` any non-negative weights. When
-    Newton's method fails from `start`, the temperature is lowered to `T` in factors of 20 from the scale of `A`.
-    `tolerance` is the residual `Σ p |b + Ap + T log p + λ| / T` at which an iterate is a solution.
+    `quadratic` is `A`, `linear` is `b`. When Newton's method fails from `start`, the temperature is lowered to `T` in
+    factors of 20 from the scale of `A`. `tolerance` is the residual `Σ p |b + Ap + T log p + λ| / T` at which an
+    iterate is a solution.
 
-    >>> from equipoise.integrate.quadratic import Dense
-    >>> zeros = Dense(torch.zeros(2, 2).double())
-    >>> flat = entropic_minimum(zeros, torch.zeros(2).double(), torch.tensor([0.9, 0.1]).double())
+    >>> zeros, start = Quadratic(torch.zeros(2, 2).double()), Start(torch.tensor([0.9, 0.1]).double())
+    >>> flat = entropic_minimum(zeros, torch.zeros(2).double(), start)
     >>> flat.weights
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
@@ -76,16 +90,16 @@ def entropic_minimum(
         return found
     weights, iterations = torch.full_like(linear, 1 / len(linear)), found.iterations
     for rung in _rungs(quadratic, linear, temperature):
-        found = _newton(quadratic, linear, weights, rung, tolerance)
+        found = _newton(quadratic, linear, Start(weights), rung, tolerance)
         weights, iterations = found.weights, iterations + found.iterations
-    return Solution(weights, found.residual, iterations, found.converged)
+    return replace(found, iterations=iterations)
 
 
 def extrapolated_average(
     quadratic: Quadratic,
     initial: Float[Tensor, " a"],
     drift: Float[Tensor, " a"],
-    start: tuple[Float[Tensor, " a"], Float[Tensor, " a"], Float[Tensor, " a"]],
+    start: tuple[Start, Start, Start],
     temperature: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> tuple[Solution, Solution, Solution]:
@@ -97,7 +111,7 @@ def extrapolated_average(
     """
     given = initial.dtype
     quadratic, initial, drift = quadratic.double(), initial.double(), drift.double()
-    whole_start, first_start, second_start = (weights.double() for weights in start)
+    whole_start, first_start, second_start = (one._replace(weights=one.weights.double()) for one in start)
     half = quadratic.scaled(0.5)
     whole = entropic_minimum(quadratic, initial + drift, whole_start, temperature, tolerance)
     first = entropic_minimum(half, initial + drift / 2, first_start, temperature, tolerance)
@@ -115,9 +129,9 @@ def _rungs(quadratic: Quadratic, linear: Tensor, temperature: float) -> list[flo
     return rungs[::-1]
 
 
-def _newton(quadratic: Quadratic, linear: Tensor, start: Tensor, temperature: float, tolerance: float) -> Solution:
+def _newton(quadratic: Quadratic, linear: Tensor, start: Start, temperature: float, tolerance: float) -> Solution:
     """Newton's method in `log p`, with steps that stay positive; stops where rounding does."""
-    weights = _normalised(start.clamp(min=_FLOOR))
+    weights, factor = _normalised(start.weights.clamp(min=_FLOOR)), start.factor
     epsilon = torch.finfo(linear.dtype).eps
     rounding = 4 * epsilon * (linear + quadratic.diagonal + quadratic.times(weights).abs())
     slope = _slope(quadratic, linear, weights, temperature)
@@ -125,10 +139,12 @@ def _newton(quadratic: Quadratic, linear: Tensor, start: Tensor, temperature: fl
     for iteration in range(_ITERATIONS):
         slope = slope - weights @ slope
         floor = float(weights @ rounding) / temperature
-        residual = float(weights @ slope.abs()) / temperature
+        before, residual = residual, float(weights @ slope.abs()) / temperature
         if residual <= max(tolerance, floor):
-            return Solution(weights, residual, iteration, True)
-        direction = _direction(quadratic, slope, weights, temperature)
+            return Solution(weights, residual, iteration, True, factor)
+        if factor is None or residual > _CHORD * before:
+            factor = quadratic.factored(weights, temperature)
+        direction = factor.direction(slope)
         if not bool(torch.isfinite(direction).all()):
             return Solution(weights, residual, iteration, False)
         weights, slope = _advance(quadratic, linear, weights, slope, direction, temperature, floor)
@@ -138,13 +154,6 @@ def _newton(quadratic: Quadratic, linear: Tensor, start: Tensor, temperature: fl
 def _slope(quadratic: Quadratic, linear: Tensor, weights: Tensor, temperature: float) -> Tensor:
     """The objective's gradient, up to a constant."""
     return linear + quadratic.times(weights) + temperature * torch.log(weights)
-
-
-def _direction(quadratic: Quadratic, slope: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """The Newton direction `d(log p)` on the simplex, in variables scaled by `√p`."""
-    root = weights.sqrt()
-    newton, normal = quadratic.solve(weights, temperature, torch.stack([-root * slope, root], 1)).unbind(1)
-    return (newton - (root @ newton) / (root @ normal) * normal) / root
 
 
 def _advance(

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from equipoise.integrate.entropic import extrapolated_average, resolved_temperature
+from equipoise.integrate.entropic import Start, extrapolated_average, resolved_temperature
 from equipoise.integrate.margins import Evaluation
-from equipoise.integrate.objective import Forces, Tangent
-from equipoise.integrate.quadratic import Dense, Padded, Quadratic
+from equipoise.integrate.objective import Forces, Objective, Tangent
+from equipoise.integrate.quadratic import Quadratic
 from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, Warm, settle
 
@@ -19,9 +19,10 @@ _ENTERING = 8  # missed examples that may enter at once, or half as many as ther
 _UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
 _STEADY = 1e-3  # tolerance of the implicit problem below which the kernel of the last pass serves
 _LARGEST = 4000  # rows of a kernel; others follow by iteration, if they hardly weigh
-_LIGHT = 1e-4  # share of the weights that hardly weigh
+_UNCOVERED = 1e-3  # share of the weights that those may have
+_LIGHT = 1e-5  # share of the weights that Newton's method does not factorise
 _FAST = 20  # passes of a step
-_SOLVES = 5  # factorisations of a pass
+_SOLVES = 1.0  # factorisations of a pass
 
 
 def trapezoid(stretch: Stretch) -> Attempt:
@@ -56,14 +57,15 @@ def entropic(stretch: Stretch) -> Attempt:
         rows = torch.cat([rows, out]).sort().values
 
 
-def implicit_operations(outlook: Outlook, dual: Tensor, span: float, each: int) -> float:
-    """About what a step by `entropic` costs: passes over the active rows, `each` a row, and Newton's factorisations."""
+def implicit_operations(objective: Objective, outlook: Outlook, dual: Tensor, span: float, each: int) -> float:
+    """About what a step by `entropic` costs: passes over the active examples, `each` for one, and factorisations."""
     rows = active(outlook, span)
     weights, _ = torch.maximum(torch.softmax(-outlook.potential, 0), dual)[rows].sort(descending=True)
-    heavy = int((weights.cumsum(0) < (1 - _LIGHT) * weights.sum()).sum()) + 1
-    if heavy > _LARGEST:
+    covered = weights.cumsum(0) / weights.sum()
+    if len(rows) > _LARGEST and covered[_LARGEST - 1] < 1 - _UNCOVERED:
         return math.inf
-    return _FAST * (each * len(rows) + _SOLVES * heavy**3 / 3)
+    heavy = min(int((covered < 1 - _LIGHT).sum()) + 1, _LARGEST)
+    return _FAST * (each * len(objective.examples(rows)) + _SOLVES * heavy**3 / 3)
 
 
 def active(outlook: Outlook, span: float) -> Rows:
@@ -86,8 +88,8 @@ def missed(after: Tensor, rows: Tensor) -> Tensor:
 
 
 def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
-    start, span, objective = stretch.state.dual[rows], stretch.span, stretch.objective.restricted(rows)
-    weighed = start + torch.softmax(-(stretch.outlook.potential + span / 2 * stretch.outlook.rates)[rows], 0)
+    cold, span, objective = Start(stretch.state.dual[rows]), stretch.span, stretch.objective.restricted(rows)
+    weighed = cold.weights + torch.softmax(-(stretch.outlook.potential + span / 2 * stretch.outlook.rates)[rows], 0)
 
     def average(
         here: Tangent, at: Evaluation, then: Evaluation, warm: Warm | None, tolerance: float
@@ -96,12 +98,13 @@ def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
         kernel = warm.kernel if warm is not None and tolerance < _STEADY else _kernel(here, weighed)
         # What the frozen kernel does not explain of the way to u₁; with it the margins end where they really are.
         drift = torch.zeros_like(before) if warm is None else after - before - span * kernel.times(warm.mean)
-        starts = (start, start, start) if warm is None else (warm.whole, warm.first, warm.second)
+        starts = (cold, cold, cold) if warm is None else warm.solutions
         found = extrapolated_average(kernel.scaled(span), before, drift, starts, temperature, tolerance)
+        solutions = (found[0].start, found[1].start, found[2].start)
         whole, first, second = (solution.weights for solution in found)
         second_order = first + second - whole
         mean = whole if stretch.order == 1 else second_order
-        return here.forces(mean), here.forces(second_order - whole), Warm(kernel, whole, first, second, mean)
+        return here.forces(mean), here.forces(second_order - whole), Warm(kernel, solutions, mean)
 
     return settle(stretch, objective, rows, average)
 
@@ -109,6 +112,6 @@ def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
 def _kernel(here: Tangent, weighed: Tensor) -> Quadratic:
     """`K`, or that of the rows that weigh most: what it lacks is in the drift."""
     if len(weighed) <= _LARGEST:
-        return Dense(here.kernel())
+        return Quadratic(here.kernel())
     rows = weighed.topk(_LARGEST).indices.sort().values
-    return Padded(Dense(here.kernel(rows)), rows, len(weighed))
+    return Quadratic(here.kernel(rows), 1.0, rows, len(weighed))

@@ -94,7 +94,7 @@ class EntropicMidpoint:
             sizes["trapezoid"] = max(reach, sizes["trapezoid"] / 2)
         each = 6 * len(outlook.velocity)  # one example, forward and backward
         whole = each * objective.count
-        implicit = implicit_operations(outlook, state.dual, sizes["entropic"] / outlook.speed, each)
+        implicit = implicit_operations(objective, outlook, state.dual, sizes["entropic"] / outlook.speed, each)
         prices = {"trapezoid": _SLOW * whole / sizes["trapezoid"], "entropic": (implicit + whole) / sizes["entropic"]}
         return min(prices, key=prices.__getitem__)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.integrate.acceleration import Anderson
-from equipoise.integrate.entropic import TOLERANCE
+from equipoise.integrate.entropic import TOLERANCE, Start
 from equipoise.integrate.margins import Evaluation, Margins, Slopes, Weights
 from equipoise.integrate.objective import Forces, Objective, Tangent
 from equipoise.integrate.quadratic import Quadratic
@@ -61,9 +61,7 @@ class Warm(NamedTuple):
     """The implicit problem of a pass and its solutions, to start the next from; `mean` is `p̄`, `kernel` is `K`."""
 
     kernel: Quadratic
-    whole: Tensor
-    first: Tensor
-    second: Tensor
+    solutions: tuple[Start, Start, Start]
     mean: Tensor
 
 
@@ -144,7 +142,9 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         slopes=last.slopes,
         forces=last.forces,
         weights=last.end,
-        dual=state.dual if rows is None or last.warm is None else _scattered(last.warm.whole, rows, state.dual),
+        dual=state.dual
+        if rows is None or last.warm is None
+        else _scattered(last.warm.solutions[0].weights, rows, state.dual),
         error=error,
         settled=changes[-1] <= max(_TOLERABLE, _SHARE * error),
         passes=len(changes),
