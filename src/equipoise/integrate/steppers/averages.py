@@ -21,8 +21,7 @@ _STEADY = 1e-3  # tolerance of the implicit problem below which the kernel of th
 _LARGEST = 4000  # rows of a kernel; others follow by iteration, if they hardly weigh
 _UNCOVERED = 1e-3  # share of the weights that those may have
 _LIGHT = 1e-5  # share of the weights that Newton's method does not factorise
-_FAST = 20  # passes of a step
-_SOLVES = 1.0  # factorisations of a pass
+_VERIFIED = 0.1  # passes over all examples for each over the active ones
 
 
 def trapezoid(stretch: Stretch) -> Attempt:
@@ -58,14 +57,14 @@ def entropic(stretch: Stretch) -> Attempt:
 
 
 def implicit_operations(objective: Objective, outlook: Outlook, dual: Tensor, span: float, each: int) -> float:
-    """About what a step by `entropic` costs: passes over the active examples, `each` for one, and factorisations."""
+    """About what a pass of `entropic` costs: the active examples, `each` for one, and a factor of the kernel."""
     rows = active(outlook, span)
     weights, _ = torch.maximum(torch.softmax(-outlook.potential, 0), dual)[rows].sort(descending=True)
     covered = weights.cumsum(0) / weights.sum()
     if len(rows) > _LARGEST and covered[_LARGEST - 1] < 1 - _UNCOVERED:
         return math.inf
     heavy = min(int((covered < 1 - _LIGHT).sum()) + 1, _LARGEST)
-    return _FAST * (each * len(objective.examples(rows)) + _SOLVES * heavy**3 / 3)
+    return each * (len(objective.examples(rows)) + _VERIFIED * objective.count) + heavy**3 / 3
 
 
 def active(outlook: Outlook, span: float) -> Rows:

@@ -15,7 +15,6 @@ from equipoise.integrate.steppers.state import State, Step, later, physical_time
 
 _PASSES = {"trapezoid": 25, "entropic": 40}  # passes above which the next step is smaller
 _REACH = 2.0  # how far the fastest margin may move in a step of the explicit route
-_SLOW = 30  # passes of such a step
 _CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
 _RETRIED = 1.2  # factor on the size of the route not taken, which no success of its own would ever let grow again
 _ROUTES = {"trapezoid": trapezoid, "entropic": entropic}
@@ -82,7 +81,7 @@ class EntropicMidpoint:
         return min(1.3, max(0.7, math.sqrt(most / attempt.passes)), max(0.5, within))
 
     def _cheaper(self, objective: Objective, state: State, outlook: Outlook, sizes: dict[str, float]) -> str:
-        """The route with the lower estimated cost per unit of progress, from counts of operations alone.
+        """The route whose passes cost less per unit of progress, from counts of operations alone.
 
         A loss without an exponential tail never becomes stiff, and its potentials are singular where it vanishes.
         """
@@ -93,10 +92,9 @@ class EntropicMidpoint:
         if sizes["trapezoid"] > reach:
             sizes["trapezoid"] = max(reach, sizes["trapezoid"] / 2)
         each = 6 * len(outlook.velocity)  # one example, forward and backward
-        whole = each * objective.count
         implicit = implicit_operations(objective, outlook, state.dual, sizes["entropic"] / outlook.speed, each)
-        prices = {"trapezoid": _SLOW * whole / sizes["trapezoid"], "entropic": (implicit + whole) / sizes["entropic"]}
-        return min(prices, key=prices.__getitem__)
+        dearer = each * objective.count / sizes["trapezoid"] > implicit / sizes["entropic"]
+        return "entropic" if dearer else "trapezoid"
 
 
 def _outlook(objective: Objective, state: State) -> Outlook:

@@ -19,9 +19,7 @@ from equipoise.integrate.slopes import bounded, implicit_slopes
 from equipoise.integrate.steppers.state import State
 
 _PASSES = 60  # passes after which a step is given up
-_SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled, or
-_ENOUGH = 0.01  # this share of the step's own error,
-_CLOSE = 1e-4  # which is looked at below this change
+_SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled
 _PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
 _SHARE = 0.05  # of the step's own error, that a step may be unsettled by where it falls no further
@@ -99,6 +97,10 @@ class Pass:
     here: Tangent
     reach: Slopes  # of the first pass
 
+    def error(self, stretch: Stretch) -> float:
+        """What the doubt moves, relative to `‖w‖`: the error of the step."""
+        return stretch.span * float(self.here.pullback(self.doubt).norm() / stretch.state.weights.norm())
+
     def pulled(self, margins: Margins, before: Evaluation, after: Evaluation, span: float) -> Slopes:
         """The slopes that follow from this pass and where it led, each pair answering by its own effect on its end."""
         onto = self.here.here.sensitivity(self.forces)
@@ -130,30 +132,26 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         entered = end if guess is None else guess.end
         last = _pass(stretch, on, before, average, entered, slopes, guess, _tolerance(changes, stretch.size))
         changes.append(float((last.end - entered).norm()) / norm)
-        error = _error(last, stretch, norm) if changes[-1] < _CLOSE else 0.0
-        if _ends(changes, _PRECISE if stretch.precise else max(_SETTLED, _ENOUGH * error)):
+        if _ends(changes, _PRECISE if stretch.precise else _SETTLED):
             break
         # The first pass kept its slopes, so it is no iterate of the same map.
         history, guess = (history, last) if guess is None else last.mixed(history, entered, on.margins)
-    error = _error(last, stretch, norm)
+    error = last.error(stretch)
+    dual = state.dual
+    if rows is not None and last.warm is not None:
+        dual = _scattered(last.warm.solutions[0].weights, rows, dual)
     return Attempt(
         on=on,
         rows=rows,
         slopes=last.slopes,
         forces=last.forces,
         weights=last.end,
-        dual=state.dual
-        if rows is None or last.warm is None
-        else _scattered(last.warm.solutions[0].weights, rows, state.dual),
+        dual=dual,
         error=error,
         settled=changes[-1] <= max(_TOLERABLE, _SHARE * error),
         passes=len(changes),
         visited=len(changes) * on.count,
     )
-
-
-def _error(last: Pass, stretch: Stretch, norm: float) -> float:
-    return stretch.span * float(last.here.pullback(last.doubt).norm()) / norm
 
 
 def _pass(
