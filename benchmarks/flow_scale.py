@@ -1,7 +1,8 @@
 """What the engine takes, and what a step costs: skips, convolutions, ten classes, thousands of examples.
 
 Each case prints one line of JSON: where it ended, steps, seconds, passes over the data for each step, the largest
-resident memory of the process, and the worst relative drift of each kind of law. Cases run in this process, one a call:
+resident memory of the process, the worst relative drift of each kind of law, and what the certificate says of the
+tail. Cases run in this process, one a call:
 
     python benchmarks/flow_scale.py residual|convnet|classes|pair [--n N] [--until log_loss=-1e8] [--max-steps 500]
 """
@@ -44,6 +45,8 @@ def measured(name, n, until, max_steps):
     flow |= {} if until is None else {"until": until}
     begun = time.perf_counter()
     run = eq.flow(network(), (X, y), observe=[eq.Drift(), eq.Spectrum()], max_steps=max_steps, **flow)
+    seconds, certificate = time.perf_counter() - begun, eq.certify(run)
+    ranks = [claim for claim in certificate.claims if claim.theorem == "T3.1"]
     drifts = {kind: run.last("drift", "relative_drift", f"worst {kind}") for kind in ("linear", "vertex")}
     return {
         "case": name,
@@ -53,10 +56,12 @@ def measured(name, n, until, max_steps):
         "log_loss": run.log_loss,
         "growth": run.growth,
         "steps": run.steps,
-        "seconds": time.perf_counter() - begun,
+        "seconds": seconds,
         "passes_per_step": run.gradient_evaluations / max(run.steps, 1),
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "drift": drifts,
+        "certificate_holds": certificate.holds,
+        "tail": [{"claim": claim.name, "measured": claim.measured, "bound": claim.bound} for claim in ranks],
     }
 
 
