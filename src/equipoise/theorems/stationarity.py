@@ -7,7 +7,8 @@ and Euler's `⟨w, Jᵀp⟩ = L Σ p_i m_i ≥ L m_min` gives `‖w‖/‖Jᵀp�
     `δ = Σ_i λ_i (m_i - m_min) / m_min^{2/L} ≤ log N / (L m_min γ^{2/L})`,   `γ = m_min/‖w‖^L`,
 
 which tends to zero with the margins. Stationarity has no such bound at one instant: its residual `ε`, from the
-multipliers of `measure.kkt`, is compared with what it was a unit of growth before.
+multipliers of `measure.kkt`, is compared with what it was a unit of growth before; where a pair is on its kink its
+slope is open, and so is `J`: only the run itself knows it (`kkt_epsilon` of its records).
 """
 
 import math
@@ -20,14 +21,17 @@ from torch import Tensor
 from equipoise.measure.kkt import kkt_from_jacobian
 from equipoise.theorems.claims import LIMIT, Claim, Claimer
 from equipoise.theorems.evidence import Evidence, Named, Point
+from equipoise.theorems.stability import preactivations_of
 
 _EXAMPLES, _ENTRIES = 100, 20_000_000  # gradients kept for the multipliers, and numbers in all of them
+_ON_KINK = 1e-6  # of the largest pre-activation of a layer, below which a pair may be on its kink
 
 
 def stationarity_claims(evidence: Evidence, claim: Claimer) -> Iterator[Claim]:
-    """The slackness `δ` below its bound; and, where a separated point was saved before, `ε` below what it was there.
+    """The slackness `δ` below its bound; and `ε` below what it was a unit of growth before.
 
-    None unless the network is homogeneous and every margin positive.
+    None unless the network is homogeneous and every margin positive; the second where that point was saved and
+    separated, and no pair is on its kink at either.
     """
     degree = evidence.homogeneity.degree
     if not degree or evidence.certain_margin <= 0:
@@ -42,7 +46,7 @@ def stationarity_claims(evidence: Evidence, claim: Claimer) -> Iterator[Claim]:
     rests_on = ("homogeneous", "separated", "weights of the run")
     yield claim("slackness of the margins", "T7", "δ, multipliers softmax(-m)", delta, "≤", bound, rests_on)
     since, end = _earlier(evidence.points), evidence.points[-1]
-    if since is not end and _separated(evidence, since):
+    if since is not end and _separated(evidence, since) and not any(on_kinks(evidence, at) for at in (since, end)):
         before, now = (_epsilon(evidence, point, degree) for point in (since, end))
         quantity = f"ε, of w/‖w‖ and Jᵀλ/‖Jᵀλ‖, against that at s = {since.growth:.2f}"
         rests_on = (*LIMIT, "directional convergence")
@@ -68,6 +72,12 @@ def _earlier(points: tuple[Point, ...]) -> Point:
 
 def _separated(evidence: Evidence, point: Point) -> bool:
     return bool(evidence.margins_of(evidence.scores_at(point.weights)).min() > 0)
+
+
+def on_kinks(evidence: Evidence, point: Point) -> bool:
+    """Whether some pair of a neuron and an example is on its kink, as far as the weights tell."""
+    seen = preactivations_of(evidence)(point.weights).values()
+    return any(bool((z.abs() <= _ON_KINK * z.abs().max()).any()) for z in seen)
 
 
 def _epsilon(evidence: Evidence, point: Point, degree: int) -> float:
