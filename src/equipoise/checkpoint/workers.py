@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Condition
 
 import torch
@@ -16,12 +17,13 @@ _SHARE = 2.2  # of the largest tensor in float32: the memory that matrices measu
 
 
 def rows_of(items: Sequence[Item], settings: Settings) -> Iterator[tuple[int, Row]]:
-    """The place and the row of every item: first the small ones, then the large ones, each kind in order.
+    """The place and the row of every item: first the small ones, then the large ones.
 
     While it works on the small ones, products that other threads start get one core each as well.
     """
     numbered = dict(enumerate(items))
     largest = 4 * max((item.stored.count for item in items), default=0)
+    settings = replace(settings, room=largest)
     large = {place: item for place, item in numbered.items() if _large(item)}
     yield from _together({place: item for place, item in numbered.items() if place not in large}, settings, largest)
     for place, item in large.items():
@@ -30,13 +32,15 @@ def rows_of(items: Sequence[Item], settings: Settings) -> Iterator[tuple[int, Ro
 
 def _together(items: Mapping[int, Item], settings: Settings, largest: int) -> Iterator[tuple[int, Row]]:
     room = Room(_SHARE * largest)
+    sizes = {place: item.memory(largest) for place, item in items.items()}
 
-    def one(item: Item) -> Row:
-        with room.taking(item.memory(largest)):
-            return item.row(settings)
+    def one(place: int) -> Row:
+        with room.taking(sizes[place]):
+            return items[place].row(settings)
 
     with _one_core_each() as threads, ThreadPoolExecutor(threads, "equipoise") as pool:
-        waiting = {place: pool.submit(one, item) for place, item in items.items()}
+        # One that waits to be alone would hold up its thread: those come last.
+        waiting = {place: pool.submit(one, place) for place in sorted(items, key=sizes.__getitem__)}
         try:
             for place, future in waiting.items():
                 yield place, future.result()
