@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import time
 
 import pandas as pd
 import pytest
@@ -66,18 +67,29 @@ def test_wandb_keeps_its_history_offline(tmp_path, monkeypatch):
     sink = eq.sinks.WandB(mode="offline", dir=str(tmp_path), project="equipoise")
     log = watched(sinks=[sink])
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    history = dict(_wandb_history(path))
+    history = dict(_wandb_history(_finished(path)))
     expected = dict(curve(log, "spectrum", "sigma_1", "0.weight"))
     assert {step: row["equipoise/spectrum_sigma_1/0.weight"] for step, row in history.items()} == expected
 
 
-def _wandb_history(path):
-    """The rows of a W&B run file, by our step."""
+def _finished(path, patience=60):
+    """The records of a W&B run file, once its end is there: W&B's own process flushes it, at times after `finish`."""
+    until = time.monotonic() + patience
+    while not (records := _wandb_records(path)) or records[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < until, f"{path} holds {len(records)} records and no end"
+        time.sleep(0.05)
+    return records
+
+
+def _wandb_records(path):
     from wandb.proto import wandb_internal_pb2
 
-    for data in _leveldb_log(path.read_bytes()):
-        entry = wandb_internal_pb2.Record()
-        entry.ParseFromString(data)
+    return [wandb_internal_pb2.Record.FromString(data) for data in _leveldb_log(path.read_bytes())]
+
+
+def _wandb_history(records):
+    """The rows of the history, by our step."""
+    for entry in records:
         if entry.WhichOneof("record_type") == "history":
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in entry.history.item}
             if "equipoise/spectrum_sigma_1/0.weight" in row:
@@ -92,6 +104,8 @@ def _leveldb_log(content, header=7, block=32768):
             at += block - at % block
             continue
         length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        if at + 7 + length > len(content):  # still being written
+            return
         whole += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
