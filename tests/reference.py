@@ -52,6 +52,19 @@ def deficit_bounds(tail: list[torch.Tensor], biases: list[torch.Tensor | None]) 
     return bounds
 
 
+def rank_by_patterns(written: torch.Tensor, read: torch.Tensor, z: torch.Tensor, above: float) -> tuple[int, float]:
+    """`(R, D)` of T4.3, as printed: `Σ_{i>R} σ_i²` of `written` is at most `D`, `R` its classes that are not all-off.
+
+    `read` is within `above` of rank one; a row of `written` and a column of `read` for each column of `z`.
+    """
+    classes = pattern_classes(z)
+    together = [list(members) for members in classes if len(members) > 1]
+    conserved = [read[:, S].T @ read[:, S] - written[S] @ written[S].T for S in together]
+    excess = [float(torch.linalg.eigvals(C).real.max() - C.trace()) for C in conserved]
+    off = [u for u in range(len(written)) if not any(u in members for members in classes)]
+    return len(classes), (above if together else 0.0) + sum(excess) + float(written[off].square().sum())
+
+
 def paths(layers: list[torch.Tensor], biases: list[torch.Tensor | None]) -> dict[tuple, float]:
     """`Φ_π` of every path of a chain by brute force: (input or "1", neuron, …, output) -> product of weights."""
     found: dict[tuple, float] = {(i,): 1.0 for i in range(layers[0].shape[1])}

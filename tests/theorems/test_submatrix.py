@@ -11,8 +11,10 @@ from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.networks import mlp
 from equipoise.theorems.certificate import certify
+from equipoise.theorems.coactive import rectified_layers
+from equipoise.theorems.descent import descended
 from equipoise.theorems.gather import gather, gather_run
-from equipoise.theorems.submatrix import patterned_layers
+from equipoise.theorems.submatrix import bounded_classes
 
 
 def positive_features(seed=0):
@@ -25,6 +27,10 @@ def positive_features(seed=0):
     with torch.no_grad():
         model.layer1.weight.abs_()
     return model, (X, y)
+
+
+def patterned_layers(evidence):
+    return descended(evidence, rectified_layers(evidence)[0])
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +64,25 @@ def test_with_only_the_final_weights_classes_are_observed(run):
 def test_the_bounds_are_those_of_the_slow_twin(run):
     """From today's matrices: classes by comparing every pair, eigenvalues of matrices written out."""
     evidence = gather(run.model, run.final, run.data, "exponential")
-    (layer,) = patterned_layers(evidence)
+    (found,) = patterned_layers(evidence)
+    layer = found.layer
     X, _ = run.data
     W1, W2, W3 = (run.final[f"layer{k}.weight"] for k in (1, 2, 3))
     classes = reference.pattern_classes(X @ W1.T)
     assert {tuple(found.members.tolist()) for found in layer.classes} == classes
     above = reference.deficit_bounds([W2, W3], [None, None])[0]
-    for found, bound in zip(layer.classes, layer.deficits, strict=True):
-        rows = found.members
+    spilt = 0.0
+    for bounded in bounded_classes(evidence, found):
+        rows = bounded.found.members
         conserved = W2[:, rows].T @ W2[:, rows] - W1[rows] @ W1[rows].T
-        expected = above + float(torch.linalg.eigvals(conserved).real.max() - conserved.trace())
-        if len(rows) > 1:
-            assert bound == pytest.approx(expected, rel=1e-9, abs=1e-9)
-            assert bound >= expected
+        excess = float(torch.linalg.eigvals(conserved).real.max() - conserved.trace())
+        assert bounded.deficit == pytest.approx(above + excess, rel=1e-9, abs=1e-9)
+        assert bounded.deficit >= above + excess
+        spilt += excess
     off = [u for u in range(8) if not any(u in members for members in classes)]
     assert layer.off.tolist() == off
-    assert layer.total == len(classes)
+    assert found.written.rank == len(classes)
+    assert found.written.deficit == pytest.approx(above + spilt + float(W1[off].square().sum()), rel=1e-9)
 
 
 @settings(max_examples=8, deadline=None)
@@ -104,10 +113,10 @@ def test_classes_that_mix_break_their_law_and_are_taken_from_a_later_point(run):
     turned = dict(run.saved[early])
     turned["layer1.weight"] = turned["layer1.weight"] * 1.01
     evidence = gather_run(run)
-    since = [found.since for found in patterned_layers(evidence)[0].classes if found.since is not None]
+    since = [found.since for found in patterned_layers(evidence)[0].layer.classes if found.since is not None]
     assert min(since) == 0.0
     moved = gather_run(replace(run, saved=run.saved | {early: turned}))
-    later = [found.since for found in patterned_layers(moved)[0].classes if found.since is not None]
+    later = [found.since for found in patterned_layers(moved)[0].layer.classes if found.since is not None]
     assert later
     assert min(later) > 0.25
 
@@ -119,6 +128,6 @@ def test_leaky_layers_have_no_neurons_that_are_off():
     ).double()
     with torch.no_grad():
         model[0].weight[:3] = -X.sum(0).sign()  # not all off, but three alike
-    (layer,) = patterned_layers(gather(model, dict(model.named_parameters()), (X, y), "exponential"))
-    assert len(layer.off) == 0
-    assert sum(len(found.members) for found in layer.classes) == 8
+    (found,) = patterned_layers(gather(model, dict(model.named_parameters()), (X, y), "exponential"))
+    assert len(found.layer.off) == 0
+    assert sum(len(each.members) for each in found.layer.classes) == 8

@@ -53,6 +53,11 @@ def kinks(captured: Captured) -> tuple[Kink, ...]:
     return tuple(found)
 
 
+def rectifiers(captured: Captured) -> list[fx.Node]:
+    """The operations of any network that bend each number at zero, with fixed slopes: ReLU, leaky ReLU, abs."""
+    return [node for node in captured.graph.nodes if isinstance(_read_piecewise(node), Rectifier)]
+
+
 def piecewise_linear(captured: Captured, besides: Collection[str] = ()) -> tuple[Kink, ...] | None:
     """The kinks of a network that is linear between them, multilinear in its weights; `None` for any other.
 

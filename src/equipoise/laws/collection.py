@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.coverage import Coverage
+from equipoise.graph.evaluate import rectifiers
 from equipoise.laws import present
 from equipoise.laws.audit import Audit, audit
 from equipoise.laws.declared import declared, functions_read_as_declared
@@ -318,9 +319,8 @@ class Laws(Sequence[Law]):
 
 
 def kink_names(captured: Captured) -> list[str]:
-    """The nodes of a graph that are ReLU or leaky ReLU."""
-    kinks = ("aten.relu.default", "aten.leaky_relu.default")
-    return [node.name for node in captured.graph.nodes if str(node.target) in kinks]
+    """The nodes of a graph that act on each unit by itself, with one slope below zero and one above (ReLU, abs, …)."""
+    return [node.name for node in rectifiers(captured)]
 
 
 def _is_about(kink: Any, name: str) -> bool:

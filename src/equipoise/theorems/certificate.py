@@ -1,7 +1,7 @@
 """From assumptions to claims: what the theorems say about a trained network, their bounds beside what was measured."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,15 +11,16 @@ from equipoise.laws import Laws
 from equipoise.references import REFERENCES, Reference
 from equipoise.theorems import assumptions, present
 from equipoise.theorems.assumptions import Assumption
-from equipoise.theorems.blocks import block_claims, co_active_blocks
 from equipoise.theorems.claims import Claim, Claimer, tail_claims
+from equipoise.theorems.coactive import rectified_layers
+from equipoise.theorems.descent import Descended, descended
 from equipoise.theorems.directional import extrapolate
 from equipoise.theorems.evidence import Evidence
 from equipoise.theorems.gather import FinishedRun, gather, gather_run
 from equipoise.theorems.recheck import Fingerprint, Recheck, compare, fingerprint
 from equipoise.theorems.stability import stability_claims
 from equipoise.theorems.stationarity import stationarity_claims
-from equipoise.theorems.submatrix import bounded_classes, class_laws, patterned_layers, submatrix_claims
+from equipoise.theorems.submatrix import bounded_classes, class_laws, submatrix_claims
 
 _REFERENCES = ("le2022training", "du2018algorithmic", "ji2019gradient", "lyu2020gradient", "ji2020directional")
 
@@ -111,7 +112,8 @@ def certify(
       misalignment with the next one at most the bound of T3.2; `r = 1` for one score, `C - 1` for `C` classes. In a
       chain without biases its norm is at least what the margins require (T3.3), so that both bounds go to zero.
     - Every class of co-active neurons of the layers below, from the values at the time it became stable (T4.2), and
-      each layer of a chain by the number of its classes (T4.3); all of a ReLU layer carries no claim (T4.4).
+      each layer by the number of its classes (T4.3), with skips and convolutions too, where what reads it is known to
+      tend to low rank; where not, a note says why. Rank one is not claimed of all of a ReLU layer (T4.4).
     - Activity and signs that are decided at the limit have stopped to change (T4.1, T5.2); slackness and stationarity
       of the margins (T7), where the network is homogeneous.
 
@@ -141,13 +143,14 @@ def certify(
 
 def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certificate:
     direction = extrapolate(evidence.points)
-    layers, blocks = patterned_layers(evidence), co_active_blocks(evidence)
+    rectified, apart = rectified_layers(evidence)
+    layers = descended(evidence, rectified)
     found = (
         assumptions.homogeneous(evidence),
         assumptions.exponential_tail(evidence),
         assumptions.separated(evidence),
         assumptions.laws_conserved(evidence),
-        *class_laws([*bounded_classes(layers), *blocks]),
+        *class_laws([bounded.found for layer in layers for bounded in bounded_classes(evidence, layer)]),
         assumptions.directional_convergence(direction),
         *recorded,
     )
@@ -155,18 +158,23 @@ def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certif
     claims = (
         *tail_claims(evidence, claim),
         *submatrix_claims(evidence, layers, claim),
-        *block_claims(evidence, blocks, claim),
         *stability_claims(evidence, direction, claim),
         *stationarity_claims(evidence, claim),
     )
-    return Certificate(found, claims, _notes(evidence, claim), fingerprint(evidence))
+    return Certificate(found, claims, (*_layer_notes(layers, apart), *_notes(evidence, claim)), fingerprint(evidence))
+
+
+def _layer_notes(layers: Sequence[Descended], apart: Sequence[str]) -> tuple[str, ...]:
+    """What is not claimed of the layers with an activation, a line each."""
+    names = ", ".join(one.layer.name for one in layers)
+    whole = (f"{names}: followed by an activation, rank one is not claimed of all of the matrix (T4.4)",)
+    silent = [f"no rank by patterns (T4.3) of {one.layer.name}: {one.obstacle}" for one in layers if one.obstacle]
+    together = [f"nothing is claimed of neurons together (T4.2, T4.3) of {line}" for line in apart]
+    return (*(whole if layers else ()), *silent, *together)
 
 
 def _notes(evidence: Evidence, claim: Claimer) -> tuple[str, ...]:
     notes = []
-    rectified = [layer.weight for layer in evidence.chain or () if layer.kind != "linear"]
-    if rectified:
-        notes.append(f"{', '.join(rectified)}: followed by an activation, no claim about all of the matrix (T4.4)")
     if claim.failed("homogeneous"):
         notes.append(
             "not homogeneous: growth and convergence are hypotheses here, and nothing is claimed of T3.3, T4.1 and T7"
