@@ -11,7 +11,7 @@ from equipoise.integrate.run import Run, Status
 from equipoise.integrate.sweep import sweep
 from equipoise.laws import acts_like, invariances
 from equipoise.monitor import TrainingAlarm, watch
-from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Residual, Spectrum
+from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Residual, Signs, Spectrum
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
@@ -34,6 +34,7 @@ __all__ = [
     "Residual",
     "Run",
     "Separated",
+    "Signs",
     "Spectrum",
     "Status",
     "Steps",

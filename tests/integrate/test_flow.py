@@ -45,7 +45,7 @@ def test_a_run_tells_its_figures():
     assert run.log_loss <= -1e5
     assert max(summary["laws"].values()) < 1e-14
     last = table[table.step == run.steps]
-    assert set(last.observer) == {"spectrum", "alignment", "drift", "activity", "margin", "flow"}
+    assert set(last.observer) == {"spectrum", "alignment", "drift", "activity", "signs", "margin", "flow"}
     residual = last[(last.quantity == "rank_one_residual") & (last.place == "layer2.weight")].value.item()
     values = torch.linalg.svdvals(run.final["layer2.weight"])
     assert residual == pytest.approx(float((values[1:] ** 2).sum() / (values**2).sum()), rel=1e-9)

@@ -43,6 +43,7 @@ from equipoise.observers import (
     Memory,
     Observer,
     Scene,
+    Signs,
     Snapshot,
     Spectrum,
 )
@@ -57,8 +58,8 @@ Watcher = Callable[[int, float, float, "float | None"], None]  # step, log-loss,
 
 
 def default_observers(stepper: Stepper) -> tuple[Observer, ...]:
-    """Spectra, alignment, drift of the laws, activity and margins; what a discrete stepper does to the laws."""
-    common = (Spectrum(), Alignment(), Drift(), Activity(), Margin())
+    """Spectra, alignment, drift of the laws, activity, signs, margins; what a discrete stepper does to the laws."""
+    common = (Spectrum(), Alignment(), Drift(), Activity(), Signs(), Margin())
     return common if stepper.continuous else (*common, Defect())
 
 

@@ -17,6 +17,7 @@ from equipoise.observers.protocol import (
     Unavailable,
 )
 from equipoise.observers.residual import Residual
+from equipoise.observers.signs import Signs
 from equipoise.observers.spectrum import Spectrum
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Reading",
     "Residual",
     "Scene",
+    "Signs",
     "Snapshot",
     "Spectra",
     "Spectrum",

@@ -1,7 +1,7 @@
 """What a certificate is made from: a network, its weights on the way and at the end, the data, and what follows."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from equipoise.theorems.rounding import score_rounding
 from equipoise.theorems.tail import Tail, ratio
 
 Named = dict[str, Tensor]
+Recorded = Callable[[str, str, str], float | None]  # the last value of (observer, quantity, place)
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,18 @@ class Point:
     weights: Named
 
 
+def _nothing(observer: str, quantity: str, place: str) -> None:
+    """What a model alone has on record."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """A network read once, its weights in float64, the data and the loss.
 
     `points` are the weights saved along a run in order of growth, the initial and the final ones among them; a single
     one where only the final weights are known. `predicted` is what the laws should have changed by since the start
-    (T2.2), where the optimizer was gradient descent and kept count.
+    (T2.2), where the optimizer was gradient descent and kept count. `recorded` reads what a run wrote down: told beside
+    a claim, never believed.
     """
 
     captured: Captured
@@ -47,6 +53,7 @@ class Evidence:
     y: Tensor
     loss: Loss
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
+    recorded: Recorded = _nothing
 
     @property
     def final(self) -> Named:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,11 +64,15 @@ class FinishedRun(Protocol):
         """`log R` at the end, as recorded."""
         ...
 
+    def last(self, observer: str, quantity: str, place: str = "") -> float | None:
+        """The latest value of a quantity on record."""
+        ...
+
 
 def gather_run(run: FinishedRun) -> Evidence:
     """The evidence of a run."""
     known = {"initial": run.initial, "saved": run.saved, "predicted": run.defects}
-    return gather(run.model, run.final, run.data, run.loss, **known)
+    return replace(gather(run.model, run.final, run.data, run.loss, **known), recorded=run.last)
 
 
 def run_points(run: FinishedRun) -> tuple[Point, ...]:
@@ -88,22 +93,20 @@ def gather(
 ) -> Evidence:
     """The evidence of a model with these final weights; see `certify` for what is raised."""
     weights, chosen = doubles(final, "weights"), named_loss(loss)
-    device = next((tensor.device for tensor in weights.values()), torch.device("cpu"))
-    X, y = (tensor.to(device) for tensor in validate(data, multiclass=chosen.multiclass))
-    own = copy.deepcopy(model).double()
-    _check_outputs(own, X, y, chosen)
-    stated = laws
-    laws = invariances(own, X[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
-    captured = laws.captured
-    assert captured is not None  # these laws were read, not stated
     start = None if initial is None else doubles(initial, "initial weights")
     if start is not None:
         tail.require_same_shapes(start, weights)
+    X, y = _placed(data, chosen, weights)
+    own = copy.deepcopy(model).double()
+    _check_outputs(own, X, y, chosen)
+    read = invariances(own, X[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
+    captured = read.captured
+    assert captured is not None  # these laws were read, not stated
     return Evidence(
         captured=captured,
-        laws=laws if stated is None else stated,
+        laws=read if laws is None else laws,
         chain=_chain(captured),
-        tail=tail.Tail.of(_lawful(read_tail(captured), laws), weights),
+        tail=tail.Tail.of(_lawful(read_tail(captured), read), weights),
         points=points_along(weights, start, saved or {}),
         initial=start,
         X=X,
@@ -111,6 +114,13 @@ def gather(
         loss=chosen,
         predicted=predicted or {},
     )
+
+
+def _placed(data: Any, loss: Loss, weights: Named) -> tuple[Tensor, Tensor]:
+    """The checked examples, where the weights are."""
+    device = next((tensor.device for tensor in weights.values()), torch.device("cpu"))
+    X, y = (tensor.to(device) for tensor in validate(data, multiclass=loss.multiclass))
+    return X, y
 
 
 def _check_outputs(model: nn.Module, X: Tensor, y: Tensor, loss: Loss) -> None:

@@ -4,6 +4,7 @@ Both follow from directional convergence. A number that is farther from zero at 
 some time `T` keeps its sign from `T` on; what is zero at the limit within its uncertainty is undecided.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -103,12 +104,18 @@ def stability_claims(evidence: Evidence, direction: LimitDirection | None, claim
     rests_on = ("directional convergence", "weights of the run")
     if evidence.homogeneity.degree is not None:
         for seen in settled_activity(evidence, direction):
-            name, quantity = f"stable activation of {seen.place}", f"s from which {_said(seen, 'pairs')}"
+            last_flip = evidence.recorded("activity", "last_flip", seen.place)
+            name, quantity = f"stable activation of {seen.place}", _said(seen, "pairs", "pair flips", last_flip)
             yield claim(name, "T4.1", quantity, seen.since, "≤", last, rests_on)
     for seen in settled_signs(evidence, direction):
-        name, quantity = f"constant signs of {seen.place}", f"s from which {_said(seen, 'weights')}"
+        last_change = evidence.recorded("signs", "last_sign_change", seen.place)
+        name, quantity = f"constant signs of {seen.place}", _said(seen, "weights", "sign changes", last_change)
         yield claim(name, "T5.2", quantity, seen.since, "≤", last, rests_on)
 
 
-def _said(seen: Settled, what: str) -> str:
-    return f"{seen.decided:,} of {seen.total:,} {what} hold; {seen.undecided:,} undecided at the limit"
+def _said(seen: Settled, what: str, event: str, last: float | None) -> str:
+    """The saved point can be rechecked; beside it the records of every step, where there are some, on all of them."""
+    settled = f"s from which {seen.decided:,} of {seen.total:,} {what} hold; {seen.undecided:,} undecided at the limit"
+    if last is None:
+        return settled
+    return f"{settled}; on record, no {event} {'at all' if math.isnan(last) else f'after s = {last:.4g}'}"

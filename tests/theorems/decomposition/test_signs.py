@@ -23,6 +23,9 @@ class Finished:
         turning = torch.tensor([[1.0, 1.0 - 1.2 * s, math.exp(-2 * s)]], dtype=torch.float64)
         return {"weight": math.exp(s) * torch.nn.functional.normalize(turning)}
 
+    def last(self, observer, quantity, place=""):
+        return 0.83 if (observer, quantity, place) == ("signs", "last_sign_change", "weight") else None
+
     @property
     def initial(self):
         return self.at(0.0)
@@ -40,5 +43,6 @@ def test_the_last_change_is_the_first_saved_point_after_it():
     (row,) = sign_changes(Finished()).to_dict("records")
     assert row["weights"] == 3
     assert row["last_change"] == pytest.approx(1.0)  # at s = 0.83
+    assert row["recorded"] == 0.83
     assert row["changing"] == 0
     assert row["undecided"] == 1

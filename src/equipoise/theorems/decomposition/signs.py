@@ -16,6 +16,7 @@ def sign_changes(run: FinishedRun) -> pd.DataFrame:
     """For each parameter: when its signs changed last, and how many may still change; one row each.
 
     `last_change` is the growth of the first saved point at which every sign is the final one (0: none ever changed),
+    `recorded` what the run has on record of the same, step by step (`Signs`; NaN where it has nothing, or no change),
     `changing` the share of weights whose sign changed between the last two saved points, `undecided` the number that
     are zero at the limit of `w/‖w‖` within its uncertainty (dead neurons, biases above the first layer; NaN where the
     run saved too few points to see a limit).
@@ -23,15 +24,17 @@ def sign_changes(run: FinishedRun) -> pd.DataFrame:
     >>> from equipoise import data, flow, networks
     >>> run = flow(networks.mlp([5, 4, 1]), data.load("separable", n=20, d=5), until="growth=1")
     >>> sign_changes(run).columns.tolist()
-    ['parameter', 'weights', 'last_change', 'changing', 'undecided']
+    ['parameter', 'weights', 'last_change', 'recorded', 'changing', 'undecided']
     """
     points = run_points(run)
     direction = extrapolate(points)
-    rows = [
-        (name, tensor.numel(), *_changes(name, points), _undecided(direction, name))
-        for name, tensor in points[-1].weights.items()
-    ]
-    return pd.DataFrame(rows, columns=["parameter", "weights", "last_change", "changing", "undecided"])
+    rows = []
+    for name, tensor in points[-1].weights.items():
+        last, changing = _changes(name, points)
+        recorded = run.last("signs", "last_sign_change", name)
+        rows.append((name, tensor.numel(), last, recorded, changing, _undecided(direction, name)))
+    names = ["parameter", "weights", "last_change", "recorded", "changing", "undecided"]
+    return pd.DataFrame(rows, columns=names).astype({"recorded": float})
 
 
 def _changes(name: str, points: tuple[Point, ...]) -> tuple[float, float]:
