@@ -18,8 +18,8 @@ FLOW = """
 import json, sys, torch
 torch.set_num_threads(1)
 import equipoise as eq
-from equipoise.integrate import loop
-loop._CHECKPOINT_SECONDS = 0.0
+from equipoise.integrate import keeping
+keeping.CHECKPOINT_SECONDS = 0.0
 network = json.loads(sys.argv[2])
 eq.flow(eq.networks.mlp(**network), eq.data.load("separable", n=30, d=5), until=eq.LogLoss(-1e5), out=sys.argv[1],
         save_at=[eq.Steps(6), eq.LogLoss(-5e4 / 3)], arguments={"network": network, "seed": 0})

@@ -22,6 +22,7 @@ class Progress:
     written: int = 0  # records that are on disk
     saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # likewise only ever added to
     seconds: float = 0.0
+    committed: float = 0.0  # of these, at the last checkpoint
 
 
 def packed(progress: Progress) -> Checkpoint:

@@ -67,6 +67,18 @@ class Problem:
         """The same as one vector."""
         return self.layout.flatten(self.initial)
 
+    def log_loss(self, at: Evaluation) -> float:
+        """`log R`."""
+        return self.objective.log_risk(at)
+
+    def growth(self, weights: Weights) -> float:
+        """`s = log(‖w‖/‖w₀‖)`."""
+        return math.log(float(weights.norm()) / self._initial_norm)
+
+    @cached_property
+    def _initial_norm(self) -> float:
+        return float(self.weights.norm())
+
     @property
     def homogeneity(self) -> int | None:
         """`L` with `f(x; aw) = a^L f(x; w)`; None where an operation, a bias or a skip stands in the way."""

@@ -1,15 +1,50 @@
-"""Steppers and observers as a manifest keeps them: by name and fields."""
+"""A run as its manifest keeps it: what was asked, steppers and observers by name and fields."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from equipoise import observers
 from equipoise.errors import InputError
+from equipoise.integrate.course import Course
+from equipoise.integrate.goals import parse_goal
+from equipoise.integrate.problem import Problem
 from equipoise.integrate.steppers import STEPPERS, Stepper
 from equipoise.observers import Observer
 
 _PLAIN = (int, float, str, bool, type(None))
+
+
+def manifest_of(
+    course: Course, stepper: Stepper, observers: Sequence[Observer], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that a run can be read and resumed from, but for its weights, and models and data of one's own.
+
+    `arguments` holds what a flow cannot know: the recipe of the `network`, its `seed`, and the `command`.
+    """
+    problem = course.problem
+    return {
+        "network": arguments.get("network"),
+        "layers": [{"weight": layer.weight, "bias": layer.bias, "kind": layer.kind} for layer in problem.chain or ()],
+        "data": asdict(problem.data.provenance),
+        "loss": problem.loss.name,
+        "seed": arguments.get("seed"),
+        "arguments": {
+            "until": course.goal.describe(),
+            "save_at": [point.describe() for point in course.save_at],
+            "stepper": described(stepper),
+            "observers": [described(observer) for observer in observers],
+            "max_steps": course.max_steps,
+            "example_weights": problem.example_weights,
+            "dtype": str(problem.weights.dtype).removeprefix("torch."),
+            "command": arguments.get("command"),
+        },
+    }
+
+
+def course_from(problem: Problem, asked: Mapping[str, Any]) -> Course:
+    """The course of the arguments of a manifest."""
+    return Course(problem, parse_goal(asked["until"]), tuple(map(parse_goal, asked["save_at"])), asked["max_steps"])
 
 
 def described(value: Any) -> dict[str, Any]:
