@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import CaptureError, InputError, one_line
@@ -69,6 +70,30 @@ class Captured:
         values = _Interpreter(self.module, intercept).run(*(known[node.name] for node in placeholders(self.graph)))
         outputs = tuple(value for value in values if isinstance(value, Tensor))
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def read(self, placeholder: Callable[[fx.Node], Any], call: Callable[..., Any]) -> dict[fx.Node, Any]:
+        """What every node stands for in another reading of the graph.
+
+        That of a placeholder is `placeholder(node)`, of an operation `call(node, args, kwargs)` from what it reads.
+
+        >>> captured = capture(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), torch.ones(3, 2))
+        >>> depth = captured.read(lambda node: 0, lambda node, args, kwargs: 1 + max(args))
+        >>> [depth[node] for node in captured.output]
+        [2]
+        """
+        values: dict[fx.Node, Any] = {}
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = placeholder(node)
+            elif node.op == "call_function":
+                values[node] = call(node, *fetched(node, values))
+        return values
+
+
+def fetched(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a node, the values of other nodes in their places."""
+    fetch = lambda argument: values[argument]  # noqa: E731
+    return tuple(map_arg(node.args, fetch)), dict(map_arg(node.kwargs, fetch))  # pyright: ignore[reportArgumentType]
 
 
 class _Interpreter(fx.Interpreter):

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.algebra import Algebra
-from equipoise.graph.capture import Captured, placeholders
+from equipoise.graph.capture import Captured, fetched, placeholders
 from equipoise.graph.matchers import MATCHERS
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import FLOOR, TINY
@@ -71,7 +70,7 @@ class Walk:
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "call_function":
-            return self._call(node, *_fetched(node, self.signals))
+            return self._call(node, *fetched(node, self.signals))
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.captured.module)
             return Signal(tuple(value.shape), value=value) if isinstance(value, Tensor) else value
@@ -192,7 +191,7 @@ class Walk:
         outer, self.signals = self.signals, inner
         for node in body.graph.nodes:
             if node.op == "call_function":
-                inner[node] = self._call(node, *_fetched(node, inner))
+                inner[node] = self._call(node, *fetched(node, inner))
         self.signals = outer
         return pytree.tree_map_only(fx.Node, lambda node: inner[node], body.graph.output_node().args[0])
 
@@ -223,13 +222,6 @@ def operation_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._opname if target.namespace == "aten" else f"{target.namespace}::{target._opname}"
     return getattr(target, "__name__", str(target))
-
-
-def _fetched(node: fx.Node, signals: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    fetch = lambda argument: signals[argument]  # noqa: E731
-    args = map_arg(node.args, fetch)
-    kwargs = map_arg(node.kwargs, fetch)
-    return tuple(args), dict(kwargs)  # pyright: ignore[reportArgumentType]
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -187,10 +187,8 @@ def convolution(
     groups: int = 1,
 ) -> Signal:
     """A linear map on channels, the same at every position; zero padding moves with anything."""
-    name = f"conv{weight.ndim - 2}d"
-    meta = [torch.empty(signal.shape, device="meta") for signal in (x, weight)]
-    like = getattr(torch.nn.functional, name)(*meta, None, stride, padding, dilation, groups)
-    return _convolved(algebra, x, weight, bias, like.shape, groups, transposed=False)
+    shape = _shape_of("conv", x, weight, stride, padding, dilation, groups)
+    return _convolved(algebra, x, weight, bias, shape, groups, transposed=False)
 
 
 @matches("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -206,10 +204,14 @@ def transposed_convolution(
     dilation: Any = 1,
 ) -> Signal:
     """The transposed map on channels."""
-    name = f"conv_transpose{weight.ndim - 2}d"
-    meta = [torch.empty(signal.shape, device="meta") for signal in (x, weight)]
-    like = getattr(torch.nn.functional, name)(*meta, None, stride, padding, output_padding, groups, dilation)
-    return _convolved(algebra, x, weight, bias, like.shape, groups, transposed=True)
+    shape = _shape_of("conv_transpose", x, weight, stride, padding, output_padding, groups, dilation)
+    return _convolved(algebra, x, weight, bias, shape, groups, transposed=True)
+
+
+def _shape_of(family: str, x: Signal, weight: Signal, *settings: Any) -> torch.Size:
+    """What a convolution of as many axes as the weight has returns."""
+    function = getattr(torch.nn.functional, f"{family}{weight.ndim - 2}d")
+    return function(*(torch.empty(signal.shape, device="meta") for signal in (x, weight)), None, *settings).shape
 
 
 def _convolved(

@@ -1,6 +1,6 @@
 """Normalisations: they absorb the scale of what they read (exactly only for `eps = 0`); their gain is a producer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from equipoise.graph.algebra import Algebra
@@ -59,26 +59,6 @@ def group_norm(
     return _channelwise(algebra, x, gain, bias)
 
 
-@matches("_native_batch_norm_legit_functional", "batch_norm", "_native_batch_norm_legit", "native_batch_norm")
-def batch_norm(
-    algebra: Algebra,
-    x: Signal,
-    gain: Signal | None,
-    bias: Signal | None,
-    mean: Any,
-    var: Any,
-    training: Any,
-    momentum: float | int,
-    eps: float | int,
-    *args: Any,
-) -> Signal:
-    """In training over the batch and all positions, channel by channel; otherwise a fixed affine map."""
-    if not training:
-        return batch_norm_fixed(algebra, x, gain, bias, mean, var, momentum, eps)
-    _normalised(algebra, x, [axis for axis in range(x.ndim) if axis != 1], None, None, eps)
-    return _channelwise(algebra, x, gain, bias)
-
-
 @matches("_native_batch_norm_legit_no_training")
 def batch_norm_fixed(algebra: Algebra, x: Signal, gain: Signal | None, bias: Signal | None, *args: Any) -> Signal:
     """Running statistics are constants: shifting by them pins the input."""
@@ -86,24 +66,33 @@ def batch_norm_fixed(algebra: Algebra, x: Signal, gain: Signal | None, bias: Sig
     return _channelwise(algebra, x, gain, bias)
 
 
-@matches("instance_norm")
-def instance_norm(
-    algebra: Algebra,
-    x: Signal,
-    gain: Signal | None,
-    bias: Signal | None,
-    mean: Any,
-    var: Any,
-    own: Any,
-    momentum: float | int,
-    eps: float | int,
-    *args: Any,
-) -> Signal:
-    """Over the positions of each channel."""
-    if not own:
-        return batch_norm_fixed(algebra, x, gain, bias)
-    _normalised(algebra, x, range(2, x.ndim), None, None, eps)
-    return _channelwise(algebra, x, gain, bias)
+def _by_channel(axes: Callable[[int], Sequence[int]]) -> Callable[..., Signal]:
+    """Over these of a number of axes, with statistics of its own; with running ones a fixed affine map."""
+
+    def rule(
+        algebra: Algebra,
+        x: Signal,
+        gain: Signal | None,
+        bias: Signal | None,
+        mean: Any,
+        var: Any,
+        own: Any,
+        momentum: float | int,
+        eps: float | int,
+        *args: Any,
+    ) -> Signal:
+        if not own:
+            return batch_norm_fixed(algebra, x, gain, bias)
+        _normalised(algebra, x, axes(x.ndim), None, None, eps)
+        return _channelwise(algebra, x, gain, bias)
+
+    return rule
+
+
+matches("_native_batch_norm_legit_functional", "batch_norm", "_native_batch_norm_legit", "native_batch_norm")(
+    _by_channel(lambda ndim: (0, *range(2, ndim)))
+)
+matches("instance_norm")(_by_channel(lambda ndim: range(2, ndim)))
 
 
 def _channelwise(algebra: Algebra, x: Signal, gain: Signal | None, bias: Signal | None) -> Signal:

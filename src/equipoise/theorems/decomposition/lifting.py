@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
@@ -94,9 +93,8 @@ def lifted(captured: Captured, lift: Lift, weights: Mapping[str, Tensor], others
     """
     walk = _Walk(captured, lift, weights, others)
     with torch.no_grad():
-        for node in captured.graph.nodes:
-            walk.visit(node)
-    return sum(float(walk.sums(node)[-1].sum()) for node in captured.output)
+        values = captured.read(walk.placeholder, walk.call)
+    return sum(float(walk.constant(values[node]).parts[-1].sum()) for node in captured.output)
 
 
 class Edges(NamedTuple):
@@ -115,20 +113,8 @@ class Sums(NamedTuple):
 class _Walk:
     def __init__(self, captured: Captured, lift: Lift, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]):
         self.captured, self.lift, self.weights, self.others = captured, lift, weights, others
-        self.values: dict[fx.Node, Any] = {}
 
-    def visit(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            self.values[node] = self._placeholder(node)
-        elif node.op == "call_function":
-            args = map_arg(node.args, lambda source: self.values[source])
-            kwargs = map_arg(node.kwargs, lambda source: self.values[source])
-            self.values[node] = self._call(node, list(args), dict(kwargs))  # pyright: ignore[reportArgumentType]
-
-    def sums(self, node: fx.Node) -> tuple[Tensor, ...]:
-        return self._constant(self.values[node]).parts
-
-    def _placeholder(self, node: fx.Node) -> Any:
+    def placeholder(self, node: fx.Node) -> Any:
         if (name := self.captured.parameters.get(node.name)) is not None:
             return Edges(self.weights[name].detach().double(), self.others[name].detach().double())
         if node.name in self.captured.constants:
@@ -140,7 +126,7 @@ class _Walk:
         one = torch.ones(1, *example.shape[1:], dtype=torch.float64, device=example.device)
         return Sums(tuple(start * one for start in self.lift.start))
 
-    def _call(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, (Sums, Edges)))
         name = operation_name(node.target)
         target: Any = node.target
@@ -158,7 +144,7 @@ class _Walk:
         if name in MOVING or name == "sum":
             return Sums(tuple(target(part, *args[1:], **kwargs) for part in first.parts))
         if name in ("cat", "stack"):
-            lists = [self._constant(item).parts for item in first]
+            lists = [self.constant(item).parts for item in first]
             return Sums(tuple(target(list(parts), *args[1:]) for parts in zip(*lists, strict=True)))
         if name in ("add", "sub") and not kwargs:
             return self._added(first, self._scaled(args[1], -1.0) if name == "sub" else args[1])
@@ -172,7 +158,7 @@ class _Walk:
             return self._contracted(target, *args)
         raise refusal(name)
 
-    def _apart(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Edges:
+    def _apart(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Edges:
         """An operation on weights alone, in each of the two networks."""
 
         def side(part: int) -> Any:
@@ -188,7 +174,7 @@ class _Walk:
             totals[to] = totals[to] + apply(sums.parts[source], entry(edges.a, edges.b), source)
         return Sums(tuple(totals))
 
-    def _constant(self, value: Any) -> Sums:
+    def constant(self, value: Any) -> Sums:
         """Edges from the constant 1, as a bias has."""
         if isinstance(value, Sums):
             return value
@@ -197,12 +183,12 @@ class _Walk:
         return self._mixed(edges, lambda part, weight, source: part * weight, start)
 
     def _added(self, left: Any, right: Any) -> Sums:
-        pairs = zip(self._constant(left).parts, self._constant(right).parts, strict=True)
+        pairs = zip(self.constant(left).parts, self.constant(right).parts, strict=True)
         return Sums(tuple(a + b for a, b in pairs))
 
     def _scaled(self, value: Any, factor: float) -> Any:
         fixed = torch.tensor(factor, dtype=torch.float64)
-        return self._product("mul", self._constant(value), Edges(fixed, fixed))
+        return self._product("mul", self.constant(value), Edges(fixed, fixed))
 
     def _product(self, name: str, left: Any, right: Any) -> Sums:
         """Each element times an edge of its own, trained or fixed."""
@@ -222,7 +208,7 @@ class _Walk:
         if bias is None:
             return total
         place = (-1, *([1] * (weight.a.ndim - 2)))  # channels come before positions
-        return Sums(tuple(t + c.reshape(place) for t, c in zip(total.parts, self._constant(bias).parts, strict=True)))
+        return Sums(tuple(t + c.reshape(place) for t, c in zip(total.parts, self.constant(bias).parts, strict=True)))
 
     def _pooled(self, name: str, sums: Sums, *args: Any) -> Sums:
         """A maximum as a sum, a mean as a sum of equal edges."""

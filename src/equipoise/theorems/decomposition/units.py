@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
@@ -70,31 +69,21 @@ def read_units(captured: Captured, weights: Mapping[str, Tensor]) -> UnitGraph:
             remedy="wrap the model so that it takes one tensor",
         )
     builder = _Builder(captured, weights)
-    for node in captured.graph.nodes:
-        builder.visit(node)
-    return builder.graph()
+    values = captured.read(builder.placeholder, builder.call)
+    return builder.graph([values[node] for node in captured.output])
 
 
 class _Builder:
     def __init__(self, captured: Captured, weights: Mapping[str, Tensor]):
         self.captured, self.weights = captured, weights
-        self.values: dict[fx.Node, Any] = {}
         self.units = [_Unit(np.empty(0, int), np.empty(0), SUM, "1")]
 
-    def visit(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            self.values[node] = self._placeholder(node)
-        elif node.op == "call_function":
-            args = map_arg(node.args, lambda source: self.values[source])
-            kwargs = map_arg(node.kwargs, lambda source: self.values[source])
-            self.values[node] = self._call(node, list(args), dict(kwargs))  # pyright: ignore[reportArgumentType]
-
-    def graph(self) -> UnitGraph:
-        outputs = [self.values[node].flatten().numpy() for node in self.captured.output]
+    def graph(self, outputs: Sequence[Tensor]) -> UnitGraph:
+        """All units made so far, and which of them leave the network."""
         counts = [len(unit.sources) for unit in self.units]
         return UnitGraph(
             inputs=self.captured.examples[0][0].numel(),
-            outputs=np.concatenate(outputs),
+            outputs=np.concatenate([units.flatten().numpy() for units in outputs]),
             starts=np.concatenate([[0], np.cumsum(counts)]),
             sources=np.concatenate([unit.sources for unit in self.units]),
             weights=np.concatenate([unit.weights for unit in self.units]),
@@ -102,7 +91,7 @@ class _Builder:
             names=tuple(unit.name for unit in self.units),
         )
 
-    def _placeholder(self, node: fx.Node) -> Any:
+    def placeholder(self, node: fx.Node) -> Any:
         if (name := self.captured.parameters.get(node.name)) is not None:
             weight = self.weights[name].detach().double().cpu()
             return _Weights(weight, torch.ones_like(weight))
@@ -119,7 +108,7 @@ class _Builder:
         self.units += units
         return torch.arange(first, len(self.units))
 
-    def _call(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=_is_weights)
         name = operation_name(node.target)
         target: Any = node.target
@@ -135,7 +124,7 @@ class _Builder:
             raise refusal(name)
         return self._linear(target, name, args, kwargs)
 
-    def _on_weights(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> _Weights:
+    def _on_weights(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Weights:
         def side(number: int) -> Tensor:
             take = lambda weights: weights[number]  # noqa: E731
             own_args, own_kwargs = pytree.tree_map_only(_Weights, take, (args, kwargs), is_leaf=_is_weights)
@@ -153,14 +142,14 @@ class _Builder:
             bent.append(_Unit(sources, weights, slope, name))
         return self._new(bent).reshape(units.shape)
 
-    def _maxima(self, args: list[Any]) -> Tensor:
+    def _maxima(self, args: tuple[Any, ...]) -> Tensor:
         units, size, stride, padding = [*args, None, None][:4]
         windows = lambda x: torch.nn.functional.avg_pool2d(x, size, stride or size, padding or 0, divisor_override=1)  # noqa: E731
         jacobian, shape = _jacobian(windows, units)
         rows = [units.flatten().numpy()[row.nonzero().flatten().numpy()] for row in jacobian]
         return self._new([_Unit(row, np.ones(len(row)), MAXIMUM, "max") for row in rows]).reshape(shape)
 
-    def _linear(self, target: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Tensor:
+    def _linear(self, target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_weights)
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         units = torch.cat([leaves[place].flatten() for place in places])
@@ -213,7 +202,7 @@ def _jacobian(function: Any, at: Tensor) -> tuple[Tensor, torch.Size]:
     return torch.func.jacrev(function)(point).reshape(shape.numel(), -1), shape
 
 
-def _slope(name: str, args: list[Any]) -> float:
+def _slope(name: str, args: tuple[Any, ...]) -> float:
     if name == "abs":
         return -1.0
     return 0.0 if name == "relu" else float(args[1]) if len(args) > 1 else 0.01
