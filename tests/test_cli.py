@@ -55,6 +55,22 @@ def test_flow_certify_and_report_of_one_run(capsys, tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        (["flow"], "hidden widths; the output is one score"),
+        (["flow"], "log_loss=X, growth=S"),
+        (["certify"], "of a finished run"),
+        (["analyze"], "fit the tail exponent"),
+        (["gallery", "run"], "processes side by side"),
+    ],
+)
+def test_the_help_of_a_verb_says_what_its_options_mean(capsys, verb, words):
+    code, out, _ = call(capsys, *verb, "--help")
+    assert code == 0
+    assert words in " ".join(out.replace("│", " ").split())
+
+
 def test_a_run_short_of_its_goal_exits_with_one(capsys):
     code, out, _ = call(capsys, "flow", *QUICK, "--max-steps", "2", "--json")
     assert (code, json.loads(out)["status"]) == (1, "step_limit")

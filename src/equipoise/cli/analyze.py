@@ -52,23 +52,22 @@ def analyze(
 ) -> int:
     """Measure every matrix of a checkpoint: ranks, norms, outliers, tails, each beside a random matrix's.
 
-    Parameters
-    ----------
-    source: a safetensors, torch.save or ONNX file, an index of shards, or a folder with one of them.
-    other: a second checkpoint, side by side with the first.
-    names: keep rows with such a name: a glob, or re: and a regular expression; may be repeated.
-    types: keep these types (linear,conv2d, …).
-    method: gram, svd, fast, or auto (gram; svd for float64).
-    fast: the same as --method fast (randomised, with error bars).
-    r: how many singular values to list.
-    tolerance: of the numerical rank, over the largest singular value.
-    adapter: a folder with a LoRA adapter to merge first.
-    chain: names of consecutive layers, lowest first, separated by commas, for their alignment.
-    split: take fused tensors (in_proj_weight, LSTM gates) apart.
-    heavy_tail: fit the tail exponent.
-    parquet: write the table with all spectra there.
-    html: write the page with all spectra there.
-    json: one JSON object as the last line of standard output.
+    Args:
+        source: a safetensors, torch.save or ONNX file, an index of shards, or a folder with one of them.
+        other: a second checkpoint, side by side with the first.
+        names: keep rows with such a name: a glob, or re: and a regular expression; may be repeated.
+        types: keep these types (linear,conv2d, …).
+        method: gram, svd, fast, or auto (gram; svd for float64).
+        fast: the same as --method fast (randomised, with error bars).
+        r: how many singular values to list.
+        tolerance: of the numerical rank, over the largest singular value.
+        adapter: a folder with a LoRA adapter to merge first.
+        chain: names of consecutive layers, lowest first, separated by commas, for their alignment.
+        split: take fused tensors (in_proj_weight, LSTM gates) apart.
+        heavy_tail: fit the tail exponent.
+        parquet: write the table with all spectra there.
+        html: write the page with all spectra there.
+        json: one JSON object as the last line of standard output.
     """
     with _progress(quiet or not stderr.is_terminal) as progress:
         task = progress.add_task("", total=None)
@@ -86,14 +85,12 @@ def analyze(
             heavy_tail=heavy_tail,
             watcher=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
         )
+    sources = {"source": str(source), "other": str(other) if other else None}
     if parquet is not None:
         _write_parquet(table, parquet)
     if html is not None:
-        checkpoint_page(table, html, label=str(source), other=str(other) if other else None)
-    if json:
-        print(line({"source": str(source), "other": str(other) if other else None, "rows": records(table)}))
-    else:
-        _show(table, two=other is not None)
+        checkpoint_page(table, html, label=str(source), other=sources["other"])
+    print(line({**sources, "rows": records(table)})) if json else _show(table, two=other is not None)
     return 0
 
 

@@ -3,7 +3,9 @@
 import json
 import shlex
 import sys
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -22,6 +24,7 @@ stderr = Console(stderr=True)
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Quiet = Annotated[bool, Parameter(negative="")]
+Open = Annotated[bool, Parameter(name="--open", negative="")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,6 +59,14 @@ def integers(option: str, text: str) -> list[int]:
         raise InputError(
             expected=f"{option} as integers separated by commas", found=repr(text), remedy=f"type {option} 64,64"
         ) from None
+
+
+def show_page(page: Path, *, as_json: bool, in_browser: bool) -> int:
+    """Say where a page is, and open it where that is asked for."""
+    print(line({"page": str(page)}) if as_json else f"The page: {page.resolve().as_uri()}")
+    if in_browser:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
 
 
 def line(fields: dict[str, Any]) -> str:

@@ -20,10 +20,9 @@ def certify(
 ) -> int:
     """Say which theorem holds for a finished run: assumptions, bounds, measurements.
 
-    Parameters
-    ----------
-    folder: of a finished run.
-    recheck: a certificate that certify --json printed: made again from the run alone, and compared.
+    Args:
+        folder: of a finished run.
+        recheck: a certificate that certify --json printed: made again from the run alone, and compared.
     """
     run = eq.Run.load(folder)
     if recheck is not None:

@@ -21,16 +21,15 @@ def decompose(
 ) -> int:
     """Count the paths of a network, measure them, and draw the tree of signs that they make.
 
-    Parameters
-    ----------
-    folder: of a finished run: also how far its paths moved, and when its signs changed last; by default a reference
-        network of the given shape.
-    inputs: width of the input.
-    widths: hidden widths; the output is one score.
-    bias: with biases.
-    seed: of the weights.
-    draw: picture of a small network: FILE.svg, FILE.pdf or FILE.png.
-    max_paths: that are unrolled.
+    Args:
+        folder: of a finished run: also how far its paths moved, and when its signs changed last; by default a reference
+            network of the given shape.
+        inputs: width of the input.
+        widths: hidden widths; the output is one score.
+        bias: with biases.
+        seed: of the weights.
+        draw: picture of a small network: FILE.svg, FILE.pdf or FILE.png.
+        max_paths: that are unrolled.
     """
     if folder is None:
         model = eq.networks.mlp([inputs, *integers("--widths", widths), 1], bias=bias, seed=seed)

@@ -1,28 +1,73 @@
 """`equipoise flow` and `equipoise demo`: a network trained to its limit."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from cyclopts import Parameter
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import equipoise as eq
 from equipoise.cli.app import Json, Quiet, app, integers, line, stderr, typed
+from equipoise.data import Dataset
 from equipoise.errors import InputError
 from equipoise.graph.tail import linear_tail
 from equipoise.integrate.goals import parse_goal
 from equipoise.theorems.tail import Tail, certified_bounds
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Examples:
+    """What a network is trained on.
+
+    Attributes:
+        data: digits, mnist, fashion_mnist or separable.
+        classes: two labels, the first of which becomes -1.
+        n: examples (default: all).
+    """
+
+    data: str = "digits"
+    classes: str = "0,1"
+    n: int | None = None
+
+    def load(self, seed: int) -> Dataset:
+        """The examples that the seed draws. Raises `InputError` for anything but two classes."""
+        pair = None if self.data == "separable" else tuple(integers("--classes", self.classes))
+        if pair is not None and len(pair) != 2:
+            raise InputError(expected="two classes", found=f"{len(pair)} ({self.classes})", remedy="type --classes 0,1")
+        return eq.data.load(self.data, pair, n=self.n, seed=seed)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Network:
+    """A ReLU network with a linear tail.
+
+    Attributes:
+        widths: hidden widths; the output is one score.
+        linear_tail: the last so many weight matrices are linear.
+        bias: a bias in every layer.
+        init: how weights start (fan_in is N(0, 1/fan_in)).
+        scale: of the weights at the start, a factor on init.
+    """
+
+    widths: str = "64,64,64,64"
+    linear_tail: int = 3
+    bias: bool = False
+    init: str = "fan_in"
+    scale: float = 1.0
+
+    def recipe(self, inputs: int, seed: int) -> dict[str, Any]:
+        """The arguments of `eq.networks.mlp`."""
+        return asdict(self) | {"widths": [inputs, *integers("--widths", self.widths), 1], "seed": seed}
+
+
 @app.command
 def flow(
     *,
-    data: str = "digits",
-    classes: str = "0,1",
-    n: int | None = None,
-    widths: str = "64,64,64,64",
-    linear_tail: int = 3,
-    bias: bool = False,
-    init: str = "fan_in",
-    scale: float = 1.0,
+    examples: Examples = Examples(),
+    network: Network = Network(),
     loss: str = "exponential",
     until: str = "log_loss=-1e6",
     seed: int = 0,
@@ -35,49 +80,25 @@ def flow(
 ) -> int:
     """Run gradient flow of a ReLU network with a linear tail to its limit, on real images.
 
-    Parameters
-    ----------
-    data: digits, mnist, fashion_mnist or separable.
-    classes: two labels, the first of which becomes -1.
-    n: examples (default: all).
-    widths: hidden widths; the output is one score.
-    linear_tail: the last so many weight matrices are linear.
-    init: how weights start (fan_in is N(0, 1/fan_in)).
-    scale: of the weights at the start, a factor on init.
-    loss: exponential or logistic.
-    until: log_loss=X, growth=S or steps=N.
-    step_size: largest relative change of the weights in one step.
-    out: folder for the run.
-    resume: go on with the run in this folder.
-    json: one JSON object as the last line of standard output.
+    Args:
+        loss: exponential or logistic.
+        until: log_loss=X, growth=S, steps=N, separated or flip.
+        seed: of the weights and of the choice of examples.
+        max_steps: to stop after, whatever is reached.
+        step_size: largest relative change of the weights in one step.
+        out: folder for the run.
+        resume: go on with the run in this folder.
+        json: one JSON object as the last line of standard output.
+        quiet: no progress line.
     """
     with ProgressLine(quiet or not stderr.is_terminal) as watcher:
         if resume is not None:
             run = eq.resume(resume, watcher=watcher)
         else:
-            hidden = integers("--widths", widths)
-            parse_goal(until)
-            dataset = eq.data.load(data, _classes(data, classes), n=n, seed=seed)
-            network = {
-                "widths": [dataset.X[0].numel(), *hidden, 1],
-                "linear_tail": linear_tail,
-                "bias": bias,
-                "init": init,
-                "scale": scale,
-                "seed": seed,
-            }
-            run = eq.flow(
-                eq.networks.mlp(**network),
-                dataset,
-                loss=loss,
-                until=until,
-                out=out,
-                stepper=eq.steppers.EntropicMidpoint(step_size=step_size),
-                max_steps=max_steps,
-                arguments={"network": network, "seed": seed, "command": typed()},
-                watcher=watcher,
-            )
-    return _tell_run(run, json)
+            goal, stepper = parse_goal(until), eq.steppers.EntropicMidpoint(step_size=step_size)
+            asked = {"loss": loss, "until": goal, "stepper": stepper, "max_steps": max_steps, "out": out}
+            run = _trained(examples.load(seed), network, seed, watcher, **asked)
+    return _tell_run(run, eq.certify(run), json)
 
 
 @app.command
@@ -87,42 +108,29 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
     Its weights start small (N(0, 1/fan_in) times 0.03), so that they grow more than a thousandfold on the way: enough
     for the linear layers to be rank one to six digits.
 
-    Parameters
-    ----------
-    page: where the page goes.
-    seed: of the weights and of the choice of examples.
+    Args:
+        page: where the page goes.
+        seed: of the weights and of the choice of examples.
     """
-    network = {"widths": [64, 64, 64, 64, 64, 1], "linear_tail": 3, "scale": 0.03, "seed": seed}
-    dataset = eq.data.load("digits", classes=(0, 1), seed=seed)
     with ProgressLine(quiet or not stderr.is_terminal) as watcher:
-        run = eq.flow(
-            eq.networks.mlp(**network),
-            dataset,
-            until=eq.LogLoss(-1e12),
-            arguments={"network": network, "seed": seed, "command": typed()},
-            watcher=watcher,
-        )
+        run = _trained(Examples().load(seed), Network(scale=0.03), seed, watcher, until=eq.LogLoss(-1e12))
     certificate = eq.certify(run)
     where = eq.report(run, page, certificate=certificate)
-    code = _tell_run(run, json)
+    code = _tell_run(run, certificate, json)
     if not json:
         print(certificate)
         print(f"\nThe page: {where.resolve().as_uri()}")
     return code
 
 
-def _classes(data: str, text: str) -> tuple[int, ...] | None:
-    if data == "separable":
-        return None
-    classes = tuple(integers("--classes", text))
-    if len(classes) != 2:
-        raise InputError(expected="two classes", found=f"{len(classes)} ({text})", remedy="type --classes 0,1")
-    return classes
+def _trained(dataset: Dataset, network: Network, seed: int, watcher: "ProgressLine", **asked: Any) -> "eq.Run":
+    recipe = network.recipe(dataset.X[0].numel(), seed)
+    told = {"network": recipe, "seed": seed, "command": typed()}
+    return eq.flow(eq.networks.mlp(**recipe), dataset, arguments=told, watcher=watcher, **asked)
 
 
-def _tell_run(run: "eq.Run", as_json: bool) -> int:
+def _tell_run(run: "eq.Run", certificate: "eq.Certificate", as_json: bool) -> int:
     """The run and its certificate, as one JSON object or in words."""
-    certificate = eq.certify(run)
     summary = run.summary()
     bounds = certified_bounds(Tail.of(linear_tail(run.chain), run.final), run.initial, run.final) if run.chain else {}
     for layer in summary["layers"]:

@@ -1,6 +1,5 @@
 """`equipoise gallery`: the paper's claims, measured."""
 
-import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from equipoise import gallery as rooms
-from equipoise.cli.app import Json, Quiet, app, integers, line, stderr
+from equipoise.cli.app import Json, Open, Quiet, app, integers, line, show_page, stderr
 from equipoise.errors import InputError
 from equipoise.gallery.results import share
 
@@ -41,15 +40,14 @@ def run(
 ) -> int:
     """Measure claims, and say in which share of the runs each holds; exit 1 when one fails in some run.
 
-    Parameters
-    ----------
-    names: of claims; equipoise gallery list shows them.
-    every: measure all claims.
-    data: data sets, as in mnist,digits (default: those of the claim).
-    seeds: as in 0,1,2 (default: those of the claim).
-    jobs: processes side by side.
-    out: folder for gallery.json and gallery.csv; results of other claims, data and seeds in it are kept.
-    json: one JSON object as the last line of standard output.
+    Args:
+        names: of claims; equipoise gallery list shows them.
+        every: measure all claims.
+        data: data sets, as in mnist,digits (default: those of the claim).
+        seeds: as in 0,1,2 (default: those of the claim).
+        jobs: processes side by side.
+        out: folder for gallery.json and gallery.csv; results of other claims, data and seeds in it are kept.
+        json: one JSON object as the last line of standard output.
     """
     if bool(names) == every:
         raise InputError(
@@ -75,32 +73,27 @@ def report(
     folder: Path = FOLDER,
     *,
     page: Path | None = None,
-    open_page: Annotated[bool, Parameter(name="--open", negative="")] = False,
+    open_page: Open = False,
     json: Json = False,
 ) -> int:
     """Write the page of the gallery: each claim with its picture, number, threshold, verdict and sources.
 
-    Parameters
-    ----------
-    folder: that equipoise gallery run wrote.
-    page: where it goes (default: gallery.html in the folder).
-    open_page: show it in the browser.
+    Args:
+        folder: that equipoise gallery run wrote.
+        page: where it goes (default: gallery.html in the folder).
+        open_page: show it in the browser.
     """
     where = rooms.exhibit(rooms.load(folder), page or folder / "gallery.html")
-    print(line({"page": str(where)}) if json else f"The page: {where.resolve().as_uri()}")
-    if open_page:
-        webbrowser.open(where.resolve().as_uri())
-    return 0
+    return show_page(where, as_json=json, in_browser=open_page)
 
 
 @gallery.command
 def table(folder: Path = FOLDER, *, into: Path | None = None, json: Json = False) -> int:
     """Print claims × data sets as Markdown, with every run in which a claim does not hold; or put it into a file.
 
-    Parameters
-    ----------
-    folder: that equipoise gallery run wrote.
-    into: a Markdown file with the marks of the table, whose text between them is replaced.
+    Args:
+        folder: that equipoise gallery run wrote.
+        into: a Markdown file with the marks of the table, whose text between them is replaced.
     """
     results = rooms.load(folder)
     written = rooms.write_into(into, results) if into else None

@@ -31,15 +31,16 @@ def invariances(
 
     Exit code 1 says that a law fails, or that there is none to check by.
 
-    Parameters
-    ----------
-    module: `package.module:factory`; the factory returns (model, example_inputs), (model, example_inputs, loss) or
-        (model, example_inputs, target, loss), where the loss is a callable or a name. Without it, a reference network.
-    check: run one backward pass in float64 on a copy of the model and compare the residual of every law with rounding.
-    widths: hidden widths of the reference network.
-    inputs: width of its input.
-    linear_tail: how many of its last layers are linear.
-    bias: whether they have biases.
+    Args:
+        module: `package.module:factory`; the factory returns (model, example_inputs), (model, example_inputs, loss) or
+            (model, example_inputs, target, loss), where the loss is a callable or a name. Without it, a reference
+            network.
+        check: run one backward pass in float64 on a copy of the model and compare the residual of every law with
+            rounding.
+        widths: hidden widths of the reference network.
+        inputs: width of its input.
+        linear_tail: how many of its last layers are linear.
+        bias: whether they have biases.
     """
     subject = made_by(module) if module else _reference(widths, inputs, linear_tail, bias)
     with (

@@ -9,9 +9,8 @@ from torch import Tensor
 from equipoise.integrate.checkpoints import Progress, memory_of, packed, state_of
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.problem import Problem
-from equipoise.integrate.run import Run, Status, all_slides
+from equipoise.integrate.run import Run, Status
 from equipoise.integrate.steppers import State
-from equipoise.observers.defect import accumulated
 from equipoise.store import Checkpoint, Record, Store
 
 CHECKPOINT_SECONDS = 1.0
@@ -73,14 +72,10 @@ class Keeper:
 
     def _run(self, progress: Progress, status: Status, reason: str | None) -> Run:
         state, problem = progress.state, self.problem
-        return Run(
-            model=problem.trained(state.weights),
-            initial=problem.initial,
-            final=self._weights(state),
-            data=problem.data,
-            loss=problem.loss,
-            chain=problem.chain,
-            homogeneity=problem.homogeneity,
+        return Run.of(
+            problem,
+            state.weights,
+            progress.memories,
             status=status,
             log_loss=problem.log_loss(state.evaluation),
             growth=problem.growth(state.weights),
@@ -91,8 +86,6 @@ class Keeper:
             records=progress.records,
             folder=None if self.store is None else Path(self.store.folder),
             saved=progress.saved,
-            defects={name: total for memory in progress.memories for name, total in accumulated(memory).items()},
-            slid=all_slides(progress.memories, progress.step),
             reason=reason,
         )
 

@@ -17,6 +17,7 @@ from equipoise.graph.chain import Layer
 from equipoise.integrate.checkpoints import memories_of
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.losses import Loss
+from equipoise.integrate.margins import Weights
 from equipoise.integrate.problem import Problem, build_problem
 from equipoise.networks import mlp
 from equipoise.observers import Memory
@@ -175,6 +176,17 @@ class Run:
         return {"name": layer.weight} | {name: None if count is None else int(count) for name, count in counts.items()}
 
     @classmethod
+    def of(cls, problem: Problem, weights: Weights, memories: Iterable[Memory], *, steps: int, **told: Any) -> "Run":
+        """The run that brought a problem to these weights, and its observers to these memories."""
+        memories = tuple(memories)
+        slid = {place: spans for memory in memories for place, spans in remembered_slides(memory, steps).items()}
+        defects = {name: total for memory in memories for name, total in accumulated(memory).items()}
+        final = {name: view.clone() for name, view in problem.layout.views(weights).items()}
+        known = {name: getattr(problem, name) for name in ("initial", "data", "loss", "chain", "homogeneity")}
+        known |= {"final": final, "steps": steps, "defects": defects, "slid": slid}
+        return cls(model=problem.trained(weights), **known | told)
+
+    @classmethod
     def load(cls, folder: str | Path, model: nn.Module | None = None, data: Any = None) -> "Run":
         """A finished run from its folder.
 
@@ -182,43 +194,36 @@ class Run:
         run that has not finished.
         """
         with Store.open(folder) as store:
-            result = store.result()
-            if result is None:
-                raise InputError(
-                    expected="a finished run",
-                    found=f"{folder} without result.json",
-                    remedy=f"type equipoise flow --resume {folder}",
-                )
-            problem = stored_problem(store, model, data)
-            initial, final = store.load_weights("initial")[0], store.load_weights("final")[0]
-            saved = {name: store.load_weights(name)[0] for name in store.between()}
-            last = store.checkpoint()
-            memories = () if last is None else memories_of(last)
+            result = _result(store)
+            problem, last = stored_problem(store, model, data), store.checkpoint()
+            known = {name: store.load_weights(name)[0] for name in ("initial", "final", *store.between())}
             records = [Record(*row) for row in store.table().itertuples(index=False)]
+        initial, final = known.pop("initial"), known.pop("final")
         weights = problem.layout.flatten({name: final[name] for name in problem.layout.shapes})
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
-        return cls(
-            model=problem.trained(weights),
+        return cls.of(
+            problem,
+            weights,
+            () if last is None else memories_of(last),
             initial=initial,
-            final=final,
-            data=problem.data,
-            loss=problem.loss,
-            chain=problem.chain,
-            homogeneity=problem.homogeneity,
             status=Status(result["status"]),
             records=records,
             folder=Path(folder),
             reason=result.get("reason"),
-            saved=saved,
-            defects={name: total for memory in memories for name, total in accumulated(memory).items()},
-            slid=all_slides(memories, result["steps"]),
+            saved=known,
             **{name: result[name] for name in names},
         )
 
 
-def all_slides(memories: Iterable[Memory], step: int) -> dict[str, Tensor]:
-    """By layer, the slides that observers remember at the end of a run."""
-    return {place: spans for memory in memories for place, spans in remembered_slides(memory, step).items()}
+def _result(store: Store) -> dict[str, Any]:
+    result = store.result()
+    if result is None:
+        raise InputError(
+            expected="a finished run",
+            found=f"{store.folder} without result.json",
+            remedy=f"type equipoise flow --resume {store.folder}",
+        )
+    return result
 
 
 def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
