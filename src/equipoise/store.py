@@ -292,15 +292,20 @@ def _place(path: Path, content: bytes) -> None:
 
 def _json(fields: Mapping[str, Any]) -> bytes:
     """Strict JSON with one line for each top-level key."""
-    lines = [f"  {json.dumps(key)}: {json.dumps(_finite(value), allow_nan=False)}" for key, value in fields.items()]
+    lines = [f"  {json.dumps(key)}: {json.dumps(finite(value), allow_nan=False)}" for key, value in fields.items()]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold: lists for tuples, and null for NaN and infinity, of which it knows none.
+
+    >>> finite({"bound": float("inf"), "rests on": ("laws",)})
+    {'bound': None, 'rests on': ['laws']}
+    """
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import equipoise as eq
 from equipoise.errors import EquipoiseError, InputError
+from equipoise.store import finite
 
 app = App(
     name="equipoise",
@@ -71,12 +72,4 @@ def show_page(page: Path, *, as_json: bool, in_browser: bool) -> int:
 
 def line(fields: dict[str, Any]) -> str:
     """One JSON object on one line; JSON has no NaN: `null` in its place."""
-    return json.dumps(_finite(fields), allow_nan=False, default=str)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value - value != 0 else value
+    return json.dumps(finite(fields), allow_nan=False, default=str)

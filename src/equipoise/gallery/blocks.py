@@ -19,8 +19,7 @@ def together_since(moments: tuple[Moment, ...], position: int, members: Tensor) 
 
 def beyond(matrix: Tensor, r: int) -> float:
     """`Σ_{i>r} σ_i²`."""
-    found = spectrum(matrix)
-    return found.rank_residual(r) * found.frobenius_norm**2
+    return spectrum(matrix).beyond(r)
 
 
 def block_bound(lower: str, upper: str, members: Tensor, then: Moment, now: Moment, r: int = 1) -> float:

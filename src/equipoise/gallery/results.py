@@ -12,6 +12,7 @@ import pandas as pd
 
 from equipoise.errors import StoreError
 from equipoise.gallery.claim import Claim, Finding
+from equipoise.store import finite
 
 COLUMNS = ("claim", "data", "seed", "statistic", "relation", "threshold", "verdict", "seconds", "premise", "remark")
 POINTS = 100  # of a curve; more looks no different
@@ -69,7 +70,7 @@ class Results:
         whole = Results([*kept, *self.rows], self.seconds)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE).write_text(json.dumps(_finite({"seconds": self.seconds, "rows": whole.rows}), indent=1))
+            (folder / FILE).write_text(json.dumps(finite({"seconds": self.seconds, "rows": whole.rows}), indent=1))
             whole.table.to_csv(folder / "gallery.csv", index=False)
         except OSError as error:
             raise StoreError(
@@ -121,12 +122,3 @@ def _thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(curve) <= POINTS:
         return curve
     return [curve[round(k * (len(curve) - 1) / (POINTS - 1))] for k in range(POINTS)]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null in its place."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

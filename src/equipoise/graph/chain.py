@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from equipoise.graph import operations
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import kinks
 from equipoise.graph.piecewise import Rectifier
+from equipoise.graph.walk import operation_name
 
 _aten = torch.ops.aten
 SHAPING = frozenset(
@@ -57,22 +59,8 @@ def read_chain(captured: Captured) -> tuple[Layer, ...] | None:
     return tuple(layers) if current is not None and sorted(used) == sorted(captured.parameters.values()) else None
 
 
-# What leaves every channel to itself, so that the next layer reads the directions that the last one writes.
-_CHANNELWISE = frozenset(
-    {
-        *(_aten.relu.default, _aten.leaky_relu.default, _aten.abs.default, _aten.elu.default, _aten.gelu.default),
-        *(
-            _aten.silu.default,
-            _aten.tanh.default,
-            _aten.sigmoid.default,
-            _aten.softplus.default,
-            _aten.hardtanh.default,
-        ),
-        *(_aten.dropout.default, _aten.native_dropout.default, _aten.clone.default, _aten.alias.default),
-        *(_aten.max_pool2d.default, _aten.avg_pool2d.default, _aten.hardswish.default, _aten.mish.default),
-    }
-)
-_MAPS = frozenset({_aten.linear.default, _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default})
+_MAPS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+_WRITING = ("conv", "linear", "matmul", "mm", "addmm", "bmm")
 
 
 def successions(captured: Captured) -> tuple[tuple[str, str | None, str], ...]:
@@ -93,9 +81,22 @@ def successions(captured: Captured) -> tuple[tuple[str, str | None, str], ...]:
     return tuple(dict.fromkeys(found))
 
 
+def channel_axis(node: fx.Node) -> int:
+    """The axis of the neurons, or channels, in what a node computes: that of the linear map that writes it.
+
+    >>> from equipoise.graph.capture import capture
+    >>> model = torch.nn.Sequential(torch.nn.Conv1d(2, 3, 1), torch.nn.ReLU())
+    >>> [channel_axis(node) for node in capture(model, torch.ones(4, 2, 5)).output]
+    [1]
+    """
+    while node.all_input_nodes and not operation_name(node.target).startswith(_WRITING):
+        node = node.all_input_nodes[0]
+    return 1 if operation_name(node.target).startswith("conv") else -1
+
+
 def _map(node: fx.Node, captured: Captured) -> tuple[str | None, str | None]:
     """Weight and bias of a linear map; None where they are no parameters."""
-    if node.target not in _MAPS:
+    if operation_name(node.target) not in _MAPS:
         return None, None
     names = [captured.parameters.get(argument.name) for argument in node.args[1:3] if isinstance(argument, fx.Node)]
     return (names[0] if names else None), (names[1] if len(names) > 1 else None)
@@ -108,7 +109,7 @@ def _readers(node: fx.Node, captured: Captured) -> list[str]:
         weight, _ = _map(user, captured)
         if weight is not None and user.args[0] is node:
             readers.append(weight)
-        elif user.target in _CHANNELWISE or user.target is operator.getitem:
+        elif operation_name(user.target) in operations.CHANNELWISE or user.target is operator.getitem:
             readers += _readers(user, captured)
     return readers
 

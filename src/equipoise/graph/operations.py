@@ -35,6 +35,12 @@ BENT = _names("""
 """)
 """Differentiable almost everywhere."""
 
+CHANNELWISE = _names("""
+    relu leaky_relu abs elu gelu silu tanh sigmoid softplus hardtanh hardswish mish dropout native_dropout clone alias
+    max_pool2d avg_pool2d
+""")
+"""They leave every channel to itself: what follows reads the directions that the map before them writes."""
+
 DIFFERENTIABLE = MOVING | LINEAR | SMOOTH | BENT
 
 FLAT = _names("sign sgn round floor ceil trunc frac heaviside argmax argmin argsort one_hot gt ge lt le eq ne")

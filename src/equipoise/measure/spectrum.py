@@ -46,6 +46,10 @@ class Spectrum:
         squares = self._relative.square()
         return _ratio(squares[r:].sum(), squares.sum())
 
+    def beyond(self, r: int) -> float:
+        """`Σ_{i>r} σ_i²`: the squared distance to the nearest matrix of rank `r`, in the units of `‖W‖²`."""
+        return float(self._relative[r:].square().sum()) * float(self.values[0]) ** 2
+
     @property
     def rank_one_residual(self) -> float:
         """`rank_residual(1)`, which is `1 - σ_1²/‖W‖_F²` without the subtraction."""

@@ -1,6 +1,5 @@
 """From assumptions to claims: what the theorems say about a trained network, their bounds beside what was measured."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from equipoise.laws import Laws
 from equipoise.references import REFERENCES, Reference
+from equipoise.store import finite
 from equipoise.theorems import assumptions, present
 from equipoise.theorems.assumptions import Assumption
 from equipoise.theorems.claims import Claim, Claimer, tail_claims
@@ -79,8 +79,8 @@ class Certificate:
         return {
             "holds": self.holds,
             "failed": list(self.failed),
-            "assumptions": [_finite_fields(asdict(found)) for found in self.assumptions],
-            "claims": [_finite_fields({**asdict(claim), "holds": claim.holds}) for claim in self.claims],
+            "assumptions": [finite(asdict(found)) for found in self.assumptions],
+            "claims": [finite({**asdict(claim), "holds": claim.holds}) for claim in self.claims],
             "notes": list(self.notes),
             "subject": asdict(self.subject),
             "references": list(_REFERENCES),
@@ -185,7 +185,3 @@ def _notes(evidence: Evidence, claim: Claimer) -> tuple[str, ...]:
         )
     start = "today, whatever the optimizer" if evidence.initial is None else "initialisation, drift and rounding added"
     return (*notes, f"bounds from the conserved matrices of {start}")
-
-
-def _finite_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in fields.items()}

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from equipoise.graph.chain import channel_axis
 from equipoise.graph.evaluate import Kink, kinks, recorded
 from equipoise.graph.piecewise import Rectifier
-from equipoise.graph.walk import operation_name
 from equipoise.laws import Law, Laws
 from equipoise.measure.activity import Patterns, pattern_classes, patterns
 from equipoise.theorems import tail
@@ -123,19 +123,10 @@ def _law_if_all_on(laws: Laws, kink: Kink, neurons: int) -> Law | None:
 
 
 def _patterns(evidence: Evidence, bent: tuple[Kink, ...], weights: Named) -> tuple[Patterns, ...]:
+    """A column for each neuron or channel; examples, and positions or tokens, are rows."""
     seen = zip(bent, preactivations(evidence, bent, weights), strict=True)
-    return tuple(patterns(_by_neuron(kink.source, z)) for kink, z in seen)
-
-
-def _by_neuron(node: fx.Node, z: Tensor) -> Tensor:
-    """What a node computes with a column for each neuron or channel; examples, and positions or tokens, are rows."""
-    while node.all_input_nodes and not _is_map(node):
-        node = node.all_input_nodes[0]
-    return z.movedim(1 if operation_name(node.target).startswith("conv") else -1, -1).flatten(0, -2)
-
-
-def _is_map(node: fx.Node) -> bool:
-    return operation_name(node.target).startswith(("conv", "linear", "matmul", "mm", "addmm", "bmm"))
+    columns = (z.movedim(channel_axis(kink.source), -1).flatten(0, -2) for kink, z in seen)
+    return tuple(map(patterns, columns))
 
 
 def _classified(evidence: Evidence, law: Law, kink: Kink, history: Sequence[Patterns]) -> MixedLayer:

@@ -40,7 +40,7 @@ def bounded_classes(evidence: Evidence, one: Descended) -> Iterator[BoundedClass
     for found in one.layer.classes:
         rank = 1 if one.read is None else one.read.rank
         if len(found.members) > rank:
-            above = _beyond(columns[found.members], 1) if one.read is None else one.read.deficit
+            above = spectrum(columns[found.members]).beyond(1) if one.read is None else one.read.deficit
             yield BoundedClass(found, rank, above + found.excess(rank), one.read is not None)
 
 
@@ -78,12 +78,6 @@ def submatrix_claims(evidence: Evidence, layers: Sequence[Descended], claim: Cla
             title = f"rank {rank} of {one.layer.name}, by its {len(one.layer.classes)} pattern classes"
             rests_on = (CLASS_LAWS, CLASSES_STAY, *start)
             yield claim(title, "T4.3", _quantity(rank), *_compared(rows, rank, one.written.deficit), rests_on)
-
-
-def _beyond(matrix: Tensor, rank: int) -> float:
-    """`Σ_{i>rank} σ_i²`."""
-    found = spectrum(matrix)
-    return found.rank_residual(rank) * found.frobenius_norm**2
 
 
 def _compared(rows: Tensor, rank: int, deficit: float) -> tuple[float, Relation, float]:

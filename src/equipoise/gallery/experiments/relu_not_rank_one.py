@@ -21,7 +21,7 @@ def lower_bound(weight: Tensor, classes: tuple[Tensor, ...]) -> float:
     """
     tops = [leading_triplets(weight[members], 1) for members in classes]
     directions = spectrum(torch.stack([float(top.values[0]) * top.right[:, 0] for top in tops]))
-    return directions.rank_one_residual * directions.frobenius_norm**2 / float(weight.square().sum())
+    return directions.beyond(1) / float(weight.square().sum())
 
 
 def last_classes(trail: Trail, moment: Moment, position: int) -> tuple[Tensor, ...]:
