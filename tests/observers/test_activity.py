@@ -1,5 +1,8 @@
 """Activity in a training loop: stable, dead and flipping neurons, in a bit each."""
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 
@@ -51,3 +54,31 @@ def test_one_bit_is_kept_for_each_neuron_and_example():
     snapshot = Snapshot(0, 0.0, {}, 1.0, ExactSpectra({}), preactivations=(z,))
     memory, _ = eq.Activity().observe(scene, {}, snapshot)
     assert sum(tensor.numel() * tensor.element_size() for tensor in memory.values()) == 1250 * 4096 + 8 * 4096
+
+
+@pytest.mark.parametrize("watching", [True, False])
+@pytest.mark.parametrize(
+    ("model", "shape", "channels"),
+    [
+        (nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 1)), (2, 5), 3),
+        (nn.Sequential(nn.Conv2d(1, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(20, 1)), (1, 3, 3), 5),
+        (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Flatten(), nn.Linear(18, 1)), (3, 4), 6),
+    ],
+)
+def test_the_neurons_of_convolutions_and_tokens_are_channels_and_units(watching, model, shape, channels):
+    """Off everywhere: the first of them, and no other."""
+    model = copy.deepcopy(model).double()
+    with torch.no_grad():
+        model[0].weight[0].zero_()
+        model[0].bias.copy_(torch.tensor([-1.0, *[5.0] * (channels - 1)]))
+    X = torch.rand(6, *shape, generator=torch.Generator().manual_seed(0)).double()
+    if watching:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with eq.watch(model, optimizer, every=1, observe=[eq.Activity(X)], quiet=True, alarms=[]) as log:
+            model(X).sum().backward()
+            optimizer.step()
+        seen = log.table().set_index("quantity").value
+    else:
+        run = eq.flow(model, (X, [1, -1] * 3), until=eq.Steps(1), observe=[eq.Activity()])
+        seen = run.table().query("step == 0 and observer == 'activity'").set_index("quantity").value
+    assert (seen.neurons, seen.dead, seen.pattern_classes) == (channels, 1, 1)

@@ -179,8 +179,8 @@ def test_tampered_weights_leave_the_bound(deep):
     assert any("pattern classes" in line for line in stale.differences)
 
 
-@settings(max_examples=4, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([0.01, 1.0]), st.sampled_from(["dense", "conv", "pointwise"]))
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.01, 1.0]), st.sampled_from(["dense", "conv", "pointwise", "tokens"]))
 def test_the_bounds_hold_for_any_weights_whatever_made_them(seed, spread, kind):
     """Pure algebra, near rank one and far from it."""
     generator = torch.Generator().manual_seed(seed)
@@ -193,6 +193,13 @@ def test_the_bounds_hold_for_any_weights_whatever_made_them(seed, spread, kind):
             nn.Sequential(
                 *(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 1), nn.LeakyReLU(0.1), nn.Conv2d(6, 3, 1)),
                 *(nn.Flatten(), nn.Linear(3, 1)),
+            ),
+        ),
+        "tokens": (
+            (6, 2, 4),
+            nn.Sequential(
+                *(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.Flatten()),
+                *(nn.Linear(6, 2), nn.Linear(2, 1)),
             ),
         ),
     }[kind]

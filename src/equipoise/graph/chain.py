@@ -118,7 +118,7 @@ def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slop
     """Take one more operation into the chain; False where it does not belong to one."""
     if node.target is _aten.linear.default:
         names = [parameters.get(argument.name) for argument in node.args[1:] if isinstance(argument, fx.Node)]
-        if not names or None in names:
+        if not names or None in names or node.meta["val"].ndim != 2:  # on tokens: shared weights, and no chain
             return False
         layers.append(Layer(str(names[0]), names[1] if len(names) > 1 else None, None))
         return True

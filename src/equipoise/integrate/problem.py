@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from equipoise.data import Dataset, validate
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
-from equipoise.graph.chain import Layer, read_chain
+from equipoise.graph.chain import Layer, channel_axis, read_chain
 from equipoise.graph.degree import homogeneity
 from equipoise.graph.evaluate import kinks, recorded
 from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
@@ -97,11 +97,24 @@ class Problem:
         found = kinks(self.captured)
         return tuple(found[k].source.name for k in self.rectifiers)
 
+    @cached_property
+    def _channel_axes(self) -> tuple[int, ...]:
+        """The axis of the neurons, or channels, in what each rectifier reads."""
+        if self.chain is not None:
+            return (-1,) * len(self.rectifiers)
+        found = kinks(self.captured)
+        return tuple(channel_axis(found[k].source) for k in self.rectifiers)
+
+    def by_neuron(self, preactivations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Those of the rectifiers, with the neurons or channels along the last axis."""
+        pairs = zip(self.rectifiers, self._channel_axes, strict=True)
+        return tuple(preactivations[k].movedim(axis, -1) for k, axis in pairs)
+
     def probe(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
         """The network at these parameters on other inputs."""
         example = next(iter(parameters.values()))
         output, seen = recorded(self.captured, kinks(self.captured), parameters, inputs.to(example))
-        return Probe(output, dict(zip(self.kink_names, (seen[k] for k in self.rectifiers), strict=True)))
+        return Probe(output, dict(zip(self.kink_names, self.by_neuron(seen), strict=True)))
 
     def trained(self, weights: Weights) -> nn.Module:
         """A copy of the model with these weights."""

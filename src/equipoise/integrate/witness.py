@@ -91,7 +91,7 @@ class Witness:
             spectra=ExactSpectra(parameters),
             norm=float(state.weights.norm()),
             margins=state.evaluation.margins,
-            preactivations=tuple(state.evaluation.preactivations[k] for k in problem.rectifiers),
+            preactivations=problem.by_neuron(state.evaluation.preactivations),
             slopes=tuple(state.slopes[k] for k in problem.rectifiers),
             linearisation=JacobianHere(problem, state),
             final=final,

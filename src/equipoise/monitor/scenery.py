@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.errors import EquipoiseError
 from equipoise.graph.capture import Captured, Inputs, capture
-from equipoise.graph.chain import successions
+from equipoise.graph.chain import channel_axis, successions
 from equipoise.laws import Laws, invariances
 from equipoise.laws.collection import kink_names
 from equipoise.laws.gauge import Gauge
@@ -148,7 +148,7 @@ class _Prober:
 
         def record(node: fx.Node, args: tuple[Any, ...]) -> Any:
             if node.name in places:
-                seen[places[node.name]] = args[0]
+                seen[places[node.name]] = args[0].movedim(channel_axis(node.all_input_nodes[0]), -1)
             return NotImplemented
 
         known = {**own_buffers(self.scenery.model), **whole(parameters)}

@@ -37,7 +37,7 @@ class Activity:
         readings: list[Reading] = []
         window = scene.window if self.window is None else self.window
         for place, z in self._preactivations(scene, snapshot).items():
-            now = patterns(_by_neuron(z))
+            now = patterns(z.flatten(0, -2))  # examples, and of an image or text its places, are rows
             flipped, flips = _updated(memory, place, now, snapshot.clock)
             after |= {f"{place}/on": now.words, f"{place}/flipped": flipped}
             counts = _counts(now, flipped, snapshot.clock - window) | {"flipping_pairs": float(flips)}
@@ -52,11 +52,6 @@ class Activity:
         if self.X is not None:
             return scene.require("probe")(snapshot.parameters, self.X).preactivations
         return dict(zip(scene.require("kinks"), snapshot.preactivations or (), strict=True))
-
-
-def _by_neuron(z: Tensor) -> Tensor:
-    """Rows: examples and, of an image, its positions; columns: neurons or channels."""
-    return z.movedim(1, -1).flatten(0, -2) if z.ndim == 4 else z.flatten(0, -2) if z.ndim == 3 else z
 
 
 def _updated(memory: Memory, place: str, now: Patterns, clock: float) -> tuple[Tensor, int]:

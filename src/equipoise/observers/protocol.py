@@ -35,7 +35,10 @@ class Reading(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """The network on examples of one's own: its output, and the pre-activation of each of its kinks by place."""
+    """The network on examples of one's own: its output, and the pre-activation of each of its kinks by place.
+
+    Neurons, or channels, along the last axis.
+    """
 
     output: Tensor
     preactivations: Mapping[str, Tensor]
@@ -127,7 +130,7 @@ class Snapshot:
     rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (η, λ) of weights that plain SGD moves
     log_loss: float | None = None
     margins: Tensor | None = None
-    preactivations: tuple[Tensor, ...] | None = None
+    preactivations: tuple[Tensor, ...] | None = None  # neurons, or channels, along the last axis
     slopes: tuple[Tensor, ...] | None = None
     linearisation: JacobianProducts | None = None
 
