@@ -64,10 +64,29 @@ class Member:
         front = viewed.movedim(self.axes, tuple(range(len(self.axes))))
         return front.reshape(math.prod(front.shape[: len(self.axes)]), -1)
 
+    def summed(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, " slices"]:
+        """The sum over each of the slices that `index` chooses from, in float32 at least."""
+        rest, order = self._order
+        viewed = tensor if tensor.shape == self.view else tensor.reshape(self.view)
+        wide = torch.float64 if viewed.dtype == torch.float64 else torch.float32
+        sums = viewed.sum(rest, dtype=wide) if rest else viewed.to(wide, copy=True)
+        return sums if sums.ndim == 1 else sums.permute(order).reshape(-1)
+
+    @cached_property
+    def _order(self) -> tuple[list[int], list[int]]:
+        """The dimensions of the view that are not among the axes, and how to bring the others into their order."""
+        kept = sorted(self.axes)
+        return [axis for axis in range(len(self.view)) if axis not in kept], [kept.index(axis) for axis in self.axes]
+
+    @cached_property
+    def lines(self) -> int:
+        """How many slices there are to choose from."""
+        return math.prod(self.view[axis] for axis in self.axes)
+
     @cached_property
     def covers(self) -> bool:
         """Whether the slices are all of the parameter, each once."""
-        whole = math.prod(self.view[axis] for axis in self.axes)
+        whole = self.lines
         return self.directions is None and self.index.numel() == whole == len(self.index.unique())
 
     @cached_property

@@ -6,19 +6,18 @@ costs one read of each weight, is linear in `C`, and vanishes for every `S` only
 diagonal have mean zero and variance `‖C‖_F²`.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from equipoise.graph.interface import Interface, Member
+from equipoise.graph.interface import Interface
 from equipoise.laws.commutant import Antisymmetric, Blocks, Full
-from equipoise.laws.law import Law, fitting
+from equipoise.laws.law import Law
 from equipoise.laws.predict import plain_change
-from equipoise.laws.scratch import Scratch
+from equipoise.laws.units import Numbers, Units, by_unit
 
 Named = Mapping[str, Tensor]
 Reduce = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
@@ -98,13 +97,25 @@ class Gauge:
         if not self.laws:
             return []
         weights, gradients = self.share(weights), self.share(gradients) if gradients else None
-        sums = _unit_sums([law for law in self.laws if _by_unit(law)], weights, gradients)
-        parts = [next(sums) if _by_unit(law) else _parts(law, weights, gradients) for law in self.laws]
-        whole = iter(self.reduce([tensor for tensors in parts for tensor in tensors]))
-        shifts = gradients and any(law.kind == "shift" for law in self.laws)
+        units, others = self._kinds
+        parts = [_parts(law, weights, gradients) for law in others]
+        sums = [units.sums(weights, gradients)] if units.laws else []
+        whole = iter(self.reduce([*sums, *(tensor for tensors in parts for tensor in tensors)]))
+        numbers = iter(units.numbers(next(whole), weights) if sums else [])
+        rest = iter(
+            [
+                _numbers(law, [next(whole) for _ in mine], bool(gradients))
+                for law, mine in zip(others, parts, strict=True)
+            ]
+        )
+        shifts = gradients and any(law.kind == "shift" for law in others)
         norm = _norm(gradients.values(), self.reduce) if gradients and shifts else 0.0
-        summed = [[next(whole) for _ in tensors] for tensors in parts]
-        return [_dial(law, _numbers(law, found), norm) for law, found in zip(self.laws, summed, strict=True)]
+        return [_dial(law, next(numbers if by_unit(law) else rest), norm) for law in self.laws]
+
+    @cached_property
+    def _kinds(self) -> tuple[Units, list[Law]]:
+        """The laws that are read together, and the others."""
+        return Units(tuple(law for law in self.laws if by_unit(law))), [law for law in self.laws if not by_unit(law)]
 
     def at(self, weights: Named, gradients: Named | None = None) -> "Dials":
         """What is read at one instant, when it is asked for."""
@@ -146,80 +157,31 @@ def _parts(law: Law, weights: Named, gradients: Named | None) -> list[Tensor]:
     return w if g is None else [*w, *g]
 
 
-def _by_unit(law: Law) -> bool:
-    """Whether each component has a rate of its own, so that products by element are enough."""
-    return law.kind != "shift" and law.interface.width == 1
-
-
-def _unit_sums(laws: Sequence[Law], weights: Named, gradients: Named | None) -> Iterator[list[Tensor]]:
-    """For each law `Σ x y` by member and unit: of weights and, if there are any, gradients with weights and gradients.
-
-    A parameter is multiplied once for all of its laws.
-    """
-    pairs = [(weights, weights)]
-    pairs += [(gradients, weights), (gradients, gradients)] if gradients is not None else []
-    uses: dict[str, list[tuple[int, int, Member]]] = defaultdict(list)
-    for number, law in enumerate(laws):
-        for place, member in enumerate(law.interface.members):
-            uses[member.parameter].append((number, place, member))
-    scratch, sums = Scratch(), {}
-    for mine in uses.values():
-        for which, (x, y) in enumerate(pairs):
-            products = scratch.product(fitting(mine[0][2], x), fitting(mine[0][2], y))
-            for number, place, member in mine:
-                sums[number, which, place] = member.slices(products).flatten(1).sum(1)
-    for number, law in enumerate(laws):
-        places = range(len(law.interface.members))
-        yield [torch.stack([sums[number, which, place] for place in places]) for which in range(len(pairs))]
-
-
-@dataclass(frozen=True, eq=False)
-class _Numbers:
-    """Moments of weights, of gradients with weights, of gradients; squares of each member's weights and gradients."""
-
-    own: Tensor
-    squares: Tensor
-    mixed: Tensor | None = None
-    of_gradients: Tensor | None = None
-    gradient_squares: Tensor | None = None
-
-
-def _numbers(law: Law, whole: list[Tensor]) -> _Numbers:
-    """From the parts, summed over shards."""
+def _numbers(law: Law, whole: list[Tensor], gradients: bool) -> Numbers:
+    """From the parts of a matrix law or a shift, summed over shards."""
     if law.kind == "shift":
-        sizes = [part.square().sum()[None] for part in whole]
-        return _Numbers(whole[0], sizes[0]) if len(whole) == 1 else _Numbers(whole[0], sizes[0], whole[1], whole[1])
-    moments = law.commutant.moments
-    if law.interface.width > 1:
-        count = len(law.interface.members)
-        w, g = whole[:count], whole[count:]
-        own = moments(w, w, law.degrees)
-        if not g:
-            return _Numbers(own, _squares(w))
-        return _Numbers(own, _squares(w), moments(g, w, law.degrees), moments(g, g, law.degrees), _squares(g))
-    degrees = torch.tensor(law.degrees).to(whole[0])
-    sums = [(degrees @ part)[:, None, None] for part in whole]
-    if len(sums) == 1:
-        return _Numbers(sums[0], whole[0].sum(1))
-    return _Numbers(sums[0], whole[0].sum(1), sums[1], sums[2], whole[2].sum(1))
+        sizes = [float(part.square().sum()) for part in whole]
+        return Numbers(whole[0], sizes[:1], sizes[1] ** 0.5, whole[1]) if gradients else Numbers(whole[0], sizes)
+    moments, count = law.commutant.moments, len(law.interface.members)
+    w, g = whole[:count], whole[count:]
+    squares = torch.stack([torch.linalg.vector_norm(part) for part in whole]).double().square().tolist()
+    own = moments(w, w, law.degrees)
+    if not gradients:
+        return Numbers(own, squares)
+    defect = float(law.commutant.project(moments(g, w, law.degrees)).norm())
+    return Numbers(own, squares[:count], defect, moments(g, g, law.degrees), squares[count:])
 
 
-def _squares(slices: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.linalg.vector_norm(part) for part in slices]).square()
-
-
-def _dial(law: Law, found: _Numbers, norm: float) -> Dial:
+def _dial(law: Law, found: Numbers, norm: float) -> Dial:
+    """`norm` is that of all gradients, the scale of a shift."""
     fold = lambda moments: law.commutant.folded(law.commutant.project(moments))  # noqa: E731
-    degrees = torch.tensor(law.degrees).abs().to(found.squares)
-    shift = law.kind == "shift"
-    size = float(found.squares.sum()) if shift else float(degrees @ found.squares)
-    if found.mixed is None or found.of_gradients is None:
+    weighted = [1.0] * len(found.squares) if law.kind == "shift" else [abs(degree) for degree in law.degrees]
+    size = sum(degree * square for degree, square in zip(weighted, found.squares, strict=True))
+    if found.of_gradients is None:
         return Dial(law, fold(found.own), size)
-    squares = found.gradient_squares
-    scale = norm if squares is None else float(degrees @ (found.squares * squares).sqrt())
-    return Dial(
-        law, fold(found.own), size, float(law.commutant.project(found.mixed).norm()), scale, fold(found.of_gradients)
-    )
+    sides = zip(weighted, found.squares, found.gradient_squares, strict=True)
+    scale = norm if law.kind == "shift" else sum(degree * (w * g) ** 0.5 for degree, w, g in sides)
+    return Dial(law, fold(found.own), size, found.defect, scale, fold(found.of_gradients))
 
 
 def _norm(tensors: Iterable[Tensor], reduce: Reduce) -> float:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+_LITTLE = 1 << 20  # elements: 4 MB in float32
+
 
 class Scratch:
     """Products element by element, each valid until the next: fresh memory would cost more than the product.
@@ -16,7 +18,13 @@ class Scratch:
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """`x y` for tensors of one shape, in their common dtype."""
-        dtype, memory = torch.promote_types(x.dtype, y.dtype), self._memory
+        memory = self._memory
+        dtype = x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
         if memory is None or memory.numel() < x.numel() or memory.dtype != dtype or memory.device != x.device:
             memory = self._memory = x.new_empty(x.numel(), dtype=dtype)
         return torch.mul(x, y, out=memory[: x.numel()].view(x.shape))
+
+    def trim(self) -> None:
+        """Keep the memory for later only if it is little."""
+        if self._memory is not None and self._memory.numel() > _LITTLE:
+            self._memory = None

@@ -1,5 +1,6 @@
 """How well the output directions of a layer match the input directions of the next one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +66,22 @@ def compare(lower: linalg.Triplets, upper: linalg.Triplets) -> Alignment:
     u, v = lower.left[:, _significant(lower)], upper.right[:, _significant(upper)]
     if u.shape[1] == 0 or v.shape[1] == 0:
         return Alignment(0.0, 1.0, u.new_zeros(0))
-    cosine = u[:, 0] @ v[:, 0]
-    sine = torch.linalg.vector_norm(v[:, 0] - cosine * u[:, 0])
-    return Alignment(min(abs(float(cosine)), 1.0), min(float(sine), 1.0), linalg.principal_angles(u, v))
+    ((cosine, sine),) = cosines_and_sines([(u[:, 0], v[:, 0])])
+    return Alignment(cosine, sine, linalg.principal_angles(u, v))
+
+
+def cosines_and_sines(pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]]) -> list[tuple[float, float]]:
+    """`|⟨u, v⟩|` and `‖v - ⟨u, v⟩ u‖` of each pair of unit vectors, not above 1.
+
+    >>> cosines_and_sines([(torch.tensor([1.0, 0.0]), torch.tensor([0.0, -1.0]))])
+    [(0.0, 1.0)]
+    """
+    figures = []
+    for u, v in pairs:
+        cosine = torch.dot(u, v)
+        figures += [cosine, torch.linalg.vector_norm(torch.addcmul(v, u, cosine, value=-1))]
+    told = [min(abs(figure), 1.0) for figure in torch.stack(figures).tolist()] if figures else []
+    return list(zip(told[0::2], told[1::2], strict=True))
 
 
 def _significant(triplets: linalg.Triplets) -> Tensor:

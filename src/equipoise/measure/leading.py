@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -28,19 +29,21 @@ class Leading:
     frobenius_norm: float
     tail: float
 
-    @property
+    @cached_property
     def values(self) -> list[float]:
         """`σ̂_1 ≥ σ̂_2 ≥ …`."""
         return self.triplets.values.tolist()
 
     def top(self, r: int) -> "Leading":
         """The same with fewer triplets."""
+        if r >= len(self.residuals):
+            return self
         return replace(self, triplets=self.triplets.top(r), residuals=self.residuals[:r])
 
     @property
     def error_bound(self) -> float:
         """`upper - σ̂_1`, at least the error of `σ̂_1`."""
-        return self.upper - float(self.triplets.values[0])
+        return self.upper - self.values[0]
 
     @property
     def rank_one_residual(self) -> float:
@@ -53,7 +56,7 @@ class Leading:
     @property
     def stable_rank(self) -> float:
         """`‖W‖_F² / σ̂_1²`; 0 for a zero matrix."""
-        first = float(self.triplets.values[0])
+        first = self.values[0]
         return 0.0 if first == 0 else (self.frobenius_norm / first) ** 2
 
 

@@ -7,9 +7,12 @@ Krylov method over the looks although each look pays for one product with `WᵀW
 than subspace iteration by orders of magnitude.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +25,8 @@ Block = Float[Tensor, "_ _"]  # rows are orthonormal directions
 
 COLD = 8  # sweeps before the first look
 _DEFLATE_BELOW = 1e-2  # share of ‖W‖² under which a tail is summed from the deflated matrix: a difference loses digits
-_CHUNK = 1 << 16  # entries in one sum of squares: float32 sums of more lose digits
+_TINY = float(np.finfo(np.float64).tiny)
+_SHORT = 1 << 12  # entries in one sum of squares: float32 sums of more lose digits
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,6 @@ class Piece:
         mine = image[:, self.offset : self.offset + len(self.weight)]
         through = mine @ self.weight
         return through if self.bias is None else torch.cat([through, (mine @ self.bias)[:, None]], dim=1)
-
-    def squares(self) -> Float[Tensor, ""]:
-        """`Σ W²` of these rows, in float64."""
-        parts = [self.weight] if self.bias is None else [self.weight, self.bias]
-        sums = [torch.dot(chunk, chunk) for part in parts for chunk in part.reshape(-1).split(_CHUNK)]
-        return torch.stack(sums).double().sum() if sums else torch.zeros((), dtype=torch.float64)
 
     def deflated(self, left: Float[Tensor, " rows"], value: Tensor, right: Float[Tensor, " columns"]) -> Tensor:
         """`‖W - σ u vᵀ‖_F²` over these rows, in float64."""
@@ -112,150 +110,210 @@ def follow(
     True
     """
     pieces = [oriented(piece, r) for piece in pieces]
-    parts = []
-    for piece, block in zip(pieces, blocks, strict=True):
-        image = piece.push(block)
-        whole_space = len(block) == piece.columns  # then all is known from the image
-        parts.append((image, image.new_zeros(0) if whole_space else piece.pull(image), piece.squares()))
-    whole = reduce([tensor for part in parts for tensor in part])
-    images, pulled, squares = whole[0::3], whole[1::3], whole[2::3]
-    found: list[_Ritz | None] = [None] * len(pieces)
+    images = [piece.push(block) for piece, block in zip(pieces, blocks, strict=True)]
+    pulled = [
+        torch.zeros_like(block) if len(block) == piece.columns else piece.pull(image)  # in the whole space, not needed
+        for piece, block, image in zip(pieces, blocks, images, strict=True)
+    ]
+    *whole, squares = reduce([*images, *pulled, sums_of_squares(pieces)])
+    images, pulled = whole[: len(pieces)], whole[len(pieces) :]
+    found: dict[int, tuple[Leading, Block]] = {}
     for group in _alike(images, blocks):
         x, y, z = (_stacked([source[i] for i in group]) for source in (blocks, images, pulled))
-        sizes = [(images[i].shape[1], blocks[i].shape[1]) for i in group]
-        ritzes = _ritz(x, y, z, torch.stack([squares[i] for i in group]), sizes, r, generator)
-        for i, ritz in zip(group, ritzes, strict=True):
-            found[i] = ritz.turned() if pieces[i].turned else ritz
-    certain = [ritz for ritz in found if ritz is not None]
-    tails = _tails(pieces, certain, reduce)
-    leadings = [ritz.leading(tail) for ritz, tail in zip(certain, tails, strict=True)]
-    return [ritz.next_block for ritz in certain], leadings
+        sizes = [_Size(images[i].shape[1], *blocks[i].shape) for i in group]
+        ritz = _ritz(x, y, z, squares[group].cpu().numpy(), sizes)
+        seen, fresh = _leading(ritz, y, sizes, r), _next(ritz, x, sizes, r, generator)
+        found.update(zip(group, zip(seen, fresh, strict=True), strict=True))
+    leadings = [_transposed(found[i][0]) if piece.turned else found[i][0] for i, piece in enumerate(pieces)]
+    return [found[i][1] for i in range(len(pieces))], _with_tails(pieces, leadings, reduce)
 
 
 def _alike(images: Sequence[Tensor], blocks: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of the matrices with as many directions, of one dtype and device, of sizes within a factor of four."""
+    """Indices of the matrices of one dtype and device, of sizes within a factor of four."""
     groups: dict[object, list[int]] = {}
     for index, (image, block) in enumerate(zip(images, blocks, strict=True)):
         size = max(image.shape[1], block.shape[1], 1)
-        key = (len(block), len(block) == block.shape[1], ((size - 1).bit_length() + 1) // 2, block.dtype, block.device)
-        groups.setdefault(key, []).append(index)
+        groups.setdefault((((size - 1).bit_length() + 1) // 2, block.dtype, block.device), []).append(index)
     return list(groups.values())
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    """One batch, the shorter rows filled up with zeros."""
-    if len({part.shape for part in rows}) == 1:
-        return torch.stack(list(rows))
-    length = max(part.shape[1] for part in rows)
-    return torch.stack([torch.nn.functional.pad(part, (0, length - part.shape[1])) for part in rows])
+class _Size(NamedTuple):
+    """Of a matrix in a batch, without what fills it up: length of images, how many directions, their length."""
+
+    rows: int
+    block: int
+    columns: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the directions span the whole space, which nothing leaves."""
+        return self.block == self.columns
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """One batch, the smaller parts filled up with zeros."""
+    if len({part.shape for part in parts}) == 1:
+        return torch.stack(list(parts))
+    batch = parts[0].new_zeros(len(parts), *(max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)))
+    for place, part in zip(batch, parts, strict=True):
+        place[: len(part), : part.shape[1]] = part
+    return batch
+
+
+def _cut(rows: Tensor, count: int, length: int) -> Tensor:
+    """Without what fills it up."""
+    return rows if rows.shape == (count, length) else rows[:count, :length]
 
 
 @dataclass(frozen=True)
 class _Ritz:
-    """What a sweep says of one matrix, but for its tail."""
+    """Rayleigh–Ritz of `WᵀW` on the blocks of a batch: vectors where they were, what is small on the host, in float64.
 
-    triplets: Triplets
-    residuals: tuple[float, ...]
-    upper: float
-    square: float  # ‖W‖_F²
-    next_block: Block
-
-    @property
-    def difference(self) -> float:
-        """`‖W‖² - σ̂_1²`."""
-        left = self.square - float(self.triplets.values[0]) ** 2
-        return 0.0 if left < 0 else left
-
-    def turned(self) -> "_Ritz":
-        """The same of the transpose."""
-        swapped = Triplets(self.triplets.right, self.triplets.values, self.triplets.left)
-        return replace(self, triplets=swapped)
-
-    def leading(self, tail: float) -> Leading:
-        """With its tail."""
-        return Leading(self.triplets, self.residuals, self.upper, self.square**0.5, tail)
-
-
-def _ritz(
-    blocks: Tensor,
-    images: Tensor,
-    pulled: Tensor,
-    squares: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    r: int,
-    generator: torch.Generator,
-) -> Iterable[_Ritz]:
-    """Rayleigh–Ritz of `WᵀW` on each block. `Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`.
-
-    `sizes` are the lengths of images and directions without the zeros that fill them up.
+    `eigenvalues` `σ̂_i²` descend; `coupling_i = WᵀW v_i - σ̂_i² v_i`, of norm `distance_i`.
     """
-    finite = (
-        torch.isfinite(squares) & torch.isfinite(images.flatten(1).sum(1)) & torch.isfinite(pulled.flatten(1).sum(1))
-    )
+
+    squares: np.ndarray
+    eigenvalues: np.ndarray
+    distance: np.ndarray
+    turn: Tensor
+    right: Tensor
+    coupling: Tensor
+
+    @cached_property
+    def finite(self) -> np.ndarray:
+        """Which of the matrices have nothing but finite figures."""
+        return np.isfinite(self.squares) & np.isfinite(self.eigenvalues + self.distance).all(1)
+
+
+def _ritz(blocks: Tensor, images: Tensor, pulled: Tensor, squares: np.ndarray, sizes: Sequence[_Size]) -> _Ritz:
+    """`Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
     wide = images.double()
-    gram = torch.where(finite[:, None, None], wide @ wide.mT, 0.0)
-    ritz, turn = torch.linalg.eigh(gram)
-    ritz, turn = ritz.flip(-1).clamp(min=0), turn.flip(-1).mT.to(blocks)
-    values, right = ritz.sqrt(), turn @ blocks
-    leaves = pulled.numel() > 0  # the space of the block, under WᵀW
-    coupling = turn @ pulled - ritz.to(blocks)[..., None] * right if leaves else torch.zeros_like(right)
-    distance = torch.linalg.vector_norm(coupling.double(), dim=-1)  # of squares of squares: beyond float32
-    small = torch.finfo(torch.float64).tiny
-    nearest = torch.minimum(distance / values.clamp(min=small), distance.sqrt())
-    upper = _upper(ritz, distance, squares, max(map(sum, sizes)), blocks.dtype)
-    left = turn[:, :r] @ images
-    left = left / torch.linalg.vector_norm(left, dim=-1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
-    fresh = _next(right[:, :r], coupling[:, :r], blocks, [columns for _, columns in sizes], r, generator)
-    told = torch.cat([nearest[:, :r], upper[:, None], squares[:, None]], dim=1)
-    told = torch.where(finite[:, None], told, torch.nan).tolist()
-    shown = torch.where(finite[:, None], values[:, :r], torch.nan).to(blocks)
-    for i, (*residuals, bound, square) in enumerate(told):
-        rows, columns = sizes[i]
-        triplets = Triplets(left[i, :, :rows].mT, shown[i], right[i, :r, :columns].mT)
-        yield _Ritz(triplets, tuple(residuals), bound, square, fresh[i, :, :columns])
+    eigenvalues, vectors = _descending((wide @ wide.mT).cpu().numpy(), sizes)
+    turn, scales = torch.from_numpy(vectors).to(blocks), torch.from_numpy(eigenvalues).to(blocks)
+    right = turn @ blocks
+    coupling = torch.baddbmm(right * scales[..., None], turn, pulled, beta=-1)
+    for part, size in zip(coupling, sizes, strict=True):
+        if size.whole:
+            part.zero_()
+    distance = torch.linalg.vector_norm(coupling, dim=-1, dtype=torch.float64)  # of squares of squares: beyond float32
+    return _Ritz(squares, eigenvalues, distance.cpu().numpy(), turn, right, coupling)
 
 
-def _upper(ritz: Tensor, distance: Tensor, squares: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """An upper bound for `σ_1`, rounding included.
+def _descending(gram: np.ndarray, sizes: Sequence[_Size]) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, NaN where an entry is not finite, and eigenvectors as rows; last those of the rows that fill up."""
+    broken = ~np.isfinite(gram).all((1, 2))
+    gram[broken] = 0
+    for matrix, size in zip(gram, sizes, strict=True):
+        if size.block < len(matrix):
+            np.fill_diagonal(matrix[size.block :, size.block :], -(matrix.max() or 1.0))
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    eigenvalues = np.maximum(eigenvalues[:, ::-1], 0)
+    eigenvalues[broken] = np.nan
+    return eigenvalues, vectors[..., ::-1].swapaxes(1, 2).copy()
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _leading(ritz: _Ritz, images: Tensor, sizes: Sequence[_Size], r: int) -> list[Leading]:
+    """What is known of each matrix, its tail by difference."""
+    values = np.sqrt(ritz.eigenvalues)
+    nearest = np.minimum(ritz.distance / np.maximum(values, _TINY), np.sqrt(ritz.distance))
+    upper = _upper(ritz, max(size.rows + size.columns for size in sizes), torch.finfo(images.dtype).eps)
+    rest = np.maximum(ritz.squares - ritz.eigenvalues[:, 0], 0)
+    told = np.column_stack([upper, np.sqrt(ritz.squares), rest, nearest[:, :r]]).tolist()
+    left = _unit_rows(ritz.turn[:, :r] @ images)
+    sigma = torch.from_numpy(values[:, :r]).to(images)
+    each = zip(sizes, left.unbind(), sigma.unbind(), ritz.right[:, :r].unbind(), told, strict=True)
+    found = []
+    for size, u, s, v, (bound, norm, tail, *residuals) in each:
+        count = min(r, size.block)
+        triplets = Triplets(_cut(u, count, size.rows).mT, s[:count], _cut(v, count, size.columns).mT)
+        found.append(Leading(triplets, tuple(residuals[:count]), bound, norm, tail))
+    return found
+
+
+def _upper(ritz: _Ritz, size: int, eps: float) -> np.ndarray:
+    """An upper bound for `σ_1` of each, rounding included; NaN where a figure is not finite.
 
     In a basis completed from the block `WᵀW` is `[[Λ, Rᵀ], [R, F]]`, `F ≥ 0` of trace `‖W‖_F² - tr Λ`, and no block
     matrix exceeds the matrix of its blocks' norms. Rounding is put at `4 √size · eps` after Higham & Mary (2019).
     """
-    rounding = 4 * size**0.5 * torch.finfo(dtype).eps
-    scale = squares.clamp(min=torch.finfo(torch.float64).tiny)
-    finite = torch.isfinite(scale)
-    shares = torch.where(finite[:, None], ritz / scale[:, None], 0.0)
-    couplings = torch.where(finite[:, None], distance / scale[:, None], 0.0)
-    unseen = (1 - shares.sum(-1)).clamp(min=0) + rounding
-    arrow = torch.diag_embed(torch.cat([shares, unseen[:, None]], dim=1))
-    arrow[:, -1, :-1] = couplings
-    arrow[:, :-1, -1] = couplings
-    return squares.sqrt() * (torch.linalg.eigvalsh(arrow)[:, -1].sqrt() + rounding)
+    rounding = 4 * size**0.5 * eps
+    count, k = ritz.eigenvalues.shape
+    scale = np.maximum(ritz.squares, _TINY)[:, None]
+    arrow = np.zeros((count, k + 1, k + 1))
+    diagonal = np.einsum("bii->bi", arrow)
+    diagonal[:, :-1] = ritz.eigenvalues / scale
+    diagonal[:, -1] = np.maximum(1 - diagonal.sum(1), 0) + rounding
+    arrow[:, -1, :-1] = ritz.distance / scale  # the lower triangle is enough
+    arrow[~ritz.finite] = 0
+    largest = np.linalg.eigvalsh(arrow)[:, -1]
+    largest[~ritz.finite] = np.nan
+    return np.sqrt(ritz.squares) * (np.sqrt(largest) + rounding)
 
 
-def _next(
-    right: Tensor, coupling: Tensor, blocks: Tensor, columns: Sequence[int], r: int, generator: torch.Generator
-) -> Tensor:
-    """The block of the next sweep: `V`, its residuals, the last `V` (which starts every block), and a random row."""
-    noise = [torch.randn(1, length, generator=generator, dtype=torch.float32) for length in columns]
-    rows = torch.cat([right, coupling, blocks[:, :r], _stacked(noise).to(blocks)], dim=1)
-    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    rows = torch.where(size > 0, rows / size.clamp(min=torch.finfo(rows.dtype).tiny), 0.0)
-    rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
-    return torch.linalg.qr(rows.mT).Q.mT[:, : blocks.shape[1]].contiguous()
+def _next(ritz: _Ritz, blocks: Tensor, sizes: Sequence[_Size], r: int, generator: torch.Generator) -> list[Block]:
+    """The block of the next sweep: `V`, its residuals, the last `V` (which starts every block), and a random row.
+
+    One that spans the whole space does so for ever.
+    """
+    noise = torch.randn(len(blocks), 1, blocks.shape[2], generator=generator)
+    for row, size in zip(noise, sizes, strict=True):
+        if size.columns < row.shape[1]:
+            row[:, size.columns :] = 0
+    rows = torch.cat([ritz.right[:, :r], ritz.coupling[:, :r], blocks[:, :r], noise.to(blocks)], dim=1)
+    rows = _unit_rows(rows)
+    if not ritz.finite.all():
+        rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
+    fresh = torch.linalg.qr(rows.mT).Q.mT.contiguous()
+    return [
+        _cut(old if size.whole else new, size.block, size.columns)
+        for old, new, size in zip(blocks.unbind(), fresh.unbind(), sizes, strict=True)
+    ]
 
 
-def _tails(pieces: Sequence[Piece], found: Sequence[_Ritz], reduce: Reduce) -> list[float]:
+def _unit_rows(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
+
+
+def _transposed(seen: Leading) -> Leading:
+    triplets = seen.triplets
+    return replace(seen, triplets=Triplets(triplets.right, triplets.values, triplets.left))
+
+
+def _with_tails(pieces: Sequence[Piece], seen: Sequence[Leading], reduce: Reduce) -> list[Leading]:
     """`‖W - σ̂_1 u_1 v_1ᵀ‖²`: by difference while it loses no more than two digits, else from the deflated matrix."""
     single = [min(piece.rows, piece.columns) == 1 for piece in pieces]
-    tails = [0.0 if one else ritz.difference for one, ritz in zip(single, found, strict=True)]
-    near = [ritz.square > 0 and ritz.difference < _DEFLATE_BELOW * ritz.square for ritz in found]
-    close = [i for i in range(len(pieces)) if near[i] and not single[i]]
+    exact = [replace(each, tail=0.0) if one else each for one, each in zip(single, seen, strict=True)]
+    close = [i for i, each in enumerate(seen) if not single[i] and each.tail < _DEFLATE_BELOW * each.frobenius_norm**2]
     if close:
         sums = []
         for i in close:
-            top = found[i].triplets
+            top = seen[i].triplets
             sums.append(pieces[i].deflated(top.left[:, 0], top.values[0], top.right[:, 0]))
         for i, total in zip(close, reduce(sums), strict=True):
-            tails[i] = float(total)
-    return tails
+            exact[i] = replace(seen[i], tail=float(total))
+    return exact
+
+
+def sums_of_squares(pieces: Sequence[Piece]) -> Float[Tensor, " pieces"]:
+    """`Σ W²` over the rows of each piece, in float64; a weight that several have is read once."""
+    norms: dict[int, Tensor] = {}
+    for piece in pieces:
+        for part in (piece.weight, piece.bias):
+            if part is not None and id(part) not in norms:
+                norms[id(part)] = _norm(part)
+    squares = dict(zip(norms, torch.stack(list(norms.values())).square(), strict=True)) if norms else {}
+    return torch.stack(
+        [squares[id(p.weight)] if p.bias is None else squares[id(p.weight)] + squares[id(p.bias)] for p in pieces]
+    )
+
+
+def _norm(tensor: Tensor) -> Float[Tensor, ""]:
+    """In float64, from short sums in the dtype itself."""
+    if tensor.shape[-1] > _SHORT:
+        flat = tensor.reshape(-1)
+        short = len(flat) - len(flat) % _SHORT
+        sums = torch.cat([torch.linalg.vector_norm(flat[:short].view(-1, _SHORT), dim=1), flat[short:]])
+    else:
+        sums = torch.linalg.vector_norm(tensor, dim=-1) if tensor.ndim > 1 else tensor
+    return torch.linalg.vector_norm(sums, dtype=torch.float64)

@@ -73,9 +73,8 @@ class Crew:
     def norm(self, weights: Mapping[str, Tensor]) -> float:
         """`‖w‖` over all weights, shards included."""
         counted = [_local(weight) for weight in weights.values() if _is_sharded(weight) or self.leads]
-        squares = [torch.linalg.vector_norm(weight).double().square() for weight in counted]
-        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
-        return float(self.reduce([total])[0].sqrt())
+        norms = torch.stack(torch._foreach_norm(counted)) if counted else torch.zeros(1)
+        return float(self.reduce([torch.linalg.vector_norm(norms, dtype=torch.float64).square()])[0]) ** 0.5
 
 
 class Summands(Mapping[str, Tensor]):

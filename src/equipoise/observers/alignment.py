@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from equipoise.measure.alignment import compare
+from equipoise.measure.alignment import cosines_and_sines
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot, Unavailable
 
 
@@ -30,9 +30,16 @@ class Alignment:
         """Cosine and sine at each interface, under the name of the lower layer."""
         lower = snapshot.spectra.leading([below for below, _ in scene.consecutive])
         upper = snapshot.spectra.leading([above for _, above in scene.consecutive])
+        directed = [below.values[0] > 0 and above.values[0] > 0 for below, above in zip(lower, upper, strict=True)]
+        pairs = [
+            (below.triplets.left[:, 0], above.triplets.right[:, 0])
+            for below, above, known in zip(lower, upper, directed, strict=True)
+            if known
+        ]
+        found = iter(cosines_and_sines(pairs))
         readings = []
-        for (place, _), below, above in zip(scene.consecutive, lower, upper, strict=True):
-            seen = compare(below.triplets, above.triplets)
-            readings.append(Reading(place.weight, "alignment_next", seen.cosine))
-            readings.append(Reading(place.weight, "misalignment_next", seen.sine))
+        for (place, _), known in zip(scene.consecutive, directed, strict=True):
+            cosine, sine = next(found) if known else (0.0, 1.0)  # a zero matrix has no directions
+            readings.append(Reading(place.weight, "alignment_next", cosine))
+            readings.append(Reading(place.weight, "misalignment_next", sine))
         return memory, readings
