@@ -217,6 +217,8 @@ def saved_by_torch(state, folder):
     [
         (single, (64, 120_000), 4),
         (single, (2000, 2000), 2),
+        (single, (3072, 768), 6),
+        (single, (768, 3072), 6),
         (saved_by_torch, (120_000, 64), 4),
         (saved_by_torch, (3000, 900), 6),
         (external, (120_000, 64), 4),

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import eigh
 from torch import Tensor
 
 from equipoise import linalg
+from equipoise.checkpoint.fortran import add_gram, eigenvalues_in_place, put_products
+from equipoise.checkpoint.spare import borrowed
 from equipoise.checkpoint.streamed import Streamed
 
-_BLOCK = 192  # lines of the Gram matrix at a time: little above its diagonal is formed
 _DEFLATE = 1e-6  # below this, a residual is computed from the deflated matrix itself
 
 
@@ -20,45 +20,44 @@ def squared_norm(matrix: Streamed) -> float:
     return sum(float(torch.linalg.vector_norm(chunk).square()) for chunk in matrix.chunks())
 
 
-def gram_singular_values(matrix: Streamed, room: int = 0) -> Float[Tensor, " k"] | None:
+def gram_singular_values(matrix: Streamed) -> Float[Tensor, " k"] | None:
     """All `min(rows, columns)` singular values in float64, descending, as roots of the eigenvalues of `WᵀW` or `WWᵀ`.
 
     For entries in float32 or less: `WᵀW` in float64 loses nothing that float32 held. The eigenvalues are right to about
     `n · eps · σ_1²`, so `σ_i` to `n · eps · σ_1²/σ_i`, never worse than `√(n · eps) · σ_1` (`n` the smaller side). For
     768 that is 4e-7 for the very smallest and 1e-13 at the top, where a float32 SVD is right to 1e-7 throughout.
-    Memory: the Gram matrix and a chunk, or twice that matrix where so many bytes are within `room`: numpy's
-    decomposition of a copy lets other threads go on, scipy's in place does not. None where an entry is NaN or infinite:
-    the trace then is, and only then.
+    Memory: the Gram matrix, in the place of which it is decomposed, and a chunk. None where an entry is NaN or
+    infinite: the trace then is, and only then.
     """
-    gram = _gram(matrix)
-    trace = gram.trace()
-    if not math.isfinite(trace):
-        return None
-    if trace == 0:
-        return torch.zeros(len(gram), dtype=torch.float64)
-    squares = _eigenvalues(gram.numpy(), copied=2 * gram.nbytes <= room)
+    side = min(matrix.shape)
+    with borrowed(side**2) as place:
+        gram = place.view(side, side).zero_()
+        (_add_strips if matrix.across else _add_chunks)(matrix, gram)
+        trace = float(gram.trace())
+        if not math.isfinite(trace):
+            return None
+        squares = eigenvalues_in_place(gram) if trace else np.zeros(side)
     return torch.from_numpy(np.sqrt(np.clip(squares[::-1], 0, None)))
 
 
-def _eigenvalues(gram: np.ndarray, copied: bool) -> np.ndarray:
-    """Of the symmetric matrix with this lower triangle, ascending; it is overwritten unless it is copied."""
-    if copied:
-        return np.linalg.eigvalsh(gram)
-    return eigh(gram.T, lower=False, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evr")
-
-
-def _gram(matrix: Streamed) -> Tensor:
-    """The smaller one of `WᵀW` and `WWᵀ`: its lower triangle, by blocks of lines."""
-    side = min(matrix.shape)
-    gram = torch.zeros(side, side, dtype=torch.float64)
+def _add_chunks(matrix: Streamed, gram: Tensor) -> None:
+    """The smaller one of `WᵀW` and `WWᵀ`: its lower triangle."""
     begun = False
     for chunk in matrix.chunks():
         begun = begun or bool(chunk.any())  # products of zeros take as long as any
-        lines = chunk if matrix.by_rows else chunk.T
-        for start in range(0, side if begun else 0, _BLOCK):
-            stop = min(start + _BLOCK, side)
-            gram[start:stop, :stop].addmm_(lines[:, start:stop].T, lines[:, :stop])
-    return gram
+        if begun:
+            add_gram(chunk if matrix.by_rows else chunk.T, gram)
+
+
+def _add_strips(matrix: Streamed, gram: Tensor) -> None:
+    """The same, each strip with those before it: chunks would lie on every page of the file."""
+    start = 0
+    for strip in matrix.strips():
+        stop, low = start + len(strip), 0
+        for earlier in matrix.strips(stop) if strip.any() else ():
+            put_products(strip, earlier, gram[start:stop, low : low + len(earlier)])
+            low += len(earlier)
+        start = stop
 
 
 def accuracy(matrix: Streamed) -> float:

@@ -63,12 +63,20 @@ class Matrix:
         """The same matrix, to be read a few lines at a time; mapped ones whose unfolding is a view, anew each time."""
         if not self.stored.mapped or self.view is _swap:
             return Streamed.of(self.unfolded().detach())
-        part = self.numbers / max(self.stored.count, 1)
+        portion = self.numbers / max(self.stored.count, 1)
 
         def read(share: float) -> Tensor:
-            return self.view(self.stored.read(share * part)).flatten(1).detach()
+            return self.view(self.stored.read(share * portion)).flatten(1).detach()
 
-        return Streamed.of(read(0.0), read)
+        def part(dimension: int, start: int, count: int) -> Tensor:
+            assert self.stored.stretch is not None
+            place = torch.empty(self.stored.shape, device="meta")
+            place = self.view(place).flatten(1).narrow(dimension, start, count)
+            low, sides = int(place.storage_offset()), zip(place.shape, place.stride(), strict=True)
+            flat = self.stored.stretch(low, low + 1 + sum((size - 1) * stride for size, stride in sides))
+            return flat.as_strided(place.shape, place.stride())
+
+        return Streamed.of(read(0.0), read, part if self.stored.stretch else None)
 
 
 class Rules:

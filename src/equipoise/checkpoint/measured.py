@@ -34,16 +34,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure, as `analyze` says; `tolerance` None is `max(rows, columns) · eps` of float32.
-
-    `room` is how many bytes two Gram matrices may take.
-    """
+    """How to measure, as `analyze` says; `tolerance` None is `max(rows, columns) · eps` of float32."""
 
     method: str = "auto"
     r: int = 5
     tolerance: float | None = None
     heavy_tail: bool = True
-    room: int = 0
 
     def rank_tolerance(self, rows: int, columns: int) -> float:
         """The share of `σ_1` above which a singular value counts."""
@@ -54,7 +50,7 @@ def measure(matrix: Streamed, settings: Settings) -> Row | str:
     """The figures of an `out × in` matrix of any floating dtype, or why there are none: NaN or infinite entries."""
     way = _way(matrix, settings)
     if way == "gram":
-        values = gram_singular_values(matrix, settings.room)
+        values = gram_singular_values(matrix)
         if values is None:
             return _spoilt(matrix.whole())
         return _by_gram(matrix, values, settings) if values[0] > 0 else _zero(matrix, way, settings)

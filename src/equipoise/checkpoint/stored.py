@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import RLock
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class Stored:
 
     `aliases` are its other names, if it is tied; `layer` is the class of the module that owns it, where known. One that
     is `mapped` costs nothing to read again, and `read(share)` says which share of it is going to be looked at.
+    `stretch(low, high)`, where there is one, reads those of its numbers, in the order of memory, past the mapping: the
+    system maps two megabytes where one number is looked at, and they count as memory.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Stored:
     layer: str | None = None
     reason: str | None = None
     mapped: bool = False
+    stretch: Callable[[int, int], Tensor] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,13 +59,14 @@ class Shelf:
 
     def __init__(self):
         self.lock = RLock()
-        self._held: Mapped | None = None
+        self._held: ref[Mapped] | None = None  # a cycle would keep the file mapped when all is done
 
     def hold(self, mapped: "Mapped") -> None:
         """Hold this one; the one before lets go of its mapping."""
-        if self._held is not None and self._held is not mapped:
-            self._held.release()
-        self._held = mapped
+        before = self._held() if self._held else None
+        if before is not None and before is not mapped:
+            before.release()
+        self._held = ref(mapped)
 
 
 class Mapped:

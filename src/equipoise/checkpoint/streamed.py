@@ -4,17 +4,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from equipoise.checkpoint.spare import borrowed
 
 CHUNK = 1 << 17  # numbers that are in float64 at a time,
 _LINES = 128  # or so many lines, if that is more: fewer would make the products slow
+_STRIPS = 16  # of a matrix that has to pass by along its longer side, at most
+
+Part = Callable[[int, int, int], Tensor]  # dimension, first line, how many: as `torch.narrow`
 
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
     """`read(share)` gives the whole matrix, of which that share is going to be looked at.
 
-    A mapped matrix is read anew for every chunk: what was looked at need not stay in memory then.
+    A mapped matrix is read anew for every chunk: what was looked at need not stay in memory then. `part`, where there
+    is one, reads nothing but a slice.
     """
 
     read: Callable[[float], Tensor]
@@ -22,9 +29,11 @@ class Streamed:
     dtype: torch.dtype
     by_rows: bool  # whether slices across the longer side are rows
     by_row_in_memory: bool = True
+    mapped: bool = False
+    part: Part | None = None
 
     @classmethod
-    def of(cls, matrix: Tensor, read: Callable[[float], Tensor] | None = None) -> "Streamed":
+    def of(cls, matrix: Tensor, read: Callable[[float], Tensor] | None = None, part: Part | None = None) -> "Streamed":
         """One that is at hand or, with `read`, one that looks like this and is read again and again.
 
         >>> tall = Streamed.of(torch.ones(3, 2))
@@ -34,7 +43,8 @@ class Streamed:
         rows, columns = matrix.shape
         in_memory = matrix.stride(0) >= matrix.stride(1)
         by_rows = in_memory if rows == columns else rows > columns
-        return cls(read or (lambda _: matrix), (rows, columns), matrix.dtype, by_rows, in_memory)
+        mapped = read is not None
+        return cls(read or (lambda _: matrix), (rows, columns), matrix.dtype, by_rows, in_memory, mapped, part)
 
     @property
     def count(self) -> int:
@@ -50,6 +60,18 @@ class Streamed:
         lines = max(CHUNK // min(self.shape), _LINES)
         return self._slices(lines, 0 if self.by_rows else 1)
 
+    @property
+    def across(self) -> bool:
+        """Whether it is mapped, and these slices lie on every page of it."""
+        return self.mapped and self.by_rows != self.by_row_in_memory
+
+    def strips(self, stop: int | None = None) -> Iterator[Float[Tensor, "lines longer"]]:
+        """Slices along the longer side, likewise, up to line `stop` of the shorter one."""
+        lines = max(CHUNK, self.count // _STRIPS) // max(self.shape)
+        turned = self.by_rows
+        for strip in self._slices(max(lines, 1), 1 if turned else 0, stop):
+            yield strip.T if turned else strip
+
     def rows(self) -> Iterator[Tensor]:
         """Slices of `height` rows, likewise."""
         return self._slices(self.height, 0)
@@ -59,14 +81,15 @@ class Streamed:
         """How many rows are in float64 at a time."""
         return max(CHUNK // self.shape[1], 1)
 
-    def _slices(self, lines: int, dimension: int) -> Iterator[Tensor]:
-        """All in one place, each overwrites the one before: fresh ones would scatter over the heap."""
+    def _slices(self, lines: int, dimension: int, stop: int | None = None) -> Iterator[Tensor]:
+        """All in one place, each overwrites the one before."""
         length = self.shape[dimension]
-        lines = min(lines, length)
-        place = torch.empty(lines * self.count // max(length, 1), dtype=torch.float64)
+        lines, stop = min(lines, length), length if stop is None else stop
         share = lines / length if (dimension == 0) == self.by_row_in_memory else 1.0  # columns lie on every page
-        for start in range(0, length, lines):
-            part = self.read(share).narrow(dimension, start, min(lines, length - start))
-            chunk = place[: part.numel()].view(part.shape).copy_(part)
-            del part  # and with it perhaps a mapping
-            yield chunk
+        with borrowed(lines * self.count // max(length, 1)) as place:
+            for start in range(0, stop, lines):
+                which = dimension, start, min(lines, stop - start)
+                part = self.read(share).narrow(*which) if self.part is None else self.part(*which)
+                chunk = place[: part.numel()].view(part.shape).copy_(part)
+                del part  # and with it perhaps a mapping
+                yield chunk

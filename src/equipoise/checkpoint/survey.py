@@ -41,19 +41,16 @@ class Item:
         return self.stored.count if self.matrix is None else self.matrix.numbers
 
     def memory(self, largest: int) -> int:
-        """About how many bytes it takes to measure: the Gram matrix, and then a chunk and what stays mapped of a file.
+        """About how many bytes it takes to measure: the Gram matrix, and then chunks and what stays mapped of a file.
 
-        Or a copy of that matrix, where both together are no more than the `largest` tensor.
-
-        Of a file as much as a quarter of the `largest` tensor stays mapped, or all of one whose slices run across it.
+        Of a file as much as a quarter of the `largest` tensor stays mapped.
         """
         if self.matrix is None:
             return 0
         rows, columns = self.matrix.sides
         size = self.numbers() * (torch.float32.itemsize if self.stored.mapped else 0)
         gram = 8 * min(rows, columns) ** 2
-        mapped = size if rows < columns else min(size, largest // 4)
-        return gram + max(8 * CHUNK + mapped, gram if 2 * gram <= largest else 0)
+        return gram + 2 * 8 * CHUNK + min(size, largest // 4)
 
     def row(self, settings: Settings) -> Row:
         """Its row of the table. What goes wrong with one tensor is its reason, and the rest goes on."""

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from threading import Condition
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from equipoise.checkpoint.measured import Row, Settings
+from equipoise.checkpoint.spare import give_back
 from equipoise.checkpoint.survey import Item
 
 _ONE_CORE = 1024  # on the shorter side: up to here threads within one decomposition cost more than they bring
@@ -23,11 +23,13 @@ def rows_of(items: Sequence[Item], settings: Settings) -> Iterator[tuple[int, Ro
     """
     numbered = dict(enumerate(items))
     largest = 4 * max((item.stored.count for item in items), default=0)
-    settings = replace(settings, room=largest)
     large = {place: item for place, item in numbered.items() if _large(item)}
     yield from _together({place: item for place, item in numbered.items() if place not in large}, settings, largest)
-    for place, item in large.items():
-        yield place, item.row(settings)
+    try:
+        for place, item in large.items():
+            yield place, item.row(settings)
+    finally:
+        give_back()
 
 
 def _together(items: Mapping[int, Item], settings: Settings, largest: int) -> Iterator[tuple[int, Row]]:

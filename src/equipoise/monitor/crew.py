@@ -73,8 +73,8 @@ class Crew:
     def norm(self, weights: Mapping[str, Tensor]) -> float:
         """`‖w‖` over all weights, shards included."""
         counted = [_local(weight) for weight in weights.values() if _is_sharded(weight) or self.leads]
-        norms = torch.stack(torch._foreach_norm(counted)) if counted else torch.zeros(1)
-        return float(self.reduce([torch.linalg.vector_norm(norms, dtype=torch.float64).square()])[0]) ** 0.5
+        total = torch.nn.utils.get_total_norm(counted) if counted else torch.zeros(())
+        return float(self.reduce([total.double().square()])[0]) ** 0.5
 
 
 class Summands(Mapping[str, Tensor]):

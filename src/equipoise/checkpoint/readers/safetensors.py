@@ -1,5 +1,6 @@
 """Safetensors files, single or sharded."""
 
+import json
 import math
 import os
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from equipoise.checkpoint.readers.limits import read_index_of
 from equipoise.checkpoint.stored import Mapped, Shelf, Stored, dtype_name
@@ -50,7 +52,7 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
     largest = max(
         (math.prod(shape) * its.itemsize for _, shape, dtype in described if (its := known[dtype])), default=0
     )
-    mapped = Mapped(lambda: _sound(path).get_tensor, largest, shelf)
+    mapped, starts = Mapped(lambda: _sound(path).get_tensor, largest, shelf), _starts(path)
     return tuple(
         Stored(
             name,
@@ -59,10 +61,32 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
             mapped.reader(name),
             tuple(aliases.get(name, ())),
             mapped=True,
+            stretch=partial(_stretch, path, starts[name], its) if its else None,
         )
         for name, shape, dtype in described
         for its in (known[dtype],)
     )
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """Where in the file the numbers of each tensor begin; the header has been found to be sound."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + its["data_offsets"][0] for name, its in header.items() if name != "__metadata__"}
+
+
+def _stretch(path: Path, start: int, dtype: torch.dtype, low: int, high: int) -> Tensor:
+    """Numbers `low` to `high` of the tensor that starts there."""
+    numbers = torch.empty(high - low, dtype=dtype)
+    missing = numbers.view(torch.uint8).numpy().data
+    with path.open("rb", buffering=0) as file:
+        file.seek(start + low * dtype.itemsize)
+        while missing and (count := file.readinto(missing)):
+            missing = missing[count:]
+    if missing:
+        raise InputError(expected=f"{path.name} as it was", found="less of it", remedy="analyze it again")
+    return numbers
 
 
 def read_index(index: Path) -> tuple[Stored, ...]:
