@@ -81,15 +81,12 @@ def watch(
         log = Log(keeper, others, default_rules() if alarms is None else alarms, on_alarm, crew.leads)
         scenery = Scenery(model, None if example_inputs is None else Example(example_inputs), crew)
         lanes = _lanes(scenery, optimizers, observers, Cadence(every, budget), full_every, log)
-        handles = [_FirstForward(scenery).handle, *(handle for lane in lanes for handle in lane.hook())]
-        stack.callback(_end, log, quiet)
-        try:
-            yield log
-            for lane in lanes:
-                lane.finish()
-        finally:
-            for handle in handles:
-                handle.remove()
+        stack.callback(_end, log, quiet)  # last of all, when the hooks are gone
+        for handle in (_FirstForward(scenery).handle, *(handle for lane in lanes for handle in lane.hook())):
+            stack.callback(handle.remove)
+        yield log
+        for lane in lanes:
+            lane.finish()
 
 
 class _FirstForward:
