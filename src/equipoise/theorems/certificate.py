@@ -113,7 +113,8 @@ def certify(
       chain without biases its norm is at least what the margins require (T3.3), so that both bounds go to zero.
     - Every class of co-active neurons of the layers below, from the values at the time it became stable (T4.2), and
       each layer by the number of its classes (T4.3), with skips and convolutions too, where what reads it is known to
-      tend to low rank; where not, a note says why. Rank one is not claimed of all of a ReLU layer (T4.4).
+      tend to low rank; where not, a note says why. Rank one is not claimed of all of a ReLU layer (T4.4). Linear layers
+      below the tail that are read by such (a dense skip and what it is added to) tend to low rank as the tail does.
     - Activity and signs that are decided at the limit have stopped to change (T4.1, T5.2); slackness and stationarity
       of the margins (T7), where the network is homogeneous.
 
@@ -166,6 +167,7 @@ def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certif
 
 def _layer_notes(layers: Sequence[Descended], apart: Sequence[str]) -> tuple[str, ...]:
     """What is not claimed of the layers with an activation, a line each."""
+    layers = [one for one in layers if not one.layer.linear]
     names = ", ".join(one.layer.name for one in layers)
     whole = (f"{names}: followed by an activation, rank one is not claimed of all of the matrix (T4.4)",)
     silent = [f"no rank by patterns (T4.3) of {one.layer.name}: {one.obstacle}" for one in layers if one.obstacle]

@@ -28,7 +28,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Descended:
-    """A ReLU layer, how near to low rank what reads it is, and so all that writes it; or why nothing is promised."""
+    """A layer, how near to low rank what reads it is, and so all that writes it; or why nothing is promised."""
 
     layer: MixedLayer
     read: Near | None
@@ -37,9 +37,10 @@ class Descended:
 
 
 def descended(evidence: Evidence, layers: Sequence[MixedLayer]) -> tuple[Descended, ...]:
-    """Each ReLU layer with what its readers promise, themselves promised by theirs, down from the tail."""
+    """Linear layers below the tail and these, with what their readers promise, themselves promised by theirs."""
     near = _tail(evidence)
-    waiting, found = [*linear_layers(evidence), *layers], dict[MixedLayer, Descended]()
+    below = [layer for layer in linear_layers(evidence) if near.keys().isdisjoint(layer.law.producers)]
+    waiting, found = [*below, *layers], dict[MixedLayer, Descended]()
     while ready := [layer for layer in waiting if not _obstacle(layer, near)]:
         for layer in ready:
             waiting.remove(layer)
@@ -47,7 +48,8 @@ def descended(evidence: Evidence, layers: Sequence[MixedLayer]) -> tuple[Descend
             written = _written(evidence, layer, read)
             found[layer] = Descended(layer, read, written)
             near = {member.parameter: written for member in _members(layer, 1) if member.covers} | near
-    return tuple(found.get(layer) or Descended(layer, None, None, _obstacle(layer, near)) for layer in layers)
+    silent = {layer: Descended(layer, None, None, _obstacle(layer, near)) for layer in waiting}
+    return tuple((found | silent)[layer] for layer in (*below, *layers))
 
 
 def _tail(evidence: Evidence) -> dict[str, Near]:

@@ -1,4 +1,4 @@
-"""What is claimed of ReLU layers: neurons that are on together (THEORY T4.2), and rank by patterns (T4.3).
+"""What is claimed below the tail: neurons that are on together (THEORY T4.2), rank by patterns (T4.3), linear layers.
 
 In any network: chains, skip connections, convolutions. Where what reads a layer is promised to tend to rank `q`
 (`descent`), so are the rows of each class of co-active neurons, and the whole layer to the rank of its classes. Where
@@ -35,7 +35,9 @@ class BoundedClass:
 
 
 def bounded_classes(evidence: Evidence, one: Descended) -> Iterator[BoundedClass]:
-    """The classes of a layer that T4.2 says something about."""
+    """The classes of a ReLU layer that T4.2 says something about."""
+    if one.layer.linear:
+        return
     _, columns = sides(one.layer.law, evidence.final)
     for found in one.layer.classes:
         rank = 1 if one.read is None else one.read.rank
@@ -62,7 +64,7 @@ def class_laws(classes: Sequence[CoActive]) -> tuple[Assumption, ...]:
 
 
 def submatrix_claims(evidence: Evidence, layers: Sequence[Descended], claim: Claimer) -> Iterator[Claim]:
-    """T4.2 for every class of more neurons than the rank it tends to, and T4.3 for every layer of fewer classes."""
+    """T4.2 for the classes of every ReLU layer; T4.3 for those promised a rank, and T3.1 for linear layers that are."""
     start = SINCE_START if evidence.initial is not None else ()
     for one in layers:
         rows, _ = sides(one.layer.law, evidence.final)
@@ -70,14 +72,16 @@ def submatrix_claims(evidence: Evidence, layers: Sequence[Descended], claim: Cla
             found, rank = bounded.found, bounded.rank
             title = f"rank {rank} of {len(found.members)} co-active neurons of {one.layer.name} {_members(found)}"
             beside = "" if bounded.promised else ", beside what reads them"
-            quantity = _quantity(rank) + beside + since_when(found.since)
+            quantity = _quantity(rank, "W_S") + beside + since_when(found.since)
             rests_on = (CLASSES_STAY if found.since is None else CLASS_LAWS, *start)
             yield claim(title, "T4.2", quantity, *_compared(rows[found.members], rank, bounded.deficit), rests_on)
         if one.written is not None and one.written.rank < min(rows.shape):
-            rank = one.written.rank
-            title = f"rank {rank} of {one.layer.name}, by its {len(one.layer.classes)} pattern classes"
-            rests_on = (CLASS_LAWS, CLASSES_STAY, *start)
-            yield claim(title, "T4.3", _quantity(rank), *_compared(rows, rank, one.written.deficit), rests_on)
+            rank, linear = one.written.rank, one.layer.linear
+            title = f"rank {rank} of {one.layer.name}"
+            title += "" if linear else f", by its {len(one.layer.classes)} pattern classes"
+            rests_on = start if linear else (CLASS_LAWS, CLASSES_STAY, *start)
+            compared = _compared(rows, rank, one.written.deficit)
+            yield claim(title, "T3.1" if linear else "T4.3", _quantity(rank, "W"), *compared, rests_on)
 
 
 def _compared(rows: Tensor, rank: int, deficit: float) -> tuple[float, Relation, float]:
@@ -85,8 +89,8 @@ def _compared(rows: Tensor, rank: int, deficit: float) -> tuple[float, Relation,
     return spectrum(rows).rank_residual(rank), "≤", bound
 
 
-def _quantity(rank: int) -> str:
-    return "1 - σ₁²/‖W_S‖²" if rank == 1 else f"1 - Σ_{{i≤{rank}}} σᵢ²/‖W_S‖²"
+def _quantity(rank: int, what: str) -> str:
+    return f"1 - σ₁²/‖{what}‖²" if rank == 1 else f"1 - Σ_{{i≤{rank}}} σᵢ²/‖{what}‖²"
 
 
 def _members(found: CoActive) -> str:
