@@ -169,7 +169,7 @@ def test_what_a_dense_skip_is_added_to_tends_to_rank_one_with_it():
     """`[V Z]` of `h' = V σ(U h) + Z h` is a linear layer that the tail alone reads (T2.5, T3.1)."""
     run = deep_run(dense_skip)
     (claim,) = (claim for claim in of_theorem(certify(run), "T3.1") if "block1" in claim.name)
-    assert claim.name == "rank 1 of block1.skip.weight + block1.down.weight"
+    assert claim.name == "rank one of block1.skip.weight + block1.down.weight"
     assert claim.standing == "verified"
     both, bias = ("block1.down.weight", "block1.skip.weight"), "block1.down.bias"
     start = [torch.cat([run.initial[name] for name in both], 1), *(run.initial[f"layer{k}.weight"] for k in (1, 2))]

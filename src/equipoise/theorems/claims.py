@@ -88,14 +88,23 @@ def tail_claims(evidence: Evidence, claim: Claimer) -> tuple[Claim, ...]:
     return (*claims, _limit(evidence, ranks, claim))
 
 
+def low_rank(rank: int) -> str:
+    """What a linear layer tends to, in words."""
+    return "rank one" if rank == 1 else f"rank ≤ {rank}"
+
+
+def beyond_rank(rank: int, what: str = "W") -> str:
+    """What a claim of rank measures of a matrix, as a formula."""
+    return f"1 - σ₁²/‖{what}‖²" if rank == 1 else f"1 - Σ_{{i≤{rank}}} σᵢ²/‖{what}‖²"
+
+
 def _ranks(evidence: Evidence, claim: Claimer, start: Named, rests_on: Iterable[str], suffix: str = "") -> list[Claim]:
     rank = evidence.tail.rank
     bounds = tail.certified_bounds(evidence.tail, start, evidence.final)
     measured = spectra({name: evidence.final[name] for name in bounds})
-    what = f"rank {'one' if rank == 1 else f'≤ {rank}'}"
-    quantity = "1 - σ₁²/‖W‖²" if rank == 1 else f"1 - Σ_{{i≤{rank}}} σᵢ²/‖W‖²"
+    title, quantity = low_rank(rank), beyond_rank(rank)
     return [
-        claim(f"{what} of {name}{suffix}", "T3.1", quantity, measured[name].rank_residual(rank), "≤", bound, rests_on)
+        claim(f"{title} of {name}{suffix}", "T3.1", quantity, measured[name].rank_residual(rank), "≤", bound, rests_on)
         for name, bound in bounds.items()
     ]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from equipoise.measure.spectrum import spectrum
 from equipoise.theorems import tail
 from equipoise.theorems.assumptions import LAW_TOLERANCE, Assumption
-from equipoise.theorems.claims import SINCE_START, Claim, Claimer, Relation
+from equipoise.theorems.claims import SINCE_START, Claim, Claimer, Relation, beyond_rank, low_rank
 from equipoise.theorems.coactive import CoActive, sides
-from equipoise.theorems.descent import Descended
+from equipoise.theorems.descent import Descended, Near
 from equipoise.theorems.evidence import Evidence
 
 CLASS_LAWS, CLASSES_STAY = "class laws conserved", "classes stay"
@@ -69,28 +69,31 @@ def submatrix_claims(evidence: Evidence, layers: Sequence[Descended], claim: Cla
     for one in layers:
         rows, _ = sides(one.layer.law, evidence.final)
         for bounded in bounded_classes(evidence, one):
-            found, rank = bounded.found, bounded.rank
-            title = f"rank {rank} of {len(found.members)} co-active neurons of {one.layer.name} {_members(found)}"
-            beside = "" if bounded.promised else ", beside what reads them"
-            quantity = _quantity(rank, "W_S") + beside + since_when(found.since)
-            rests_on = (CLASSES_STAY if found.since is None else CLASS_LAWS, *start)
-            yield claim(title, "T4.2", quantity, *_compared(rows[found.members], rank, bounded.deficit), rests_on)
+            yield _of_class(one, bounded, rows[bounded.found.members], claim, start)
         if one.written is not None and one.written.rank < min(rows.shape):
-            rank, linear = one.written.rank, one.layer.linear
-            title = f"rank {rank} of {one.layer.name}"
-            title += "" if linear else f", by its {len(one.layer.classes)} pattern classes"
-            rests_on = start if linear else (CLASS_LAWS, CLASSES_STAY, *start)
-            compared = _compared(rows, rank, one.written.deficit)
-            yield claim(title, "T3.1" if linear else "T4.3", _quantity(rank, "W"), *compared, rests_on)
+            yield _of_layer(one, one.written, rows, claim, start)
+
+
+def _of_class(one: Descended, bounded: BoundedClass, rows: Tensor, claim: Claimer, start: tuple[str, ...]) -> Claim:
+    found, rank = bounded.found, bounded.rank
+    title = f"rank {rank} of {len(rows)} co-active neurons of {one.layer.name} {_members(found)}"
+    beside = "" if bounded.promised else ", beside what reads them"
+    quantity = beyond_rank(rank, "W_S") + beside + since_when(found.since)
+    rests_on = (CLASSES_STAY if found.since is None else CLASS_LAWS, *start)
+    return claim(title, "T4.2", quantity, *_compared(rows, rank, bounded.deficit), rests_on)
+
+
+def _of_layer(one: Descended, near: Near, rows: Tensor, claim: Claimer, start: tuple[str, ...]) -> Claim:
+    quantity, compared = beyond_rank(near.rank), _compared(rows, near.rank, near.deficit)
+    if one.layer.linear:
+        return claim(f"{low_rank(near.rank)} of {one.layer.name}", "T3.1", quantity, *compared, start)
+    title = f"rank {near.rank} of {one.layer.name}, by its {len(one.layer.classes)} pattern classes"
+    return claim(title, "T4.3", quantity, *compared, (CLASS_LAWS, CLASSES_STAY, *start))
 
 
 def _compared(rows: Tensor, rank: int, deficit: float) -> tuple[float, Relation, float]:
     bound = min(1.0, tail.ratio(deficit, float(rows.square().sum())))
     return spectrum(rows).rank_residual(rank), "≤", bound
-
-
-def _quantity(rank: int, what: str) -> str:
-    return f"1 - σ₁²/‖{what}‖²" if rank == 1 else f"1 - Σ_{{i≤{rank}}} σᵢ²/‖{what}‖²"
 
 
 def _members(found: CoActive) -> str:
