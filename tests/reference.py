@@ -174,6 +174,44 @@ def _nullity(rows):
 # --- sliding (T4.5): Filippov's convex combination, by scipy on the surface ---
 
 
+def crossed(margins, kinks, weights, arrives):
+    """`(w, crossings)` where `arrives(w)` rises through zero, on the flow of `log R`, from kink to kink.
+
+    `margins(w, on)` and `kinks(w, on)` take which pairs are on; between kinks the flow is smooth, and followed by
+    DOP853. A pair that reaches its kink changes sides; one that should slide there is refused.
+    """
+    import torch
+    from scipy.integrate import solve_ivp
+
+    on, crossings, w = kinks(weights, None) > 0, 0, weights
+    while True:
+
+        def velocity(_, flat, on=on):
+            seen, pull = torch.func.vjp(lambda weights: margins(weights, on), torch.as_tensor(flat))
+            return pull(torch.softmax(-seen, 0))[0].numpy()
+
+        def nearest(_, flat, on=on):
+            z = kinks(torch.as_tensor(flat), on)
+            return float(torch.where(on, z, -z).min()) + 1e-12  # a pair that has just changed sides is above
+
+        def event(_, flat):
+            return arrives(torch.as_tensor(flat))
+
+        nearest.terminal, nearest.direction, event.terminal, event.direction = True, -1, True, 1
+        events = [nearest, event]
+        found = solve_ivp(velocity, (0.0, 1e6), w.numpy(), "DOP853", events=events, rtol=1e-11, atol=1e-13)
+        if len(found.y_events[1]):
+            return torch.as_tensor(found.y_events[1][0]), crossings
+        w, crossings = torch.as_tensor(found.y_events[0][0]), crossings + 1
+        z = kinks(w, on)
+        pair = int(torch.where(on, z, -z).argmin())
+        on = on ^ (torch.arange(len(on)) == pair)
+        _, moved = torch.func.jvp(
+            lambda weights, on=on: kinks(weights, on), (w,), (torch.as_tensor(velocity(0, w, on)),)
+        )
+        assert (moved[pair] > 0) == on[pair], "slides"
+
+
 def slid(margins, surfaces, weights, arrives):
     """`(w, α)` where `arrives(w)` rises through zero, on the flow of `log R` held on the surfaces `z = 0`.
 

@@ -121,20 +121,30 @@ def frozen(
 
 
 def recorded(
-    captured: Captured, kinks: Sequence[Kink], parameters: Mapping[str, Tensor], inputs: Tensor
+    captured: Captured,
+    kinks: Sequence[Kink],
+    parameters: Mapping[str, Tensor],
+    inputs: Tensor,
+    slopes: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The network's output and the pre-activation of every kink."""
-    maps = {kink.node: kink.map for kink in kinks}
+    """The network's output and the pre-activation of every kink; with `slopes`, those of the frozen network."""
+    through = _exactly(kinks) if slopes is None else stand_ins(kinks, slopes)
     seen: dict[fx.Node, Tensor] = {}
 
     def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
-        if node not in maps:
-            return NotImplemented
-        seen[node] = args[0]
-        return maps[node].exact(args[0], *_tensors(args[1:]))
+        leaving = through(node, args)
+        if leaving is not NotImplemented:
+            seen[node] = args[0]
+        return leaving
 
     output = captured.run(parameters, inputs, intercept=intercept)
     return output, tuple(seen[kink.node] for kink in kinks)
+
+
+def _exactly(kinks: Sequence[Kink]) -> Intercept:
+    """Every kink as it is."""
+    maps = {kink.node: kink.map for kink in kinks}
+    return lambda node, args: maps[node].exact(args[0], *_tensors(args[1:])) if node in maps else NotImplemented
 
 
 def _require_differentiable(node: fx.Node) -> None:

@@ -138,13 +138,16 @@ class Maximum:
         weights = torch.zeros_like(ends[0]).scatter(-1, places[0], share)
         return weights.scatter_add(-1, places[1], 1 - share)
 
-    def rivals(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The place of the maximum before, the best other place after, and the lead of the latter before and after."""
-        ends = [self._windows(z, -torch.inf) for z in (before, after)]
-        holder = ends[0].argmax(-1, keepdim=True)
-        rival = ends[1].scatter(-1, holder, -torch.inf).argmax(-1, keepdim=True)
-        leads = [end.gather(-1, rival) - end.gather(-1, holder) for end in ends]
-        return holder, rival, leads[0], leads[1]
+    def rivals(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """The place of the maximum before, and the best other place after."""
+        holder = self._windows(before, -torch.inf).argmax(-1, keepdim=True)
+        rest = self._windows(after, -torch.inf).scatter(-1, holder, -torch.inf)
+        return holder, rest.argmax(-1, keepdim=True)
+
+    def lead(self, z: Tensor, holder: Tensor, rival: Tensor) -> Tensor:
+        """`z` of the rival less that of the holder, in every window."""
+        windows = self._windows(z, -torch.inf)
+        return windows.gather(-1, rival) - windows.gather(-1, holder)
 
     def _windows(self, z: Tensor, fill: float) -> Tensor:
         """The windows, each flattened along a new last axis."""

@@ -89,13 +89,16 @@ class _Linearisation:
                 gradient[layer.bias] = leaving.sum(0)
         return self.owner.layout.flatten(gradient)
 
-    def pushforward(self, change: Weights) -> Float[Tensor, " examples *others"]:
+    def pushforward(self, change: Weights) -> Evaluation:
         """`J δw`, by carrying the change forward: `δz_k = δW_k h_{k-1} + δb_k + W_k δh_{k-1}`."""
-        changes, moved = self.owner.layout.views(change), torch.zeros_like(self.entering[0])
+        changes, moved, seen = self.owner.layout.views(change), torch.zeros_like(self.entering[0]), []
         for layer, hidden, slope in zip(self.owner.chain, self.entering, self.slopes, strict=True):
             carried = 0.0 if hidden is self.entering[0] else moved @ self.views[layer.weight].T
-            moved = _sloped(_affine(hidden, layer, changes) + carried, slope)
-        return self.owner.readout.margins(moved)
+            moved = _affine(hidden, layer, changes) + carried
+            if slope is not None:
+                seen.append(moved)
+                moved = slope * moved
+        return Evaluation(self.owner.readout.margins(moved), tuple(seen))
 
     def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
         """`K = Σ_k (H_{k-1} H_{k-1}ᵀ + 1 if biased) ∘ (Δ_k Δ_kᵀ)`, rows of `H` and `Δ` for the pairs."""

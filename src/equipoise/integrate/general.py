@@ -176,13 +176,21 @@ class _Linearisation:
             total += gradient
         return total
 
-    def pushforward(self, change: Weights) -> Float[Tensor, " examples *others"]:
+    def pushforward(self, change: Weights) -> Evaluation:
         """`J δw`, by one forward-mode pass."""
-        parts = [
-            torch.func.jvp(partial(self._margins_of, part), (self.weights,), (change,))[1]
-            for part in self.owner.chunks(self.slopes)
-        ]
-        return _joined(parts)
+        owner = self.owner
+
+        def read(part: Chunk, weights: Tensor) -> tuple[Tensor, ...]:
+            views = owner.layout.views(weights)
+            output, seen = recorded(owner.captured, owner.nodes, views, part.inputs, part.slopes)
+            return part.readout.margins(output.reshape(len(part.inputs), part.readout.scores)), *seen
+
+        with sdpa_kernel(SDPBackend.MATH):  # the one that forward mode can differentiate
+            moved = [
+                torch.func.jvp(partial(read, part), (self.weights,), (change,))[1] for part in owner.chunks(self.slopes)
+            ]
+        margins, *seen = map(_joined, zip(*moved, strict=True))
+        return Evaluation(margins, tuple(seen))
 
     def sensitivity(self, forces: Float[Tensor, " examples *others"]) -> Slopes:
         """`∂⟨forces, m⟩/∂h` of what leaves every kink, by one backward pass."""

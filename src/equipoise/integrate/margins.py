@@ -65,8 +65,8 @@ class Linearisation(Protocol):
         """`Jᵀ p`."""
         ...
 
-    def pushforward(self, change: Weights) -> Float[Tensor, " examples *others"]:
-        """`J δw`."""
+    def pushforward(self, change: Weights) -> Evaluation:
+        """`J δw`: by how much margins and pre-activations move."""
         ...
 
     def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:

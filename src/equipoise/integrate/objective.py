@@ -112,9 +112,10 @@ class Tangent:
         """`Jᵀ f`; with `f = Dᵀ p` this is `J_uᵀ p`."""
         return self.here.pullback(forces)
 
-    def pushforward(self, change: Weights) -> Float[Tensor, " rows"]:
-        """`J_u δw`."""
-        return self.objective.pick(self.differential.push(self.here.pushforward(change)))
+    def pushforward(self, change: Weights) -> tuple[Float[Tensor, " rows"], tuple[Tensor, ...]]:
+        """`J_u δw`, and by how much every pre-activation moves."""
+        moved = self.here.pushforward(change)
+        return self.objective.pick(self.differential.push(moved.margins)), moved.preactivations
 
     def kernel(self, some: Rows | None = None) -> Float[Tensor, "rows rows"]:
         """`K_u = D J Jᵀ Dᵀ`, of all these rows or of `some`, by their places among them."""

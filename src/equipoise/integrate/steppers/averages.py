@@ -11,7 +11,8 @@ from equipoise.integrate.margins import Evaluation
 from equipoise.integrate.objective import Forces, Objective, Tangent
 from equipoise.integrate.quadratic import Quadratic
 from equipoise.integrate.readout import Rows
-from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, Warm, settle
+from equipoise.integrate.steppers.passes import Outlook, Stretch, Warm
+from equipoise.integrate.steppers.settling import Attempt, settle
 
 _NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under e^-25 of the heaviest
 _SUPPORTS = 1e-6  # share of the heaviest above which an example of the last step enters the next: it rests on it

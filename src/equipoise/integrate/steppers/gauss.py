@@ -14,7 +14,7 @@ from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Forces, Objective
 from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.averages import active, missed
-from equipoise.integrate.steppers.settling import Outlook
+from equipoise.integrate.steppers.passes import Outlook
 from equipoise.integrate.steppers.state import State, Step, later, physical_time, velocity
 
 _NODES = ((1 / 4, 1 / 4 - 3**0.5 / 6), (1 / 4 + 3**0.5 / 6, 1 / 4))  # Butcher matrix; both weights are ½
@@ -101,7 +101,7 @@ def _outlook(objective: Objective, state: State) -> Outlook:
     here = objective.linearise(state.weights, state.slopes)
     flow = velocity(objective, state) if state.velocity is None else state.velocity
     speed = float(flow.norm() / state.weights.norm())
-    return Outlook(objective.potential(state.evaluation), flow, here.pushforward(flow), speed)
+    return Outlook(objective.potential(state.evaluation), flow, *here.pushforward(flow), speed)
 
 
 def _collocated(objective: Objective, state: State, outlook: Outlook, span: float) -> _Collocated:

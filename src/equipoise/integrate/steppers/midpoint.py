@@ -10,7 +10,8 @@ from equipoise.errors import InputError
 from equipoise.integrate.margins import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.steppers.averages import entropic, implicit_operations, trapezoid
-from equipoise.integrate.steppers.settling import Attempt, Outlook, Stretch, converged
+from equipoise.integrate.steppers.passes import Outlook, Stretch
+from equipoise.integrate.steppers.settling import Attempt, converged
 from equipoise.integrate.steppers.state import State, Step, later, physical_time
 
 _PASSES = {"trapezoid": 25, "entropic": 40}  # passes above which the next step is smaller
@@ -101,7 +102,7 @@ def _outlook(objective: Objective, state: State) -> Outlook:
     here = objective.linearise(state.weights, state.slopes)
     flow = here.pullback(objective.forces(state.evaluation)) if state.velocity is None else state.velocity
     speed = float(flow.norm() / state.weights.norm())
-    return Outlook(objective.potential(state.evaluation), flow, here.pushforward(flow), speed)
+    return Outlook(objective.potential(state.evaluation), flow, *here.pushforward(flow), speed)
 
 
 def _advanced(
