@@ -25,10 +25,10 @@ _ROUTES = {"trapezoid": trapezoid, "entropic": entropic}
 class EntropicMidpoint:
     """The entropic midpoint step (THEORY T6.1–T6.3): second order, free of stiffness, exact in every quadratic law.
 
-    Each step is the implicit midpoint rule on a network with frozen secant slopes. The weights `p̄` of the examples come
-    from the cheaper of two routes per unit of progress, by a count of operations: `trapezoid`,
-    `p̄ = ½(softmax(-u₀) + softmax(-u₁))`, while the margins move by about one a step; `entropic`, the extrapolated
-    solution of the stiff system of margins, at any depth of loss.
+    Each step is the implicit midpoint rule on a network with frozen slopes: of a pair that crosses its kink, its share
+    of time above it. The weights `p̄` of the examples come from the cheaper of two routes per unit of progress, by a
+    count of operations: `trapezoid`, `p̄ = ½(softmax(-u₀) + softmax(-u₁))`, while the margins move by about one a step;
+    `entropic`, the extrapolated solution of the stiff system of margins, at any depth of loss.
 
     `step_size` is the largest `‖Δw‖/‖w‖` of a step. `rtol` bounds the difference of `p̄` at two orders, in the same
     unit. A step that does not settle, or exceeds it, is rejected and halved. `order=1` takes one Euler step of the
