@@ -131,3 +131,16 @@ def test_leaky_layers_have_no_neurons_that_are_off():
     (found,) = patterned_layers(gather(model, dict(model.named_parameters()), (X, y), "exponential"))
     assert len(found.layer.off) == 0
     assert sum(len(each.members) for each in found.layer.classes) == 8
+
+
+def test_a_linear_layer_below_a_relu_tends_to_the_rank_of_its_classes():
+    """`W_1` is read by `W_2` alone, whose rank is that of its pattern classes: few, with few examples."""
+    linear = lambda *sizes: torch.nn.Linear(*sizes, bias=False)  # noqa: E731
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(linear(5, 6), linear(6, 8), torch.nn.ReLU(), linear(8, 1)).double()
+    X = torch.randn(2, 5, generator=torch.Generator().manual_seed(1)).double()
+    certificate = certify(model, (X, [1, -1]))
+    classes = reference.pattern_classes(X @ (model[1].weight @ model[0].weight).detach().T)
+    (claim,) = (claim for claim in of_theorem(certificate, "T3.1") if "0.weight" in claim.name)
+    assert claim.name == f"rank ≤ {len(classes)} of 0.weight"
+    assert 0 < claim.measured <= claim.bound
