@@ -116,7 +116,11 @@ def compare(make, every, turns):
     for loop in loops.values():
         loop.close()
     plain = statistics.median(loops["plain"].turns)
-    told = {"step_ms": 1e3 * plain / every, "watch_meter": looking / (sum(loops["watch"].turns) - looking)}
+    told = {
+        "step_ms": 1e3 * plain / every,
+        "looks": loops["watch"].log.meter.looks,
+        "watch_meter": looking / (sum(loops["watch"].turns) - looking),
+    }
     for name, loop in loops.items():
         if name != "plain":
             ratios = [a / b for a, b in zip(loop.turns, loops["plain"].turns, strict=True)]

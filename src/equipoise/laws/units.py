@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -39,18 +41,12 @@ class Numbers:
     gradient_squares: Sequence[float] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Places:
-    """Which sum goes into which unit with which degree, and into the square of which member; all laws in a row."""
+class _Places(NamedTuple):
+    """Which sum goes where, times which factor: into the units of all laws in a row, and then into their members."""
 
     source: Tensor
-    unit: Tensor
-    member: Tensor
-    degree: Tensor
-
-    def on(self, device: torch.device) -> "_Places":
-        """The same elsewhere."""
-        return _Places(*(part.to(device) for part in (self.source, self.unit, self.member, self.degree)))
+    target: Tensor
+    factor: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +71,7 @@ class Units:
             for key, member in mine.items():
                 starts[name, key], end = end, end + member.lines
         source, unit, owner, degree = [], [], [], []
-        units = members = 0
+        units, members = 0, sum(self._units)
         for law in self.laws:
             for member in law.interface.members:
                 count = member.index[0].numel()
@@ -85,12 +81,13 @@ class Units:
                 degree.append(torch.full((member.index.numel(),), member.degree, dtype=torch.float64))
                 members += 1
             units += law.interface.blocks
-        return _Places(*map(torch.cat, (source, unit, owner, degree)))
+        factors = torch.cat([*degree, *(torch.ones_like(part) for part in degree)])
+        return _Places(torch.cat(source + source), torch.cat(unit + owner), factors)
 
     @cached_property
-    def _sizes(self) -> tuple[list[int], list[int]]:
-        """Units and members of each law."""
-        return [law.interface.blocks for law in self.laws], [len(law.interface.members) for law in self.laws]
+    def _units(self) -> list[int]:
+        """How many each law has."""
+        return [law.interface.blocks for law in self.laws]
 
     @cached_property
     def _scratch(self) -> Scratch:
@@ -120,24 +117,20 @@ class Units:
     def numbers(self, sums: Float[Tensor, "pairs sums"], weights: Named) -> list[Numbers]:
         """What each law says, from the sums of all processes."""
         if sums.device not in self._elsewhere:
-            self._elsewhere[sums.device] = self._places.on(sums.device)
-        places = self._elsewhere[sums.device]
-        terms = sums.double().index_select(1, places.source)
-        units = _added(terms * places.degree, places.unit, sum(self._sizes[0]))
-        squares = _added(terms, places.member, sum(self._sizes[1]))
-        values = units.split(self._sizes[0], dim=1)
-        scalars = squares.cpu().split(self._sizes[1], dim=1)
+            self._elsewhere[sums.device] = _Places(*(part.to(sums.device) for part in self._places))
+        places, members = self._elsewhere[sums.device], sum(len(law.interface.members) for law in self.laws)
+        terms = sums.double().index_select(1, places.source) * places.factor
+        added = terms.new_zeros(len(terms), sum(self._units) + members)
+        added.scatter_add_(1, places.target.expand_as(terms), terms)
+        *values, scalars = added.split([*self._units, members], dim=1)
+        squares = zip(*scalars.tolist(), strict=True)
         return [
-            _numbers(law, found.to(_dtype(law, weights)), mine.tolist())
-            for law, found, mine in zip(self.laws, values, scalars, strict=True)
+            _numbers(law, found.to(_dtype(law, weights)), list(zip(*islice(squares, len(law.degrees)), strict=True)))
+            for law, found in zip(self.laws, values, strict=True)
         ]
 
 
-def _added(terms: Tensor, places: Tensor, count: int) -> Tensor:
-    return terms.new_zeros(len(terms), count).scatter_add_(1, places.expand_as(terms), terms)
-
-
-def _numbers(law: Law, moments: Float[Tensor, "pairs units"], squares: list[list[float]]) -> Numbers:
+def _numbers(law: Law, moments: Float[Tensor, "pairs units"], squares: Sequence[Sequence[float]]) -> Numbers:
     own, *others = moments[..., None, None].unbind()
     if not others:
         return Numbers(own, squares[0])

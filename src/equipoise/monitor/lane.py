@@ -1,7 +1,8 @@
 """One optimizer under watch: its hooks, its steps, and the looks around some of them."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
 from equipoise.observers import Alignment, Memory, Observer, Reading, Scene, Snapshot, Unavailable
+
+_SMALL = 1 << 20  # parameters
 
 
 class Desk(Protocol):
@@ -94,7 +97,7 @@ class Lane:
 
     @torch.no_grad()
     def _look_before(self) -> None:
-        with self.meter.timed(setup=self.scene is None):
+        with self.meter.timed(setup=self.scene is None), self._threads():
             if self.scene is None:
                 self.prepare()
             gradients = self.scenery.gradients(getattr(self.optimizer, "grad_scale", None))
@@ -104,7 +107,7 @@ class Lane:
     @torch.no_grad()
     def _look_after(self, final: bool = False) -> None:
         setup = self.looks == 0 or final
-        with self.meter.timed(setup):
+        with self.meter.timed(setup), self._threads():
             self.looks += 1
             self._ask("observe", self._snapshot(final=final))
             self.desk.close_look(self.step)
@@ -135,6 +138,10 @@ class Lane:
         """A last, thorough look at where the training ended."""
         if self.scene is not None and self.memories:
             self._look_after(final=True)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """One, where the parameters fit into the cache of a core: there threads wait for each other more than work."""
+        return one_thread() if self.scenery.count <= _SMALL else nullcontext()
 
     def _snapshot(self, gradients: dict[str, Tensor] | None = None, final: bool = False) -> Snapshot:
         assert self.follower is not None
@@ -175,6 +182,17 @@ class Lane:
         self.off[name] = error.found if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
         if not isinstance(error, Unavailable):
             warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What torch does within, it does on this thread alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _skipped(optimizer: Optimizer) -> bool:
