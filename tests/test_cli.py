@@ -76,6 +76,12 @@ def test_a_run_short_of_its_goal_exits_with_one(capsys):
     assert (code, json.loads(out)["status"]) == (1, "step_limit")
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "equipoise", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert {"demo", "flow", "certify", "gallery"} <= set(done.stdout.split())
+
+
 def test_invariances_lists_the_laws(capsys):
     code, out, _ = call(capsys, "invariances", "--widths", "4,3", "--inputs", "5", "--linear-tail", "2", "--json")
     assert code == 0
