@@ -142,6 +142,10 @@ def test_ties_of_a_maximum_are_followed_to_second_order():
     found = errors(model, exact, 0.2, (0.1, 0.05, 0.025))
     assert 0.55 < float(slopes) < 0.95
     assert 1.7 < slope(found) < 2.3, found
+    run = eq.flow(model, (X, Y), until=eq.Growth(0.2))
+    (tied,) = run.slides().to_dict("records")
+    assert (tied["example"], tied["neuron"], tied["from_growth"], tied["ended"]) == (0, 0, 0.0, False)
+    assert tied["layer"].startswith("max_pool1d")
 
 
 def test_a_slide_goes_on_to_any_depth():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import reference
 from equipoise.errors import InputError
-from equipoise.measure.activity import pattern_classes, patterns, sliding_pairs, stably_active, stably_inactive
+from equipoise.measure.activity import pattern_classes, patterns, stably_active, stably_inactive
 
 
 @st.composite
@@ -62,12 +62,6 @@ def test_stable_means_in_every_snapshot():
     assert stably_active([first, second]).tolist() == [True, False, False, False]
     assert stably_inactive([first, second]).tolist() == [False, False, True, False]
     assert stably_active([first]).tolist() == [True, True, False, False]
-
-
-def test_sliding_pairs_are_strictly_between_the_slopes():
-    slopes = torch.tensor([[0.0, 0.1, 0.5, 1.0]])
-    assert sliding_pairs(slopes).tolist() == [[False, True, True, False]]
-    assert sliding_pairs(slopes, low=0.1).tolist() == [[False, False, True, False]]
 
 
 def test_bad_input_says_what_to_do():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,6 +33,10 @@ class Piecewise(Protocol):
 
     def secant(self, before: Tensor, after: Tensor) -> Tensor:
         """The weights with which the linear map carries one end to the other; at equal ends those of a derivative."""
+        ...
+
+    def inside(self, weights: Tensor) -> Bool[Tensor, "..."]:
+        """Which outputs these weights put between two of its pieces: there it is crossed or slid along (T4.5)."""
         ...
 
 
@@ -79,6 +83,15 @@ class Rectifier:
         """`(σ(z₁) - σ(z₀)) / (z₁ - z₀)`."""
         return secant_slope(before, after, self.negative_slope)
 
+    def inside(self, weights: Tensor) -> Bool[Tensor, "..."]:
+        """Slopes strictly between those of both sides.
+
+        >>> Rectifier(0.1).inside(torch.tensor([0.1, 0.3, 1.0]))
+        tensor([False,  True, False])
+        """
+        low, high = sorted((self.negative_slope, 1.0))
+        return (weights > low) & (weights < high)
+
 
 @dataclass(frozen=True)
 class ParametricRectifier:
@@ -100,6 +113,10 @@ class ParametricRectifier:
     def secant(self, before: Tensor, after: Tensor) -> Tensor:
         """Of `max(z, 0)`: the rest of `z` is `min(z, 0)`."""
         return secant_slope(before, after, 0.0)
+
+    def inside(self, weights: Tensor) -> Bool[Tensor, "..."]:
+        """`α` strictly between 0 and 1."""
+        return Rectifier(0.0).inside(weights)
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,14 @@ class Maximum:
         share = torch.where(total > 0, lost / torch.where(total > 0, total, 1.0), 0.0)
         weights = torch.zeros_like(ends[0]).scatter(-1, places[0], share)
         return weights.scatter_add(-1, places[1], 1 - share)
+
+    def inside(self, weights: Tensor) -> Bool[Tensor, "..."]:
+        """Windows whose maximum is shared.
+
+        >>> Maximum((2,), (2,), (0,)).inside(torch.tensor([[0.0, 1.0], [0.4, 0.6]]))
+        tensor([False,  True])
+        """
+        return weights.amax(-1) < 1
 
     def rivals(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """The place of the maximum before, and the best other place after."""

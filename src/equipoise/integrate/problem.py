@@ -24,7 +24,7 @@ from equipoise.integrate.feedforward import FeedforwardMargins
 from equipoise.integrate.general import CapturedMargins
 from equipoise.integrate.goals import Goal, LogLoss
 from equipoise.integrate.losses import LOSSES, Loss, named_loss
-from equipoise.integrate.margins import Evaluation, Layout, Margins, Weights
+from equipoise.integrate.margins import Evaluation, Layout, Margins, Slopes, Weights
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.readout import Contrasts, Readout, Signs
 from equipoise.laws import Laws, invariances
@@ -96,6 +96,19 @@ class Problem:
             return tuple(layer.weight for layer in self.chain if layer.negative_slope is not None)
         found = kinks(self.captured)
         return tuple(found[k].source.name for k in self.rectifiers)
+
+    def bent(self, slopes: Slopes) -> dict[str, Tensor]:
+        """Which pairs of an example and a neuron these slopes put inside a kink, by its place."""
+        each = zip(self._places, self.margins.kinks, slopes, strict=True)
+        return {place: kink.inside(slope).flatten(1) for place, kink, slope in each}
+
+    @cached_property
+    def _places(self) -> tuple[str, ...]:
+        """Of every kink: the name of a rectifier, the node of a maximum."""
+        names = dict(zip(self.rectifiers, self.kink_names, strict=True))
+        if len(names) < len(self.margins.kinks):
+            names = {k: names.get(k, kink.node.name) for k, kink in enumerate(kinks(self.captured))}
+        return tuple(names.values())
 
     @cached_property
     def _channel_axes(self) -> tuple[int, ...]:

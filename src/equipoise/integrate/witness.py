@@ -40,7 +40,6 @@ class Witness:
             gauge=Gauge(tuple(problem.laws)),
             probe=problem.probe,
             kinks=problem.kink_names,
-            negative_slopes=tuple(problem.margins.kinks[k].negative_slope or 0.0 for k in problem.rectifiers),
             examples=problem.margins.count,
             homogeneity=problem.homogeneity,
             loss=problem.loss.name,
@@ -93,6 +92,7 @@ class Witness:
             margins=state.evaluation.margins,
             preactivations=problem.by_neuron(state.evaluation.preactivations),
             slopes=tuple(state.slopes[k] for k in problem.rectifiers),
+            bent=problem.bent(state.slopes),
             linearisation=JacobianHere(problem, state),
             final=final,
         )

@@ -115,17 +115,6 @@ def pattern_classes(packed: Patterns) -> PatternClasses:
     return PatternClasses(members.split(size[order].tolist()), (~on).nonzero().flatten(), labels)
 
 
-def sliding_pairs(slopes: Float[Tensor, "n neurons"], low: float = 0.0) -> Bool[Tensor, "n neurons"]:
-    """Pairs whose effective slope lies strictly inside `(low, 1)`: they cross or slide on their kink (T4.5, T6.2).
-
-    `low` is the slope below zero: 0 for ReLU, the negative slope of a leaky one.
-
-    >>> sliding_pairs(torch.tensor([[0.0, 0.3], [1.0, 1.0]])).sum()
-    tensor(1)
-    """
-    return (slopes > low) & (slopes < 1)
-
-
 def _popcount(words: UInt8[Tensor, "bytes neurons"]) -> Int[Tensor, " neurons"]:
     """Set bits in each column, by sums over bits, pairs and nibbles in place of a table."""
     pairs = words - ((words >> 1) & 0x55)

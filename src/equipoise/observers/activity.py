@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from equipoise.measure.activity import Patterns, pattern_classes, patterns, sliding_pairs
+from equipoise.measure.activity import Patterns, pattern_classes, patterns
 from equipoise.measure.slides import Slides, Spans
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
@@ -42,8 +42,9 @@ class Activity:
             after |= {f"{place}/on": now.words, f"{place}/flipped": flipped}
             counts = _counts(now, flipped, snapshot.clock - window) | {"flipping_pairs": float(flips)}
             readings += [Reading(place, quantity, count) for quantity, count in counts.items()]
-        if self.X is None and snapshot.slopes is not None:
-            for place, slides in _slides(scene, memory, snapshot.slopes, snapshot.step).items():
+        if self.X is None and snapshot.bent is not None:
+            for place, bent in snapshot.bent.items():
+                slides = (Slides.remembered(memory, place) or Slides.none(bent)).after(bent, snapshot.step)
                 after |= slides.memory(place)
                 readings.append(Reading(place, "sliding_pairs", float(slides.current.sum())))
         return after, readings
@@ -74,15 +75,6 @@ def _counts(now: Patterns, flipped: Tensor, since: float) -> dict[str, float]:
         "pattern_classes": float(len(pattern_classes(now).classes)),
         "last_flip": last if last > -torch.inf else float("nan"),
     }
-
-
-def _slides(scene: Scene, memory: Memory, slopes: tuple[Tensor, ...], step: int) -> dict[str, Slides]:
-    """The pairs that have been inside their kink, and for how long."""
-    found = {}
-    for place, negative, slope in zip(scene.require("kinks"), scene.negative_slopes, slopes, strict=True):
-        inside = sliding_pairs(slope.flatten(1), negative)
-        found[place] = (Slides.remembered(memory, place) or Slides.none(inside)).after(inside, step)
-    return found
 
 
 def remembered_slides(memory: Memory, step: int) -> dict[str, Spans]:

@@ -55,7 +55,6 @@ class Scene:
     gauge: Gauge | None = None  # the same laws, for reading over and over
     probe: Callable[[Mapping[str, Tensor], Tensor], Probe] | None = None  # (parameters, inputs)
     kinks: tuple[str, ...] | None = None  # the place of each kink, in the order of `Snapshot.preactivations`
-    negative_slopes: tuple[float, ...] = ()  # of each kink
     examples: int | None = None
     homogeneity: int | None = None
     loss: str | None = None
@@ -132,6 +131,9 @@ class Snapshot:
     margins: Tensor | None = None
     preactivations: tuple[Tensor, ...] | None = None  # neurons, or channels, along the last axis
     slopes: tuple[Tensor, ...] | None = None
+    bent: Mapping[str, Tensor] | None = (
+        None  # (examples, neurons) by place: which pairs are inside a kink, or a maximum
+    )
     linearisation: JacobianProducts | None = None
 
 

@@ -12,9 +12,9 @@ from equipoise.integrate.entropic import TOLERANCE
 from equipoise.integrate.margins import Evaluation, Slopes, Weights
 from equipoise.integrate.objective import Forces, Objective
 from equipoise.integrate.readout import Rows
-from equipoise.integrate.steppers.course import Course
 from equipoise.integrate.steppers.passes import Average, Pass, Stretch, Warm
 from equipoise.integrate.steppers.state import State
+from equipoise.integrate.steppers.ways import Ways
 
 _PASSES = 60  # passes after which a step is given up
 _SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled
@@ -48,14 +48,14 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
     examples = None if rows is None else stretch.objective.examples(rows)
     before = state.evaluation if examples is None else state.evaluation.take(examples)
     slopes = state.slopes if examples is None else tuple(slope[examples] for slope in state.slopes)
-    guess = course = None
+    guess = ways = None
     end, history, changes = state.weights + stretch.span * stretch.outlook.velocity, Anderson(), []
     while True:
         entered = end if guess is None else guess.end
         ends = before, on.margins.evaluate(entered)
         if guess is not None:
-            course = course or Course.of(stretch, on, examples, guess, ends[1])
-            slopes = course.slopes(guess, ends[1])
+            ways = ways or Ways.of(stretch, on, examples, guess, ends[1])
+            slopes = ways.slopes(guess, ends[1])
         tolerance = _tolerance(changes, stretch.size)
         last = _pass(stretch, on, average, entered, ends, slopes, None if guess is None else guess.warm, tolerance)
         changes.append(float((last.end - entered).norm()) / norm)
@@ -77,7 +77,7 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
         error=error,
         settled=changes[-1] <= max(_TOLERABLE, _SHARE * error),
         passes=len(changes),
-        visited=(len(changes) + (2 if course else 0)) * on.count,
+        visited=(len(changes) + (2 if ways and ways.kinks else 0)) * on.count,
     )
 
 

@@ -15,7 +15,7 @@ _STIFFER = 1.5  # times its own effect alone: pairs of one neuron pull together
 
 
 @dataclass(frozen=True)
-class Course:
+class Ways:
     """How the pre-activations move over a step, as far as its first pass can tell."""
 
     kinks: tuple[Piecewise, ...]
@@ -26,8 +26,8 @@ class Course:
     reach: Slopes
 
     @classmethod
-    def of(cls, stretch: Stretch, on: Objective, examples: Rows | None, first: Pass, after: Evaluation) -> "Course":
-        """The course of a step, from its first pass and where that led."""
+    def of(cls, stretch: Stretch, on: Objective, examples: Rows | None, first: Pass, after: Evaluation) -> "Ways":
+        """The ways of a step, from its first pass and where that led."""
         kinks, span = on.margins.kinks, stretch.span
         started = stretch.state.evaluation.preactivations, stretch.outlook.bending
         before, leaving = (each if examples is None else tuple(z[examples] for z in each) for each in started)
