@@ -21,9 +21,12 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/flow_depth.py
+	$(BIN)/python benchmarks/flow_scale.py residual
+	$(BIN)/python benchmarks/flow_scale.py convnet
 	$(BIN)/python benchmarks/laws_cost.py
 	$(BIN)/python benchmarks/planted_bugs.py
 	$(BIN)/python benchmarks/refresh.py
+	$(BIN)/python benchmarks/activity.py
 	$(BIN)/python benchmarks/watch_overhead.py
 	$(BIN)/python benchmarks/analyze.py --only speed
 

@@ -4,7 +4,6 @@ python benchmarks/activity.py
 """
 
 import json
-import time
 
 import torch
 from torch import nn
@@ -12,15 +11,7 @@ from torch import nn
 import equipoise as eq
 from equipoise.measure.leading import ExactSpectra
 from equipoise.observers import Scene, Snapshot
-
-
-def timed(act, repeats=5):
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        act()
-        times.append(time.perf_counter() - begun)
-    return min(times)
+from refresh import best
 
 
 def main(examples=10_000, neurons=4096, inputs=784):
@@ -29,10 +20,10 @@ def main(examples=10_000, neurons=4096, inputs=784):
     scene, observer = Scene({}, (), (), kinks=("layer",)), eq.Activity()
     with torch.no_grad():
         z = layer(X)
-        forward = timed(lambda: layer(X))
+        forward = best(lambda: layer(X), 5)
         snapshot = Snapshot(0, 0.0, {}, 1.0, ExactSpectra({}), preactivations=(z,))
         memory, _ = observer.observe(scene, {}, snapshot)
-        seconds = timed(lambda: observer.observe(scene, memory, snapshot))
+        seconds = best(lambda: observer.observe(scene, memory, snapshot), 5)
     size = sum(tensor.numel() * tensor.element_size() for tensor in memory.values())
     told = {"bytes": size, "share_of_float32": size / (z.numel() * 4), "over_forward": seconds / forward}
     print(json.dumps(told | {"forward_seconds": forward, "activity_seconds": seconds}))
