@@ -66,7 +66,11 @@ def test_products_of_the_jacobian_are_those_of_autograd(name, implementation):
     assert close(seen.margins, labels * scores.squeeze(1) if classes is None else class_margins(scores, labels))
     assert close(here.margins, seen.margins)
     assert close(here.pullback(forces), jacobian.T @ forces.flatten())
-    assert close(here.pushforward(change).margins.flatten(), jacobian @ change)
+    pushed = here.pushforward(change)
+    assert close(pushed.margins.flatten(), jacobian @ change)
+    ends = [margins.evaluate(weights + side * change).preactivations for side in (1e-6, -1e-6)]
+    for moved, after, before in zip(pushed.preactivations, *ends, strict=True):
+        assert torch.allclose(moved, (after - before) / 2e-6, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("implementation", [build_margins, CapturedMargins])

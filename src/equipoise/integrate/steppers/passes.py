@@ -12,6 +12,7 @@ from equipoise.integrate.entropic import Start
 from equipoise.integrate.margins import Evaluation, Margins, Slopes, Weights
 from equipoise.integrate.objective import Forces, Objective, Tangent
 from equipoise.integrate.quadratic import Quadratic
+from equipoise.integrate.readout import Rows
 from equipoise.integrate.slopes import bounded
 from equipoise.integrate.steppers.state import State
 
@@ -43,6 +44,31 @@ class Stretch:
         """`‖Δw‖ / ‖w‖` at the velocity of the start."""
         return self.span * self.outlook.speed
 
+    @property
+    def forecast(self) -> Weights:
+        """Where the velocity of the start leads."""
+        return self.state.weights + self.span * self.outlook.velocity
+
+    def taken(self, on: Objective, rows: Rows | None) -> "Part":
+        """The stretch on these potentials, of all that there are."""
+        state, bending = self.state, self.outlook.bending
+        if rows is None:
+            return Part(self, on, state.evaluation, state.slopes, bending)
+        examples = self.objective.examples(rows)
+        slopes, bending = (tuple(each[examples] for each in both) for both in (state.slopes, bending))
+        return Part(self, on, state.evaluation.take(examples), slopes, bending)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch on the examples that take part in it, as they are at its start."""
+
+    stretch: Stretch
+    on: Objective
+    before: Evaluation
+    slopes: Slopes
+    bending: tuple[Tensor, ...]  # dz/dτ at every kink
+
 
 class Warm(NamedTuple):
     """The implicit problem of a pass and its solutions, to start the next from; `mean` is `p̄`, `kernel` is `K`."""
@@ -50,6 +76,10 @@ class Warm(NamedTuple):
     kernel: Quadratic
     solutions: tuple[Start, Start, Start]
     mean: Tensor
+
+    def scattered(self, rows: Rows, like: Tensor) -> Tensor:
+        """The weights over the whole step, where they belong among all potentials."""
+        return like.new_zeros(like.shape).index_copy(0, rows, self.solutions[0].weights)
 
 
 # Given the linearisation, both ends on its examples, a warm start, and the tolerance of the solution:

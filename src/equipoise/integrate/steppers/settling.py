@@ -12,7 +12,7 @@ from equipoise.integrate.entropic import TOLERANCE
 from equipoise.integrate.margins import Evaluation, Slopes, Weights
 from equipoise.integrate.objective import Forces, Objective
 from equipoise.integrate.readout import Rows
-from equipoise.integrate.steppers.passes import Average, Pass, Stretch, Warm
+from equipoise.integrate.steppers.passes import Average, Part, Pass, Stretch, Warm
 from equipoise.integrate.steppers.state import State
 from equipoise.integrate.steppers.ways import Ways
 
@@ -44,58 +44,44 @@ class Attempt:
 
 def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average) -> Attempt:
     """Iterate p̄, slopes and w_mid together, accelerated, until the end of the step stays."""
-    state, norm = stretch.state, float(stretch.state.weights.norm())
-    examples = None if rows is None else stretch.objective.examples(rows)
-    before = state.evaluation if examples is None else state.evaluation.take(examples)
-    slopes = state.slopes if examples is None else tuple(slope[examples] for slope in state.slopes)
-    guess = ways = None
-    end, history, changes = state.weights + stretch.span * stretch.outlook.velocity, Anderson(), []
+    part, norm = stretch.taken(on, rows), float(stretch.state.weights.norm())
+    entered, ways, history, changes = stretch.forecast, None, Anderson(), []
+    last = _pass(
+        part, on.margins.evaluate(entered), entered, part.slopes, None, average, _tolerance(changes, stretch.size)
+    )
     while True:
-        entered = end if guess is None else guess.end
-        ends = before, on.margins.evaluate(entered)
-        if guess is not None:
-            ways = ways or Ways.of(stretch, on, examples, guess, ends[1])
-            slopes = ways.slopes(guess, ends[1])
-        tolerance = _tolerance(changes, stretch.size)
-        last = _pass(stretch, on, average, entered, ends, slopes, None if guess is None else guess.warm, tolerance)
         changes.append(float((last.end - entered).norm()) / norm)
         if _ends(changes, _PRECISE if stretch.precise else _SETTLED):
             break
         # The first pass kept its slopes, so it is no iterate of the same map.
-        history, guess = (history, last) if guess is None else last.mixed(history, entered, on.margins)
-    error = last.error(stretch)
-    dual = state.dual
-    if rows is not None and last.warm is not None:
-        dual = _scattered(last.warm.solutions[0].weights, rows, dual)
+        history, guess = (history, last) if ways is None else last.mixed(history, entered, on.margins)
+        entered, after = guess.end, on.margins.evaluate(guess.end)
+        ways = ways or Ways.of(part, guess, after)
+        slopes = ways.slopes(guess, after)
+        last = _pass(part, after, entered, slopes, guess.warm, average, _tolerance(changes, stretch.size))
+    error, learnt = last.error(stretch), 2 if ways and ways.kinks else 0
     return Attempt(
         on=on,
         rows=rows,
         slopes=last.slopes,
         forces=last.forces,
         weights=last.end,
-        dual=dual,
+        dual=stretch.state.dual if rows is None or last.warm is None else last.warm.scattered(rows, stretch.state.dual),
         error=error,
         settled=changes[-1] <= max(_TOLERABLE, _SHARE * error),
         passes=len(changes),
-        visited=(len(changes) + (2 if ways and ways.kinks else 0)) * on.count,
+        visited=(len(changes) + learnt) * on.count,
     )
 
 
 def _pass(
-    stretch: Stretch,
-    on: Objective,
-    average: Average,
-    end: Weights,
-    ends: tuple[Evaluation, Evaluation],
-    slopes: Slopes,
-    warm: Warm | None,
-    tolerance: float,
+    part: Part, after: Evaluation, end: Weights, slopes: Slopes, warm: Warm | None, average: Average, tolerance: float
 ) -> Pass:
     """From a guess of the end, by midpoint and weights of the examples, to the next."""
-    start = stretch.state.weights
-    here = on.linearise((start + end) / 2, slopes)
-    forces, doubt, warm = average(here, *ends, warm, tolerance)
-    return Pass(start + stretch.span * here.pullback(forces), slopes, warm, forces, doubt, here)
+    start, span = part.stretch.state.weights, part.stretch.span
+    here = part.on.linearise((start + end) / 2, slopes)
+    forces, doubt, warm = average(here, part.before, after, warm, tolerance)
+    return Pass(start + span * here.pullback(forces), slopes, warm, forces, doubt, here)
 
 
 def _tolerance(changes: list[float], size: float) -> float:
@@ -121,7 +107,3 @@ def converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, flo
         if mismatch <= rounding / 2 or (mismatch < 50 * rounding and mismatch >= previous / 2):
             return end, mismatch, iteration + 1
     return end, mismatch, _CONVERGING
-
-
-def _scattered(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    return like.new_zeros(like.shape).index_copy(0, rows, values)

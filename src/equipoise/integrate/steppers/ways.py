@@ -6,10 +6,8 @@ from torch import Tensor
 
 from equipoise.graph.piecewise import Piecewise
 from equipoise.integrate.margins import Evaluation, Slopes, local_slopes
-from equipoise.integrate.objective import Objective
-from equipoise.integrate.readout import Rows
 from equipoise.integrate.slopes import Way, implicit_slopes
-from equipoise.integrate.steppers.passes import Pass, Stretch
+from equipoise.integrate.steppers.passes import Part, Pass
 
 _STIFFER = 1.5  # times its own effect alone: pairs of one neuron pull together
 
@@ -26,16 +24,15 @@ class Ways:
     reach: Slopes
 
     @classmethod
-    def of(cls, stretch: Stretch, on: Objective, examples: Rows | None, first: Pass, after: Evaluation) -> "Ways":
+    def of(cls, part: Part, first: Pass, after: Evaluation) -> "Ways":
         """The ways of a step, from its first pass and where that led."""
-        kinks, span = on.margins.kinks, stretch.span
-        started = stretch.state.evaluation.preactivations, stretch.outlook.bending
-        before, leaving = (each if examples is None else tuple(z[examples] for z in each) for each in started)
+        on, span, before = part.on, part.stretch.span, part.before.preactivations
+        kinks, leaving = on.margins.kinks, tuple(span * rate for rate in part.bending)
         if not kinks:
             return cls(kinks, span, before, leaving, (), ())
         there = on.linearise(first.end, local_slopes(on.margins, after))
         _, arriving = there.pushforward(span * there.pullback(first.forces))
-        return cls(kinks, span, before, tuple(span * rate for rate in leaving), arriving, first.here.here.reach())
+        return cls(kinks, span, before, leaving, arriving, first.here.here.reach())
 
     def slopes(self, last: Pass, after: Evaluation) -> Slopes:
         """The slopes that follow from a pass and where it led, each pair answering by its own effect on its end."""
