@@ -3,8 +3,8 @@
 import math
 from itertools import pairwise
 
-from equipoise.gallery.case import Moment, Trail
-from equipoise.gallery.claim import Finding
+from equipoise.gallery.case import Case, Moment, Recipe, Trail
+from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.graph.capture import capture
 from equipoise.graph.chain import Layer
 from equipoise.graph.tail import read_tail
@@ -28,6 +28,34 @@ WHY = (
     "The bounds rest on laws as they were at the start, exact for the flow. Rounding moves these by 1e-16 of "
     "‖w‖² a step, 1e-13 of the residuals seen here; 1e-9 leaves room for that, and none for an integrator that drifts."
 )
+
+
+def claim_of_tail(
+    recipe: Recipe,
+    name: str,
+    title: str,
+    statement: str,
+    theorem: str,
+    sources: tuple[str, ...] = ("le2022training",),
+) -> Claim:
+    """A claim that the linear tail of one kind of network stays within its certified bounds, all the way."""
+
+    def measure(case: Case) -> Finding:
+        """Residual and misalignment of the tail over their certified bounds, the worst of the whole flow."""
+        return within_bounds(case.train(recipe))
+
+    return Claim(
+        name=name,
+        title=title,
+        statement=statement,
+        theorem=theorem,
+        sources=sources,
+        statistic=STATISTIC,
+        threshold=WITHIN,
+        why=WHY,
+        measure=measure,
+        picture=Picture("growth s", "worst 1 − σ₁²/‖W‖² of the tail"),
+    )
 
 
 def within_bounds(trail: Trail) -> Finding:

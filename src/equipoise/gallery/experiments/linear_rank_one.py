@@ -1,17 +1,10 @@
 """Deep linear networks: every layer becomes rank one, aligned with the next (Ji & Telgarsky 2019; T3.1, T3.2)."""
 
-from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import DEEP_LINEAR
-from equipoise.gallery.tails import STATISTIC, WHY, WITHIN, within_bounds
+from equipoise.gallery.tails import claim_of_tail
 
-
-def measure(case: Case) -> Finding:
-    """Residual and misalignment of all three layers over their certified bounds, the worst of the whole flow."""
-    return within_bounds(case.train(DEEP_LINEAR))
-
-
-CLAIM = Claim(
+CLAIM = claim_of_tail(
+    DEEP_LINEAR,
     name="linear-rank-one",
     title="Deep linear networks: every layer becomes rank one and aligned",
     statement="On separable data, gradient flow of a deep linear network takes every weight matrix to rank one, its "
@@ -19,9 +12,4 @@ CLAIM = Claim(
     "initialisation.",
     theorem="T3.1, T3.2",
     sources=("ji2019gradient", "le2022training"),
-    statistic=STATISTIC,
-    threshold=WITHIN,
-    why=WHY,
-    measure=measure,
-    picture=Picture("growth s", "worst 1 − σ₁²/‖W‖²"),
 )
