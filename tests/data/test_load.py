@@ -1,6 +1,5 @@
 """The named data sets: shapes, labels, subsets, provenance, refusals."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,7 @@ from sklearn.datasets import load_digits
 
 from equipoise import data
 from equipoise.errors import InputError
-
-needs_images = pytest.mark.skipif("EQUIPOISE_DATA" not in os.environ, reason="EQUIPOISE_DATA names no folder")
+from images import needs_images
 
 
 def test_digits_are_scikit_learns_in_the_unit_interval():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import equipoise as eq
+from images import needs_images
 
 
 def stiff_setting(linear_tail):
@@ -52,7 +53,7 @@ def test_the_active_set_stays_small_along_a_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n"), [("digits", None), ("mnist", 500)])
+@pytest.mark.parametrize(("name", "n"), [("digits", None), pytest.param("mnist", 500, marks=needs_images)])
 def test_hard_pairs_reach_any_depth(name, n):
     """3 against 5: hundreds of pairs slide on their kinks, and separation takes a hundred support examples."""
     data = eq.data.load(name, (3, 5), n=n)

@@ -10,6 +10,7 @@ from torch import nn
 
 import equipoise as eq
 import reference
+from images import needs_images
 
 ANGLE = math.radians(60)
 X = torch.tensor([[1.0, 0.0], [math.cos(ANGLE), math.sin(ANGLE)]], dtype=torch.float64)
@@ -186,6 +187,7 @@ def pair_drift(run, below, above, start):
     return (conserved[1] - conserved[0]).abs() / sum(float(w.square().sum()) for w in run.final.values())
 
 
+@needs_images
 def test_vertex_and_pair_laws_of_handwritten_digits_while_pairs_slide():
     """T2: a pair of neurons keeps its law while their slopes agree on every example; others need not, and do not."""
     data, seen = eq.data.load("mnist", (0, 1), n=200), Slopes()
