@@ -138,7 +138,7 @@ class Maximum:
 
     def exact(self, z: Tensor, *parameters: Tensor) -> Tensor:
         """The maximum of every window."""
-        return self._windows(z, -torch.inf).amax(-1)
+        return self.windows(z).amax(-1)
 
     def sloped(self, z: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
         """The weighted sum of every window."""
@@ -146,7 +146,7 @@ class Maximum:
 
     def secant(self, before: Tensor, after: Tensor) -> Tensor:
         """Convex weights on the places of both maxima."""
-        ends = [self._windows(z, -torch.inf) for z in (before, after)]
+        ends = [self.windows(z) for z in (before, after)]
         places = [end.argmax(-1, keepdim=True) for end in ends]
         lost = ends[0].gather(-1, places[0]) - ends[0].gather(-1, places[1])
         won = ends[1].gather(-1, places[1]) - ends[1].gather(-1, places[0])
@@ -163,16 +163,9 @@ class Maximum:
         """
         return weights.amax(-1) < 1
 
-    def rivals(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-        """The place of the maximum before, and the best other place after."""
-        holder = self._windows(before, -torch.inf).argmax(-1, keepdim=True)
-        rest = self._windows(after, -torch.inf).scatter(-1, holder, -torch.inf)
-        return holder, rest.argmax(-1, keepdim=True)
-
-    def lead(self, z: Tensor, holder: Tensor, rival: Tensor) -> Tensor:
-        """`z` of the rival less that of the holder, in every window."""
-        windows = self._windows(z, -torch.inf)
-        return windows.gather(-1, rival) - windows.gather(-1, holder)
+    def windows(self, z: Tensor) -> Tensor:
+        """What each maximum is taken of, along a new last axis."""
+        return self._windows(z, -torch.inf)
 
     def _windows(self, z: Tensor, fill: float) -> Tensor:
         """The windows, each flattened along a new last axis."""

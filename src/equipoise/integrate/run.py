@@ -95,8 +95,8 @@ class Run:
 
         Columns: `layer`, `example`, `neuron` (of an image: channel and position, flat), `from_step` and `to_step` (the
         points between which it slid), `steps`, `from_growth`, `to_growth`, `growth` between them, and `ended`, whether
-        it has left its kink since. Empty where `Activity` was not observed. A maximum slides
-        where two entries of a window stay tied: `layer` is then its node, `neuron` the window.
+        it has left its kink since. Empty where `Activity` was not observed. A maximum slides where two entries of a
+        window stay tied: `layer` is then its node, `neuron` the window.
         """
         at = {record.step: record.growth for record in self.records}
         rows = [

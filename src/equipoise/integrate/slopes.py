@@ -28,8 +28,10 @@ def implicit_slopes(kink: Piecewise, way: Way, weights: Tensor, stiffness: Tenso
     if not isinstance(kink, Maximum):
         assert kink.negative_slope is not None
         return implicit_slope(at_one_pace(way), way.after, weights, stiffness, kink.negative_slope)
-    holder, rival = kink.rivals(way.before, way.after)
-    leads = Way(*(kink.lead(each, holder, rival) for each in way))
+    windows = Way(*map(kink.windows, way))
+    holder = windows.before.argmax(-1, keepdim=True)
+    rival = windows.after.scatter(-1, holder, -torch.inf).argmax(-1, keepdim=True)
+    leads = Way(*(each.gather(-1, rival) - each.gather(-1, holder) for each in windows))
     share = implicit_slope(at_one_pace(leads), leads.after, weights.gather(-1, rival), 2 * stiffness[..., None], 0.0)
     return torch.zeros_like(weights).scatter(-1, holder, 1 - share).scatter_add(-1, rival, share)
 

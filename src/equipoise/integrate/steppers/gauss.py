@@ -15,7 +15,7 @@ from equipoise.integrate.objective import Forces, Objective
 from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.averages import active, missed
 from equipoise.integrate.steppers.passes import Outlook
-from equipoise.integrate.steppers.state import State, Step, later, physical_time, velocity
+from equipoise.integrate.steppers.state import State, Step, later, physical_time
 
 _NODES = ((1 / 4, 1 / 4 - 3**0.5 / 6), (1 / 4 + 3**0.5 / 6, 1 / 4))  # Butcher matrix; both weights are ½
 _PASSES = 40  # passes after which a step is given up
@@ -69,7 +69,7 @@ class EntropicGauss:
 
     def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
-        outlook, wanted, rejected = _outlook(objective, state), state.sizes["gauss"], 0
+        outlook, wanted, rejected = Outlook.of(objective, state), state.sizes["gauss"], 0
         visited = state.examples_visited + objective.count
         while 0 < outlook.speed < math.inf and wanted >= self.smallest:
             size = min(wanted, most)
@@ -95,13 +95,6 @@ class _Collocated:
     settled: bool
     visited: int
     temperature: float
-
-
-def _outlook(objective: Objective, state: State) -> Outlook:
-    here = objective.linearise(state.weights, state.slopes)
-    flow = velocity(objective, state) if state.velocity is None else state.velocity
-    speed = float(flow.norm() / state.weights.norm())
-    return Outlook(objective.potential(state.evaluation), flow, *here.pushforward(flow), speed)
 
 
 def _collocated(objective: Objective, state: State, outlook: Outlook, span: float) -> _Collocated:

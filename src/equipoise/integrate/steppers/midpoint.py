@@ -55,7 +55,7 @@ class EntropicMidpoint:
 
     def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
-        outlook = _outlook(objective, state)
+        outlook = Outlook.of(objective, state)
         sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + objective.count
         while outlook.speed > 0 and math.isfinite(outlook.speed):
             route = self._cheaper(objective, state, outlook, sizes)
@@ -96,13 +96,6 @@ class EntropicMidpoint:
         implicit = implicit_operations(objective, outlook, state.dual, sizes["entropic"] / outlook.speed, each)
         dearer = each * objective.count / sizes["trapezoid"] > implicit / sizes["entropic"]
         return "entropic" if dearer else "trapezoid"
-
-
-def _outlook(objective: Objective, state: State) -> Outlook:
-    here = objective.linearise(state.weights, state.slopes)
-    flow = here.pullback(objective.forces(state.evaluation)) if state.velocity is None else state.velocity
-    speed = float(flow.norm() / state.weights.norm())
-    return Outlook(objective.potential(state.evaluation), flow, *here.pushforward(flow), speed)
 
 
 def _advanced(

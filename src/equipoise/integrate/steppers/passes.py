@@ -27,6 +27,14 @@ class Outlook:
     bending: tuple[Tensor, ...]  # dz/dτ at every kink
     speed: float  # ‖velocity‖ / ‖w‖
 
+    @classmethod
+    def of(cls, objective: Objective, state: State) -> "Outlook":
+        """From where a flow stands."""
+        here = objective.linearise(state.weights, state.slopes)
+        flow = here.pullback(objective.forces(state.evaluation)) if state.velocity is None else state.velocity
+        speed = float(flow.norm() / state.weights.norm())
+        return cls(objective.potential(state.evaluation), flow, *here.pushforward(flow), speed)
+
 
 @dataclass(frozen=True)
 class Stretch:
