@@ -11,6 +11,7 @@ from equipoise.integrate.losses import Exponential
 from equipoise.integrate.objective import Objective, Tangent
 from equipoise.integrate.problem import Problem
 from equipoise.integrate.steppers import State, Step
+from equipoise.integrate.steppers.state import velocity
 from equipoise.laws.gauge import Gauge
 from equipoise.measure.leading import ExactSpectra
 from equipoise.measure.unfolding import Unfolding
@@ -140,6 +141,4 @@ class JacobianHere:
 
     def gradients(self) -> dict[str, Tensor]:
         """`∇ log R`, by parameter."""
-        objective, state = self.problem.objective, self.state
-        velocity = objective.linearise(state.weights, state.slopes).pullback(objective.forces(state.evaluation))
-        return self.problem.layout.views(-velocity)
+        return self.problem.layout.views(-velocity(self.problem.objective, self.state))
