@@ -4,13 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from equipoise.integrate.checkpoints import Progress, memory_of, packed, state_of
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.problem import Problem
 from equipoise.integrate.run import Run, Status
-from equipoise.integrate.steppers import State
 from equipoise.store import Checkpoint, Record, Store
 
 CHECKPOINT_SECONDS = 1.0
@@ -27,7 +24,7 @@ class Keeper:
     def keep(self, progress: Progress, goals: Iterable[Goal]) -> None:
         """The weights, under the names of the goals that they have just reached."""
         for goal in goals:
-            weights = self._weights(progress.state)
+            weights = self.problem.layout.copies(progress.state.weights)
             progress.saved[goal.describe()] = weights
             if self.store is not None:
                 self.store.save_weights(goal.describe(), weights)
@@ -88,6 +85,3 @@ class Keeper:
             saved=progress.saved,
             reason=reason,
         )
-
-    def _weights(self, state: State) -> dict[str, Tensor]:
-        return {name: view.clone() for name, view in self.problem.layout.views(state.weights).items()}

@@ -39,6 +39,10 @@ class Layout:
         pieces = weights.split([shape.numel() for shape in self.shapes.values()])
         return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
+    def copies(self, weights: Weights) -> dict[str, Tensor]:
+        """The parameters on their own, whatever becomes of the vector."""
+        return {name: view.clone() for name, view in self.views(weights).items()}
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -17,7 +17,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, channel_axis, read_chain
 from equipoise.graph.degree import homogeneity
-from equipoise.graph.evaluate import kinks, recorded
+from equipoise.graph.evaluate import Kink, kinks, recorded
 from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
 from equipoise.integrate.entropic import precision_floor, resolved_temperature
 from equipoise.integrate.feedforward import FeedforwardMargins
@@ -90,12 +90,16 @@ class Problem:
         return tuple(k for k, kink in enumerate(self.margins.kinks) if kink.negative_slope is not None)
 
     @cached_property
+    def _kinks(self) -> tuple[Kink, ...]:
+        """The kinks with their places in the graph."""
+        return kinks(self.captured)
+
+    @cached_property
     def kink_names(self) -> tuple[str, ...]:
         """The layer whose activation each rectifier is; for other networks the node that computes it."""
         if self.chain is not None:
             return tuple(layer.weight for layer in self.chain if layer.negative_slope is not None)
-        found = kinks(self.captured)
-        return tuple(found[k].source.name for k in self.rectifiers)
+        return tuple(self._kinks[k].source.name for k in self.rectifiers)
 
     def bent(self, slopes: Slopes) -> dict[str, Tensor]:
         """Which pairs of an example and a neuron these slopes put inside a kink, by its place."""
@@ -107,7 +111,7 @@ class Problem:
         """Of every kink: the name of a rectifier, the node of a maximum."""
         names = dict(zip(self.rectifiers, self.kink_names, strict=True))
         if len(names) < len(self.margins.kinks):
-            names = {k: names.get(k, kink.node.name) for k, kink in enumerate(kinks(self.captured))}
+            names = {k: names.get(k, kink.node.name) for k, kink in enumerate(self._kinks)}
         return tuple(names.values())
 
     @cached_property
@@ -115,8 +119,7 @@ class Problem:
         """The axis of the neurons, or channels, in what each rectifier reads."""
         if self.chain is not None:
             return (-1,) * len(self.rectifiers)
-        found = kinks(self.captured)
-        return tuple(channel_axis(found[k].source) for k in self.rectifiers)
+        return tuple(channel_axis(self._kinks[k].source) for k in self.rectifiers)
 
     def by_neuron(self, preactivations: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Those of the rectifiers, with the neurons or channels along the last axis."""
@@ -126,7 +129,7 @@ class Problem:
     def probe(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
         """The network at these parameters on other inputs."""
         example = next(iter(parameters.values()))
-        output, seen = recorded(self.captured, kinks(self.captured), parameters, inputs.to(example))
+        output, seen = recorded(self.captured, self._kinks, parameters, inputs.to(example))
         return Probe(output, dict(zip(self.kink_names, self.by_neuron(seen), strict=True)))
 
     def trained(self, weights: Weights) -> nn.Module:

@@ -182,9 +182,8 @@ class Run:
         memories = tuple(memories)
         slid = {place: spans for memory in memories for place, spans in remembered_slides(memory, steps).items()}
         defects = {name: total for memory in memories for name, total in accumulated(memory).items()}
-        final = {name: view.clone() for name, view in problem.layout.views(weights).items()}
         known = {name: getattr(problem, name) for name in ("initial", "data", "loss", "chain", "homogeneity")}
-        known |= {"final": final, "steps": steps, "defects": defects, "slid": slid}
+        known |= {"final": problem.layout.copies(weights), "steps": steps, "defects": defects, "slid": slid}
         return cls(model=problem.trained(weights), **known | told)
 
     @classmethod
