@@ -78,12 +78,14 @@ def refresh(model, laws):
     )
     scene = Scene(weights, matrices, pairs, laws=laws, gauge=Gauge.sketch(laws), frugal=True)
     asked = [*matrices, *(below for below, _ in pairs)]
-    follower = Follower(tuple(asked), 4, Crew())
+    crew = Crew()
+    follower = Follower(tuple(asked), 4, crew)
     observers = [Spectrum(r=4), Alignment(), Drift()]
     memories = [observer.init(scene) for observer in observers]
 
     def look():
-        spectra = follower.look(weights)
+        squares = crew.squares(weights)
+        spectra = follower.look(weights, squares)
         snapshot = Snapshot(1, 1.0, weights, 1.0, spectra, thorough=False, dials=scene.gauge.at(weights))
         for observer, memory in zip(observers, memories, strict=True):
             observer.observe(scene, memory, snapshot)
@@ -100,9 +102,9 @@ def accuracy(kind, sweeps, size=768):
         u, _, v = torch.linalg.svd(matrix)
         matrix = u * torch.cat([torch.tensor([4.0, 3.0, 2.0]), torch.arange(1, size - 2) ** -0.5]) @ v
     exact = float(torch.linalg.svdvals(matrix.double())[0])
-    follower = Follower((Unfolding("w"),), 4, Crew())
+    follower, weights = Follower((Unfolding("w"),), 4, Crew()), {"w": matrix}
     for _ in range(sweeps + 1):  # the first look takes several sweeps
-        (seen,) = follower.look({"w": matrix}).leading([Unfolding("w")], 4)
+        (seen,) = follower.look(weights, Crew().squares(weights)).leading([Unfolding("w")], 4)
     return abs(seen.values[0] / exact - 1), seen.error_bound / exact
 
 

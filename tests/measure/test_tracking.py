@@ -1,22 +1,29 @@
 """Triplets that are followed: right where the spectrum decays, and within the stated bound everywhere."""
 
+import statistics
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.measure.tracking import COLD, Piece, cold, follow, sums_of_squares
+from equipoise.measure.pieces import Piece, square
+from equipoise.measure.tracking import COLD, cold, follow
 
 
-def track(matrices, r=4, sweeps=COLD, bias=None, pieces=None, reduce=list):
+def squares(pieces):
+    return [(0.0 if p.bias is None else float(square(p.bias)), float(square(p.weight))) for p in pieces]
+
+
+def track(matrices, r=4, sweeps=COLD, bias=None):
     """The figures after some sweeps over matrices that stand still, or move as `matrices` does."""
-    generator, blocks, seen = torch.Generator().manual_seed(0), None, []
+    generator, groups, seen = torch.Generator().manual_seed(0), None, []
     for matrix in [matrices] * sweeps if isinstance(matrices, torch.Tensor) else matrices:
-        now = [Piece.whole(matrix, bias)] if pieces is None else pieces
-        if blocks is None:
-            blocks = [cold(piece, r, generator) for piece in now]
-        blocks, seen = follow(now, blocks, r, generator, reduce)
-    return seen[0]
+        now = [Piece.whole(matrix, bias)]
+        if groups is None:
+            groups = cold(now, r, generator)
+        groups, seen = follow(now, squares(now), groups, r, generator)
+    return seen[0][0] if bias is None else seen[0]
 
 
 def planted(sigma, rows, columns, seed=0, dtype=torch.float32):
@@ -87,23 +94,75 @@ def test_a_tail_far_below_rounding_of_the_norm_is_seen(dtype):
     assert track(matrix).rank_one_residual == pytest.approx(small**2, rel=1e-2)
 
 
-def test_a_bias_is_one_more_column():
-    weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+@pytest.mark.parametrize("columns", [5, 60])
+def test_a_bias_is_one_more_column_beside_the_matrix_without_it(columns):
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(70, *shape, dtype=torch.float64, generator=generator) for shape in ((columns,), ()))
+    bias *= 3  # enough to turn the top vectors
     whole = torch.cat([weight, bias[:, None]], dim=1)
-    found, expected = track(weight, bias=bias, sweeps=12), torch.linalg.svd(whole)
-    torch.testing.assert_close(torch.tensor(found.values), expected.S[:4].to(torch.get_default_dtype()))
-    assert abs(float(found.triplets.left[:, 0] @ expected.U[:, 0])) == pytest.approx(1, abs=1e-9)
-    assert abs(float(found.triplets.right[:, 0] @ expected.Vh[0])) == pytest.approx(1, abs=1e-9)
+    own, along = track(weight, bias=bias, sweeps=40)
+    for found, matrix, count in ((own, weight, 4), (along, whole, 1)):
+        expected = torch.linalg.svd(matrix)
+        torch.testing.assert_close(torch.tensor(found.values), expected.S[:count].to(torch.get_default_dtype()))
+        assert abs(float(found.triplets.left[:, 0] @ expected.U[:, 0])) == pytest.approx(1, abs=1e-9)
+        assert abs(float(found.triplets.right[:, 0] @ expected.Vh[0])) == pytest.approx(1, abs=1e-9)
+        assert found.frobenius_norm == pytest.approx(float(matrix.norm()))
+        assert found.tail == pytest.approx(float(expected.S[1:].square().sum()))
+
+
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    bias=st.sampled_from(["none", "random", "large", "along"]),
+    sweeps=st.integers(1, 5),
+    seed=st.integers(0, 2**16),
+)
+def test_bounds_with_a_bias_are_never_below_the_true_error(rows, columns, bias, sweeps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    vector = torch.randn(rows, generator=generator)
+    added = {"none": 0 * vector, "random": vector, "large": 1e4 * vector, "along": 5 * weight[:, 0]}[bias]
+    whole = torch.cat([weight, added[:, None]], dim=1)
+    for found, matrix in zip(track(weight, r=2, sweeps=sweeps, bias=added), (weight, whole), strict=True):
+        exact = torch.linalg.svdvals(matrix.double())
+        slack = 20 * torch.finfo(torch.float32).eps * float(exact[0])
+        assert found.upper >= float(exact[0])
+        assert found.values[0] <= float(exact[0]) + slack
+        nearest = (exact - found.values[0]).abs().min()
+        assert min(float(nearest), found.values[0]) <= found.residuals[0] + slack
+        assert found.tail >= float(exact[1:].square().sum()) - slack * float(exact[0])
+
+
+@pytest.mark.parametrize("size", [0.0, 0.03, 1.2])
+def test_what_goes_along_converges_as_fast_as_by_itself(size):
+    """Flat spectra: `W` with a bias, and `[W b]` as a matrix followed by 13 directions of its own."""
+    apart, along = [], []
+    for seed in range(1, 10):
+        generator = torch.Generator().manual_seed(seed)
+        weight, bias = torch.randn(300, 200, generator=generator), size * torch.randn(300, generator=generator)
+        whole = torch.cat([weight, bias[:, None]], dim=1)
+        exact = float(torch.linalg.svdvals(whole.double())[0])
+        apart.append(abs(track(whole, r=3).values[0] / exact - 1))
+        along.append(abs(track(weight, bias=bias)[1].values[0] / exact - 1))
+    assert statistics.median(along) < 1.5 * statistics.median(apart) < 3e-3
+    assert max(along) < 2 * max(apart)
 
 
 def test_rows_in_shards_give_the_same_figures():
-    matrix = torch.randn(10, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    halves = [Piece(matrix[:3], None, 0, 10), Piece(matrix[3:], None, 3, 10)]
-    block, whole = cold(Piece.whole(matrix), 1, torch.Generator().manual_seed(0)), Piece.whole(matrix)
-    image = torch.stack([half.push(block) for half in halves]).sum(0)
-    torch.testing.assert_close(image, whole.push(block))
-    torch.testing.assert_close(torch.stack([half.pull(half.push(block)) for half in halves]).sum(0), whole.pull(image))
-    assert float(sums_of_squares(halves).sum()) == pytest.approx(float(matrix.square().sum()))
+    generator = torch.Generator().manual_seed(0)
+    matrix, bias = torch.randn(40, 60, generator=generator).double(), torch.randn(40, generator=generator).double()
+    whole = [Piece.whole(matrix, bias)]
+    halves = [Piece(matrix[:13], bias[:13], 0, 40), Piece(matrix[13:], bias[13:], 13, 40)]
+    groups, known, sent = cold(whole, 2, torch.Generator().manual_seed(0)), squares(whole), []
+    for half in halves:  # what each would send ...
+        follow([half], known, groups, 2, torch.Generator().manual_seed(1), lambda parts: sent.append(parts) or parts)
+    totals = iter([[a + b for a, b in zip(*sent, strict=True)]])  # ... and what it would get back
+    found = follow([halves[0]], known, groups, 2, torch.Generator().manual_seed(1), lambda parts: next(totals))
+    expected = follow(whole, known, groups, 2, torch.Generator().manual_seed(1))
+    for mine, one in zip(found[1][0], expected[1][0], strict=True):
+        torch.testing.assert_close(mine.triplets.values, one.triplets.values)
+        assert mine.upper == pytest.approx(one.upper)
+        assert mine.residuals == pytest.approx(one.residuals)
 
 
 def test_a_matrix_with_nan_leaves_the_others_alone():
@@ -111,9 +170,14 @@ def test_a_matrix_with_nan_leaves_the_others_alone():
     bad = good.clone()
     bad[2, 3] = float("nan")
     alone, generator = track(good), torch.Generator().manual_seed(0)
-    blocks = [cold(Piece.whole(good), 4, generator) for _ in range(2)]
+    pieces = [Piece.whole(bad), Piece.whole(good)]
+    groups = cold(pieces, 4, generator)
     for _ in range(COLD):
-        blocks, (broken, sound) = follow([Piece.whole(bad), Piece.whole(good)], blocks, 4, generator)
+        groups, ((broken, _), (sound, _)) = follow(pieces, squares(pieces), groups, 4, generator)
     assert broken.frobenius_norm != broken.frobenius_norm
     assert broken.values[0] != broken.values[0]
     assert sound.values[0] == pytest.approx(alone.values[0], rel=1e-9)
+
+
+def test_long_sums_of_squares_keep_their_digits_in_float32():
+    assert float(square(torch.full((3, 1 << 15), 0.1))) == pytest.approx(3 * (1 << 15) * 0.1**2, rel=1e-5)

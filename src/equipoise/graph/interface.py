@@ -16,6 +16,9 @@ from equipoise.graph.symmetry import STILL, Block, Solution
 from equipoise.graph.walk import Leaf, Walk
 
 
+_FEW = 1 << 12  # numbers in one sum of squares: float32 sums of more lose digits
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """A parameter at an interface: which of its slices carry which component, and with which degree.
@@ -71,6 +74,18 @@ class Member:
         wide = torch.float64 if viewed.dtype == torch.float64 else torch.float32
         sums = viewed.sum(rest, dtype=wide) if rest else viewed.to(wide, copy=True)
         return sums if sums.ndim == 1 else sums.permute(order).reshape(-1)
+
+    def squared(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, " slices"]:
+        """`summed` of the squares, where `runs`: the tensor is read once, and nothing is written."""
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        viewed = tensor.reshape(self.lines, -1)
+        return torch.linalg.vector_norm(viewed, dim=1, dtype=wide).square_()
+
+    @cached_property
+    def runs(self) -> bool:
+        """Whether each slice is one run of a few numbers in memory."""
+        few = math.prod(self.view) <= _FEW * self.lines
+        return few and self.axes == tuple(range(len(self.axes))) and self.lines < math.prod(self.view)
 
     @cached_property
     def _order(self) -> tuple[list[int], list[int]]:

@@ -9,6 +9,7 @@ diagonal have mean zero and variance `‖C‖_F²`.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,14 +95,19 @@ class Gauge:
 
     def read(self, weights: Named, gradients: Named | None = None) -> list[Dial]:
         """One dial for each law."""
+        return self.readout(weights, gradients).dials
+
+    def readout(self, weights: Named, gradients: Named | None = None) -> "Readout":
+        """One dial for each law, and what else the same pass has seen."""
         if not self.laws:
-            return []
+            return Readout([], {})
         weights, gradients = self.share(weights), self.share(gradients) if gradients else None
         units, others = self._kinds
         parts = [_parts(law, weights, gradients) for law in others]
         sums = [units.sums(weights, gradients)] if units.laws else []
         whole = iter(self.reduce([*sums, *(tensor for tensors in parts for tensor in tensors)]))
-        numbers = iter(units.numbers(next(whole), weights) if sums else [])
+        found, squares = units.numbers(next(whole), weights) if sums else ([], {})
+        numbers = iter(found)
         rest = iter(
             [
                 _numbers(law, [next(whole) for _ in mine], bool(gradients))
@@ -110,7 +116,8 @@ class Gauge:
         )
         shifts = gradients and any(law.kind == "shift" for law in others)
         norm = _norm(gradients.values(), self.reduce) if gradients and shifts else 0.0
-        return [_dial(law, next(numbers if by_unit(law) else rest), norm) for law in self.laws]
+        dials = [_dial(law, next(numbers if by_unit(law) else rest), norm) for law in self.laws]
+        return Readout(dials, squares)
 
     @cached_property
     def _kinds(self) -> tuple[Units, list[Law]]:
@@ -122,6 +129,13 @@ class Gauge:
         return Dials(self, weights, gradients)
 
 
+class Readout(NamedTuple):
+    """One dial for each law, and `Σ w²` of the parameters of which the pass has seen all."""
+
+    dials: list[Dial]
+    squares: dict[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Dials:
     """The laws at one instant, read once for all observers."""
@@ -130,10 +144,19 @@ class Dials:
     weights: Named
     gradients: Named | None = None
 
-    @cached_property
+    @property
     def read(self) -> list[Dial]:
         """One dial for each law."""
-        return self.gauge.read(self.weights, self.gradients)
+        return self._readout.dials
+
+    @property
+    def squares(self) -> dict[str, float]:
+        """`Σ w²` of the parameters of which the reading has seen all."""
+        return self._readout.squares
+
+    @cached_property
+    def _readout(self) -> Readout:
+        return self.gauge.readout(self.weights, self.gradients)
 
 
 def _sketch(law: Law, directions: int, seed: int) -> Law:

@@ -5,14 +5,15 @@ part in, it is multiplied once, and summed once along each of its axes that some
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import islice
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from equipoise.graph.interface import Member
@@ -41,14 +42,6 @@ class Numbers:
     gradient_squares: Sequence[float] = ()
 
 
-class _Places(NamedTuple):
-    """Which sum goes where, times which factor: into the units of all laws in a row, and then into their members."""
-
-    source: Tensor
-    target: Tensor
-    factor: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class Units:
     """Laws for which `by_unit` holds, read together."""
@@ -65,24 +58,31 @@ class Units:
         return found
 
     @cached_property
-    def _places(self) -> _Places:
+    def _map(self) -> csr_array:
+        """From the sums, of all parameters in a row, to the units of all laws, their members, and the parameters."""
         starts, end = {}, 0
         for name, mine in self._reductions.items():
             for key, member in mine.items():
                 starts[name, key], end = end, end + member.lines
-        source, unit, owner, degree = [], [], [], []
-        units, members = 0, sum(self._units)
+        members = [member for law in self.laws for member in law.interface.members]
+        found = [starts[m.parameter, (m.view, m.axes)] + m.index.reshape(-1).numpy() for m in members]
+        sizes, degrees = [len(each) for each in found], [member.degree for member in members]
+        whole = [next(iter(mine.items())) for mine in self._reductions.values()]
+        all_of = [starts[member.parameter, key] + np.arange(member.lines) for key, member in whole]
+        targets = [*self._targets, *(np.arange(len(members)).repeat(sizes) + sum(self._units),)]
+        targets += [np.arange(len(whole)).repeat([len(each) for each in all_of]) + sum(self._units) + len(members)]
+        factors = np.concatenate([np.repeat(degrees, sizes), np.ones(sum(sizes) + sum(map(len, all_of)))])
+        places = np.concatenate(targets), np.concatenate([*found, *found, *all_of])
+        return csr_array((factors, places), shape=(sum(self._units) + len(members) + len(whole), end))
+
+    @property
+    def _targets(self) -> Iterator[np.ndarray]:
+        """The unit of each slice of each member, counted through all laws."""
+        start = 0
         for law in self.laws:
             for member in law.interface.members:
-                count = member.index[0].numel()
-                source.append(starts[member.parameter, (member.view, member.axes)] + member.index.reshape(-1))
-                unit.append(units + torch.arange(law.interface.blocks).repeat_interleave(count))
-                owner.append(torch.full((member.index.numel(),), members))
-                degree.append(torch.full((member.index.numel(),), member.degree, dtype=torch.float64))
-                members += 1
-            units += law.interface.blocks
-        factors = torch.cat([*degree, *(torch.ones_like(part) for part in degree)])
-        return _Places(torch.cat(source + source), torch.cat(unit + owner), factors)
+                yield start + np.arange(law.interface.blocks).repeat(member.index[0].numel())
+            start += law.interface.blocks
 
     @cached_property
     def _units(self) -> list[int]:
@@ -93,41 +93,38 @@ class Units:
     def _scratch(self) -> Scratch:
         return Scratch()
 
-    @cached_property
-    def _elsewhere(self) -> dict[torch.device, _Places]:
-        return {}
-
     def sums(self, weights: Named, gradients: Named | None) -> Float[Tensor, "pairs sums"]:
         """Sums of squares of weights; with gradients also of gradients times weights, and of squares of gradients."""
-        scratch = self._scratch
         found: list[list[Tensor]] = [[] for _ in range(1 if gradients is None else 3)]
         for mine in self._reductions.values():
             member, *_ = members = mine.values()
             w = fitting(member, weights)
             pairs = [(w, w)] if gradients is None else [(w, w), (g := fitting(member, gradients), w), (g, g)]
             for sums, pair in zip(found, pairs, strict=True):
-                products = scratch.product(*pair)
-                sums += [each.summed(products) for each in members]
-        scratch.trim()
+                sums += self._summed(members, *pair)
+        self._scratch.trim()
         parts = [part for sums in found for part in sums]
         if len({part.device for part in parts}) > 1:
             parts = [part.to(parts[0].device) for part in parts]
         return torch.cat(parts).view(len(found), -1)
 
-    def numbers(self, sums: Float[Tensor, "pairs sums"], weights: Named) -> list[Numbers]:
-        """What each law says, from the sums of all processes."""
-        if sums.device not in self._elsewhere:
-            self._elsewhere[sums.device] = _Places(*(part.to(sums.device) for part in self._places))
-        places, members = self._elsewhere[sums.device], sum(len(law.interface.members) for law in self.laws)
-        terms = sums.double().index_select(1, places.source) * places.factor
-        added = terms.new_zeros(len(terms), sum(self._units) + members)
-        added.scatter_add_(1, places.target.expand_as(terms), terms)
-        *values, scalars = added.split([*self._units, members], dim=1)
-        squares = zip(*scalars.tolist(), strict=True)
-        return [
-            _numbers(law, found.to(_dtype(law, weights)), list(zip(*islice(squares, len(law.degrees)), strict=True)))
-            for law, found in zip(self.laws, values, strict=True)
+    def _summed(self, members: Collection[Member], x: Tensor, y: Tensor) -> list[Tensor]:
+        if x is y and all(member.runs for member in members):
+            return [member.squared(x) for member in members]
+        products = self._scratch.product(x, y)
+        return [member.summed(products) for member in members]
+
+    def numbers(self, sums: Float[Tensor, "pairs sums"], weights: Named) -> tuple[list[Numbers], dict[str, float]]:
+        """What each law says, from the sums of all processes; and `Σ w²` of each parameter."""
+        told, units = self._map @ sums.double().cpu().numpy().T, sum(self._units)
+        counts = [len(law.degrees) for law in self.laws]
+        values = np.split(told[:units].T, np.cumsum(self._units)[:-1], axis=1)
+        squares = iter(told[units:].tolist())
+        found = [
+            _numbers(law, torch.from_numpy(value).to(_dtype(law, weights)), list(zip(*islice(squares, count))))
+            for law, value, count in zip(self.laws, values, counts, strict=True)
         ]
+        return found, {name: total for name, (total, *_) in zip(self._reductions, squares, strict=True)}
 
 
 def _numbers(law: Law, moments: Float[Tensor, "pairs units"], squares: Sequence[Sequence[float]]) -> Numbers:

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.measure.tracking import Piece
-from equipoise.measure.unfolding import Unfolding, read
+from equipoise.measure.pieces import Piece, square
+from equipoise.measure.unfolding import Unfolding
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,38 @@ class Crew:
 
     # --- parts of a weight ---
 
-    def piece(self, unfolding: Unfolding, weights: Mapping[str, Tensor]) -> Piece:
-        """The rows of a matrix that are this process's: its shard, or its share of what all have."""
+    def piece(self, unfolding: Unfolding, along: str | None, weights: Mapping[str, Tensor]) -> Piece:
+        """The rows of a matrix that are this process's: its shard, or its share of what all have.
+
+        `along` names a bias with which the matrix is seen besides.
+        """
         tensor = weights[unfolding.weight]
         offset, rows = _rows(tensor)
-        local, bias = _local(tensor), None if unfolding.bias is None else _local(weights[unfolding.bias])
+        local = {name: _local(weights[name]) for name in (unfolding.weight, unfolding.bias, along) if name}
         if not _is_sharded(tensor) and self.size > 1:
-            low, high = (len(local) * rank // self.size for rank in (self.rank, self.rank + 1))
-            local, offset, bias = local[low:high], low, None if bias is None else bias[low:high]
-        matrix = read(local) if unfolding.reads else local.flatten(1)
-        taps = len(matrix) // len(local) if len(local) else 1
+            low, high = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
+            local, offset = {name: part[low:high] for name, part in local.items()}, low
+        mine = len(local[unfolding.weight])
+        matrix = unfolding.matrix(local)
+        taps = len(matrix) // mine if mine else 1
         wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-        return Piece(matrix.to(wide), None if bias is None else bias.to(wide), offset * taps, rows * taps)
+        return Piece(matrix.to(wide), local[along].to(wide) if along else None, offset * taps, rows * taps)
 
     def summands(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as tensors of their full shape whose sum over all processes is the weight."""
         return Summands(weights.weights if isinstance(weights, Gathered) else weights, self)
 
-    def norm(self, weights: Mapping[str, Tensor]) -> float:
-        """`‖w‖` over all weights, shards included."""
-        counted = [_local(weight) for weight in weights.values() if _is_sharded(weight) or self.leads]
-        total = torch.nn.utils.get_total_norm(counted) if counted else torch.zeros(())
-        return float(self.reduce([total.double().square()])[0]) ** 0.5
+    def squares(self, weights: Mapping[str, Tensor], known: Mapping[str, float] | None = None) -> dict[str, float]:
+        """`Σ w²` of every weight, shards included, by one reduction; those that are `known` are not read."""
+        known = known or {}
+        rest = [name for name in weights if name not in known]
+        sums = {}
+        if rest:
+            counted = [square(_local(weights[name])) for name in rest]
+            mine = [self.leads or _is_sharded(weights[name]) for name in rest]
+            apart = [part if own else torch.zeros_like(part) for part, own in zip(counted, mine, strict=True)]
+            sums = dict(zip(rest, self.reduce([torch.stack(apart)])[0].tolist(), strict=True))
+        return {name: known[name] if name in known else sums[name] for name in weights}
 
 
 class Summands(Mapping[str, Tensor]):

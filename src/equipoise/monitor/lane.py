@@ -1,5 +1,6 @@
 """One optimizer under watch: its hooks, its steps, and the looks around some of them."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ from equipoise.monitor.crew import whole
 from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
-from equipoise.observers import Alignment, Memory, Observer, Reading, Scene, Snapshot, Unavailable
+from equipoise.observers import Alignment, Drift, Memory, Observer, Reading, Residual, Scene, Snapshot, Unavailable
 
 _SMALL = 1 << 20  # parameters
 
@@ -54,6 +55,7 @@ class Lane:
     looks: int = 0
     scene: Scene | None = None
     follower: Follower | None = None
+    reads_laws: bool = False
     memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
 
     def hook(self) -> list[Any]:
@@ -129,6 +131,7 @@ class Lane:
         asked = [unfolding for unfolding in scene.matrices if any(not isinstance(each, Alignment) for each in on)]
         if any(isinstance(observer, Alignment) for observer in on):
             asked += [each for pair in scene.consecutive for each in pair]
+        self.reads_laws = any(isinstance(observer, Drift | Residual) for observer in on)
         weights = scenery.weights()
         unfoldings = dict.fromkeys(canonical(unfolding, weights) for unfolding in asked)
         r = max((getattr(observer, "r", 1) for observer in on), default=1)
@@ -148,16 +151,18 @@ class Lane:
         gauge = self.scene.gauge if self.scene else None
         scenery, weights, plain = self.scenery, self.scenery.weights(), plain_steps(self.optimizer)
         rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in scenery.parameters.items()}
+        dials = None if gauge is None else gauge.at(weights, gradients)
+        squares = scenery.crew.squares(weights, dials.squares if dials and self.reads_laws else {})
         return Snapshot(
             step=self.step,
             clock=float(self.step),
             parameters=whole(weights),
-            norm=scenery.crew.norm(weights),
-            spectra=self.follower.look(weights),
+            norm=math.fsum(squares.values()) ** 0.5,
+            spectra=self.follower.look(weights, squares),
             thorough=final or self.looks == 1 or self.looks % self.full_every == 0,
             final=final,
             gradients=None if gradients is None else whole(gradients),
-            dials=None if gauge is None else gauge.at(weights, gradients),
+            dials=dials,
             precision=None if scenery.example is None else scenery.example.precision,
             rates={name: rate for name, rate in rates.items() if rate is not None},
         )

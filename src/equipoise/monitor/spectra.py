@@ -1,42 +1,65 @@
 """The spectra of a training loop: followed from look to look, exact where a look is thorough."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from equipoise.measure.leading import Leading
 from equipoise.measure.spectrum import Spectrum, spectra
-from equipoise.measure.tracking import COLD, Block, cold, follow
+from equipoise.measure.tracking import COLD, Group, Seen, cold, directions, follow
 from equipoise.measure.unfolding import Unfolding
 from equipoise.monitor.crew import Crew, whole
 
 
 @dataclass
 class Follower:
-    """All matrices that the observers ask for, planned once; `look` is one sweep over all of them."""
+    """All matrices that the observers ask for, planned once; `look` is one sweep over all of them.
+
+    Of a matrix `[W b]` beside `W` the top triplet is followed.
+    """
 
     unfoldings: tuple[Unfolding, ...]
     r: int
     crew: Crew
-    blocks: list[Block] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    _plan: list[tuple[Unfolding, str | None]] = field(default_factory=list)
 
-    def look(self, weights: Mapping[str, Tensor]) -> "Followed":
-        """The leading triplets at these weights, when they are asked for."""
-        return Followed(self, weights)
+    def look(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> "Followed":
+        """The leading triplets at these weights, whose `Σ w²` are known, when they are asked for."""
+        return Followed(self, weights, squares)
 
-    def sweep(self, weights: Mapping[str, Tensor]) -> dict[Unfolding, Leading]:
+    def sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, Leading]:
         """One sweep; several before the first look."""
-        pieces = [self.crew.piece(unfolding, weights) for unfolding in self.unfoldings]
-        sweeps = 1 if self.blocks else COLD
-        if not self.blocks:
-            self.blocks = [cold(piece, self.r, self.generator) for piece in pieces]
-        seen: list[Leading] = []
+        plan = self._plan = self._plan or list(self._together(weights))
+        pieces = [self.crew.piece(unfolding, along, weights) for unfolding, along in plan]
+        known = [_squares(unfolding, along, squares) for unfolding, along in plan]
+        sweeps = 1 if self.groups else COLD
+        if not self.groups:
+            self.groups = cold(pieces, self.r, self.generator)
+        seen: list[Seen] = []
         for _ in range(sweeps):
-            self.blocks, seen = follow(pieces, self.blocks, self.r, self.generator, self.crew.reduce)
-        return dict(zip(self.unfoldings, seen, strict=True))
+            self.groups, seen = follow(pieces, known, self.groups, self.r, self.generator, self.crew.reduce)
+        found = {unfolding: own for (unfolding, _), (own, _) in zip(plan, seen, strict=True)}
+        for (unfolding, along), (_, more) in zip(plan, seen, strict=True):
+            if more is not None:
+                found[replace(unfolding, bias=along)] = more
+        return found
+
+    def _together(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[Unfolding, str | None]]:
+        """Each matrix once, and the bias that goes along with it; where there are few rows, `[W b]` is by itself."""
+        many = lambda name: len(weights[name]) > directions(self.r)  # noqa: E731
+        along = {replace(each, bias=None): each.bias for each in self.unfoldings if each.bias and many(each.weight)}
+        apart = [each for each in self.unfoldings if along.get(replace(each, bias=None)) != each.bias or not each.bias]
+        for unfolding in dict.fromkeys([*apart, *along]):
+            yield unfolding, along.get(unfolding)
+
+
+def _squares(unfolding: Unfolding, along: str | None, squares: Mapping[str, float]) -> tuple[float, float]:
+    inside = squares[unfolding.bias] if unfolding.bias else 0.0
+    return squares[along] if along else 0.0, squares[unfolding.weight] + inside
 
 
 @dataclass
@@ -45,12 +68,13 @@ class Followed:
 
     follower: Follower
     weights: Mapping[str, Tensor]
+    squares: Mapping[str, float]
     _seen: dict[Unfolding, Leading] = field(default_factory=dict)
 
     def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[Leading]:
         """From the sweep of this look, taken at the first call."""
         if not self._seen:
-            self._seen = self.follower.sweep(self.weights)
+            self._seen = self.follower.sweep(self.weights, self.squares)
         return [self._seen[canonical(unfolding, self.weights)].top(r) for unfolding in unfoldings]
 
     def full(self, unfoldings: Sequence[Unfolding]) -> list[Spectrum]:
