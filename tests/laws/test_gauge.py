@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.graph.interface import Member
 from equipoise.laws import invariances
 from equipoise.laws.gauge import Gauge, sketched
 from equipoise.laws.predict import predict_drift
@@ -88,3 +89,23 @@ def test_shards_add_up_to_the_whole(scene):
         torch.testing.assert_close(dial.value, expected.value)
         assert dial.residual == pytest.approx(expected.residual, abs=1e-14)
         assert dial.scale == pytest.approx(expected.scale)
+
+
+def test_one_pass_tells_the_sums_of_squares_too(scene):
+    """Of the parameters of which it has seen all, whatever their dtype allows: half precision is left to others."""
+    _, laws, _, weights, gradients = scene
+    gauge = Gauge.sketch(laws)
+    for dials in (gauge.at(weights), gauge.at(weights, gradients)):
+        assert {"0.weight", "0.bias", "2.weight"} <= set(dials.squares)
+        for name, square in dials.squares.items():
+            assert square == pytest.approx(float(weights[name].square().sum()), rel=1e-14)
+    assert not gauge.at({name: weight.bfloat16() for name, weight in weights.items()}).squares
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (6, 3, 2, 2), (6, 1 << 13), (40, 6), (1, 9)])
+def test_squares_in_a_run_are_the_sums_of_the_products(shape):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    member = Member("w", shape, (0,), torch.arange(shape[0]).reshape(-1, 1, 1), 1.0)
+    assert member.runs == (shape[1] <= 1 << 12)
+    torch.testing.assert_close(member.squared(tensor), member.summed(tensor * tensor))
+    assert not Member("w", shape, (1,), torch.arange(shape[1]).reshape(-1, 1, 1), 1.0).runs

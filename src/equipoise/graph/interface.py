@@ -15,7 +15,6 @@ from torch import Tensor
 from equipoise.graph.symmetry import STILL, Block, Solution
 from equipoise.graph.walk import Leaf, Walk
 
-
 _FEW = 1 << 12  # numbers in one sum of squares: float32 sums of more lose digits
 
 

@@ -55,7 +55,7 @@ class Dial:
     def norm(self, difference: Tensor) -> float:
         """`‖ΔC‖_F` of a change of the value: exact, or estimated from the sketch's entries off the diagonal."""
         if not sketched(self.law):
-            return float(difference.norm())
+            return float(torch.linalg.vector_norm(difference))
         k = difference.shape[-1]
         off = ~torch.eye(k, dtype=torch.bool, device=difference.device)
         return float((difference[..., off].square().sum() / (k * (k - 1))).sqrt())

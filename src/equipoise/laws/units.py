@@ -115,24 +115,27 @@ class Units:
         return [member.summed(products) for member in members]
 
     def numbers(self, sums: Float[Tensor, "pairs sums"], weights: Named) -> tuple[list[Numbers], dict[str, float]]:
-        """What each law says, from the sums of all processes; and `Σ w²` of each parameter."""
+        """What each law says, from the sums of all processes; and `Σ w²` of each parameter, of four bytes or more."""
         told, units = self._map @ sums.double().cpu().numpy().T, sum(self._units)
         counts = [len(law.degrees) for law in self.laws]
         values = np.split(told[:units].T, np.cumsum(self._units)[:-1], axis=1)
         squares = iter(told[units:].tolist())
         found = [
-            _numbers(law, torch.from_numpy(value).to(_dtype(law, weights)), list(zip(*islice(squares, count))))
+            _numbers(law, torch.from_numpy(value).to(_dtype(law, weights)), list(islice(squares, count)))
             for law, value, count in zip(self.laws, values, counts, strict=True)
         ]
-        return found, {name: total for name, (total, *_) in zip(self._reductions, squares, strict=True)}
+        totals = {name: total for name, (total, *_) in zip(self._reductions, squares, strict=True)}
+        return found, {name: total for name, total in totals.items() if weights[name].dtype.itemsize >= 4}
 
 
 def _numbers(law: Law, moments: Float[Tensor, "pairs units"], squares: Sequence[Sequence[float]]) -> Numbers:
+    """`squares` by member, and for each by pair."""
     own, *others = moments[..., None, None].unbind()
     if not others:
-        return Numbers(own, squares[0])
+        return Numbers(own, [w for (w,) in squares])
     mixed, of_gradients = others
-    return Numbers(own, squares[0], float(law.commutant.project(mixed).norm()), of_gradients, squares[2])
+    defect = float(torch.linalg.vector_norm(law.commutant.project(mixed)))
+    return Numbers(own, [w for w, _, _ in squares], defect, of_gradients, [g for _, _, g in squares])
 
 
 def _dtype(law: Law, tensors: Named) -> torch.dtype:

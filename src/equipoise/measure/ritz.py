@@ -38,16 +38,17 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Swept:
-    """A batch after its products with the weights. Row 0 stands for the direction of the bias, if there is one.
+    """A batch after its products with the weights; the `moving` first ones are those that are not `whole`.
 
-    `images` are `Wx` of each direction, and first the bias itself; `pulled` is `Wᵀ` of all of them. `squares` holds
-    `‖b‖²` and `‖W‖²`.
+    Row 0 stands for the direction of the bias, if there is one: `images` are `Wx` of each direction, and first the bias
+    itself; `pulled` is `Wᵀ` of all of them, for those that move. `squares` holds `‖b‖²` and `‖W‖²`.
     """
 
     sizes: tuple[Size, ...]
+    moving: int
     directions: Float[Tensor, "batch block columns"]
     images: Float[Tensor, "batch rows length"]
-    pulled: Float[Tensor, "batch rows columns"]
+    pulled: Float[Tensor, "moving rows columns"]
     squares: np.ndarray
 
 
@@ -71,54 +72,52 @@ class Ritz:
     @cached_property
     def finite(self) -> np.ndarray:
         """Which of the matrices have nothing but finite figures."""
-        return np.isfinite(self.scale).all(1) & np.isfinite(self.eigenvalues + self.distance).all(1)
+        return np.isfinite(self.scale + self.eigenvalues + self.distance).all(1)
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def ritz(swept: Swept, r: int) -> Ritz:
     """`Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
+    x, m = swept.directions, swept.moving
     wide = swept.images.double()
     gram = (wide @ wide.mT).cpu().numpy()
     eigenvalues, turn = _turned(gram, swept.sizes, r)
-    x = swept.directions
     scale = np.maximum(swept.squares[:, 1:], _tiny(x)).repeat(len(turn[0]), 1)
     scale[:, 0] = np.maximum(swept.squares.sum(1), _tiny(x))
-    turned, scaled, levels = (
-        torch.from_numpy(part).to(x) for part in (turn, turn / scale[..., None], eigenvalues / scale)
-    )
+    turned = torch.from_numpy(turn).to(x)
     right = turned[..., 1:] @ x
-    coupling = torch.baddbmm(right * levels[..., None], scaled, swept.pulled, beta=-1)
-    for part, size in zip(coupling, swept.sizes, strict=True):
-        if size.whole:
-            part.zero_()
-    distance = torch.linalg.vector_norm(coupling, dim=-1).double().cpu().numpy() * scale
-    last = turn[:, 0, 0]
-    along = np.einsum("bi,bi->b", turn[:, 0], gram[:, 0]) - eigenvalues[:, 0] * last
-    inner = [size.extended and not size.whole for size in swept.sizes]
-    distance[inner, 0] = np.hypot(distance[inner, 0], along[inner])
+    scaled, levels = (
+        torch.from_numpy(part / scale[:m, :, None]).to(x) for part in (turn[:m], eigenvalues[:m, :, None])
+    )
+    coupling = torch.baddbmm(right[:m] * levels, scaled, swept.pulled, beta=-1)
+    distance, last = np.zeros_like(scale), turn[:, 0, 0]
+    distance[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy() * scale[:m]
+    along = (turn[:m, 0] * gram[:m, 0]).sum(1) - eigenvalues[:m, 0] * last[:m]
+    distance[:m, 0] = np.hypot(distance[:m, 0], along)
     return Ritz(swept, eigenvalues, scale, distance, turned, right, coupling, last)
 
 
 def _turned(gram: np.ndarray, sizes: Sequence[Size], r: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and, as rows, eigenvectors of the Gram matrices: those without the bias, after the top one with."""
-    values, vectors = _descending(gram[:, 1:, 1:], [size.block for size in sizes])
-    more = min(r, values.shape[1] - 1)
-    levels, turn = np.column_stack([values[:, more], values]), np.zeros_like(gram)
-    turn[:, 1:, 1:], turn[:, 0, 1:] = vectors, vectors[:, more]
     extended = [number for number, size in enumerate(sizes) if size.extended]
-    if extended:
-        values, vectors = _descending(gram[extended], [sizes[number].block + 1 for number in extended])
-        levels[extended, 0], turn[extended, 0] = values[:, 0], vectors[:, 0]
+    real = np.arange(gram.shape[1]) <= np.array([size.block for size in sizes])[:, None]
+    both, real = np.concatenate([gram, gram[extended]]), np.concatenate([real, real[extended]])
+    own = slice(len(gram))
+    both[own, 0], both[own, :, 0], real[own, 0] = 0, 0, False
+    values, vectors = _descending(both, real)
+    turn, levels, more = np.empty_like(gram), np.empty(gram.shape[:2]), min(r, gram.shape[1] - 2)
+    turn[:, 1:], levels[:, 1:] = vectors[own, :-1], values[own, :-1]
+    turn[:, 0], levels[:, 0] = vectors[own, more], values[own, more]
+    turn[extended, 0], levels[extended, 0] = vectors[len(gram) :, 0], values[len(gram) :, 0]
     return levels, turn
 
 
-def _descending(gram: np.ndarray, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, NaN where an entry is not finite, and eigenvectors as rows; last those of the rows that fill up."""
-    gram, broken = gram.copy(), ~np.isfinite(gram).all((1, 2))
+def _descending(gram: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, NaN where an entry is not finite, and eigenvectors as rows; last those of rows that are not real."""
+    broken = ~np.isfinite(gram).all((1, 2))
     gram[broken] = 0
-    for matrix, count in zip(gram, counts, strict=True):
-        if count < len(matrix):
-            np.fill_diagonal(matrix[count:, count:], -(matrix.max() or 1.0))
+    peak = gram.max((1, 2))
+    np.einsum("bii->bi", gram)[~real] = np.broadcast_to(-np.where(peak > 0, peak, 1)[:, None], real.shape)[~real]
     eigenvalues, vectors = np.linalg.eigh(gram)
     eigenvalues = np.maximum(eigenvalues[:, ::-1], 0)
     eigenvalues[broken] = np.nan
@@ -170,25 +169,22 @@ def _upper(found: Ritz) -> np.ndarray:
 
 
 def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "batch block columns"]:
-    """The directions of the next sweep: Ritz vectors, their residuals, those before, which start every block, and noise.
+    """Those for the next sweep: Ritz vectors, their residuals, the vectors before, which start every block, and noise.
 
     Directions that span the whole space do so for ever.
     """
-    old, sizes = found.swept.directions, found.swept.sizes
-    if all(size.whole for size in sizes):
+    swept, old, m = found.swept, found.swept.directions, found.swept.moving
+    if not m:
         return old
-    noise = torch.randn(len(old), 1, old.shape[2], generator=generator)
-    for row, size in zip(noise, sizes, strict=True):
+    noise = torch.randn(m, 1, old.shape[2], generator=generator).to(old)
+    for row, size in zip(noise, swept.sizes, strict=False):
         if size.columns < row.shape[1]:
             row[:, size.columns :] = 0
-    rows = torch.cat([found.right[:, : r + 1], found.coupling[:, : r + 1], old[:, : r + 1], noise.to(old)], dim=1)
+    top = slice(r + 1)
+    rows = torch.cat([found.right[:m, top], found.coupling[:, top], old[:m, top], noise], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
-    new = torch.linalg.qr(rows.mT).Q.mT.contiguous()
-    for number, size in enumerate(sizes):
-        if size.whole:
-            new[number] = old[number]
-    return new
+    return torch.cat([torch.linalg.qr(rows.mT).Q.mT, old[m:]])
 
 
 def _tiny(tensor: Tensor) -> float:

@@ -12,6 +12,7 @@ its own top vector is looked for; and among those directions are its last one, i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,12 +35,17 @@ _DEFLATE_BELOW = 1e-2  # share of ‖W‖² under which a tail is summed from th
 class Group:
     """Matrices of one dtype and device and of like size: by their numbers, and their directions, filled up with zeros.
 
-    They share their small decompositions.
+    They share their small decompositions. Those whose directions do not span everything come first.
     """
 
     members: tuple[int, ...]
     sizes: tuple[Size, ...]
     directions: Float[Tensor, "batch block columns"]
+
+    @cached_property
+    def moving(self) -> int:
+        """How many do not span everything."""
+        return sum(not size.whole for size in self.sizes)
 
 
 def directions(r: int) -> int:
@@ -50,7 +56,9 @@ def directions(r: int) -> int:
 def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Group]:
     """Random directions for each matrix, as many as serve, or as there can be."""
     groups = []
+    moves = lambda number: _oriented(pieces[number], r).columns > directions(r)  # noqa: E731
     for members in _alike([_oriented(piece, r) for piece in pieces]):
+        members.sort(key=moves, reverse=True)
         mine = [_oriented(pieces[member], r) for member in members]
         counts = [min(directions(r), piece.columns) for piece in mine]
         batch = mine[0].weight.new_zeros(len(mine), max(counts), max(piece.columns for piece in mine))
@@ -64,7 +72,8 @@ def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Gr
 
 def _oriented(piece: Piece, r: int) -> Piece:
     """A matrix of few rows turned, so that its directions span all of its short side and the sweep is exact."""
-    return replace(piece, turned=piece.bias is None and piece.rows <= directions(r) < piece.columns)
+    turned = piece.bias is None and piece.rows <= directions(r) < piece.columns
+    return replace(piece, turned=True) if turned else piece
 
 
 def _alike(pieces: Sequence[Piece]) -> list[list[int]]:
@@ -105,7 +114,7 @@ def follow(
     after = []
     for group in groups:
         known = np.array([squares[member] for member in group.members])
-        found = ritz(Swept(group.sizes, group.directions, next(whole), next(whole), known), r)
+        found = ritz(Swept(group.sizes, group.moving, group.directions, next(whole), next(whole), known), r)
         seen.update(zip(group.members, leadings(found, r), strict=True))
         after.append(replace(group, directions=fresh(found, r, generator)))
     return after, _finished(pieces, [seen[number] for number in range(len(pieces))], reduce)
@@ -115,15 +124,14 @@ def _products(group: Group, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
     """`images` and `pulled` of `Swept`, what this process knows of them."""
     count, block, columns = group.directions.shape
     images = group.directions.new_zeros(count, block + 1, max(size.length for size in group.sizes))
-    pulled = group.directions.new_zeros(count, block + 1, columns)
-    each = zip(pieces, group.sizes, group.directions, images, pulled, strict=True)
-    for piece, size, x, y, z in each:
-        rows = slice(0 if size.extended else 1, size.block + 1)
+    pulled = group.directions.new_zeros(group.moving, block + 1, columns)
+    for piece, size, x, y in zip(pieces, group.sizes, group.directions, images, strict=True):
         if piece.bias is not None:
             y[0, piece.mine] = piece.bias
         piece.push(x[: size.block, : size.columns], y[1 : size.block + 1, : size.length])
-        if not size.whole:
-            piece.pull(y[rows, : size.length], z[rows, : size.columns])
+    for piece, size, y, z in zip(pieces, group.sizes, images, pulled, strict=False):
+        rows = slice(0 if size.extended else 1, size.block + 1)
+        piece.pull(y[rows, : size.length], z[rows, : size.columns])
     return images, pulled
 
 
@@ -144,7 +152,7 @@ def _transposed(seen: Leading) -> Leading:
 
 def _with_tails(pieces: Sequence[Piece], seen: Sequence[Leading], reduce: Reduce) -> list[Leading]:
     """`‖W - σ̂_1 u_1 v_1ᵀ‖²`: by difference while it loses no more than two digits, else from the deflated matrix."""
-    single = [min(len(each.triplets.left), len(each.triplets.right)) == 1 for each in seen]
+    single = [1 in (each.triplets.left.shape[0], each.triplets.right.shape[0]) for each in seen]
     exact = [replace(each, tail=0.0) if one else each for one, each in zip(single, seen, strict=True)]
     close = [i for i, each in enumerate(seen) if not single[i] and each.tail < _DEFLATE_BELOW * each.frobenius_norm**2]
     if close:

@@ -72,7 +72,7 @@ def _seen(dial: Dial, memory: Memory, snapshot: Snapshot) -> list[Reading]:
     readings = [Reading(name, quantity, dial.norm(dial.value - memory[f"gauge/{name}"]) / scale)]
     if f"before/{name}" in memory:
         measured = dial.value - memory[f"before/{name}"]
-        mismatch = float((measured - memory[f"change/{name}"]).norm())
+        mismatch = float(torch.linalg.vector_norm(measured - memory[f"change/{name}"]))
         readings.append(Reading(name, "mismatch", mismatch / scale))
         readings.append(Reading(name, "excess", mismatch / (float(memory[f"round/{name}"]) or 1.0)))
     return readings
