@@ -67,8 +67,8 @@ class Piece:
 def square(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """The sum of squares in float64, from short sums in the dtype itself.
 
-    >>> float(square(torch.full((3, 2), 2.0)))
-    24.0
+    >>> float(square(torch.tensor([[3.0, 4.0], [6.0, 8.0]])))
+    125.0
     """
     if tensor.shape[-1:].numel() > _SHORT:
         flat = tensor.reshape(-1)

@@ -72,7 +72,7 @@ class Ritz:
     @cached_property
     def finite(self) -> np.ndarray:
         """Which of the matrices have nothing but finite figures."""
-        return np.isfinite(self.scale + self.eigenvalues + self.distance).all(1)
+        return np.asarray(np.isfinite(self.scale + self.eigenvalues + self.distance).all(1))
 
 
 @np.errstate(invalid="ignore", over="ignore")
