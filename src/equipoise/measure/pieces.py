@@ -76,7 +76,7 @@ def square(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
         sums = torch.cat([torch.linalg.vector_norm(flat[:short].view(-1, _SHORT), dim=1), flat[short:]])
     else:
         sums = torch.linalg.vector_norm(tensor, dim=-1) if tensor.ndim > 1 else tensor
-    return torch.linalg.vector_norm(sums, dtype=torch.float64).square()
+    return sums.double().square().sum()
 
 
 def _square(tensor: Tensor) -> Float[Tensor, ""]:

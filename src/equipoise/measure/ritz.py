@@ -57,7 +57,8 @@ class Ritz:
     """Ritz pairs of `WᵀW`, from row 1 on, `eigenvalues` `σ̂_i²` descending; row 0 is the top one of `[W b]ᵀ[W b]`.
 
     Without a bias it is one more of `W`'s own. `coupling_i = (WᵀW v_i - σ̂_i² v_i) / scale_i`, of norm
-    `distance_i / scale_i`; `last` is the component of the top vector of `[W b]` along the bias.
+    `distance_i / scale_i`; `last` is the component of the top vector of `[W b]` along the bias, where nothing couples:
+    what a Ritz pair leaves is orthogonal to the directions, and that is one.
     """
 
     swept: Swept
@@ -92,8 +93,6 @@ def ritz(swept: Swept, r: int) -> Ritz:
     coupling = torch.baddbmm(right[:m] * levels, scaled, swept.pulled, beta=-1)
     distance, last = np.zeros_like(scale), turn[:, 0, 0]
     distance[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy() * scale[:m]
-    along = (turn[:m, 0] * gram[:m, 0]).sum(1) - eigenvalues[:m, 0] * last[:m]
-    distance[:m, 0] = np.hypot(distance[:m, 0], along)
     return Ritz(swept, eigenvalues, scale, distance, turned, right, coupling, last)
 
 
