@@ -5,15 +5,13 @@ part in, it is multiplied once, and summed once along each of its axes that some
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from itertools import islice
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from equipoise.graph.interface import Member
@@ -58,36 +56,29 @@ class Units:
         return found
 
     @cached_property
-    def _map(self) -> csr_array:
-        """From the sums, of all parameters in a row, to the units of all laws, their members, and the parameters."""
+    def _starts(self) -> dict[tuple[object, ...], int]:
+        """Where the sums of each reduction begin, those of all parameters in a row."""
         starts, end = {}, 0
         for name, mine in self._reductions.items():
             for key, member in mine.items():
-                starts[name, key], end = end, end + member.lines
-        members = [member for law in self.laws for member in law.interface.members]
-        found = [starts[m.parameter, (m.view, m.axes)] + m.index.reshape(-1).numpy() for m in members]
-        sizes, degrees = [len(each) for each in found], [member.degree for member in members]
-        whole = [next(iter(mine.items())) for mine in self._reductions.values()]
-        all_of = [starts[member.parameter, key] + np.arange(member.lines) for key, member in whole]
-        targets = [*self._targets, *(np.arange(len(members)).repeat(sizes) + sum(self._units),)]
-        targets += [np.arange(len(whole)).repeat([len(each) for each in all_of]) + sum(self._units) + len(members)]
-        factors = np.concatenate([np.repeat(degrees, sizes), np.ones(sum(sizes) + sum(map(len, all_of)))])
-        places = np.concatenate(targets), np.concatenate([*found, *found, *all_of])
-        return csr_array((factors, places), shape=(sum(self._units) + len(members) + len(whole), end))
-
-    @property
-    def _targets(self) -> Iterator[np.ndarray]:
-        """The unit of each slice of each member, counted through all laws."""
-        start = 0
-        for law in self.laws:
-            for member in law.interface.members:
-                yield start + np.arange(law.interface.blocks).repeat(member.index[0].numel())
-            start += law.interface.blocks
+                starts[name, *key], end = end, end + member.lines
+        return starts
 
     @cached_property
-    def _units(self) -> list[int]:
-        """How many each law has."""
-        return [law.interface.blocks for law in self.laws]
+    def _places(self) -> list[list[slice | np.ndarray]]:
+        """By law and member, which sums it takes; each of its units so many that follow each other."""
+        return [[self._place(member) for member in law.interface.members] for law in self.laws]
+
+    def _place(self, member: Member) -> slice | np.ndarray:
+        flat = self._starts[member.parameter, member.view, member.axes] + member.index.reshape(-1).numpy()
+        return slice(int(flat[0]), int(flat[-1]) + 1) if bool((np.diff(flat) == 1).all()) else flat
+
+    @cached_property
+    def _whole(self) -> dict[str, slice]:
+        """By parameter, sums that are all of it together."""
+        first = {name: next(iter(mine.items())) for name, mine in self._reductions.items()}
+        starts = {name: self._starts[name, *key] for name, (key, _) in first.items()}
+        return {name: slice(starts[name], starts[name] + member.lines) for name, (_, member) in first.items()}
 
     @cached_property
     def _scratch(self) -> Scratch:
@@ -116,21 +107,23 @@ class Units:
 
     def numbers(self, sums: Float[Tensor, "pairs sums"], weights: Named) -> tuple[list[Numbers], dict[str, float]]:
         """What each law says, from the sums of all processes; and `Σ w²` of each parameter, of four bytes or more."""
-        told, units = self._map @ sums.double().cpu().numpy().T, sum(self._units)
-        counts = [len(law.degrees) for law in self.laws]
-        values = np.split(told[:units].T, np.cumsum(self._units)[:-1], axis=1)
-        squares = iter(told[units:].tolist())
+        wide = sums.double().cpu().numpy()
         found = [
-            _numbers(law, torch.from_numpy(value).to(_dtype(law, weights)), list(islice(squares, count)))
-            for law, value, count in zip(self.laws, values, counts, strict=True)
+            _numbers(law, [wide[:, place] for place in places], _dtype(law, weights))
+            for law, places in zip(self.laws, self._places, strict=True)
         ]
-        totals = {name: total for name, (total, *_) in zip(self._reductions, squares, strict=True)}
-        return found, {name: total for name, total in totals.items() if weights[name].dtype.itemsize >= 4}
+        counted = {name: place for name, place in self._whole.items() if weights[name].dtype.itemsize >= 4}
+        return found, {name: float(wide[0, place].sum()) for name, place in counted.items()}
 
 
-def _numbers(law: Law, moments: Float[Tensor, "pairs units"], squares: Sequence[Sequence[float]]) -> Numbers:
-    """`squares` by member, and for each by pair."""
-    own, *others = moments[..., None, None].unbind()
+def _numbers(law: Law, parts: Sequence[np.ndarray], dtype: torch.dtype) -> Numbers:
+    """From the sums of each member, a row a pair."""
+    units = law.interface.blocks
+    total = np.zeros((len(parts[0]), units))
+    for degree, part in zip(law.degrees, parts, strict=True):
+        total += degree * (part if part.shape[1] == units else part.reshape(len(part), units, -1).sum(2))
+    own, *others = torch.from_numpy(total).to(dtype)[..., None, None].unbind()
+    squares = [part.sum(1).tolist() for part in parts]
     if not others:
         return Numbers(own, [w for (w,) in squares])
     mixed, of_gradients = others
