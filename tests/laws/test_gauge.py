@@ -1,5 +1,7 @@
 """Laws read through a gauge, against the laws themselves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -109,3 +111,13 @@ def test_squares_in_a_run_are_the_sums_of_the_products(shape):
     assert member.runs == (shape[1] <= 1 << 12)
     torch.testing.assert_close(member.squared(tensor), member.summed(tensor * tensor))
     assert not Member("w", shape, (1,), torch.arange(shape[1]).reshape(-1, 1, 1), 1.0).runs
+
+
+def test_units_may_stand_in_any_order(scene):
+    _, laws, _, weights, gradients = scene
+    (law, *_) = (law for law in laws if law.kind == "vertex")
+    members = tuple(replace(member, index=member.index.flip(0)) for member in law.interface.members)
+    turned = replace(law, interface=replace(law.interface, members=members))
+    (dial,) = Gauge((turned,)).read(weights, gradients)
+    torch.testing.assert_close(dial.value, law.value(weights).flip(0))
+    assert dial.residual == pytest.approx(float(law.residual(weights, gradients)), abs=1e-15)
