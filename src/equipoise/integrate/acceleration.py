@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_MEMORY = 12  # differences kept
+_MEMORY = 20  # differences kept
 _RESOLVED = 1e-10  # share of the largest difference below which a direction is rounding
 
 

@@ -13,7 +13,7 @@ from equipoise.integrate.entropic import resolved_temperature
 from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Forces, Objective
 from equipoise.integrate.readout import Rows
-from equipoise.integrate.steppers.averages import active, missed
+from equipoise.integrate.steppers.coupling import active, missed
 from equipoise.integrate.steppers.passes import Outlook
 from equipoise.integrate.steppers.state import State, Step, later, physical_time
 

@@ -1,0 +1,82 @@
+"""A step settles where plain iteration would not, and on part of the kernel as on all of it."""
+
+import itertools
+
+import pytest
+
+from equipoise.data import load
+from equipoise.integrate.margins import local_slopes
+from equipoise.integrate.problem import build_problem
+from equipoise.integrate.steppers import EntropicMidpoint, coupling
+from equipoise.integrate.steppers.averages import entropic
+from equipoise.integrate.steppers.passes import Outlook, Stretch
+from equipoise.integrate.steppers.settling import Attempt, converged
+from equipoise.networks import mlp
+
+SPANS = (0.3, 0.7)  # plain iteration converges within sixty passes in the first, and not in the second
+
+
+@pytest.fixture(scope="module")
+def start():
+    problem = build_problem(mlp([5, 8, 8, 8, 1], linear_tail=2, seed=1), load("separable", n=20, d=5), "exponential")
+    return problem.objective, EntropicMidpoint().init(problem.objective, problem.weights)
+
+
+def frozen(start, span):
+    """An attempt with the forces and slopes of the start, from where its forecast leads."""
+    objective, state = start
+    forces, slopes = objective.forces(state.evaluation), local_slopes(objective.margins, state.evaluation)
+    weights = state.weights + span * objective.linearise(state.weights, slopes).pullback(forces)
+    return Attempt(objective, None, slopes, forces, weights, state.dual, 0.0, True, 1, 20)
+
+
+def missed_by(start, attempt, span, weights):
+    """By how much `w₁ = w₀ + h J(w_mid)ᵀ f` fails, relative to `‖w₁‖`; and the right-hand side."""
+    state, margins = start[1], attempt.on.margins
+    there = state.weights + span * margins.linearise((state.weights + weights) / 2, attempt.slopes).pullback(
+        attempt.forces
+    )
+    return float((there - weights).norm() / weights.norm()), there
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_the_midpoint_converges_to_rounding_also_where_its_map_hardly_contracts(start, span):
+    attempt = frozen(start, span)
+    end, mismatch, iterations = converged(start[1], attempt, span)
+    assert mismatch < 50 * 2.3e-16
+    assert missed_by(start, attempt, span, end)[0] < 1e-14
+    assert iterations < 40
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_plain_iteration_converges_in_the_short_step_only(start, span):
+    attempt, changes = frozen(start, span), []
+    weights = attempt.weights
+    for _ in range(60):
+        change, weights = missed_by(start, attempt, span, weights)
+        changes.append(change)
+    assert changes[-1] < 1e-14 if span == SPANS[0] else changes[-1] > 1e-10
+
+
+def test_part_of_a_kernel_takes_the_same_step_to_second_order(monkeypatch):
+    """What is not coupled moves at its mean rate: the step's third-order error differs, nothing before it does."""
+    classes = build_problem(mlp([64, 16, 16, 10], seed=0), load("digits", tuple(range(10)), n=60), "cross_entropy")
+    objective, stepper = classes.objective, EntropicMidpoint()
+    state = stepper.init(objective, classes.weights)
+    while objective.log_risk(state.evaluation) > -2:
+        state, _ = stepper.step(objective, state)
+    outlook, gaps = Outlook.of(objective, state), []
+    for size in (4e-4, 2e-4, 1e-4):
+        stretch = Stretch(objective, state, outlook, size / outlook.speed, precise=True)
+        whole = entropic(stretch)
+        with monkeypatch.context() as patch:
+            patch.setattr(coupling, "_affordable", lambda objective, outlook: 40)
+            rows = coupling.coupled(objective, outlook, state.dual, stretch.span, whole.rows)
+            part = entropic(stretch)
+        assert rows is not None
+        assert len(rows) < len(whole.rows) / 2
+        assert whole.settled
+        assert part.settled
+        gaps.append(float((part.weights - whole.weights).norm() / whole.weights.norm()))
+    assert gaps[0] < 1e-6
+    assert all(earlier > 5 * later for earlier, later in itertools.pairwise(gaps)), gaps
