@@ -183,3 +183,16 @@ def test_observers_that_hold_tensors_are_passed_again(tmp_path):
     with pytest.raises(InputError, match="the observers of the run, Activity, with the same fields; found none"):
         eq.resume(tmp_path / "run")
     assert set(eq.resume(tmp_path / "run", observe=own).table().observer) == {"activity", "flow"}
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_flow_of_short_passes_is_on_one_thread_and_leaves_torch_as_it_was(monkeypatch, short):
+    monkeypatch.setattr("equipoise.integrate.loop._SHORT", 1e9 if short else 0.0)
+    before, during = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    try:
+        small_flow(until=eq.Steps(2), watcher=lambda *seen: during.add(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert during == ({1} if short else {2})

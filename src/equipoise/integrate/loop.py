@@ -23,6 +23,9 @@ from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
 from equipoise.integrate.witness import Witness
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
 from equipoise.store import Store
+from equipoise.threads import one_thread
+
+_SHORT = 2e8  # operations of a pass over the data, below which threads would wait for each other more than they work
 
 Watcher = Callable[[int, float, float, "float | None"], None]  # step, log-loss, growth, worst residual of the tail
 
@@ -78,7 +81,7 @@ def flow(
         if store is not None:
             store.save_weights("initial", problem.initial)
         loop = _Loop(stepper, course, Witness(problem, observers), Keeper(problem, store), watcher)
-        return loop.finish(loop.start())
+        return loop.run(None)
 
 
 def resume(
@@ -99,7 +102,7 @@ def resume(
         observers, stepper = observers_from(asked["observers"], observe), stepper_from(asked["stepper"])
         keeper, saved = Keeper(problem, store), store.checkpoint()
         loop = _Loop(stepper, course_from(problem, asked), Witness(problem, observers), keeper, watcher)
-        return loop.finish(loop.start() if saved is None else keeper.restored(saved, len(observers)))
+        return loop.run(None if saved is None else keeper.restored(saved, len(observers)))
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,12 @@ class _Loop:
     witness: Witness
     keeper: Keeper
     watcher: Watcher | None
+
+    def run(self, progress: Progress | None) -> Run:
+        """From the start, or from what was kept; on one thread where a pass is short."""
+        problem = self.course.problem
+        with one_thread(6 * len(problem.weights) * problem.margins.count <= _SHORT):
+            return self.finish(progress or self.start())
 
     def start(self) -> Progress:
         """Before the first step, with the initial weights observed."""

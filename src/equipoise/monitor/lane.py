@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
 from equipoise.observers import Alignment, Drift, Memory, Observer, Reading, Residual, Scene, Snapshot, Unavailable
+from equipoise.threads import one_thread
 
 _SMALL = 1 << 20  # parameters
 
@@ -144,7 +145,7 @@ class Lane:
 
     def _threads(self) -> AbstractContextManager[None]:
         """One, where the parameters fit into the cache of a core: there threads wait for each other more than work."""
-        return one_thread() if self.scenery.count <= _SMALL else nullcontext()
+        return one_thread(self.scenery.count <= _SMALL)
 
     def _snapshot(self, gradients: dict[str, Tensor] | None = None, final: bool = False) -> Snapshot:
         assert self.follower is not None
@@ -187,17 +188,6 @@ class Lane:
         self.off[name] = error.found if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
         if not isinstance(error, Unavailable):
             warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What torch does within, it does on this thread alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _skipped(optimizer: Optimizer) -> bool:
