@@ -70,7 +70,7 @@ def test_part_of_a_kernel_takes_the_same_step_to_second_order(monkeypatch):
         stretch = Stretch(objective, state, outlook, size / outlook.speed, precise=True)
         whole = entropic(stretch)
         with monkeypatch.context() as patch:
-            patch.setattr(coupling, "_affordable", lambda objective, outlook: 40)
+            patch.setattr(coupling, "_affordable", lambda objective: 40)
             rows = coupling.coupled(objective, outlook, state.dual, stretch.span, whole.rows)
             part = entropic(stretch)
         assert rows is not None

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from equipoise.checkpoint.measured import Row, Settings
 from equipoise.checkpoint.spare import give_back
 from equipoise.checkpoint.survey import Item
+from equipoise.threads import one_thread
 
 _ONE_CORE = 1024  # on the shorter side: up to here threads within one decomposition cost more than they bring
 _SHARE = 2.2  # of the largest tensor in float32: the memory that matrices measured together may take
@@ -78,9 +79,5 @@ class Room:
 def _one_core_each() -> Iterator[int]:
     """Products and decompositions that start within use one thread each; gives the number that they had."""
     threads = torch.get_num_threads()
-    with threadpool_limits(1, user_api="blas"):
-        torch.set_num_threads(1)
-        try:
-            yield threads
-        finally:
-            torch.set_num_threads(threads)
+    with threadpool_limits(1, user_api="blas"), one_thread():
+        yield threads

@@ -117,8 +117,7 @@ class _Loop:
 
     def run(self, progress: Progress | None) -> Run:
         """From the start, or from what was kept; on one thread where a pass is short."""
-        problem = self.course.problem
-        with one_thread(6 * len(problem.weights) * problem.margins.count <= _SHORT):
+        with one_thread(self.course.problem.objective.operations <= _SHORT):
             return self.finish(progress or self.start())
 
     def start(self) -> Progress:

@@ -30,6 +30,11 @@ class Layout:
         """The layout of these parameters, in their order."""
         return cls({name: tensor.shape for name, tensor in parameters.items()})
 
+    @property
+    def size(self) -> int:
+        """The length of the vector."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
     def flatten(self, parameters: Mapping[str, Tensor]) -> Weights:
         """One vector of all parameters (a copy)."""
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.shapes])

@@ -37,6 +37,11 @@ class Objective:
         return self.margins.count
 
     @property
+    def operations(self) -> float:
+        """About what a pass over the examples costs, forward and backward."""
+        return 6.0 * self.margins.layout.size * self.count
+
+    @property
     def per_example(self) -> int:
         """Potentials of one example: 1 for two classes, `C - 1` for `C`."""
         return math.prod(self.margins.readout.others)

@@ -56,10 +56,10 @@ def directions(r: int) -> int:
 def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Group]:
     """Random directions for each matrix, as many as serve, or as there can be."""
     groups = []
-    moves = lambda number: _oriented(pieces[number], r).columns > directions(r)  # noqa: E731
-    for members in _alike([_oriented(piece, r) for piece in pieces]):
-        members.sort(key=moves, reverse=True)
-        mine = [_oriented(pieces[member], r) for member in members]
+    pieces = [_oriented(piece, r) for piece in pieces]
+    for members in _alike(pieces):
+        members.sort(key=lambda number: pieces[number].columns > directions(r), reverse=True)
+        mine = [pieces[member] for member in members]
         counts = [min(directions(r), piece.columns) for piece in mine]
         batch = mine[0].weight.new_zeros(len(mine), max(counts), max(piece.columns for piece in mine))
         for rows, piece, count in zip(batch, mine, counts, strict=True):

@@ -56,7 +56,6 @@ class Lane:
     looks: int = 0
     scene: Scene | None = None
     follower: Follower | None = None
-    reads_laws: bool = False
     memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
 
     def hook(self) -> list[Any]:
@@ -132,7 +131,6 @@ class Lane:
         asked = [unfolding for unfolding in scene.matrices if any(not isinstance(each, Alignment) for each in on)]
         if any(isinstance(observer, Alignment) for observer in on):
             asked += [each for pair in scene.consecutive for each in pair]
-        self.reads_laws = any(isinstance(observer, Drift | Residual) for observer in on)
         weights = scenery.weights()
         unfoldings = dict.fromkeys(canonical(unfolding, weights) for unfolding in asked)
         r = max((getattr(observer, "r", 1) for observer in on), default=1)
@@ -147,13 +145,18 @@ class Lane:
         """One, where the parameters fit into the cache of a core: there threads wait for each other more than work."""
         return one_thread(self.scenery.count <= _SMALL)
 
+    @property
+    def _read_laws(self) -> bool:
+        """Whether some observer will, so that what they have seen of the weights is not read again."""
+        return any(isinstance(self.observers[position], Drift | Residual) for position in self.memories)
+
     def _snapshot(self, gradients: dict[str, Tensor] | None = None, final: bool = False) -> Snapshot:
         assert self.follower is not None
         gauge = self.scene.gauge if self.scene else None
         scenery, weights, plain = self.scenery, self.scenery.weights(), plain_steps(self.optimizer)
         rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in scenery.parameters.items()}
         dials = None if gauge is None else gauge.at(weights, gradients)
-        squares = scenery.crew.squares(weights, dials.squares if dials and self.reads_laws else {})
+        squares = scenery.crew.squares(weights, dials.squares if dials and self._read_laws else {})
         return Snapshot(
             step=self.step,
             clock=float(self.step),

@@ -45,13 +45,8 @@ def coupled(objective: Objective, outlook: Outlook, dual: Tensor, span: float, r
     Those that must be, and as many as a pass pays for.
     """
     weights = _expected(outlook, dual, span, rows)
-    count = min(_LARGEST, max(_needed(outlook, span, weights), _affordable(objective, outlook)))
+    count = min(_LARGEST, max(_needed(outlook, span, weights), _affordable(objective)))
     return None if count >= len(rows) else weights.topk(count).indices.sort().values
-
-
-def operations(objective: Objective, outlook: Outlook) -> float:
-    """About what a pass over all examples costs, forward and backward."""
-    return 6.0 * len(outlook.velocity) * objective.count
 
 
 def implicit_operations(objective: Objective, outlook: Outlook, dual: Tensor, span: float) -> float:
@@ -64,9 +59,9 @@ def implicit_operations(objective: Objective, outlook: Outlook, dual: Tensor, sp
     needed = _needed(outlook, span, weights)
     if needed > _LARGEST:
         return math.inf
-    factored = min(covering(weights, _LIGHT), max(needed, _affordable(objective, outlook)))
+    factored = min(covering(weights, _LIGHT), max(needed, _affordable(objective)))
     share = len(objective.examples(rows)) / objective.count
-    return (share + _VERIFIED) * operations(objective, outlook) + factored**3 / 3
+    return (share + _VERIFIED) * objective.operations + factored**3 / 3
 
 
 def covering(weights: Float[Tensor, " rows"], uncovered: float) -> int:
@@ -82,7 +77,7 @@ def covering(weights: Float[Tensor, " rows"], uncovered: float) -> int:
 def active(outlook: Outlook, span: float) -> Rows:
     """Potentials that weigh at the start of the step, or would at its end."""
     after = outlook.potential + span * outlook.rates
-    travelled = span * outlook.rates.abs().max()
+    travelled = span * outlook.fastest
     near = (outlook.potential - outlook.potential.min() < _NEGLIGIBLE) | (
         after - after.min() < _NEGLIGIBLE + 0.01 * travelled
     )
@@ -96,10 +91,10 @@ def _expected(outlook: Outlook, dual: Tensor, span: float, rows: Rows) -> Float[
 
 def _needed(outlook: Outlook, span: float, weights: Tensor) -> int:
     """Rows without which a step may not settle: a potential moves others by its weight times the way of the fastest."""
-    travelled = span * float(outlook.rates.abs().max())
+    travelled = span * outlook.fastest
     return covering(weights, min(1.0, _UNCOUPLED / travelled) if travelled > 0 else 1.0)
 
 
-def _affordable(objective: Objective, outlook: Outlook) -> int:
+def _affordable(objective: Objective) -> int:
     """Rows of a kernel whose factor costs what a pass does."""
-    return min(_LARGEST, int((3 * operations(objective, outlook)) ** (1 / 3)))
+    return min(_LARGEST, int((3 * objective.operations) ** (1 / 3)))

@@ -10,7 +10,7 @@ from equipoise.errors import InputError
 from equipoise.integrate.margins import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.steppers.averages import entropic, trapezoid
-from equipoise.integrate.steppers.coupling import implicit_operations, operations
+from equipoise.integrate.steppers.coupling import implicit_operations
 from equipoise.integrate.steppers.passes import Outlook, Stretch
 from equipoise.integrate.steppers.settling import Attempt, converged
 from equipoise.integrate.steppers.state import State, Step, later, physical_time
@@ -89,16 +89,14 @@ class EntropicMidpoint:
         """
         if not objective.loss.exponential_tail:
             return "trapezoid"
-        fastest = float(outlook.rates.abs().max())
-        reach = _REACH * outlook.speed / fastest if fastest > 0 else math.inf
+        reach = _REACH * outlook.speed / outlook.fastest if outlook.fastest > 0 else math.inf
         if sizes["trapezoid"] > reach:
             sizes["trapezoid"] = max(reach, sizes["trapezoid"] / 2)
         implicit = implicit_operations(objective, outlook, state.dual, sizes["entropic"] / outlook.speed)
         while math.isinf(implicit) and sizes["entropic"] > sizes["trapezoid"]:
             sizes["entropic"] /= 2
             implicit = implicit_operations(objective, outlook, state.dual, sizes["entropic"] / outlook.speed)
-        explicit = operations(objective, outlook)
-        return "entropic" if explicit / sizes["trapezoid"] > implicit / sizes["entropic"] else "trapezoid"
+        return "entropic" if objective.operations / sizes["trapezoid"] > implicit / sizes["entropic"] else "trapezoid"
 
 
 def _advanced(

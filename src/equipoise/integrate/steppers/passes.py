@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -26,6 +27,11 @@ class Outlook:
     rates: Float[Tensor, " potentials"]  # du/dτ
     bending: tuple[Tensor, ...]  # dz/dτ at every kink
     speed: float  # ‖velocity‖ / ‖w‖
+
+    @cached_property
+    def fastest(self) -> float:
+        """The largest `|du/dτ|`."""
+        return float(self.rates.abs().max())
 
     @classmethod
     def of(cls, objective: Objective, state: State) -> "Outlook":

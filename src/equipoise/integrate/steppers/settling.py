@@ -22,9 +22,8 @@ _NEGLECTED = 0.01  # the same, as a share of what a second-order step neglects
 _PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
 _SHARE = 0.05  # of the step's own error, that a step may be unsettled by where it falls no further
-_EARLY = 8  # passes within which the change must have fallen to `_FALLEN` of its largest
-_FALLEN = 0.15
 _PATIENCE = 8  # passes without progress before a step is given up
+_FALLEN = 0.15  # of the largest change, to which it must have fallen in the first so many
 _CONVERGING = 100  # iterations of w_mid alone
 
 
@@ -105,7 +104,7 @@ def _ends(changes: list[float], settled: float) -> bool:
     """Settled; or out of hand, out of patience, or out of time."""
     if changes[-1] <= settled or not changes[-1] < 1 or len(changes) >= _PASSES:
         return True
-    if len(changes) == _EARLY:
+    if len(changes) == _PATIENCE:
         return min(changes) > _FALLEN * max(changes)
     return len(changes) > _PATIENCE and min(changes[-_PATIENCE:]) > min(changes[:-_PATIENCE])
 
