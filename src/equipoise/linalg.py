@@ -10,6 +10,8 @@ from torch import Tensor
 
 from equipoise.errors import InputError
 
+SHORT = 1 << 12  # numbers in one sum of squares: float32 sums of more lose digits
+
 
 @dataclass(frozen=True)
 class Triplets:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from equipoise.graph.symmetry import STILL, Block, Solution
 from equipoise.graph.walk import Leaf, Walk
-
-_FEW = 1 << 12  # numbers in one sum of squares: float32 sums of more lose digits
+from equipoise.linalg import SHORT
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +38,7 @@ class Member:
     def label(self) -> str:
         """The parameter, and which of its slices if not all of one axis."""
         low, high = int(self.index.min()), int(self.index.max()) + 1
-        whole = math.prod(self.view[axis] for axis in self.axes)
-        if len(self.index.unique()) == whole:
+        if len(self.index.unique()) == self.lines:
             return self.parameter
         part = f"{low}:{high}" if high - low == self.index.numel() else f"{low}…{high - 1}"
         before = ":, " * self.axes[-1] if len(self.axes) == 1 else ""
@@ -49,12 +47,11 @@ class Member:
     def slices(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "blocks copies _ rest"]:
         """The slices of a tensor shaped like the parameter; a view of it where the memory allows."""
         rows = self._rows(tensor)
-        if self._start is None:
-            slices = rows[self.index.to(tensor.device)]
-        else:
-            count = self.index.numel()
-            stretch = rows if len(rows) == count else rows[self._start : self._start + count]
+        if isinstance(self.places, slice):
+            stretch = rows if len(rows) == self.index.numel() else rows[self.places]
             slices = stretch.reshape(*self.index.shape, rows.shape[1])
+        else:
+            slices = rows[self.places.to(tensor.device)].unflatten(0, self.index.shape)
         return slices if self.directions is None else self.directions.to(slices).mT @ slices
 
     def _rows(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "slices rest"]:
@@ -83,8 +80,13 @@ class Member:
     @cached_property
     def runs(self) -> bool:
         """Whether each slice is one run of a few numbers in memory."""
-        few = math.prod(self.view) <= _FEW * self.lines
+        few = math.prod(self.view) <= SHORT * self.lines
         return few and self.axes == tuple(range(len(self.axes))) and self.lines < math.prod(self.view)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether each slice is one number, and they stand in their order."""
+        return self.lines == math.prod(self.view) and list(self.axes) == sorted(self.axes)
 
     @cached_property
     def _order(self) -> tuple[list[int], list[int]]:
@@ -106,13 +108,14 @@ class Member:
     @cached_property
     def ordered(self) -> bool:
         """Whether the slices follow each other as in the parameter, without copies."""
-        return self._start is not None and self.index.shape[1] == 1
+        return isinstance(self.places, slice) and self.index.shape[1] == 1
 
     @cached_property
-    def _start(self) -> int | None:
-        """Where the index starts, if it runs through one stretch without gaps."""
+    def places(self) -> slice | Int64[Tensor, " slices"]:
+        """The index in a row: a slice where it runs through one stretch without gaps."""
         flat = self.index.reshape(-1)
-        return int(flat[0]) if bool((flat[1:] - flat[:-1] == 1).all()) else None
+        run = bool((flat[1:] - flat[:-1] == 1).all())
+        return slice(int(flat[0]), int(flat[-1]) + 1) if run else flat
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,13 @@
 """Laws with a rate for each component, all of them at once: one pass over every parameter, planned beforehand.
 
 For them products by element are enough: `Σ degree · x y` over the slices of each unit. Whatever laws a parameter takes
-part in, it is multiplied once, and summed once along each of its axes that some law asks for.
+part in, it is multiplied once, and summed once along each of its axes that some law asks for. Vectors, each number of
+which stands for itself, are joined into one.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -40,64 +42,101 @@ class Numbers:
     gradient_squares: Sequence[float] = ()
 
 
+@dataclass(frozen=True)
+class Term:
+    """What a member adds to the units of its law: `degree` times the sums at `places`, so many copies a unit."""
+
+    units: slice
+    places: slice | np.ndarray
+    copies: int
+    degree: float
+    reduction: int | None  # of which it takes all
+
+    def of(self, sums: np.ndarray) -> np.ndarray:
+        """By pair and unit."""
+        taken = sums[:, self.places]
+        return self.degree * (taken if self.copies == 1 else taken.reshape(len(taken), -1, self.copies).sum(2))
+
+
 @dataclass(frozen=True, eq=False)
 class Units:
     """Laws for which `by_unit` holds, read together."""
 
     laws: tuple[Law, ...]
 
+    # The plan --------------------------------------------------------------------------------------------------------
+
     @cached_property
-    def _reductions(self) -> dict[str, dict[tuple[object, ...], Member]]:
-        """By parameter and by the axes that stay, a member that sums along the others."""
+    def _members(self) -> dict[str, list[Member]]:
+        """By parameter, a member for each choice of axes that stay; it sums along the others. Vectors come last."""
         found: dict[str, dict[tuple[object, ...], Member]] = defaultdict(dict)
         for law in self.laws:
             for member in law.interface.members:
                 found[member.parameter].setdefault((member.view, member.axes), member)
-        return found
+        each = {name: list(mine.values()) for name, mine in found.items()}
+        return dict(sorted(each.items(), key=lambda item: _is_vector(item[1])))
 
     @cached_property
-    def _starts(self) -> dict[tuple[object, ...], int]:
-        """Where the sums of each reduction begin, those of all parameters in a row."""
-        starts, end = {}, 0
-        for name, mine in self._reductions.items():
-            for key, member in mine.items():
-                starts[name, *key], end = end, end + member.lines
-        return starts
+    def _matrices(self) -> list[list[Member]]:
+        return [mine for mine in self._members.values() if not _is_vector(mine)]
 
     @cached_property
-    def _places(self) -> list[list[slice | np.ndarray]]:
-        """By law and member, which sums it takes; each of its units so many that follow each other."""
-        return [[self._place(member) for member in law.interface.members] for law in self.laws]
-
-    def _place(self, member: Member) -> slice | np.ndarray:
-        flat = self._starts[member.parameter, member.view, member.axes] + member.index.reshape(-1).numpy()
-        return slice(int(flat[0]), int(flat[-1]) + 1) if bool((np.diff(flat) == 1).all()) else flat
+    def _vectors(self) -> list[Member]:
+        return [mine[0] for mine in self._members.values() if _is_vector(mine)]
 
     @cached_property
-    def _whole(self) -> dict[str, slice]:
-        """By parameter, sums that are all of it together."""
-        first = {name: next(iter(mine.items())) for name, mine in self._reductions.items()}
-        starts = {name: self._starts[name, *key] for name, (key, _) in first.items()}
-        return {name: slice(starts[name], starts[name] + member.lines) for name, (_, member) in first.items()}
+    def _reductions(self) -> dict[tuple[object, ...], int]:
+        """The number of each reduction, in the order of `sums`."""
+        members = [member for mine in self._members.values() for member in mine]
+        return {_reduction(member): number for number, member in enumerate(members)}
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Where the sums of each reduction begin, and the end."""
+        return np.cumsum([0, *(member.lines for mine in self._members.values() for member in mine)])
+
+    @cached_property
+    def _terms(self) -> list[list[Term]]:
+        """By law and member."""
+        ends = np.cumsum(self._counts)
+        return [list(self._of_law(law, int(end))) for law, end in zip(self.laws, ends, strict=True)]
+
+    def _of_law(self, law: Law, end: int) -> Iterator[Term]:
+        units = slice(end - law.interface.blocks, end)
+        for member in law.interface.members:
+            number, places, copies = self._reductions[_reduction(member)], member.places, member.index[0].numel()
+            start = int(self._starts[number])
+            moved = (
+                slice(places.start + start, places.stop + start)
+                if isinstance(places, slice)
+                else places.numpy() + start
+            )
+            yield Term(units, moved, copies, member.degree, number if member.covers else None)
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """How many units each law has."""
+        return [law.interface.blocks for law in self.laws]
 
     @cached_property
     def _scratch(self) -> Scratch:
         return Scratch()
 
+    # The pass --------------------------------------------------------------------------------------------------------
+
     def sums(self, weights: Named, gradients: Named | None) -> Float[Tensor, "pairs sums"]:
         """Sums of squares of weights; with gradients also of gradients times weights, and of squares of gradients."""
         found: list[list[Tensor]] = [[] for _ in range(1 if gradients is None else 3)]
-        for mine in self._reductions.values():
-            member, *_ = members = mine.values()
-            w = fitting(member, weights)
-            pairs = [(w, w)] if gradients is None else [(w, w), (g := fitting(member, gradients), w), (g, g)]
-            for sums, pair in zip(found, pairs, strict=True):
+        for members in self._matrices:
+            w, g = (tensors and fitting(members[0], tensors) for tensors in (weights, gradients))
+            for sums, pair in zip(found, _pairs(w, g), strict=True):
                 sums += self._summed(members, *pair)
+        if self._vectors:
+            w, g = (tensors and self._joined(tensors) for tensors in (weights, gradients))
+            for sums, (x, y) in zip(found, _pairs(w, g), strict=True):
+                sums.append(x * y)
         self._scratch.trim()
-        parts = [part for sums in found for part in sums]
-        if len({part.device for part in parts}) > 1:
-            parts = [part.to(parts[0].device) for part in parts]
-        return torch.cat(parts).view(len(found), -1)
+        return _cat([part for sums in found for part in sums]).view(len(found), -1)
 
     def _summed(self, members: Collection[Member], x: Tensor, y: Tensor) -> list[Tensor]:
         if x is y and all(member.runs for member in members):
@@ -105,25 +144,54 @@ class Units:
         products = self._scratch.product(x, y)
         return [member.summed(products) for member in members]
 
+    def _joined(self, tensors: Named) -> Float[Tensor, " numbers"]:
+        """All vectors in a row, in float32 at least."""
+        row = _cat([fitting(member, tensors).reshape(-1) for member in self._vectors])
+        return row.float() if row.dtype.itemsize < 4 else row
+
     def numbers(self, sums: Float[Tensor, "pairs sums"], weights: Named) -> tuple[list[Numbers], dict[str, float]]:
         """What each law says, from the sums of all processes; and `Σ w²` of each parameter, of four bytes or more."""
         wide = sums.double().cpu().numpy()
+        whole = np.add.reduceat(wide, self._starts[:-1], axis=1).T.tolist()
+        units = np.zeros((len(wide), sum(self._counts)))
+        for terms in self._terms:
+            for term in terms:
+                units[:, term.units] += term.of(wide)
+        parts = torch.from_numpy(units).split(self._counts, 1)
         found = [
-            _numbers(law, [wide[:, place] for place in places], _dtype(law, weights))
-            for law, places in zip(self.laws, self._places, strict=True)
+            _numbers(law, part.to(_dtype(law, weights)), [_squares(term, wide, whole) for term in terms])
+            for law, part, terms in zip(self.laws, parts, self._terms, strict=True)
         ]
-        counted = {name: place for name, place in self._whole.items() if weights[name].dtype.itemsize >= 4}
-        return found, {name: float(wide[0, place].sum()) for name, place in counted.items()}
+        first = ((name, whole[self._reductions[_reduction(mine[0])]]) for name, mine in self._members.items())
+        return found, {name: w for name, (w, *_) in first if weights[name].dtype.itemsize >= 4}
 
 
-def _numbers(law: Law, parts: Sequence[np.ndarray], dtype: torch.dtype) -> Numbers:
-    """From the sums of each member, a row a pair."""
-    units = law.interface.blocks
-    total = np.zeros((len(parts[0]), units))
-    for degree, part in zip(law.degrees, parts, strict=True):
-        total += degree * (part if part.shape[1] == units else part.reshape(len(part), units, -1).sum(2))
-    own, *others = torch.from_numpy(total).to(dtype)[..., None, None].unbind()
-    squares = [part.sum(1).tolist() for part in parts]
+def _is_vector(members: Sequence[Member]) -> bool:
+    return len(members) == 1 and members[0].single
+
+
+def _reduction(member: Member) -> tuple[object, ...]:
+    return member.parameter, member.view, member.axes
+
+
+def _pairs(w: Tensor, g: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    return [(w, w)] if g is None else [(w, w), (g, w), (g, g)]
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """In a row, on the device of the first."""
+    device = parts[0].device
+    return torch.cat([part if part.device == device else part.to(device) for part in parts])
+
+
+def _squares(term: Term, sums: np.ndarray, whole: Sequence[list[float]]) -> list[float]:
+    """What a member takes of each kind of product, all units together."""
+    return sums[:, term.places].sum(1).tolist() if term.reduction is None else whole[term.reduction]
+
+
+def _numbers(law: Law, moments: Float[Tensor, "pairs units"], squares: Sequence[Sequence[float]]) -> Numbers:
+    """`squares` by member, and for each by pair."""
+    own, *others = moments[..., None, None].unbind()
     if not others:
         return Numbers(own, [w for (w,) in squares])
     mixed, of_gradients = others

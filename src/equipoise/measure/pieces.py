@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Block = Float[Tensor, "_ _"]  # rows are directions
+from equipoise.linalg import SHORT
 
-_SHORT = 1 << 12  # entries in one sum of squares: float32 sums of more lose digits
+Block = Float[Tensor, "_ _"]  # rows are directions
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Piece:
     def deflated(self, left: Float[Tensor, " rows"], value: Tensor, right: Float[Tensor, " _"]) -> Tensor:
         """`‖W - σ u vᵀ‖_F²` over these rows, turned or not, in float64; of `[W b]` where `v` is longer by one."""
         mine, inputs = left[self.mine] * value, self.weight.shape[1]
-        rest = _square(torch.addr(self.weight, mine, right[:inputs], alpha=-1))
+        rest = square(torch.addr(self.weight, mine, right[:inputs], alpha=-1))
         if self.bias is None or len(right) == inputs:
             return rest
-        return rest + _square(self.bias - mine * right[-1])
+        return rest + square(self.bias - mine * right[-1])
 
 
 def square(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
@@ -70,14 +70,10 @@ def square(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     >>> float(square(torch.tensor([[3.0, 4.0], [6.0, 8.0]])))
     125.0
     """
-    if tensor.shape[-1:].numel() > _SHORT:
+    if tensor.shape[-1:].numel() > SHORT:
         flat = tensor.reshape(-1)
-        short = len(flat) - len(flat) % _SHORT
-        sums = torch.cat([torch.linalg.vector_norm(flat[:short].view(-1, _SHORT), dim=1), flat[short:]])
+        short = len(flat) - len(flat) % SHORT
+        sums = torch.cat([torch.linalg.vector_norm(flat[:short].view(-1, SHORT), dim=1), flat[short:]])
     else:
         sums = torch.linalg.vector_norm(tensor, dim=-1) if tensor.ndim > 1 else tensor
     return sums.double().square().sum()
-
-
-def _square(tensor: Tensor) -> Float[Tensor, ""]:
-    return torch.linalg.vector_norm(tensor).double().square()
