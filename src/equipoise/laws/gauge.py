@@ -97,6 +97,7 @@ class Gauge:
         """One dial for each law."""
         return self.readout(weights, gradients).dials
 
+    @torch.inference_mode()
     def readout(self, weights: Named, gradients: Named | None = None) -> "Readout":
         """One dial for each law, and what else the same pass has seen."""
         if not self.laws:

@@ -157,10 +157,11 @@ class Units:
         for terms in self._terms:
             for term in terms:
                 units[:, term.units] += term.of(wide)
-        parts = torch.from_numpy(units).split(self._counts, 1)
+        moments, dtypes = torch.from_numpy(units)[..., None, None], [_dtype(law, weights) for law in self.laws]
+        parts = {dtype: moments.to(dtype).split(self._counts, 1) for dtype in set(dtypes)}
         found = [
-            _numbers(law, part.to(_dtype(law, weights)), [_squares(term, wide, whole) for term in terms])
-            for law, part, terms in zip(self.laws, parts, self._terms, strict=True)
+            _numbers(law, parts[dtype][number], [_squares(term, wide, whole) for term in terms])
+            for number, (law, dtype, terms) in enumerate(zip(self.laws, dtypes, self._terms, strict=True))
         ]
         first = ((name, whole[self._reductions[_reduction(mine[0])]]) for name, mine in self._members.items())
         return found, {name: w for name, (w, *_) in first if weights[name].dtype.itemsize >= 4}
@@ -189,9 +190,9 @@ def _squares(term: Term, sums: np.ndarray, whole: Sequence[list[float]]) -> list
     return sums[:, term.places].sum(1).tolist() if term.reduction is None else whole[term.reduction]
 
 
-def _numbers(law: Law, moments: Float[Tensor, "pairs units"], squares: Sequence[Sequence[float]]) -> Numbers:
+def _numbers(law: Law, moments: Float[Tensor, "pairs units 1 1"], squares: Sequence[Sequence[float]]) -> Numbers:
     """`squares` by member, and for each by pair."""
-    own, *others = moments[..., None, None].unbind()
+    own, *others = moments.unbind()
     if not others:
         return Numbers(own, [w for (w,) in squares])
     mixed, of_gradients = others

@@ -70,10 +70,12 @@ def square(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     >>> float(square(torch.tensor([[3.0, 4.0], [6.0, 8.0]])))
     125.0
     """
+    if tensor.ndim < 2 and tensor.numel() <= SHORT:
+        return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
     if tensor.shape[-1:].numel() > SHORT:
         flat = tensor.reshape(-1)
         short = len(flat) - len(flat) % SHORT
         sums = torch.cat([torch.linalg.vector_norm(flat[:short].view(-1, SHORT), dim=1), flat[short:]])
     else:
-        sums = torch.linalg.vector_norm(tensor, dim=-1) if tensor.ndim > 1 else tensor
+        sums = torch.linalg.vector_norm(tensor, dim=-1)
     return sums.double().square().sum()

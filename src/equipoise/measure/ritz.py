@@ -3,7 +3,7 @@
 What is as long as a matrix stays where it is; what is as small as a block goes to the host, in float64.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -37,114 +37,160 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Swept:
-    """A batch after its products with the weights; the `moving` first ones are those that are not `whole`.
+class Frame:
+    """How a batch is filled up: the `moving` first matrices are those that are not `whole`.
 
-    Row 0 stands for the direction of the bias, if there is one: `images` are `Wx` of each direction, and first the bias
-    itself; `pulled` is `Wᵀ` of all of them, for those that move. `squares` holds `‖b‖²` and `‖W‖²`.
+    There is an eigenproblem for each `W`, and after those one more for each `[W b]`, with row 0.
     """
 
     sizes: tuple[Size, ...]
-    moving: int
+
+    @cached_property
+    def moving(self) -> int:
+        """How many do not span everything."""
+        return sum(not size.whole for size in self.sizes)
+
+    @cached_property
+    def length(self) -> int:
+        """Of the longest image."""
+        return max(size.length for size in self.sizes)
+
+    @cached_property
+    def rows(self) -> int:
+        """Those of all directions, and row 0."""
+        return 1 + max(size.block for size in self.sizes)
+
+    @cached_property
+    def extended(self) -> list[int]:
+        """The numbers of the matrices with a bias."""
+        return [number for number, size in enumerate(self.sizes) if size.extended]
+
+    @cached_property
+    def matrices(self) -> list[int]:
+        """The number of the matrix of each eigenproblem."""
+        return [*range(len(self.sizes)), *self.extended]
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """1 for the entries of each eigenproblem that are of directions, 0 for the others."""
+        real = np.arange(self.rows) <= np.array([self.sizes[number].block for number in self.matrices])[:, None]
+        real[: len(self.sizes), 0] = False
+        return (real[:, :, None] & real[:, None, :]).astype(float)
+
+    @cached_property
+    def filled(self) -> np.ndarray:
+        """1 on the diagonal where there is no direction."""
+        return np.eye(self.rows) * (1 - np.einsum("bii->bi", self.kept)[:, None])
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A batch after its products with the weights.
+
+    Row 0 stands for the direction of the bias, if there is one. `products` are side by side the images, `Wx` of each
+    direction, and first the bias itself; and `Wᵀ` of each image, for matrices that move. `squares` holds `‖b‖²` and
+    `‖W‖²`.
+    """
+
+    frame: Frame
     directions: Float[Tensor, "batch block columns"]
-    images: Float[Tensor, "batch rows length"]
-    pulled: Float[Tensor, "moving rows columns"]
-    squares: np.ndarray
+    products: Float[Tensor, "batch rows length_and_columns"]
+    squares: Float[np.ndarray, "batch 2"]
 
 
 @dataclass(frozen=True)
 class Ritz:
     """Ritz pairs of `WᵀW`, from row 1 on, `eigenvalues` `σ̂_i²` descending; row 0 is the top one of `[W b]ᵀ[W b]`.
 
-    Without a bias it is one more of `W`'s own. `coupling_i = (WᵀW v_i - σ̂_i² v_i) / scale_i`, of norm
-    `distance_i / scale_i`; `last` is the component of the top vector of `[W b]` along the bias, where nothing couples:
-    what a Ritz pair leaves is orthogonal to the directions, and that is one.
+    Without a bias it is one more of `W`'s own. `coupling_i = (WᵀW v_i - σ̂_i² v_i) / scale_i`, of norm `coupled_i`. In
+    `turn` the Ritz vectors are combinations of the directions; the first entry of row 0 is the component of the top
+    vector of `[W b]` along the bias, where nothing couples: what a Ritz pair leaves is orthogonal to the directions,
+    and that is one.
     """
 
     swept: Swept
     eigenvalues: np.ndarray
     scale: np.ndarray
-    distance: np.ndarray
-    turn: Tensor
-    right: Tensor
-    coupling: Tensor
-    last: np.ndarray
+    coupled: np.ndarray
+    turn: Float[Tensor, "batch rows rows"]
+    left: Float[Tensor, "batch rows length"]  # σ̂ u
+    right: Float[Tensor, "batch rows columns"]
+    coupling: Float[Tensor, "moving rows columns"]
 
     @cached_property
     def finite(self) -> np.ndarray:
         """Which of the matrices have nothing but finite figures."""
-        return np.asarray(np.isfinite(self.scale + self.eigenvalues + self.distance).all(1))
+        return np.isfinite(self.scale + self.eigenvalues + self.coupled).all(1)
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def ritz(swept: Swept, r: int) -> Ritz:
     """`Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
-    x, m = swept.directions, swept.moving
-    wide = swept.images.double()
-    gram = (wide @ wide.mT).cpu().numpy()
-    eigenvalues, turn = _turned(gram, swept.sizes, r)
-    scale = np.maximum(swept.squares[:, 1:], _tiny(x)).repeat(len(turn[0]), 1)
-    scale[:, 0] = np.maximum(swept.squares.sum(1), _tiny(x))
+    x, m, length = swept.directions, swept.frame.moving, swept.frame.length
+    wide = swept.products[..., :length].double()
+    along, own = swept.squares.T
+    scale = np.maximum(own[:, None], _tiny(x)).repeat(swept.frame.rows, 1)
+    scale[:, 0] += along
+    eigenvalues, turn = _turned((wide @ wide.mT).cpu().numpy(), swept.frame, scale[:, 0], r)
     turned = torch.from_numpy(turn).to(x)
-    right = turned[..., 1:] @ x
-    scaled, levels = (
-        torch.from_numpy(part / scale[:m, :, None]).to(x) for part in (turn[:m], eigenvalues[:m, :, None])
-    )
-    coupling = torch.baddbmm(right[:m] * levels, scaled, swept.pulled, beta=-1)
-    distance, last = np.zeros_like(scale), turn[:, 0, 0]
-    distance[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy() * scale[:m]
-    return Ritz(swept, eigenvalues, scale, distance, turned, right, coupling, last)
+    right, seen = turned[..., 1:] @ x, turned @ swept.products
+    levels, units = torch.from_numpy(np.stack([eigenvalues, np.ones_like(scale)]) / scale).to(x)[:, :m, :, None]
+    coupling = torch.addcmul(right[:m] * levels, seen[:m, :, length:], units, value=-1)
+    coupled = np.zeros_like(scale)
+    coupled[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy()
+    return Ritz(swept, eigenvalues, scale, coupled, turned, seen[..., :length], right, coupling)
 
 
-def _turned(gram: np.ndarray, sizes: Sequence[Size], r: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and, as rows, eigenvectors of the Gram matrices: those without the bias, after the top one with."""
-    extended = [number for number, size in enumerate(sizes) if size.extended]
-    real = np.arange(gram.shape[1]) <= np.array([size.block for size in sizes])[:, None]
-    both, real = np.concatenate([gram, gram[extended]]), np.concatenate([real, real[extended]])
-    own = slice(len(gram))
-    both[own, 0], both[own, :, 0], real[own, 0] = 0, 0, False
-    values, vectors = _descending(both, real)
-    turn, levels, more = np.empty_like(gram), np.empty(gram.shape[:2]), min(r, gram.shape[1] - 2)
-    turn[:, 1:], levels[:, 1:] = vectors[own, :-1], values[own, :-1]
-    turn[:, 0], levels[:, 0] = vectors[own, more], values[own, more]
-    turn[extended, 0], levels[extended, 0] = vectors[len(gram) :, 0], values[len(gram) :, 0]
+def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and, as rows, eigenvectors of the Gram matrices: those without the bias, after the top one with.
+
+    Nothing in a Gram matrix is above its peak.
+    """
+    count, more = len(gram), min(r, frame.rows - 2)
+    values, vectors = _descending(gram[frame.matrices] * frame.kept - frame.filled * peaks[frame.matrices, None, None])
+    turn, levels = np.empty_like(gram), np.empty(gram.shape[:2])
+    turn[:, 1:], levels[:, 1:] = vectors[:count, :-1], values[:count, :-1]
+    turn[:, 0], levels[:, 0] = vectors[:count, more], values[:count, more]
+    turn[frame.extended, 0], levels[frame.extended, 0] = vectors[count:, 0], values[count:, 0]
     return levels, turn
 
 
-def _descending(gram: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, NaN where an entry is not finite, and eigenvectors as rows; last those of rows that are not real."""
-    broken = ~np.isfinite(gram).all((1, 2))
-    gram[broken] = 0
-    peak = gram.max((1, 2))
-    np.einsum("bii->bi", gram)[~real] = np.broadcast_to(-np.where(peak > 0, peak, 1)[:, None], real.shape)[~real]
-    eigenvalues, vectors = np.linalg.eigh(gram)
+def _descending(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, NaN where an entry is not finite, and eigenvectors as rows."""
+    broken = () if np.isfinite(matrices).all() else ~np.isfinite(matrices).all((1, 2))
+    matrices[broken,] = 0
+    eigenvalues, vectors = np.linalg.eigh(matrices)
     eigenvalues = np.maximum(eigenvalues[:, ::-1], 0)
-    eigenvalues[broken] = np.nan
+    eigenvalues[broken,] = np.nan
     return eigenvalues, vectors[..., ::-1].swapaxes(1, 2)
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
     """What is known of each `W` and, where it has a bias, of `[W b]`: tails by difference."""
-    swept, values = found.swept, np.sqrt(found.eigenvalues)
-    nearest = np.minimum(found.distance / np.maximum(values, _TINY), np.sqrt(found.distance))
-    upper, squares = _upper(found), swept.squares
-    both = np.column_stack([np.sqrt(upper**2 + squares[:, 0]), upper])  # σ_1² of [W b] is at most σ_1² + ‖b‖²
-    norms = np.column_stack([squares.sum(1), squares[:, 1]])
-    told = np.stack([both, np.sqrt(norms), np.maximum(norms - found.eigenvalues[:, :2], 0)], 2).tolist()
-    left = torch.nn.functional.normalize(found.turn[:, : r + 1] @ swept.images, dim=-1, eps=_tiny(swept.images))
-    sigma, last = (torch.from_numpy(part).to(left) for part in (values[:, : r + 1], found.last[:, None]))
+    top = slice(r + 1)
+    values, distance = np.sqrt(found.eigenvalues[:, top]), (found.coupled * found.scale)[:, top]
+    nearest = np.minimum(distance / np.maximum(values, _TINY), np.sqrt(distance)).tolist()
+    length = torch.linalg.vector_norm(found.left[:, top], dim=-1, keepdim=True).clamp_(min=_tiny(found.left))
+    left, right, sigma = (found.left[:, top] / length).mT, found.right.mT, torch.from_numpy(values).to(length)
+    squares, largest, upper = found.swept.squares.tolist(), found.eigenvalues.tolist(), _upper(found).tolist()
     reports = []
-    each = zip(swept.sizes, left.unbind(), sigma.unbind(), found.right.unbind(), last.unbind(), strict=True)
-    for (size, u, s, v, w), (along, own), near in zip(each, told, nearest[:, : r + 1].tolist(), strict=True):
-        count, columns = min(r, size.block) + 1, size.columns
-        triplets = Triplets(u[1:count, : size.length].mT, s[1:count], v[1:count, :columns].mT)
-        seen, more = Leading(triplets, tuple(near[1:count]), *own), None
+    for i, size in enumerate(found.swept.frame.sizes):
+        rows, columns, (along, own) = slice(1, min(r, size.block) + 1), slice(size.columns), squares[i]
+        triplets = Triplets(left[i, : size.length, rows], sigma[i, rows], right[i, columns, rows])
+        seen = _leading(triplets, nearest[i][rows], upper[i], own, largest[i][1])
+        more = None
         if size.extended:
-            triplets = Triplets(u[:1, : size.length].mT, s[:1], torch.cat([v[0, :columns], w])[:, None])
-            more = Leading(triplets, (near[0],), *along)
+            vector = torch.cat([right[i, columns, 0], found.turn[i, 0, :1]])[:, None]
+            triplets = Triplets(left[i, : size.length, :1], sigma[i, :1], vector)
+            bound = math.sqrt(upper[i] ** 2 + along)  # σ_1² of [W b] is at most σ_1² + ‖b‖²
+            more = _leading(triplets, nearest[i][:1], bound, own + along, largest[i][0])
         reports.append((seen, more))
     return reports
+
+
+def _leading(triplets: Triplets, nearest: list[float], upper: float, square: float, largest: float) -> Leading:
+    return Leading(triplets, tuple(nearest), upper, math.sqrt(square), max(square - largest, 0.0))
 
 
 def _upper(found: Ritz) -> np.ndarray:
@@ -153,17 +199,18 @@ def _upper(found: Ritz) -> np.ndarray:
     In a basis completed from the block `WᵀW` is `[[Λ, Rᵀ], [R, F]]`, `F ≥ 0` of trace `‖W‖_F² - tr Λ`, and no block
     matrix exceeds the matrix of its blocks' norms. Rounding is put at `4 √size · eps` after Higham & Mary (2019).
     """
-    size = max(size.length + size.columns for size in found.swept.sizes)
+    size = max(size.length + size.columns for size in found.swept.frame.sizes)
     rounding = 4 * size**0.5 * torch.finfo(found.right.dtype).eps
     count, k = found.eigenvalues.shape
     arrow = np.zeros((count, k, k))
-    diagonal = np.einsum("bii->bi", arrow)
+    diagonal = arrow.reshape(count, -1)[:, :: k + 1]
     diagonal[:, :-1] = found.eigenvalues[:, 1:] / found.scale[:, 1:]
     diagonal[:, -1] = np.maximum(1 - diagonal.sum(1), 0) + rounding
-    arrow[:, -1, :-1] = found.distance[:, 1:] / found.scale[:, 1:]  # the lower triangle is enough
-    arrow[~found.finite] = 0
+    arrow[:, -1, :-1] = found.coupled[:, 1:]  # the lower triangle is enough
+    broken = () if found.finite.all() else ~found.finite
+    arrow[broken,] = 0
     largest = np.linalg.eigvalsh(arrow)[:, -1]
-    largest[~found.finite] = np.nan
+    largest[broken,] = np.nan
     return np.sqrt(found.swept.squares[:, 1]) * (np.sqrt(largest) + rounding)
 
 
@@ -172,14 +219,14 @@ def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "bat
 
     Directions that span the whole space do so for ever.
     """
-    swept, old, m = found.swept, found.swept.directions, found.swept.moving
+    frame, old = found.swept.frame, found.swept.directions
+    m, top = frame.moving, slice(r + 1)
     if not m:
         return old
     noise = torch.randn(m, 1, old.shape[2], generator=generator).to(old)
-    for row, size in zip(noise, swept.sizes, strict=False):
+    for row, size in zip(noise, frame.sizes, strict=False):
         if size.columns < row.shape[1]:
             row[:, size.columns :] = 0
-    top = slice(r + 1)
     rows = torch.cat([found.right[:m, top], found.coupling[:, top], old[:m, top], noise], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)

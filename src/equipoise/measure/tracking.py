@@ -12,7 +12,6 @@ its own top vector is looked for; and among those directions are its last one, i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from equipoise.linalg import Triplets
 from equipoise.measure.leading import Leading
 from equipoise.measure.pieces import Piece
-from equipoise.measure.ritz import Size, Swept, fresh, leadings, ritz
+from equipoise.measure.ritz import Frame, Size, Swept, fresh, leadings, ritz
 
 Reduce = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
 Seen = tuple[Leading, Leading | None]  # of `W`, and of `[W b]` where there is a bias
@@ -39,13 +38,8 @@ class Group:
     """
 
     members: tuple[int, ...]
-    sizes: tuple[Size, ...]
+    frame: Frame
     directions: Float[Tensor, "batch block columns"]
-
-    @cached_property
-    def moving(self) -> int:
-        """How many do not span everything."""
-        return sum(not size.whole for size in self.sizes)
 
 
 def directions(r: int) -> int:
@@ -66,7 +60,7 @@ def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Gr
             noise = torch.randn(piece.columns, count, generator=generator, dtype=torch.float64)
             rows[:count, : piece.columns] = torch.linalg.qr(noise).Q.mT
         sizes = [Size(p.length, count, p.columns, p.bias is not None) for p, count in zip(mine, counts, strict=True)]
-        groups.append(Group(tuple(members), tuple(sizes), batch))
+        groups.append(Group(tuple(members), Frame(tuple(sizes)), batch))
     return groups
 
 
@@ -109,30 +103,29 @@ def follow(
     """
     pieces = [_oriented(piece, r) for piece in pieces]
     products = [_products(group, [pieces[member] for member in group.members]) for group in groups]
-    whole = iter(reduce([product for pair in products for product in pair]))
     seen: dict[int, Seen] = {}
     after = []
-    for group in groups:
+    for group, whole in zip(groups, reduce(products), strict=True):
         known = np.array([squares[member] for member in group.members])
-        found = ritz(Swept(group.sizes, group.moving, group.directions, next(whole), next(whole), known), r)
+        found = ritz(Swept(group.frame, group.directions, whole, known), r)
         seen.update(zip(group.members, leadings(found, r), strict=True))
         after.append(replace(group, directions=fresh(found, r, generator)))
     return after, _finished(pieces, [seen[number] for number in range(len(pieces))], reduce)
 
 
-def _products(group: Group, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-    """`images` and `pulled` of `Swept`, what this process knows of them."""
-    count, block, columns = group.directions.shape
-    images = group.directions.new_zeros(count, block + 1, max(size.length for size in group.sizes))
-    pulled = group.directions.new_zeros(group.moving, block + 1, columns)
-    for piece, size, x, y in zip(pieces, group.sizes, group.directions, images, strict=True):
+def _products(group: Group, pieces: Sequence[Piece]) -> Float[Tensor, "batch rows length_and_columns"]:
+    """`products` of `Swept`, what this process knows of them."""
+    (count, _, columns), frame = group.directions.shape, group.frame
+    products = group.directions.new_zeros(count, frame.rows, frame.length + columns)
+    for number, (piece, size) in enumerate(zip(pieces, frame.sizes, strict=True)):
+        first, last, end = 0 if size.extended else 1, size.block + 1, frame.length + size.columns
+        images = products[number, first:last, : size.length]
         if piece.bias is not None:
-            y[0, piece.mine] = piece.bias
-        piece.push(x[: size.block, : size.columns], y[1 : size.block + 1, : size.length])
-    for piece, size, y, z in zip(pieces, group.sizes, images, pulled, strict=False):
-        rows = slice(0 if size.extended else 1, size.block + 1)
-        piece.pull(y[rows, : size.length], z[rows, : size.columns])
-    return images, pulled
+            images[0, piece.mine] = piece.bias
+        piece.push(group.directions[number, : size.block, : size.columns], images[1 - first :])
+        if number < frame.moving:
+            piece.pull(images, products[number, first:last, frame.length : end])
+    return products
 
 
 def _finished(pieces: Sequence[Piece], seen: Sequence[Seen], reduce: Reduce) -> list[Seen]:

@@ -31,6 +31,7 @@ class Follower:
         """The leading triplets at these weights, whose `Σ w²` are known, when they are asked for."""
         return Followed(self, weights, squares)
 
+    @torch.inference_mode()
     def sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, Leading]:
         """One sweep; several before the first look."""
         plan = self._plan = self._plan or list(self._together(weights))
@@ -50,8 +51,8 @@ class Follower:
 
     def _together(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[Unfolding, str | None]]:
         """Each matrix once, and the bias that goes along with it; where there are few rows, `[W b]` is by itself."""
-        many = lambda name: len(weights[name]) > directions(self.r)  # noqa: E731
-        along = {replace(each, bias=None): each.bias for each in self.unfoldings if each.bias and many(each.weight)}
+        tall = [each for each in self.unfoldings if each.bias and len(weights[each.weight]) > directions(self.r)]
+        along = {replace(each, bias=None): each.bias for each in tall}
         apart = [each for each in self.unfoldings if along.get(replace(each, bias=None)) != each.bias or not each.bias]
         for unfolding in dict.fromkeys([*apart, *along]):
             yield unfolding, along.get(unfolding)
