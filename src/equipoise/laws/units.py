@@ -5,11 +5,11 @@ part in, it is multiplied once, and summed once along each of its axes that some
 which stands for itself, are joined into one.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from equipoise.laws.law import Law, fitting
 from equipoise.laws.scratch import Scratch
 
 Named = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 def by_unit(law: Law) -> bool:
@@ -104,14 +105,9 @@ class Units:
     def _of_law(self, law: Law, end: int) -> Iterator[Term]:
         units = slice(end - law.interface.blocks, end)
         for member in law.interface.members:
-            number, places, copies = self._reductions[_reduction(member)], member.places, member.index[0].numel()
-            start = int(self._starts[number])
-            moved = (
-                slice(places.start + start, places.stop + start)
-                if isinstance(places, slice)
-                else places.numpy() + start
-            )
-            yield Term(units, moved, copies, member.degree, number if member.covers else None)
+            number = self._reductions[_reduction(member)]
+            places = _moved(member.places, int(self._starts[number]))
+            yield Term(units, places, member.index[0].numel(), member.degree, number if member.covers else None)
 
     @cached_property
     def _counts(self) -> list[int]:
@@ -126,14 +122,13 @@ class Units:
 
     def sums(self, weights: Named, gradients: Named | None) -> Float[Tensor, "pairs sums"]:
         """Sums of squares of weights; with gradients also of gradients times weights, and of squares of gradients."""
-        found: list[list[Tensor]] = [[] for _ in range(1 if gradients is None else 3)]
+        factors = [weights] if gradients is None else [weights, gradients]
+        found: list[list[Tensor]] = [[] for _ in _pairs(factors)]
         for members in self._matrices:
-            w, g = (tensors and fitting(members[0], tensors) for tensors in (weights, gradients))
-            for sums, pair in zip(found, _pairs(w, g), strict=True):
+            for sums, pair in zip(found, _pairs([fitting(members[0], each) for each in factors]), strict=True):
                 sums += self._summed(members, *pair)
         if self._vectors:
-            w, g = (tensors and self._joined(tensors) for tensors in (weights, gradients))
-            for sums, (x, y) in zip(found, _pairs(w, g), strict=True):
+            for sums, (x, y) in zip(found, _pairs([self._joined(each) for each in factors]), strict=True):
                 sums.append(x * y)
         self._scratch.trim()
         return _cat([part for sums in found for part in sums]).view(len(found), -1)
@@ -175,8 +170,14 @@ def _reduction(member: Member) -> tuple[object, ...]:
     return member.parameter, member.view, member.axes
 
 
-def _pairs(w: Tensor, g: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    return [(w, w)] if g is None else [(w, w), (g, w), (g, g)]
+def _pairs(factors: Sequence[T]) -> list[tuple[T, T]]:
+    """Weights with themselves; gradients, where there are any, with weights and with themselves."""
+    w, *others = factors
+    return [(w, w), *(pair for g in others for pair in ((g, w), (g, g)))]
+
+
+def _moved(places: slice | Tensor, start: int) -> slice | np.ndarray:
+    return slice(places.start + start, places.stop + start) if isinstance(places, slice) else places.numpy() + start
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

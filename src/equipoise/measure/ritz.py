@@ -120,7 +120,7 @@ class Ritz:
     @cached_property
     def finite(self) -> np.ndarray:
         """Which of the matrices have nothing but finite figures."""
-        return np.isfinite(self.scale + self.eigenvalues + self.coupled).all(1)
+        return np.asarray(np.isfinite(self.scale + self.eigenvalues + self.coupled).all(1))
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -157,11 +157,11 @@ def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[
 
 def _descending(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, NaN where an entry is not finite, and eigenvectors as rows."""
-    broken = () if np.isfinite(matrices).all() else ~np.isfinite(matrices).all((1, 2))
-    matrices[broken,] = 0
+    broken = ~np.isfinite(matrices).all((1, 2))
+    matrices[broken] = 0
     eigenvalues, vectors = np.linalg.eigh(matrices)
     eigenvalues = np.maximum(eigenvalues[:, ::-1], 0)
-    eigenvalues[broken,] = np.nan
+    eigenvalues[broken] = np.nan
     return eigenvalues, vectors[..., ::-1].swapaxes(1, 2)
 
 
@@ -207,10 +207,9 @@ def _upper(found: Ritz) -> np.ndarray:
     diagonal[:, :-1] = found.eigenvalues[:, 1:] / found.scale[:, 1:]
     diagonal[:, -1] = np.maximum(1 - diagonal.sum(1), 0) + rounding
     arrow[:, -1, :-1] = found.coupled[:, 1:]  # the lower triangle is enough
-    broken = () if found.finite.all() else ~found.finite
-    arrow[broken,] = 0
+    arrow[~found.finite] = 0
     largest = np.linalg.eigvalsh(arrow)[:, -1]
-    largest[broken,] = np.nan
+    largest[~found.finite] = np.nan
     return np.sqrt(found.swept.squares[:, 1]) * (np.sqrt(largest) + rounding)
 
 
