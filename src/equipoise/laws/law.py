@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -47,7 +48,7 @@ class Law:
         """Parameters that read from it."""
         return self.interface.consumers
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """All of them."""
         return tuple(dict.fromkeys((*self.producers, *self.consumers)))
@@ -132,10 +133,10 @@ class Law:
         pairs = zip(self.degrees, self.slices(named(parameters)), self.slices(gradients), strict=True)
         return torch.stack([abs(degree) * w.norm() * g.norm() for degree, w, g in pairs]).sum()
 
-    @property
-    def degrees(self) -> list[float]:
+    @cached_property
+    def degrees(self) -> tuple[float, ...]:
         """How each member counts: positive for producers, negative for consumers."""
-        return [member.degree for member in self.interface.members]
+        return tuple(member.degree for member in self.interface.members)
 
     def slices(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """What of each member takes part, of shape (blocks, copies, width, rest)."""

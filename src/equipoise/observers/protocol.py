@@ -76,7 +76,10 @@ class Scene:
 
 @runtime_checkable
 class Spectra(Protocol):
-    """The singular values of the weights at one instant, worked out once for all observers."""
+    """The singular values of the weights at one instant, worked out once for all observers.
+
+    In a training loop their vectors are inference tensors: an observer that differentiates through them clones them.
+    """
 
     def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[Leading]:
         """The `r` leading triplets of each."""
