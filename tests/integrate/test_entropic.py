@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import reference
 from equipoise.integrate.entropic import Start, entropic_minimum, extrapolated_average
-from equipoise.integrate.quadratic import Quadratic, heavy_rows
+from equipoise.integrate.quadratic import LowRank, Whole, WholeFactor, heavy_rows
 
 
 def problem(size, seed, scale):
@@ -18,7 +18,7 @@ def problem(size, seed, scale):
 @given(size=st.integers(1, 30), seed=st.integers(0, 99), exponent=st.integers(-3, 13))
 def test_solution_is_the_fixed_point_of_the_softmax(size, seed, exponent):
     quadratic, linear, uniform = problem(size, seed, 10.0**exponent)
-    found = entropic_minimum(Quadratic(quadratic), linear, Start(uniform))
+    found = entropic_minimum(Whole(quadratic), linear, Start(uniform))
     assert found.converged
     expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
     rounding = 100 * 2e-16 * float(quadratic.abs().max())
@@ -27,10 +27,10 @@ def test_solution_is_the_fixed_point_of_the_softmax(size, seed, exponent):
 
 def test_warm_start_from_the_wrong_vertex_still_arrives():
     quadratic, linear, uniform = problem(12, 3, 1e9)
-    right = entropic_minimum(Quadratic(quadratic), linear, Start(uniform)).weights
+    right = entropic_minimum(Whole(quadratic), linear, Start(uniform)).weights
     wrong = torch.zeros(12, dtype=torch.float64)
     wrong[right.argmin()] = 1.0
-    assert torch.allclose(entropic_minimum(Quadratic(quadratic), linear, Start(wrong)).weights, right, atol=1e-5)
+    assert torch.allclose(entropic_minimum(Whole(quadratic), linear, Start(wrong)).weights, right, atol=1e-5)
 
 
 @pytest.mark.parametrize(("order", "pick"), [(1, lambda p: p[0]), (2, lambda p: p[1] + p[2] - p[0])])
@@ -38,7 +38,7 @@ def test_order_of_the_time_average(order, pick):
     quadratic, linear, uniform = problem(6, 1, 2.0)
     errors = []
     for span in (0.1, 0.05, 0.025):
-        found = extrapolated_average(Quadratic(span * quadratic), linear, 0 * linear, (Start(uniform),) * 3)
+        found = extrapolated_average(Whole(span * quadratic), linear, 0 * linear, (Start(uniform),) * 3)
         parts = [part.weights for part in found]
         exact = (torch.tensor(reference.margins_by_radau(quadratic, linear, span)) - linear) / span
         errors.append(float((quadratic @ pick(parts) - exact).norm()))
@@ -49,31 +49,46 @@ def test_order_of_the_time_average(order, pick):
 def test_stiff_average_keeps_the_margins_together():
     """With `hK` of 1e10 the examples that weigh end at equal margins: the limit is a hard-margin SVM in the kernel."""
     quadratic, linear, uniform = problem(8, 5, 1e10)
-    weights = entropic_minimum(Quadratic(quadratic), linear, Start(uniform)).weights
+    weights = entropic_minimum(Whole(quadratic), linear, Start(uniform)).weights
     ends = linear + quadratic @ weights
     heavy = weights > 1e-6
     assert float(ends[heavy].max() - ends[heavy].min()) < 40
     assert float(ends[~heavy].min() - ends[heavy].min()) > 10 if (~heavy).any() else True
 
 
-def test_a_padded_matrix_has_the_solution_of_the_whole_one():
-    quadratic, linear, _ = problem(6, 4, 50.0)
-    rows, whole = torch.tensor([1, 2, 4]), torch.zeros(6, 6, dtype=torch.float64)
-    whole[rows[:, None], rows] = quadratic[:3, :3]
-    start = torch.tensor([0.3, 0.1, 0.1, 0.2, 0.2, 0.1], dtype=torch.float64)
-    padded = Quadratic(quadratic[:3, :3] / 7, 7.0, rows, 6)
-    assert torch.allclose(padded.times(start), whole @ start)
-    found, expected = (entropic_minimum(one, linear, Start(start)) for one in (padded, Quadratic(whole)))
+@pytest.mark.parametrize("scale", [0.3, 50.0, 1e8])
+def test_a_matrix_of_low_rank_has_the_solution_of_the_whole_one(scale):
+    _, linear, uniform = problem(12, 4, scale)
+    root = torch.randn(12, 4, generator=torch.Generator().manual_seed(4)).double()
+    quadratic, places = scale * root @ root.T, torch.tensor([1, 2, 4, 7])
+    low = LowRank.through(quadratic[:, places], places).scaled(0.5)
+    whole = Whole(quadratic, 0.5)
+    assert torch.allclose(low.times(uniform), whole.times(uniform))
+    assert torch.allclose(low.diagonal, whole.diagonal)
+    sides = torch.stack([linear, uniform], 1)
+    inverse = torch.linalg.inv(torch.eye(12) + uniform.sqrt()[:, None] * whole.times(uniform.sqrt().diag()))
+    assert torch.allclose(low.factored(uniform, 1.0).solve(sides), inverse @ sides, rtol=1e-6, atol=1e-6)
+    found, expected = (entropic_minimum(one, linear, Start(uniform)) for one in (low, whole))
     assert found.converged
-    assert torch.allclose(found.weights, expected.weights, atol=1e-8)
+    assert torch.allclose(found.weights, expected.weights, atol=1e-7)
+
+
+def test_a_matrix_through_some_columns_has_them_and_is_below_the_whole():
+    quadratic, *_ = problem(12, 9, 1.0)
+    places = torch.tensor([0, 3, 8])
+    low = LowRank.through(quadratic[:, places], places).times(torch.eye(12).double())
+    assert torch.allclose(low[:, places], quadratic[:, places])
+    assert float(torch.linalg.eigvalsh(quadratic - low).min()) > -1e-12 * float(quadratic.max())
+    repeated = torch.tensor([0, 3, 8, 8])  # a singular block
+    assert torch.allclose(LowRank.through(quadratic[:, repeated], repeated).times(torch.eye(12).double()), low)
 
 
 def test_rows_that_hardly_weigh_are_left_out_of_the_factorisation_and_not_of_the_solution():
     """A thousand rows, of which few weigh: the factor is small, and the optimality condition holds on all."""
     quadratic, linear, uniform = problem(1000, 2, 1.0)
     linear = linear + torch.linspace(0, 60, 1000, dtype=torch.float64)
-    found = entropic_minimum(Quadratic(quadratic), linear, Start(uniform))
-    assert found.factor is not None
+    found = entropic_minimum(Whole(quadratic), linear, Start(uniform))
+    assert isinstance(found.factor, WholeFactor)
     assert len(found.factor.cholesky) == len(heavy_rows(found.weights * quadratic.diagonal(), 1.0)) < 500
     expected = torch.softmax(-(linear + quadratic @ found.weights), 0)
     assert torch.allclose(found.weights, expected, rtol=1e-5, atol=1e-9)
@@ -81,12 +96,12 @@ def test_rows_that_hardly_weigh_are_left_out_of_the_factorisation_and_not_of_the
 
 def test_a_factor_of_a_nearby_problem_serves_and_one_of_a_far_one_is_made_again():
     quadratic, linear, uniform = problem(30, 6, 1e4)
-    found = entropic_minimum(Quadratic(quadratic), linear, Start(uniform))
-    near = entropic_minimum(Quadratic(1.001 * quadratic), linear, found.start)
+    found = entropic_minimum(Whole(quadratic), linear, Start(uniform))
+    near = entropic_minimum(Whole(1.001 * quadratic), linear, found.start)
     assert near.converged
     assert near.factor is found.factor
-    far = entropic_minimum(Quadratic(quadratic), linear.flip(0), found.start)
+    far = entropic_minimum(Whole(quadratic), linear.flip(0), found.start)
     assert far.converged
     assert far.factor is not found.factor
-    expected = entropic_minimum(Quadratic(quadratic), linear.flip(0), Start(uniform))
+    expected = entropic_minimum(Whole(quadratic), linear.flip(0), Start(uniform))
     assert torch.allclose(far.weights, expected.weights, atol=1e-6)

@@ -119,6 +119,8 @@ def test_products_of_the_jacobian_are_those_of_autograd(name, memory):
     onto = torch.randn(4, *margins.readout.others, generator=generator, dtype=torch.float64)
     rows = (onto.view(4, -1, 1) * jacobian.unflatten(0, (7, -1))[examples]).sum(1)
     assert close(here.kernel(examples, onto), rows @ rows.T)
+    columns = torch.tensor([3, 1])
+    assert close(here.kernel(examples, onto, columns), rows @ rows[columns].T)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -85,6 +85,8 @@ def test_kernel_of_combined_margins(name, implementation):
     jacobian = reference.margin_jacobian(model, *data(classes=classes), classes).unflatten(0, (12, -1))[examples]
     rows = (forces.view(5, -1, 1) * jacobian).sum(1)
     assert close(here.kernel(examples, forces), rows @ rows.T)
+    columns = torch.tensor([2, 0, 4])
+    assert close(here.kernel(examples, forces, columns), rows @ rows[columns].T)
 
 
 @pytest.mark.parametrize("name", ["chain", "biased chain", "leaky", "ends in a kink", "classes"])

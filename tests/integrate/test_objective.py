@@ -60,6 +60,8 @@ def test_a_restricted_objective_has_the_same_potentials_and_the_rows_of_the_kern
     assert some.count < objective.count
     assert torch.allclose(some.potential(some.margins.evaluate(weights)), objective.potential(at)[rows], rtol=1e-14)
     assert torch.allclose(part.kernel(), whole.kernel()[rows][:, rows], rtol=1e-11, atol=1e-13)
+    columns = torch.tensor([4, 1])
+    assert torch.allclose(part.kernel(columns), part.kernel()[:, columns], rtol=1e-11, atol=1e-13)
     assert torch.allclose(part.pushforward(change)[0], whole.pushforward(change)[0][rows], rtol=1e-11, atol=1e-13)
     forces = torch.zeros_like(objective.potential(at)).index_fill(0, rows, 0.7)
     expected = whole.pullback(whole.forces(forces))

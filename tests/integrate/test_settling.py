@@ -1,4 +1,4 @@
-"""A step settles where plain iteration would not, and on part of the kernel as on all of it."""
+"""A step settles where plain iteration would not, and on a kernel of low rank as on all of it."""
 
 import itertools
 
@@ -58,8 +58,8 @@ def test_plain_iteration_converges_in_the_short_step_only(start, span):
     assert changes[-1] < 1e-14 if span == SPANS[0] else changes[-1] > 1e-10
 
 
-def test_part_of_a_kernel_takes_the_same_step_to_second_order(monkeypatch):
-    """What is not coupled moves at its mean rate: the step's third-order error differs, nothing before it does."""
+def test_a_kernel_of_low_rank_takes_the_same_step_to_second_order(monkeypatch):
+    """What it lacks moves potentials at its mean rate: the step's third-order error differs, nothing before it does."""
     classes = build_problem(mlp([64, 16, 16, 10], seed=0), load("digits", tuple(range(10)), n=60), "cross_entropy")
     objective, stepper = classes.objective, EntropicMidpoint()
     state = stepper.init(objective, classes.weights)
@@ -70,11 +70,12 @@ def test_part_of_a_kernel_takes_the_same_step_to_second_order(monkeypatch):
         stretch = Stretch(objective, state, outlook, size / outlook.speed, precise=True)
         whole = entropic(stretch)
         with monkeypatch.context() as patch:
-            patch.setattr(coupling, "_affordable", lambda objective: 40)
-            rows = coupling.coupled(objective, outlook, state.dual, stretch.span, whole.rows)
+            patch.setattr(coupling, "_LARGEST", 40)
+            patch.setattr(coupling, "_FEWEST", 40)
+            places = coupling.landmarks(objective, outlook, state.dual, stretch.span, whole.rows)
             part = entropic(stretch)
-        assert rows is not None
-        assert len(rows) < len(whole.rows) / 2
+        assert places is not None
+        assert len(places) < len(whole.rows) / 2
         assert whole.settled
         assert part.settled
         gaps.append(float((part.weights - whole.weights).norm() / whole.weights.norm()))

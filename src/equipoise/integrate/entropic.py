@@ -79,7 +79,8 @@ def entropic_minimum(
     factors of 20 from the scale of `A`. `tolerance` is the residual `Σ p |b + Ap + T log p + λ| / T` at which an
     iterate is a solution.
 
-    >>> zeros, start = Quadratic(torch.zeros(2, 2).double()), Start(torch.tensor([0.9, 0.1]).double())
+    >>> from equipoise.integrate.quadratic import Whole
+    >>> zeros, start = Whole(torch.zeros(2, 2).double()), Start(torch.tensor([0.9, 0.1]).double())
     >>> flat = entropic_minimum(zeros, torch.zeros(2).double(), start)
     >>> flat.weights
     tensor([0.5000, 0.5000], dtype=torch.float64)

@@ -100,15 +100,19 @@ class _Linearisation:
                 moved = slope * moved
         return Evaluation(self.owner.readout.margins(moved), tuple(seen))
 
-    def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
+    def kernel(
+        self, examples: Rows, forces: Float[Tensor, " pairs *others"], columns: Rows | None = None
+    ) -> Float[Tensor, "pairs columns"]:
         """`K = Σ_k (H_{k-1} H_{k-1}ᵀ + 1 if biased) ∘ (Δ_k Δ_kᵀ)`, rows of `H` and `Δ` for the pairs."""
-        total = forces.new_zeros(len(forces), len(forces))
         each, place = examples.unique(return_inverse=True)
+        other, across = (each, place) if columns is None else examples[columns].unique(return_inverse=True)
+        total = forces.new_zeros(len(place), len(across))
         for layer, hidden, leaving in zip(
             self.owner.chain, self.entering, self._leaving(forces, examples), strict=True
         ):
-            gram = hidden[each] @ hidden[each].T
-            total += (gram + 1 if layer.bias else gram)[place[:, None], place] * (leaving @ leaving.T)
+            gram = hidden[each] @ hidden[other].T
+            others = leaving if columns is None else leaving[columns]
+            total += (gram + 1 if layer.bias else gram)[place[:, None], across] * (leaving @ others.T)
         return total
 
     def sensitivity(self, forces: Float[Tensor, " examples *others"]) -> Slopes:

@@ -218,15 +218,17 @@ class _Linearisation:
         each = map(_joined, zip(*moved, strict=True))
         return tuple(z.square().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) for z in each)
 
-    def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
+    def kernel(
+        self, examples: Rows, forces: Float[Tensor, " pairs *others"], columns: Rows | None = None
+    ) -> Float[Tensor, "pairs columns"]:
         """`G Gᵀ`: layer by layer from what enters and leaves each, and from per-example gradients of the rest."""
         readout = self.owner.readout.take(examples)
         slopes = tuple(slope[examples] for slope in self.slopes)
         pairs = Chunk(self.owner.inputs[examples], readout, slopes)
         onto = readout.adjoint(forces)
-        total = self._rest(pairs, onto)
+        total = self._rest(pairs, onto, columns)
         for tap, entering, leaving in self._tapped(pairs, onto):
-            total += tap.gram(entering, leaving, self.owner.memory)
+            total += tap.gram(entering, leaving, columns, self.owner.memory)
         return total
 
     def _tapped(self, pairs: Chunk, onto: Tensor) -> Iterator[tuple[Tap, Tensor, Tensor]]:
@@ -245,12 +247,14 @@ class _Linearisation:
             entering, leaving = zip(*parts, strict=True)
             yield tap, _joined(entering, tap.axis), _joined(leaving, tap.axis)
 
-    def _rest(self, pairs: Chunk, onto: Tensor) -> Float[Tensor, "pairs pairs"]:
+    def _rest(self, pairs: Chunk, onto: Tensor, columns: Rows | None) -> Float[Tensor, "pairs columns"]:
         """The share of the parameters without a tap, from the gradient of every pair, a block of pairs at a time."""
         owner, views = self.owner, self.owner.layout.views(self.weights)
         covered = {name for tap in owner.taps for name in tap.parameters}
         rest = {name: view for name, view in views.items() if name not in covered}
-        total = onto.new_zeros(len(onto), len(onto))
+        every = torch.arange(len(onto), device=onto.device)
+        others = every if columns is None else columns
+        total = onto.new_zeros(len(every), len(others))
         if not rest:
             return total
 
@@ -266,13 +270,13 @@ class _Linearisation:
             return torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
 
         size = sum(view.numel() for view in rest.values()) * onto.element_size()
-        blocks = torch.arange(len(onto), device=onto.device).split(
-            max(1, min(owner.chunk, int(self.owner.memory / size)))
-        )
-        for index, rows in enumerate(blocks):
+        block = max(1, min(owner.chunk, int(self.owner.memory / size)))
+        for rows in every.split(block):
             left = gradients(rows)
-            for others in blocks[: index + 1]:
-                right = left if others is rows else gradients(others)
-                total[rows[:, None], others] = left @ right.T
-                total[others[:, None], rows] = right @ left.T
+            for places in every[: len(others)].split(block):
+                if columns is None and places[0] < rows[0]:
+                    total[rows[:, None], places] = total[places[:, None], rows].T
+                else:
+                    right = left if columns is None and places[0] == rows[0] else gradients(others[places])
+                    total[rows[:, None], places] = left @ right.T
         return total

@@ -78,8 +78,13 @@ class Linearisation(Protocol):
         """`J δw`: by how much margins and pre-activations move."""
         ...
 
-    def kernel(self, examples: Rows, forces: Float[Tensor, " pairs *others"]) -> Float[Tensor, "pairs pairs"]:
-        """`G Gᵀ` with `G_p = Σ_c forces[p, c] ∂m_{examples[p], c}`: the tangent kernel of combinations of margins."""
+    def kernel(
+        self, examples: Rows, forces: Float[Tensor, " pairs *others"], columns: Rows | None = None
+    ) -> Float[Tensor, "pairs columns"]:
+        """`G Gᵀ` with `G_p = Σ_c forces[p, c] ∂m_{examples[p], c}`: the tangent kernel of combinations of margins.
+
+        All its columns, or those of some of the pairs.
+        """
         ...
 
     def sensitivity(self, forces: Float[Tensor, " examples *others"]) -> Slopes:

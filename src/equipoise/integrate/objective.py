@@ -122,13 +122,12 @@ class Tangent:
         moved = self.here.pushforward(change)
         return self.objective.pick(self.differential.push(moved.margins)), moved.preactivations
 
-    def kernel(self, some: Rows | None = None) -> Float[Tensor, "rows rows"]:
-        """`K_u = D J Jᵀ Dᵀ`, of all these rows or of `some`, by their places among them."""
+    def kernel(self, columns: Rows | None = None) -> Float[Tensor, "rows columns"]:
+        """`K_u = D J Jᵀ Dᵀ` of these rows: all its columns, or those of `columns`, by their places among the rows."""
         objective = self.objective
         total = objective.count * objective.per_example
         rows = torch.arange(total, device=self.here.margins.device) if objective.rows is None else objective.rows
-        rows = rows if some is None else rows[some]
         examples = rows // objective.per_example
         units = torch.zeros(len(rows), *objective.margins.readout.others).to(self.here.margins)
         units.view(len(rows), -1).scatter_(1, (rows % objective.per_example)[:, None], 1.0)
-        return self.here.kernel(examples, self.differential.take(examples).pull(units))
+        return self.here.kernel(examples, self.differential.take(examples).pull(units), columns)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import Kink, stand_ins
+from equipoise.integrate.readout import Rows
 
 _aten = torch.ops.aten
 _CONVOLUTIONS: dict[Any, int] = {_aten.conv1d.default: 1, _aten.conv2d.default: 2}
@@ -29,17 +30,20 @@ class Tap:
     parameters: tuple[str, ...]  # the weight, and the bias if there is one
     axis: int = 0  # of the examples, in what enters and in what leaves
 
-    def gram(self, entering: Tensor, leaving: Tensor, memory: int) -> Float[Tensor, "pairs pairs"]:
-        """`K` of this layer's parameters, `memory` bytes at most for gradients at one time."""
+    def gram(
+        self, entering: Tensor, leaving: Tensor, columns: Rows | None, memory: int
+    ) -> Float[Tensor, "pairs columns"]:
+        """`K` of this layer's parameters, or some columns; `memory` bytes at most for gradients at one time."""
         h, delta = self._positions(entering, leaving)
         bias = delta.sum(1)
-        total = bias @ bias.T if len(self.parameters) > 1 else 0.0
+        across = bias @ _some(bias, columns).T
+        total = across if len(self.parameters) > 1 else 0.0
         if h.shape[1] == 1:
-            return (h[:, 0] @ h[:, 0].T) * (bias @ bias.T) + total
+            return (h[:, 0] @ _some(h[:, 0], columns).T) * across + total
         rows = max(1, int(memory / (len(h) * h.shape[2] * h.element_size())))
         for some in delta.split(rows, dim=2):
             gradients = (some.mT @ h).flatten(1)
-            total = total + gradients @ gradients.T
+            total = total + gradients @ _some(gradients, columns).T
         return torch.as_tensor(total)
 
     def _positions(self, entering: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +63,10 @@ class Tap:
             entering, kernel = entering[:, :, None], (1, *kernel)
             stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
         return F.unfold(entering, kernel, dilation, padding, stride)
+
+
+def _some(tensor: Tensor, rows: Rows | None) -> Tensor:
+    return tensor if rows is None else tensor[rows]
 
 
 def _option(node: fx.Node, place: int, axes: int) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ import torch
 from equipoise.integrate.entropic import Start, extrapolated_average, resolved_temperature
 from equipoise.integrate.margins import Evaluation
 from equipoise.integrate.objective import Forces, Tangent
-from equipoise.integrate.quadratic import Quadratic
+from equipoise.integrate.quadratic import LowRank, Quadratic, Whole
 from equipoise.integrate.readout import Rows
-from equipoise.integrate.steppers.coupling import coupled, entering, missed
+from equipoise.integrate.steppers.coupling import entering, landmarks, missed
 from equipoise.integrate.steppers.passes import Stretch, Warm
 from equipoise.integrate.steppers.settling import Attempt, settle
 
@@ -48,13 +48,13 @@ def entropic(stretch: Stretch) -> Attempt:
 
 def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
     span, dual, objective = stretch.span, stretch.state.dual, stretch.objective.restricted(rows)
-    cold, places = Start(dual[rows]), coupled(stretch.objective, stretch.outlook, dual, span, rows)
+    cold, places = Start(dual[rows]), landmarks(stretch.objective, stretch.outlook, dual, span, rows)
 
     def average(
         here: Tangent, at: Evaluation, then: Evaluation, warm: Warm | None, tolerance: float
     ) -> tuple[Forces, Forces, Warm]:
         before, after = objective.potential(at), objective.potential(then)
-        kernel = warm.kernel if warm is not None and tolerance < _STEADY else _kernel(here, places, len(rows))
+        kernel = warm.kernel if warm is not None and tolerance < _STEADY else _kernel(here, places)
         # What the frozen kernel does not explain of the way to u₁; with it the margins end where they really are.
         drift = torch.zeros_like(before) if warm is None else after - before - span * kernel.times(warm.mean)
         starts = (cold, cold, cold) if warm is None else warm.solutions
@@ -68,6 +68,6 @@ def _entropic_on(stretch: Stretch, rows: Rows, temperature: float) -> Attempt:
     return settle(stretch, objective, rows, average)
 
 
-def _kernel(here: Tangent, places: Rows | None, count: int) -> Quadratic:
-    """`K`, or that of the potentials at these places: what it lacks is in the drift."""
-    return Quadratic(here.kernel()) if places is None else Quadratic(here.kernel(places), 1.0, places, count)
+def _kernel(here: Tangent, places: Rows | None) -> Quadratic:
+    """`K`, or as near as its columns at these places bring: what it lacks is in the drift."""
+    return Whole(here.kernel()) if places is None else LowRank.through(here.kernel(places), places)

@@ -1,7 +1,8 @@
-"""The potentials that enter an implicit step: which weigh, whose kernel is formed, and what that costs (THEORY T6.1).
+"""The potentials that enter an implicit step: which weigh, how their kernel is formed, what that costs (THEORY T6.1).
 
-Potentials that hardly weigh do not enter. Of those that do, the heaviest are coupled by their kernel; what the others
-do to them and to each other is left to the iteration that settles the step, which converges where that is little.
+Potentials that hardly weigh do not enter. Where few do, their kernel is formed whole; where many do, it is of low rank,
+through the columns of some of them, the landmarks. What it lacks is left to the iteration that settles the step, which
+converges where no potential without a column moves others much by itself: what many do together the columns hold.
 """
 
 import math
@@ -18,8 +19,9 @@ _NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under 
 _SUPPORTS = 1e-6  # share of the heaviest above which an example of the last step enters the next: it rests on it
 _ENTERING = 8  # missed examples that may enter at once, or half as many as there are: the worst hold up the others
 _UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
-_LARGEST = 4000  # rows of a kernel
-_UNCOUPLED = 0.1  # how far potentials without a kernel may move one another in a step, at most
+_LARGEST = 4000  # columns of a kernel
+_FEWEST = 64  # landmarks
+_ALONE = 0.1  # how far a potential that is no landmark may move others in a step
 _LIGHT = 1e-5  # share of the weights that Newton's method does not factorise
 _VERIFIED = 0.1  # passes over all examples for each over the active ones
 
@@ -39,14 +41,22 @@ def missed(after: Tensor, rows: Rows) -> Rows:
     return below[after[below].argsort(stable=True)[: max(_ENTERING, len(rows) // 2)]]
 
 
-def coupled(objective: Objective, outlook: Outlook, dual: Tensor, span: float, rows: Rows) -> Rows | None:
-    """The places among `rows` of the potentials whose kernel is formed; `None`: of all.
+def landmarks(objective: Objective, outlook: Outlook, dual: Tensor, span: float, rows: Rows) -> Rows | None:
+    """The places among `rows` of the potentials whose columns of the kernel are formed; `None`: of all.
 
-    Those that must be, and as many as a pass pays for.
+    Those that must be, and of the others as many as a pass pays for, by systematic sampling: at equal distances in the
+    sum of their weights.
     """
     weights = _expected(outlook, dual, span, rows)
-    count = min(_LARGEST, max(_needed(outlook, span, weights), _affordable(objective)))
-    return None if count >= len(rows) else weights.topk(count).indices.sort().values
+    if len(rows) <= min(_LARGEST, (3 * objective.operations) ** (1 / 3)):  # its factor costs less than a pass
+        return None
+    must = weights > _ALONE * weights.sum() / max(span * outlook.fastest, _ALONE)
+    count = max(_FEWEST, int(math.sqrt(objective.margins.layout.size) / 2))
+    filled = torch.where(must, 0.0, weights).cumsum(0)
+    marks = (torch.arange(count, device=filled.device) + 0.5) / count * filled[-1]
+    chosen = must.index_fill(0, torch.searchsorted(filled, marks).clamp(max=len(rows) - 1), True)
+    places = chosen.nonzero().squeeze(1)
+    return None if 2 * len(places) > len(rows) else places
 
 
 def implicit_operations(objective: Objective, outlook: Outlook, dual: Tensor, span: float) -> float:
@@ -55,13 +65,15 @@ def implicit_operations(objective: Objective, outlook: Outlook, dual: Tensor, sp
     Infinite where the kernel that the step needs is too large.
     """
     rows = active(outlook, span)
-    weights = _expected(outlook, dual, span, rows)
-    needed = _needed(outlook, span, weights)
-    if needed > _LARGEST:
+    places = landmarks(objective, outlook, dual, span, rows)
+    if len(rows if places is None else places) > _LARGEST:
         return math.inf
-    factored = min(covering(weights, _LIGHT), max(needed, _affordable(objective)))
+    if places is None:
+        factored = covering(_expected(outlook, dual, span, rows), _LIGHT) ** 3 / 3
+    else:
+        factored = 2.0 * len(rows) * len(places) ** 2
     share = len(objective.examples(rows)) / objective.count
-    return (share + _VERIFIED) * objective.operations + factored**3 / 3
+    return (share + _VERIFIED) * objective.operations + factored
 
 
 def covering(weights: Float[Tensor, " rows"], uncovered: float) -> int:
@@ -87,14 +99,3 @@ def active(outlook: Outlook, span: float) -> Rows:
 def _expected(outlook: Outlook, dual: Tensor, span: float, rows: Rows) -> Float[Tensor, " rows"]:
     """About the weights of the step: those of the last one and those that the middle of this one would have."""
     return (dual + torch.softmax(-(outlook.potential + span / 2 * outlook.rates), 0))[rows]
-
-
-def _needed(outlook: Outlook, span: float, weights: Tensor) -> int:
-    """Rows without which a step may not settle: a potential moves others by its weight times the way of the fastest."""
-    travelled = span * outlook.fastest
-    return covering(weights, min(1.0, _UNCOUPLED / travelled) if travelled > 0 else 1.0)
-
-
-def _affordable(objective: Objective) -> int:
-    """Rows of a kernel whose factor costs what a pass does."""
-    return min(_LARGEST, int((3 * objective.operations) ** (1 / 3)))
