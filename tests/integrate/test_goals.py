@@ -67,6 +67,19 @@ def test_landing_on_a_function_that_jumps_ends_past_the_goal():
     assert 0.3 <= landed(lambda size: size, lambda size: size, jumps, 1.0, 1.0, 1e-9) < 0.31
 
 
+def test_landing_on_a_loss_takes_few_trials():
+    """`log R = -9510 e^{4.6 s}` to 1e-8 of -1e4: regula falsi takes eight."""
+    asked = []
+
+    def again(size):
+        asked.append(size)
+        return size
+
+    short = lambda size: (1e4 - 9510 * math.exp(4.6 * size)) / 1e4  # noqa: E731
+    assert -1e-8 <= short(landed(again, lambda size: size, short, 0.06, short(0.0), 1e-8)) <= 0
+    assert len(asked) <= 5
+
+
 def test_a_step_that_was_rejected_and_taken_shorter_is_a_step_on_the_way():
     """A step of 0.8 cannot be taken: half of it is, and the goal at 0.7 is left to the next."""
     asked = []

@@ -1,5 +1,6 @@
 """The step that ends where a goal lies: taken again with a shorter span, so that the laws stay exact."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -25,30 +26,44 @@ def landed(
     """Of the steps that `again(size)` takes, the shortest found that ends past the goal, by at most `tolerance`.
 
     `whole` is a step past the goal, `sized` tells how long a step was, `distance` how far short of the goal it ends
-    (negative: past it), `begun` how far short it began. The root is enclosed by the Illinois variant of regula falsi,
-    halved where that stands still. A step that could not be taken as long as asked, and ends short of the goal, is
-    returned as it is: the next one starts nearer.
+    (negative: past it), `begun` how far short it began. The root stays enclosed. A step that could not be taken
+    as long as asked, and ends short of the goal, is returned as it is: the next one starts nearer.
 
     >>> step = landed(lambda size: size, lambda step: step, lambda step: 2.0 - step**3, 3.0, 2.0, 1e-9)
     >>> 0 <= step**3 - 2 <= 1e-9
     True
     """
-    best, short, past = whole, _Trial(0.0, begun), _Trial(sized(whole), distance(whole))
-    weights, side = (1.0, 1.0), 0
-    for tried in range(_TRIES):
-        if -past.distance <= tolerance:
+    best, newest, across, older = whole, _Trial(sized(whole), distance(whole)), _Trial(0.0, begun), None
+    for _ in range(_TRIES):
+        if -max(newest, across).distance <= tolerance:  # the longer of the two is past the goal
             break
-        f, g = weights[0] * short.distance, weights[1] * (past.distance + tolerance / 2)
-        share = 0.5 if tried % 5 == 4 or g >= 0 else f / (f - g)
-        asked = short.size + share * (past.size - short.size)
+        asked = newest.size + _share(newest, across, older, tolerance / 2) * (across.size - newest.size)
         trial = again(asked)
         if trial is None:
             break
         ends = _Trial(sized(trial), distance(trial))
         if ends.size < _WHOLE * asked and ends.distance > 0:
             return trial
-        if ends.distance > 0:
-            short, weights, side = ends, (1.0, weights[1] / 2 if side > 0 else 1.0), 1
-        else:
-            best, past, weights, side = trial, ends, (weights[0] / 2 if side < 0 else 1.0, 1.0), -1
+        if ends.distance <= 0:
+            best = trial
+        same = (ends.distance > 0) == (newest.distance > 0)
+        newest, across, older = (ends, across, newest) if same else (ends, newest, across)
     return best
+
+
+def _share(newest: _Trial, across: _Trial, older: _Trial | None, past: float) -> float:
+    """How far from the newest trial to the one across the goal a step would end `past` it.
+
+    By inverse quadratic interpolation through three trials where that is monotone, else half way (Chandrupatla 1997);
+    by the line through the first two.
+    """
+    f, g = newest.distance + past, across.distance + past
+    if older is None:
+        return f / (f - g)
+    h, way, whole = older.distance + past, across.size - newest.size, across.size - older.size
+    if h == g or whole == 0 or not 0 < way / whole < 1:
+        return 0.5
+    within, level = way / whole, (f - g) / (h - g)
+    if not 1 - math.sqrt(1 - within) < level < math.sqrt(within):
+        return 0.5
+    return f * h / ((g - f) * (g - h)) + (older.size - newest.size) / way * f * g / ((h - f) * (h - g))
