@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 _MEMORY = 20  # differences kept
-_RESOLVED = 1e-10  # share of the largest difference below which a direction is rounding
+_RESOLVED = 50  # roundings of the largest eigenvalue, below which a direction is rounding
 
 
 class Change(NamedTuple):
@@ -61,8 +61,9 @@ class Anderson:
 
 
 def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
-    """`argmin ‖target - columns · γ‖`, directions under the rounding of the largest left out."""
-    basis, factor = torch.linalg.qr(columns)
-    left, values, right = torch.linalg.svd(factor, full_matrices=False)
-    inverse = torch.where(values > _RESOLVED * values[0], 1 / values, 0.0)
-    return right.mT @ (inverse * (left.mT @ (basis.mT @ target)))
+    """`argmin ‖target - columns · γ‖`, by normal equations of unit columns; directions of rounding are left out."""
+    gram, limits = columns.mT @ columns, torch.finfo(columns.dtype)
+    unit = gram.diagonal().clamp(min=limits.tiny).rsqrt()
+    values, vectors = torch.linalg.eigh(unit[:, None] * gram * unit)
+    inverse = torch.where(values > _RESOLVED * limits.eps * values[-1], 1 / values, 0.0)
+    return unit * (vectors @ (inverse * (vectors.mT @ (unit * (columns.mT @ target)))))

@@ -48,8 +48,6 @@ def landmarks(objective: Objective, outlook: Outlook, dual: Tensor, span: float,
     sum of their weights.
     """
     weights = _expected(outlook, dual, span, rows)
-    if len(rows) <= min(_LARGEST, (3 * objective.operations) ** (1 / 3)):  # its factor costs less than a pass
-        return None
     must = weights > _ALONE * weights.sum() / max(span * outlook.fastest, _ALONE)
     count = max(_FEWEST, int(math.sqrt(objective.margins.layout.size) / 2))
     filled = torch.where(must, 0.0, weights).cumsum(0)
