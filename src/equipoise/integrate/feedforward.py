@@ -13,6 +13,8 @@ from equipoise.graph.piecewise import Rectifier, activation
 from equipoise.integrate.margins import Evaluation, Layout, Slopes, Weights
 from equipoise.integrate.readout import Readout, Rows
 
+_BLOCK = 1 << 22  # entries of a kernel that are formed at one time
+
 
 @dataclass(frozen=True)
 class FeedforwardMargins:
@@ -110,9 +112,10 @@ class _Linearisation:
         for layer, hidden, leaving in zip(
             self.owner.chain, self.entering, self._leaving(forces, examples), strict=True
         ):
-            gram = hidden[each] @ hidden[other].T
+            gram = hidden[each] @ hidden[other].T + (1.0 if layer.bias else 0.0)
             others = leaving if columns is None else leaving[columns]
-            total += (gram + 1 if layer.bias else gram)[place[:, None], across] * (leaving @ others.T)
+            for rows in torch.arange(len(place), device=place.device).split(_BLOCK // len(across) + 1):
+                total[rows] += gram[place[rows, None], across] * (leaving[rows] @ others.T)
         return total
 
     def sensitivity(self, forces: Float[Tensor, " examples *others"]) -> Slopes:

@@ -122,7 +122,7 @@ class LowRank:
     tensor([1.5000, 3.0000])
     """
 
-    root: Float[Tensor, "a r"]  # F
+    across: Float[Tensor, "a r"]  # F
     scale: float = 1.0
 
     @classmethod
@@ -144,7 +144,7 @@ class LowRank:
     @property
     def diagonal(self) -> Float[Tensor, " a"]:
         """Its diagonal."""
-        return self.scale * self.root.square().sum(1)
+        return self.scale * self.across.square().sum(1)
 
     def scaled(self, factor: float) -> "LowRank":
         """`factor · A`."""
@@ -152,17 +152,17 @@ class LowRank:
 
     def double(self) -> "LowRank":
         """The same in float64."""
-        return replace(self, root=self.root.double())
+        return replace(self, across=self.across.double())
 
     def times(self, weights: Float[Tensor, " a *sides"]) -> Float[Tensor, " a *sides"]:
         """`A p`."""
-        return self.scale * (self.root @ (self.root.T @ weights))
+        return self.scale * (self.across @ (self.across.T @ weights))
 
     def factored(self, weights: Float[Tensor, " a"], temperature: float) -> "LowRankFactor":
         """By the Woodbury identity, a Cholesky factor of `T/scale + Fᵀ P F`."""
-        inner = (self.root * weights[:, None]).T @ self.root
+        inner = (self.across * weights[:, None]).T @ self.across
         inner.diagonal().add_(temperature / self.scale)
-        return LowRankFactor(self.root, weights.sqrt(), temperature, torch.linalg.cholesky_ex(inner).L)
+        return LowRankFactor(self.across, weights.sqrt(), temperature, torch.linalg.cholesky_ex(inner).L)
 
 
 @dataclass(frozen=True)
