@@ -156,5 +156,6 @@ class _Linearisation:
         leaving = []
         for layer, slope in zip(reversed(self.owner.chain), reversed(self.slopes), strict=True):
             leaving.append(_sloped(sensitivity, slope if slope is None or examples is None else slope[examples]))
-            sensitivity = leaving[-1] @ self.views[layer.weight]
+            if layer is not self.owner.chain[0]:
+                sensitivity = leaving[-1] @ self.views[layer.weight]
         return leaving[::-1]

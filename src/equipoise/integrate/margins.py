@@ -35,6 +35,12 @@ class Layout:
         """The length of the vector."""
         return sum(shape.numel() for shape in self.shapes.values())
 
+    @property
+    def widths(self) -> int:
+        """What enters and leaves each matrix, all together."""
+        matrices = [shape for shape in self.shapes.values() if len(shape) > 1]
+        return sum(shape[0] + shape[1:].numel() for shape in matrices)
+
     def flatten(self, parameters: Mapping[str, Tensor]) -> Weights:
         """One vector of all parameters (a copy)."""
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.shapes])

@@ -23,6 +23,7 @@ _LARGEST = 4000  # columns of a kernel
 _FEWEST = 64  # landmarks
 _ALONE = 0.1  # how far a potential that is no landmark may move others in a step
 _LIGHT = 1e-5  # share of the weights that Newton's method does not factorise
+_FORMED = 0.5  # kernels for each pass: later ones make do with the last
 _VERIFIED = 0.1  # passes over all examples for each over the active ones
 
 
@@ -58,20 +59,22 @@ def landmarks(objective: Objective, outlook: Outlook, dual: Tensor, span: float,
 
 
 def implicit_operations(objective: Objective, outlook: Outlook, dual: Tensor, span: float) -> float:
-    """About what a pass of an implicit step costs: the active examples, and a factor of their kernel.
+    """About what a pass of an implicit step costs: the active examples, and a kernel of theirs with its factor.
 
     Infinite where the kernel that the step needs is too large.
     """
-    rows = active(outlook, span)
+    rows, layout = active(outlook, span), objective.margins.layout
     places = landmarks(objective, outlook, dual, span, rows)
-    if len(rows if places is None else places) > _LARGEST:
+    columns = len(rows if places is None else places)
+    if columns > _LARGEST:
         return math.inf
     if places is None:
         factored = covering(_expected(outlook, dual, span, rows), _LIGHT) ** 3 / 3
     else:
-        factored = 2.0 * len(rows) * len(places) ** 2
+        factored = 2.0 * len(rows) * columns**2
+    formed = 2.0 * len(rows) * (columns * layout.widths + layout.size)
     share = len(objective.examples(rows)) / objective.count
-    return (share + _VERIFIED) * objective.operations + factored
+    return (share + _VERIFIED) * objective.operations + factored + _FORMED * formed
 
 
 def covering(weights: Float[Tensor, " rows"], uncovered: float) -> int:
