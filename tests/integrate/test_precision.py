@@ -78,19 +78,6 @@ def test_results_are_right_to_rounding_and_the_status_says_where_the_floor_is(dt
     assert f"margins up to {floor:.1e}" in run.reason
 
 
-@pytest.mark.parametrize("dtype", DEPTHS)
-def test_beyond_the_floor_margins_lie_as_far_apart_as_the_temperature_says(dtype):
-    """A few roundings at any one depth: the median of nine."""
-    floor = precision_floor(dtype)
-    points = [eq.LogLoss(-20.0 * floor * 1.5**k) for k in range(9)]
-    stepper = eq.steppers.EntropicMidpoint(step_size=0.1)
-    run = eq.flow(*problem(), until=points[-1], save_at=points[:-1], stepper=stepper, observe=[], dtype=dtype)
-    with mpmath.workdps(40):
-        gaps = [compare(run.initial, weights)[1:] for weights in [*run.saved.values(), run.final]]
-    shares = [gap * floor / (-point.value * right) for point, (gap, right) in zip(points, gaps, strict=True)]
-    assert 0.5 < sorted(shares)[4] < 2, shares
-
-
 def test_above_the_floor_nothing_is_said():
     run = eq.flow(*problem(), until=eq.LogLoss(-1e14), stepper=eq.steppers.EntropicMidpoint(step_size=0.2), observe=[])
     assert run.status == "reached"
