@@ -4,7 +4,9 @@ Each case prints one line of JSON: where it ended, steps, seconds, passes over t
 resident memory of the process, the worst relative drift of each kind of law, and what the certificate says of the
 tail. Cases run in this process, one a call:
 
-    python benchmarks/flow_scale.py residual|convnet|classes|pair [--n N] [--until log_loss=-1e8] [--max-steps 500]
+    python benchmarks/flow_scale.py residual|convnet|classes|all|pair [--n N] [--until log_loss=-1e8] [--max-steps 500]
+
+With `--out` the run is a folder, read by `equipoise report`, and goes on with `eq.resume` where it was interrupted.
 """
 
 import argparse
@@ -31,6 +33,11 @@ CASES = {
         {"classes": tuple(range(10)), "n": 2000},
         {"loss": "cross_entropy", "until": "log_loss=-1e4"},
     ),
+    "all": (
+        lambda: mlp([784, 64, 64, 64, 64, 1], linear_tail=3, seed=0),
+        {"classes": (0, 1), "n": None},
+        {"loss": "exponential", "until": "log_loss=-1e8"},
+    ),
     "pair": (
         lambda: mlp([784, 512, 512, 512, 512, 1], linear_tail=3, seed=0),
         {"classes": (0, 1), "n": None},
@@ -39,12 +46,12 @@ CASES = {
 }
 
 
-def measured(name, n, until, max_steps):
+def measured(name, n, until, max_steps, out):
     network, data, flow = CASES[name]
     X, y = eq.data.load("mnist", **(data | ({} if n is None else {"n": n})))
     flow |= {} if until is None else {"until": until}
     begun = time.perf_counter()
-    run = eq.flow(network(), (X, y), observe=[eq.Drift(), eq.Spectrum()], max_steps=max_steps, **flow)
+    run = eq.flow(network(), (X, y), observe=[eq.Drift(), eq.Spectrum()], max_steps=max_steps, out=out, **flow)
     seconds, certificate = time.perf_counter() - begun, eq.certify(run)
     ranks = [claim for claim in certificate.claims if claim.theorem == "T3.1"]
     drifts = {kind: run.last("drift", "relative_drift", f"worst {kind}") for kind in ("linear", "vertex")}
@@ -71,5 +78,6 @@ if __name__ == "__main__":
     parser.add_argument("--n", type=int)
     parser.add_argument("--until")
     parser.add_argument("--max-steps", type=int, default=2000)
+    parser.add_argument("--out")
     asked = parser.parse_args()
-    print(json.dumps(measured(asked.case, asked.n, asked.until, asked.max_steps)))
+    print(json.dumps(measured(asked.case, asked.n, asked.until, asked.max_steps, asked.out)))
