@@ -1,5 +1,6 @@
 """Anderson acceleration of a fixed-point iteration that need not contract."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ class Anderson:
     residual: Tensor | None = None
     images: tuple[Tensor, ...] = ()
     residuals: tuple[Tensor, ...] = ()
+    gram: Tensor | None = None  # inner products of the residuals
     changes: tuple[tuple[Change, ...], ...] = ()
 
     def mixed(self, entered: Tensor, images: tuple[Tensor, ...]) -> tuple["Anderson", tuple[Tensor, ...]]:
@@ -50,20 +52,37 @@ class Anderson:
         if self.residual is None:
             return Anderson(residual, images), images
         differences = (*self.residuals, residual - self.residual)[-_MEMORY:]
+        gram = _bordered(self.gram, differences)
         moved = tuple(Change.between(*both) for both in zip(self.images, images, strict=True))
         changes = (*self.changes, moved)[-_MEMORY:]
-        shares = _least_squares(torch.stack(differences, 1), residual)
+        shares = _least_squares(gram, _products(differences, residual))
         mixed = [image.clone() for image in images]
-        for share, change in zip(shares, changes, strict=True):
+        for share, change in zip(shares.tolist(), changes, strict=True):
             for total, (places, values) in zip(mixed, change, strict=True):
-                total.view(-1).index_add_(0, places, values, alpha=-float(share))
-        return Anderson(residual, images, differences, changes), tuple(mixed)
+                total.view(-1).index_add_(0, places, values, alpha=-share)
+        return Anderson(residual, images, differences, gram, changes), tuple(mixed)
 
 
-def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
-    """`argmin ‖target - columns · γ‖`, by normal equations of unit columns; directions of rounding are left out."""
-    gram, limits = columns.mT @ columns, torch.finfo(columns.dtype)
+def _bordered(gram: Tensor | None, vectors: Sequence[Tensor]) -> Tensor:
+    """The inner products of all vectors, from those of all but the last (and of one before the first)."""
+    row = _products(vectors, vectors[-1])
+    if gram is None:
+        return row[None]
+    earlier = gram[len(gram) - len(vectors) + 1 :, len(gram) - len(vectors) + 1 :]
+    return torch.cat([torch.cat([earlier, row[:-1, None]], 1), row[None]])
+
+
+def _products(vectors: Sequence[Tensor], other: Tensor) -> Tensor:
+    return torch.stack([torch.dot(vector, other) for vector in vectors])
+
+
+def _least_squares(gram: Tensor, products: Tensor) -> Tensor:
+    """`argmin ‖target - columns · γ‖`, by normal equations of unit columns; directions of rounding are left out.
+
+    `gram` and `products` are those of the columns with themselves, and with the target.
+    """
+    limits = torch.finfo(gram.dtype)
     unit = gram.diagonal().clamp(min=limits.tiny).rsqrt()
     values, vectors = torch.linalg.eigh(unit[:, None] * gram * unit)
     inverse = torch.where(values > _RESOLVED * limits.eps * values[-1], 1 / values, 0.0)
-    return unit * (vectors @ (inverse * (vectors.mT @ (unit * (columns.mT @ target)))))
+    return unit * (vectors @ (inverse * (vectors.mT @ (unit * products))))

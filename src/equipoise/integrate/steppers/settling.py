@@ -121,7 +121,8 @@ def converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, flo
         here = attempt.on.margins.linearise((state.weights + entered) / 2, attempt.slopes)
         end = state.weights + span * here.pullback(attempt.forces)
         previous, mismatch = mismatch, float((end - entered).norm() / end.norm())
-        if mismatch <= rounding / 2 or (mismatch < 50 * rounding and mismatch >= previous / 2):
+        exact = mismatch <= rounding / 2 or (mismatch < 50 * rounding and mismatch >= previous / 2)
+        if exact or not mismatch < 1:  # or out of hand
             return end, mismatch, iteration
         history, (entered,) = history.mixed(entered, (end,))
     return end, mismatch, _CONVERGING
