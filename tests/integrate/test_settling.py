@@ -48,6 +48,13 @@ def test_the_midpoint_converges_to_rounding_also_where_its_map_hardly_contracts(
     assert iterations < 40
 
 
+def test_a_midpoint_that_cannot_be_had_is_given_up_soon(start):
+    """Far too long a step: its map expands without end, and the step is rejected for its mismatch."""
+    _, mismatch, iterations = converged(start[1], frozen(start, 1e6), 1e6)
+    assert not mismatch < 1e-3
+    assert iterations < 40
+
+
 @pytest.mark.parametrize("span", SPANS)
 def test_plain_iteration_converges_in_the_short_step_only(start, span):
     attempt, changes = frozen(start, span), []

@@ -13,7 +13,7 @@ from equipoise.integrate.steppers.coupling import entering, landmarks, missed
 from equipoise.integrate.steppers.passes import Stretch, Warm
 from equipoise.integrate.steppers.settling import Attempt, settle
 
-_STEADY = 1e-3  # tolerance of the implicit problem below which the kernel of the last pass serves
+_STEADY = 3e-3  # tolerance of the implicit problem below which the kernel of the last pass serves
 
 
 def trapezoid(stretch: Stretch) -> Attempt:

@@ -15,6 +15,7 @@ from equipoise.integrate.objective import Forces, Objective
 from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.coupling import active, missed
 from equipoise.integrate.steppers.passes import Outlook
+from equipoise.integrate.steppers.settling import exact
 from equipoise.integrate.steppers.state import State, Step, later, physical_time
 
 _NODES = ((1 / 4, 1 / 4 - 3**0.5 / 6), (1 / 4 + 3**0.5 / 6, 1 / 4))  # Butcher matrix; both weights are ½
@@ -156,15 +157,11 @@ def _converged(
     on: Objective, start: Weights, span: float, stages: Pair, forces: tuple[Forces, Forces]
 ) -> tuple[Pair, float, int]:
     """Fixed-point iteration of the stages alone, to rounding: the only source of drift in the laws (T6.2)."""
-    mismatch, rounding = math.inf, torch.finfo(start.dtype).eps
-    for iteration in range(_CONVERGING):
-        moved = _moved(start, span, _flows(on, stages, forces))
-        before = mismatch
-        mismatch = max(float((new - old).norm() / new.norm()) for new, old in zip(moved, stages, strict=True))
-        stages = moved
-        if mismatch <= rounding / 2 or (mismatch < 50 * rounding and mismatch >= before / 2):
-            return stages, mismatch, iteration + 1
-    return stages, mismatch, _CONVERGING
+    mismatches, rounding = [], torch.finfo(start.dtype).eps
+    while len(mismatches) < _CONVERGING and not exact(mismatches, rounding):
+        before, stages = stages, _moved(start, span, _flows(on, stages, forces))
+        mismatches.append(max(float((new - old).norm() / new.norm()) for new, old in zip(stages, before, strict=True)))
+    return stages, mismatches[-1], len(mismatches)
 
 
 def _weighed(on: Objective, stages: Pair, stiffness: Tensor, weighed: Pair, temperature: float) -> Pair:

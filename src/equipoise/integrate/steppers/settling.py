@@ -18,7 +18,7 @@ from equipoise.integrate.steppers.ways import Ways
 
 _PASSES = 60  # passes after which a step is given up
 _SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled, however short
-_NEGLECTED = 0.01  # the same, as a share of what a second-order step neglects
+_NEGLECTED = 0.1  # the same, as a share of what a second-order step neglects
 _PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
 _SHARE = 0.05  # of the step's own error, that a step may be unsettled by where it falls no further
@@ -101,12 +101,15 @@ def _enough(forecast: float, size: float) -> float:
 
 
 def _ends(changes: list[float], settled: float) -> bool:
-    """Settled; or out of hand, out of patience, or out of time."""
-    if changes[-1] <= settled or not changes[-1] < 1 or len(changes) >= _PASSES:
-        return True
-    if len(changes) == _PATIENCE:
-        return min(changes) > _FALLEN * max(changes)
-    return len(changes) > _PATIENCE and min(changes[-_PATIENCE:]) > min(changes[:-_PATIENCE])
+    """Settled, or given up: after so many passes they must have fallen by so much, whatever follows."""
+    slow = len(changes) == _PATIENCE and min(changes) > _FALLEN * max(changes)
+    return changes[-1] <= settled or slow or _given_up(changes, _PASSES)
+
+
+def _given_up(changes: list[float], most: int) -> bool:
+    """Out of hand, out of time, or out of patience: the last passes brought none nearer than those before."""
+    out = not changes[-1] < 1 or len(changes) >= most
+    return out or (len(changes) > _PATIENCE and min(changes[-_PATIENCE:]) > min(changes[:-_PATIENCE]))
 
 
 def converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, float, int]:
@@ -115,14 +118,17 @@ def converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, flo
     Accelerated, for where forces nearly cancel a step of moderate length is long against the curvature of the margins,
     and the map of `w_mid` onto itself hardly contracts, or does not.
     """
-    rounding, history, entered, mismatch = torch.finfo(state.weights.dtype).eps, Anderson(), attempt.weights, math.inf
-    end = entered
-    for iteration in range(1, _CONVERGING + 1):
+    rounding, history, entered, mismatches = torch.finfo(state.weights.dtype).eps, Anderson(), attempt.weights, []
+    while True:
         here = attempt.on.margins.linearise((state.weights + entered) / 2, attempt.slopes)
         end = state.weights + span * here.pullback(attempt.forces)
-        previous, mismatch = mismatch, float((end - entered).norm() / end.norm())
-        exact = mismatch <= rounding / 2 or (mismatch < 50 * rounding and mismatch >= previous / 2)
-        if exact or not mismatch < 1:  # or out of hand
-            return end, mismatch, iteration
+        mismatches.append(float((end - entered).norm() / end.norm()))
+        if exact(mismatches, rounding) or _given_up(mismatches, _CONVERGING):
+            return end, mismatches[-1], len(mismatches)
         history, (entered,) = history.mixed(entered, (end,))
-    return end, mismatch, _CONVERGING
+
+
+def exact(mismatches: list[float], rounding: float) -> bool:
+    """Whether an iteration is as near to its end as rounding lets it come."""
+    *_, previous, last = (math.inf, math.inf, *mismatches)
+    return last <= rounding / 2 or (last < 50 * rounding and last >= previous / 2)
