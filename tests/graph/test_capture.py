@@ -92,6 +92,19 @@ def test_a_batch_of_one_stays_dynamic():
     torch.testing.assert_close(captured.run(dict(model.named_parameters()), x), model(x))
 
 
+class Counted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).view(len(x), 2, -1).amax(-1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_length_of_a_batch_stays_dynamic(batch):
+    model = Counted(6, 8)
+    captured = capture(model, torch.ones(batch, 6))
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(captured.run(dict(model.named_parameters()), x), model(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_keeps_the_dtype(dtype):
     model = nn.Linear(3, 2).to(dtype)

@@ -99,6 +99,12 @@ def test_refused_in_one_line(name):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_batch_that_must_be_two_is_refused_with_two_examples():
+    X, y = data()
+    with pytest.raises(InputError, match="in a batch of any size"):
+        build_problem(With(before=lambda x: x.view(2, 5)), (X[:2], y[:2]), "exponential")
+
+
 def test_a_precision_that_is_none():
     with pytest.raises(InputError, match=r"float64 or float32; found torch.float16"):
         build_problem(mlp([5, 1]), data(), "exponential", dtype=torch.float16)

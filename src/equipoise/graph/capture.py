@@ -6,8 +6,9 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -201,8 +202,21 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Without dynamo, which reads fewer models; with it where that leaves the batch fixed, as `len(x)` does."""
     shapes = _dynamic_shapes(model, args, kwargs)
-    return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False).run_decompositions({})
+    export = partial(torch.export.export, model, args, kwargs, dynamic_shapes=shapes)
+    program = export(strict=False)
+    if shapes is not None and _fixed(program, _batch(args, kwargs)):
+        with suppress(Exception):  # the model wants this batch and no other
+            program = export(strict=True)
+    return program.run_decompositions({})
+
+
+def _fixed(program: torch.export.ExportedProgram, batch: int | None) -> bool:
+    """Whether an input has this very batch: a free one is a symbol."""
+    own = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in placeholders(program.graph) if node.name in own]
+    return any(isinstance(value, Tensor) and value.ndim > 0 and str(value.shape[0]) == str(batch) for value in values)
 
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

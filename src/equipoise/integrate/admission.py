@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured
 
 
@@ -64,8 +64,12 @@ def outputs_of_two(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def require_trainable(model: nn.Module, captured: Captured, inputs: Tensor) -> None:
-    """Raises `InputError` unless every parameter receives a gradient, and the captured graph is the model itself."""
+    """Raises `InputError` unless every parameter receives a gradient, and the captured graph is the model itself.
+
+    Three examples go through the graph, which was read from two; the first again where there are fewer.
+    """
     _require_constant_buffers(captured)
+    inputs = torch.cat([inputs[:3], inputs[:1], inputs[:1]])[:3]
     output = _output(model, inputs)
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
@@ -80,7 +84,10 @@ def require_trainable(model: nn.Module, captured: Captured, inputs: Tensor) -> N
 
 
 def _output(model: nn.Module, inputs: Tensor) -> Tensor:
-    output = model(inputs)
+    try:
+        output = model(inputs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise _unlike(one_line(error)) from None
     if not output.requires_grad:
         raise InputError(
             expected="an output that depends on the weights by differentiable operations",
@@ -100,7 +107,6 @@ def _require_constant_buffers(captured: Captured) -> None:
 
 
 def _require_same(captured: Captured, parameters: Mapping[str, Tensor], inputs: Tensor, output: Tensor) -> None:
-    """Three examples through the graph, which was read from two."""
     output = output.detach()
     scale = float(output.abs().max())
     try:
@@ -109,8 +115,12 @@ def _require_same(captured: Captured, parameters: Mapping[str, Tensor], inputs: 
     except RuntimeError:
         error = float("inf")
     if error > 1e4 * torch.finfo(output.dtype).eps * max(scale, 1.0):
-        raise InputError(
-            expected="a model that treats every example alike, in a batch of any size",
-            found=f"outputs {error:.1e} apart between the model and the operations read from it",
-            remedy="call model.eval(); remove what depends on the size of the batch or on the values of tensors",
-        )
+        raise _unlike(f"outputs {error:.1e} apart between the model and the operations read from it")
+
+
+def _unlike(found: str) -> InputError:
+    return InputError(
+        expected="a model that treats every example alike, in a batch of any size",
+        found=found,
+        remedy="call model.eval(); remove what depends on the size of the batch or on the values of tensors",
+    )
