@@ -2,15 +2,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equipoise.graph.piecewise import Maximum, ParametricRectifier, Rectifier
+from equipoise.graph.piecewise import Largest, ParametricRectifier, Pooled, Rectifier
 
 MAPS = {
     "relu": (Rectifier(0.0), F.relu),
     "leaky": (Rectifier(0.3), lambda z: F.leaky_relu(z, 0.3)),
     "abs": (Rectifier(-1.0), torch.abs),
-    "pool": (Maximum((2, 2), (2, 2), (0, 0)), lambda z: F.max_pool2d(z, 2)),
-    "overlapping": (Maximum((3, 3), (2, 2), (1, 1)), lambda z: F.max_pool2d(z, 3, 2, 1)),
-    "one axis": (Maximum((3,), (2,), (1,)), lambda z: F.max_pool1d(z, 3, 2, 1)),
+    "pool": (Pooled((2, 2), (2, 2), (0, 0)), lambda z: F.max_pool2d(z, 2)),
+    "overlapping": (Pooled((3, 3), (2, 2), (1, 1)), lambda z: F.max_pool2d(z, 3, 2, 1)),
+    "over channels": (Largest((1,)), lambda z: z.amax(1)),
+    "over two axes": (Largest((-1, 1), kept=True), lambda z: z.amax((-1, 1), keepdim=True)),
+    "one axis": (Pooled((3,), (2,), (1,)), lambda z: F.max_pool1d(z, 3, 2, 1)),
 }
 
 
@@ -45,7 +47,7 @@ def test_at_equal_ends_the_weights_are_those_of_the_map_itself(name):
     assert torch.equal(piecewise.sloped(z, piecewise.secant(z, z)), torchs(z))
 
 
-@pytest.mark.parametrize("name", ["pool", "overlapping", "one axis"])
+@pytest.mark.parametrize("name", ["pool", "overlapping", "one axis", "over channels", "over two axes"])
 def test_weights_of_a_maximum_are_convex(name):
     weights = MAPS[name][0].secant(*ends(name))
     assert float(weights.min()) >= 0

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import equipoise as eq
 from equipoise.errors import InputError
@@ -100,3 +101,63 @@ def test_example_weights_are_kept_with_the_run(tmp_path):
     again = eq.Run.load(tmp_path / "run", data=digits())
     assert run.log_loss != plain.log_loss
     assert again.log_loss == run.log_loss
+
+
+class Maxout(nn.Module):
+    """Two layers, with what bends between them."""
+
+    def __init__(self, bend, width):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layer, self.head, self.bend = nn.Linear(5, 12, bias=False), nn.Linear(width, 1, bias=False), bend
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+
+    def forward(self, x):
+        return self.head(self.bend(self.layer(x)))
+
+
+def pairs_of(z):
+    return z.view(len(z), 6, 2)
+
+
+BENT = {
+    "pool": (lambda z: F.max_pool1d(z[:, None], 2)[:, 0], 6),
+    "amax": (lambda z: pairs_of(z).amax(-1), 6),
+    "max": (lambda z: pairs_of(z).max(-1).values, 6),
+    "maximum": (lambda z: torch.maximum(z[:, ::2], z[:, 1::2]), 6),
+    "minimum": (lambda z: -torch.minimum(-z[:, ::2], -z[:, 1::2]), 6),
+    "hardtanh": (F.hardtanh, 12),
+    "hardswish": (F.hardswish, 12),
+    "selu": (F.selu, 12),
+}
+
+
+def bent(name, **settings):
+    X = torch.randn(20, 5, generator=torch.Generator().manual_seed(1)).double()
+    y = torch.where(X[:, 0] * X[:, 1] + 0.3 * X[:, 2] > 0, 1.0, -1.0)
+    return eq.flow(Maxout(*BENT[name]), (X, y), observe=[eq.Drift()], **settings)
+
+
+def test_a_maximum_is_the_same_however_it_is_written():
+    pool, *others = (bent(name, until="growth=0.3") for name in ("pool", "amax", "max", "maximum", "minimum"))
+    assert pool.status == "reached"
+    for other in others:
+        for name, weight in pool.final.items():
+            torch.testing.assert_close(other.final[name], weight, rtol=1e-4, atol=1e-4)
+        assert other.last("drift", "relative_drift", "worst vertex") < 1e-15
+
+
+@pytest.mark.parametrize("name", ["hardtanh", "hardswish", "selu"])
+def test_what_bends_otherwise_does_not_stall_either(name):
+    run = bent(name, until=eq.Steps(60))
+    assert run.status == "reached"
+
+
+def test_a_stall_at_a_kink_that_is_not_followed_says_so():
+    model = Maxout(lambda z: F.max_pool1d(z[:, None], 2, dilation=3)[:, 0], 5)
+    X = torch.randn(20, 5, generator=torch.Generator().manual_seed(1)).double()
+    run = eq.flow(model, (X, torch.where(X[:, 0] * X[:, 1] > 0, 1.0, -1.0)), observe=[])
+    assert run.status == "stalled"
+    assert "max_pool1d bends where no kink is followed" in run.reason

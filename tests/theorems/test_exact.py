@@ -95,3 +95,19 @@ def test_scores_are_off_by_no_more_than_their_bound(activation, scale):
     errors = [abs(mpmath.mpf(float(scores[i, 0])) - values[0, i]) for i in range(len(X))]
     assert max(errors) <= bound
     assert bound < 1e-11 * max(1.0, float(scores.abs().max())) * scale**2  # and it says something
+
+
+class Shifted(nn.Linear):
+    def forward(self, x):
+        return torch.relu(-1e6 * (2.0 - super().forward(x)) - 3e6).sub(7.0, alpha=-1e6).sum(1, keepdim=True)
+
+
+def test_numbers_in_a_network_count_by_their_size():
+    model, X = Shifted(3, 5).double(), torch.ones(2, 3).double()
+    positive = nn.Linear(3, 5).double()
+    with torch.no_grad():
+        positive.weight.copy_(model.weight.abs())
+        positive.bias.copy_(model.bias.abs())
+        largest = (1e6 * (2.0 + positive(X)) + 3e6 + 7e6).sum(1).max()
+    bound = score_rounding(capture(model, X), dict(model.named_parameters()), X)
+    assert bound == pytest.approx(22 * torch.finfo(torch.float64).eps * float(largest), rel=1e-12)  # as many roundings

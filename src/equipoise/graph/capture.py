@@ -21,7 +21,9 @@ from equipoise.errors import CaptureError, InputError, one_line
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], Any]
+Decompositions = Mapping[Any, Callable[..., Any]]  # by the overload of an operation
 
+_NONE: Decompositions = {}
 _GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
 
 
@@ -115,10 +117,11 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
     return list(graph.find_nodes(op="placeholder"))
 
 
-def capture(model: nn.Module, example_inputs: Inputs) -> Captured:
+def capture(model: nn.Module, example_inputs: Inputs, in_other_words: Decompositions = _NONE) -> Captured:
     """Read the computation of `model` on `example_inputs`: a tensor, a sequence of arguments, or a mapping of keywords.
 
-    The first dimension is left dynamic where the model allows it. Works in the dtype and on the device of the model,
+    The first dimension is left dynamic where the model allows it. Operations that are `in_other_words` are read as what
+    these functions do. Works in the dtype and on the device of the model,
     `meta` included (inputs then stay on the CPU), and changes neither model nor inputs. Raises `CaptureError` with
     the reason when export refuses.
 
@@ -129,7 +132,7 @@ def capture(model: nn.Module, example_inputs: Inputs) -> Captured:
     {'p_0_weight': '0.weight', 'p_0_bias': '0.bias'}
     """
     args, kwargs = _arguments(example_inputs)
-    program = _export(_materialised(model), args, kwargs)
+    program = _export(_materialised(model), args, kwargs, in_other_words)
     signature, graph = program.graph_signature, program.graph
     _inline_regions(program.graph_module)
     _strip_guards(graph)
@@ -183,16 +186,18 @@ def _hollow(tensor: Tensor) -> Tensor:
     return nn.Parameter(torch.zeros((), dtype=tensor.dtype).expand(tensor.shape), tensor.requires_grad)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], in_other_words: Decompositions
+) -> torch.export.ExportedProgram:
     doubled = _doubled(args, kwargs)
     try:
         with _quiet():
             if doubled is not None:
                 try:
-                    return _exported(model, *doubled)
+                    return _exported(model, *doubled).run_decompositions(dict(in_other_words))
                 except Exception:  # the model wants this batch and no other
                     pass
-            return _exported(model, args, kwargs)
+            return _exported(model, args, kwargs).run_decompositions(dict(in_other_words))
     except Exception as error:
         raise CaptureError(
             expected="a model that torch.export can read",
@@ -209,7 +214,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if shapes is not None and _fixed(program, _batch(args, kwargs)):
         with suppress(Exception):  # the model wants this batch and no other
             program = export(strict=True)
-    return program.run_decompositions({})
+    return program
 
 
 def _fixed(program: torch.export.ExportedProgram, batch: int | None) -> bool:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from equipoise.errors import InputError
 from equipoise.graph import operations
 from equipoise.graph.capture import Captured, Intercept
-from equipoise.graph.piecewise import Maximum, ParametricRectifier, Piecewise, Rectifier
+from equipoise.graph.piecewise import Largest, ParametricRectifier, Piecewise, Pooled, Rectifier
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,19 @@ def kinks(captured: Captured) -> tuple[Kink, ...]:
         else:
             _require_differentiable(node)
     return tuple(found)
+
+
+def unfollowed(captured: Captured) -> list[str]:
+    """The operations whose derivative jumps where no kink is known: a flow may stall there.
+
+    >>> import torch
+    >>> from equipoise.graph.capture import capture
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.MaxPool1d(2, dilation=2))
+    >>> unfollowed(capture(model, torch.ones(2, 4)))
+    ['max_pool1d']
+    """
+    bent = [node for node in _depending(captured) if _is_operation(node) and _readable(node) in operations.BENT]
+    return [node.name for node in bent if _read_piecewise(node) is None]
 
 
 def rectifiers(captured: Captured) -> list[fx.Node]:
@@ -219,9 +232,14 @@ def _max_pool(axes: int) -> Callable[[fx.Node], Piecewise | None]:
         plain = set(_per_axis(given.get("dilation", 1), axes)) == {1} and not given.get("ceil_mode", False)
         if not plain:
             return None
-        return Maximum(kernel, _per_axis(given.get("stride") or kernel, axes), _per_axis(given.get("padding", 0), axes))
+        return Pooled(kernel, _per_axis(given.get("stride") or kernel, axes), _per_axis(given.get("padding", 0), axes))
 
     return read
+
+
+def _largest(node: fx.Node) -> Piecewise:
+    axes, kept, *_ = (*node.args[1:], (), False)
+    return Largest(tuple(pytree.tree_leaves(axes)), bool(kept))
 
 
 def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
@@ -236,6 +254,7 @@ _READERS: dict[str, Callable[[fx.Node], Piecewise | None]] = {
     "prelu": lambda node: ParametricRectifier(),
     "clamp": _clamp,
     "clamp_min": _clamp,
+    "amax": _largest,
     "max_pool1d": _max_pool(1),
     "max_pool2d": _max_pool(2),
 }

@@ -5,6 +5,7 @@ rectifier, convex weights on each window of a maximum. Chosen as the secant betw
 one end to the other, `A(z₁) - A(z₀) = σ(z₁) - σ(z₀)`; and whatever they are, the vertex-wise laws hold.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -119,22 +120,17 @@ class ParametricRectifier:
         return Rectifier(0.0).inside(weights)
 
 
-@dataclass(frozen=True)
-class Maximum:
-    """The maximum over windows along one or two axes: `Σ_j β_j z_j`, the weights `β` convex, along a last axis.
+class Maximum(ABC):
+    """The maximum over windows: `Σ_j β_j z_j`, the weights `β` convex, along a last axis.
 
     Between `j₀`, the place of the maximum before, and `j₁`, that after, the secant weights are `θ` and `1 - θ` with
     `θ = g₀ / (g₀ + g₁)`, `g₀ = z_{j₀} - z_{j₁}` before and `g₁ = z_{j₁} - z_{j₀}` after.
-
-    >>> pool = Maximum((2,), (2,), (0,))
-    >>> pool.secant(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 4.0]]]))
-    tensor([[[[0.2500, 0.7500]]]])
     """
 
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    negative_slope: None = None
+    @property
+    def negative_slope(self) -> None:
+        """It acts on several numbers at a time."""
+        return None
 
     def exact(self, z: Tensor, *parameters: Tensor) -> Tensor:
         """The maximum of every window."""
@@ -158,7 +154,7 @@ class Maximum:
     def inside(self, weights: Tensor) -> Bool[Tensor, "..."]:
         """Windows whose maximum is shared.
 
-        >>> Maximum((2,), (2,), (0,)).inside(torch.tensor([[0.0, 1.0], [0.4, 0.6]]))
+        >>> Largest((1,)).inside(torch.tensor([[0.0, 1.0], [0.4, 0.6]]))
         tensor([False,  True])
         """
         return weights.amax(-1) < 1
@@ -167,10 +163,27 @@ class Maximum:
         """What each maximum is taken of, along a new last axis."""
         return self._windows(z, -torch.inf)
 
+    @abstractmethod
     def _windows(self, z: Tensor, fill: float) -> Tensor:
-        """The windows, each flattened along a new last axis."""
+        """The windows, each flattened along a new last axis; `fill` is what surrounds `z`."""
+
+
+@dataclass(frozen=True)
+class Pooled(Maximum):
+    """Over windows that slide along one or two axes.
+
+    >>> pool = Pooled((2,), (2,), (0,))
+    >>> pool.secant(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 4.0]]]))
+    tensor([[[[0.2500, 0.7500]]]])
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    def _windows(self, z: Tensor, fill: float) -> Tensor:
         if len(self.kernel) == 1:
-            pool = Maximum((1, *self.kernel), (1, *self.stride), (0, *self.padding))
+            pool = Pooled((1, *self.kernel), (1, *self.stride), (0, *self.padding))
             return pool._windows(z.unsqueeze(-2), fill).squeeze(-3)
         if any(self.padding):
             z = F.pad(z, [side for pad in reversed(self.padding) for side in (pad, pad)], value=fill)
@@ -181,3 +194,22 @@ class Maximum:
             .unflatten(1, (z.shape[1], -1))
             .movedim(2, -1)
         )
+
+
+@dataclass(frozen=True)
+class Largest(Maximum):
+    """Over these axes, which are `kept` with length 1, or go; over all where none is named.
+
+    >>> Largest((1,)).exact(torch.tensor([[1.0, 3.0], [0.0, -1.0]]))
+    tensor([3., 0.])
+    """
+
+    axes: tuple[int, ...]
+    kept: bool = False
+
+    def _windows(self, z: Tensor, fill: float) -> Tensor:
+        axes = sorted(axis % z.ndim for axis in self.axes or range(z.ndim))
+        windows = z.movedim(axes, [*range(-len(axes), 0)]).flatten(-len(axes))
+        for axis in axes if self.kept else ():
+            windows = windows.unsqueeze(axis)
+        return windows

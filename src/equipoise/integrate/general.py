@@ -151,13 +151,14 @@ class _Linearisation:
 
     def _recorded(self, part: Chunk) -> _Frozen:
         weights = self.weights.detach().clone().requires_grad_()
-        leaving = (
-            slope if kink.negative_slope is not None else slope[..., 0]
-            for kink, slope in zip(self.owner.kinks, part.slopes, strict=True)
-        )
-        offsets = tuple(torch.zeros_like(each).requires_grad_() for each in leaving)
+        offsets = tuple(torch.zeros_like(each).requires_grad_() for each in self._leaving(part.slopes))
         with torch.enable_grad():
             return _Frozen(weights, offsets, self._margins_of(part, weights, offsets))
+
+    def _leaving(self, slopes: Slopes) -> Iterator[Tensor]:
+        """Tensors of the shapes of what leaves every kink: a maximum has weights for each place of a window."""
+        for kink, slope in zip(self.owner.kinks, slopes, strict=True):
+            yield slope if kink.negative_slope is not None else slope[..., 0]
 
     def _pulled(self, forces: Tensor, onto_weights: bool) -> Iterator[tuple[Tensor, ...]]:
         """`∂⟨forces, m⟩` with respect to the weights or to what leaves every kink, some examples at a time."""
@@ -215,8 +216,8 @@ class _Linearisation:
             moved = [
                 torch.func.jvp(partial(read, part), (self.weights,), (probe,))[1] for part in owner.chunks(self.slopes)
             ]
-        each = map(_joined, zip(*moved, strict=True))
-        return tuple(z.square().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) for z in each)
+        pairs = zip(map(_joined, zip(*moved, strict=True)), self._leaving(self.slopes), strict=True)
+        return tuple(z.square().flatten(1).mean(1).view(-1, *[1] * (h.ndim - 1)) for z, h in pairs)
 
     def kernel(
         self, examples: Rows, forces: Float[Tensor, " pairs *others"], columns: Rows | None = None

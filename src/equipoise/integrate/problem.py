@@ -17,7 +17,8 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, channel_axis, read_chain
 from equipoise.graph.degree import homogeneity
-from equipoise.graph.evaluate import Kink, kinks, recorded
+from equipoise.graph.evaluate import Kink, kinks, recorded, unfollowed
+from equipoise.graph.rectified import rectified
 from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
 from equipoise.integrate.entropic import precision_floor, resolved_temperature
 from equipoise.integrate.feedforward import FeedforwardMargins
@@ -162,8 +163,8 @@ def build_problem(
     labels = checked.y.to(device) if chosen.multiclass else checked.y.to(device, dtype)
     readout = _readout(outputs_of_two(own, inputs), labels, chosen)
     laws = invariances(own, inputs[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
-    captured = laws.captured
-    assert captured is not None  # these laws were read, not stated
+    assert laws.captured is not None  # these laws were read, not stated
+    captured = rectified(laws.captured, own, inputs[:2])
     layout = Layout.of(dict(own.named_parameters()))
     require_trainable(own, captured, inputs[:3])
     objective = Objective(
@@ -238,12 +239,17 @@ def require_tail(loss: Loss, goal: Goal) -> None:
 
 
 def why_stalled(problem: Problem, at: Evaluation) -> str | None:
-    """Examples that no neuron of some layer answers, in words: no gradient comes from them; `None` if there is none."""
+    """Examples that no neuron of some layer answers, or kinks that are not followed, in words; `None` without either.
+
+    No gradient comes from such examples, and the midpoint rule does not pass such kinks.
+    """
     for name, k in zip(problem.kink_names, problem.rectifiers, strict=True):
         dead = (at.preactivations[k].flatten(1) <= 0).all(1)
         if problem.margins.kinks[k].negative_slope == 0 and bool(dead.any()):
             share = "every example" if bool(dead.all()) else f"{int(dead.sum())} of {len(dead)} examples"
             return f"every neuron of {name} is off for {share}: they have no gradient left (dead neurons)"
+    if bends := unfollowed(problem.captured):
+        return f"{', '.join(bends)} bends where no kink is followed: write it by relu, maximum, amax or max_pool2d"
     return None
 
 

@@ -87,8 +87,14 @@ class Certificate:
         }
 
     def __str__(self) -> str:
-        verdict = "holds" if self.holds else f"does not hold: {', '.join(self.failed) or 'a bound is exceeded'}"
+        verdict = "holds" if self.holds else f"does not hold: {', '.join(self.failed) or self._lacks}"
         return present.text(f"Certificate {verdict}", self.assumptions, self.claims, self.notes)
+
+    @property
+    def _lacks(self) -> str:
+        """What is missing where no assumption has failed."""
+        exceeded = any(not claim.holds for claim in self.claims if claim.standing == "verified")
+        return "a bound is exceeded" if exceeded else "every claim rests on something that was only observed"
 
 
 def certify(

@@ -56,8 +56,11 @@ def _absolute(kinks: Sequence[Kink]) -> Intercept:
         if name in _SMOOTH:
             slope, at_zero = _SMOOTH[name]
             return slope * args[0] + at_zero
-        if name == "sub":
-            return args[0] + args[1]
+        if name in ("add", "sub", "rsub"):
+            share: Any = node.kwargs.get("alpha", 1)
+            return abs(args[0]) + abs(share) * abs(args[1])
+        if name in ("mul", "div"):
+            return node.target(*map(abs, args))  # pyright: ignore[reportCallIssue]
         return args[0] if name == "neg" else NotImplemented
 
     return intercept

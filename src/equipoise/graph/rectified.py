@@ -1,0 +1,117 @@
+"""Operations that bend, in terms of ReLU and of maxima along an axis: the two whose kinks are known (THEORY T6.2).
+
+A flow does not pass a kink that it does not know of: the midpoint rule stalls where the derivative jumps. Each function
+here is the operation of its name in other words, the same numbers up to rounding, as a decomposition for `capture`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.graph.capture import Captured, Inputs, capture
+
+_aten = torch.ops.aten
+_SELU = 1.6732632423543772, 1.0507009873554805  # α, and the scale
+
+
+def rectified(captured: Captured, model: nn.Module, example_inputs: Inputs) -> Captured:
+    """The same computation, read again where that makes more of its kinks known.
+
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU6())
+    >>> graph = rectified(capture(model, torch.ones(4, 3)), model, torch.ones(4, 3)).graph
+    >>> [node.target.__name__ for node in graph.nodes if node.op == "call_function"]
+    ['linear.default', 'relu.default', 'sub.Tensor', 'relu.default', 'sub.Tensor']
+    """
+    bends = any(node.target in IN_OTHER_WORDS for node in captured.graph.nodes)
+    return capture(model, example_inputs, IN_OTHER_WORDS) if bends else captured
+
+
+def _clamp(z: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    """At least `low`, then at most `high`."""
+    z = z if low is None else _above(z, low)
+    return z if high is None else _below(z, high)
+
+
+def _above(z: Tensor, low: Any) -> Tensor:
+    return torch.relu(z) if isinstance(low, int | float) and low == 0 else low + torch.relu(z - low)
+
+
+def _below(z: Tensor, high: Any) -> Tensor:
+    return high - torch.relu(high - z)
+
+
+def _between(z: Tensor, low: Any = -1.0, high: Any = 1.0) -> Tensor:
+    """The same of two numbers, both kinks in `z` itself."""
+    return _above(z, low) - torch.relu(z - high)
+
+
+def _hardsigmoid(z: Tensor) -> Tensor:
+    return _between(z + 3, 0.0, 6.0) / 6
+
+
+def _elu(z: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Any:
+    if alpha * input_scale == 1:
+        return NotImplemented  # its derivative does not jump
+    return scale * (torch.relu(z) + alpha * torch.expm1(-input_scale * torch.relu(-z)))
+
+
+def _maximum(a: Tensor, b: Tensor) -> Tensor:
+    return b + torch.relu(a - b)
+
+
+def _minimum(a: Tensor, b: Tensor) -> Tensor:
+    return b - torch.relu(b - a)
+
+
+def _max(z: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    return z.amax() if dim is None else (z.amax(dim, keepdim), z.argmax(dim, keepdim))
+
+
+def _min(z: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    return -(-z).amax() if dim is None else (-(-z).amax(dim, keepdim), z.argmin(dim, keepdim))
+
+
+def _amin(z: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+    return -torch.amax(-z, dim, keepdim)
+
+
+def _adaptive_max_pool(z: Tensor, sizes: int | Sequence[int]) -> Any:
+    """Where windows are of one size, their maxima; the places of these are of no use here."""
+    sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+    shape = z.shape[-len(sizes) :]
+    if any(length % size for length, size in zip(shape, sizes, strict=True)):
+        return NotImplemented
+    for axis, size in enumerate(sizes, -len(sizes)):
+        z = z.unflatten(axis, (size, -1)).amax(axis if axis < -1 else -1)
+    return z, torch.zeros_like(z, dtype=torch.int64)
+
+
+IN_OTHER_WORDS: Mapping[Any, Callable[..., Any]] = {
+    _aten.clamp.default: _clamp,
+    _aten.clamp.Tensor: _clamp,
+    _aten.clamp_min.default: _above,
+    _aten.clamp_min.Tensor: _maximum,
+    _aten.clamp_max.default: _below,
+    _aten.clamp_max.Tensor: _minimum,
+    _aten.hardtanh.default: _between,
+    _aten.relu6.default: lambda z: _between(z, 0.0, 6.0),
+    _aten.hardsigmoid.default: _hardsigmoid,
+    _aten.hardswish.default: lambda z: z * _hardsigmoid(z),
+    _aten.elu.default: _elu,
+    _aten.selu.default: lambda z: _elu(z, *_SELU),
+    _aten.maximum.default: _maximum,
+    _aten.fmax.default: _maximum,
+    _aten.max.other: _maximum,
+    _aten.minimum.default: _minimum,
+    _aten.fmin.default: _minimum,
+    _aten.min.other: _minimum,
+    _aten.max.default: _max,
+    _aten.max.dim: _max,
+    _aten.min.default: _min,
+    _aten.min.dim: _min,
+    _aten.amin.default: _amin,
+    _aten.adaptive_max_pool1d.default: _adaptive_max_pool,
+    _aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+}
