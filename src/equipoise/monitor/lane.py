@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,9 +18,6 @@ from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
 from equipoise.observers import Alignment, Drift, Memory, Observer, Reading, Residual, Scene, Snapshot, Unavailable
-from equipoise.threads import one_thread
-
-_SMALL = 1 << 20  # parameters
 
 
 class Desk(Protocol):
@@ -99,7 +95,7 @@ class Lane:
 
     @torch.no_grad()
     def _look_before(self) -> None:
-        with self.meter.timed(setup=self.scene is None), self._threads():
+        with self.meter.timed(setup=self.scene is None):
             if self.scene is None:
                 self.prepare()
             gradients = self.scenery.gradients(getattr(self.optimizer, "grad_scale", None))
@@ -109,7 +105,7 @@ class Lane:
     @torch.no_grad()
     def _look_after(self, final: bool = False) -> None:
         setup = self.looks == 0 or final
-        with self.meter.timed(setup), self._threads():
+        with self.meter.timed(setup):
             self.looks += 1
             self._ask("observe", self._snapshot(final=final))
             self.desk.close_look(self.step)
@@ -140,10 +136,6 @@ class Lane:
         """A last, thorough look at where the training ended."""
         if self.scene is not None and self.memories:
             self._look_after(final=True)
-
-    def _threads(self) -> AbstractContextManager[None]:
-        """One, where the parameters fit into the cache of a core: there threads wait for each other more than work."""
-        return one_thread(self.scenery.count <= _SMALL)
 
     @property
     def _read_laws(self) -> bool:

@@ -61,11 +61,6 @@ class Scenery:
         """By the model's own names."""
         return own_parameters(self.model)
 
-    @cached_property
-    def count(self) -> int:
-        """How many numbers the parameters hold."""
-        return sum(parameter.numel() for parameter in self.parameters.values())
-
     def weights(self) -> dict[str, Tensor]:
         """The parameters as they are now, without history."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
