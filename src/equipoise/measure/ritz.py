@@ -102,19 +102,18 @@ class Swept:
 class Ritz:
     """Ritz pairs of `WᵀW`, from row 1 on, `eigenvalues` `σ̂_i²` descending; row 0 is the top one of `[W b]ᵀ[W b]`.
 
-    Without a bias it is one more of `W`'s own. `coupling_i = (WᵀW v_i - σ̂_i² v_i) / scale_i`, of norm `coupled_i`. In
-    `turn` the Ritz vectors are combinations of the directions; the first entry of row 0 is the component of the top
-    vector of `[W b]` along the bias, where nothing couples: what a Ritz pair leaves is orthogonal to the directions,
-    and that is one.
+    Without a bias it is one more of `W`'s own. `coupling_i = (WᵀW v_i - σ̂_i² v_i) / scale_i`, of norm `coupled_i`; of
+    the vectors themselves only the `top` rows are formed. `bias` is the component of each along the bias, where nothing
+    couples: what a Ritz pair leaves is orthogonal to the directions, and that is one.
     """
 
     swept: Swept
     eigenvalues: np.ndarray
     scale: np.ndarray
     coupled: np.ndarray
-    turn: Float[Tensor, "batch rows rows"]
-    left: Float[Tensor, "batch rows length"]  # σ̂ u
-    right: Float[Tensor, "batch rows columns"]
+    bias: Float[Tensor, "batch top"]
+    left: Float[Tensor, "batch top length"]  # σ̂ u
+    right: Float[Tensor, "batch top columns"]
     coupling: Float[Tensor, "moving rows columns"]
 
     @cached_property
@@ -127,18 +126,19 @@ class Ritz:
 def ritz(swept: Swept, r: int) -> Ritz:
     """`Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
     x, m, length = swept.directions, swept.frame.moving, swept.frame.length
-    wide = swept.products[..., :length].double()
+    images, pulled = swept.products[..., :length], swept.products[:m, :, length:]
+    wide = images.double()
     along, own = swept.squares.T
     scale = np.maximum(own[:, None], _tiny(x)).repeat(swept.frame.rows, 1)
     scale[:, 0] += along
     eigenvalues, turn = _turned((wide @ wide.mT).cpu().numpy(), swept.frame, scale[:, 0], r)
-    turned = torch.from_numpy(turn).to(x)
-    right, seen = turned[..., 1:] @ x, turned @ swept.products
-    levels, units = torch.from_numpy(np.stack([eigenvalues, np.ones_like(scale)]) / scale).to(x)[:, :m, :, None]
-    coupling = torch.addcmul(right[:m] * levels, seen[:m, :, length:], units, value=-1)
+    scaled = turn / scale[..., None]
+    turned, less, more = torch.from_numpy(np.stack([turn, eigenvalues[..., None] * scaled, scaled])).to(x)
+    top = turned[:, : r + 1]
+    coupling = torch.baddbmm(more[:m] @ pulled, less[:m, :, 1:], x[:m], alpha=-1)
     coupled = np.zeros_like(scale)
     coupled[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy()
-    return Ritz(swept, eigenvalues, scale, coupled, turned, seen[..., :length], right, coupling)
+    return Ritz(swept, eigenvalues, scale, coupled, top[..., 0], top @ images, top[..., 1:] @ x, coupling)
 
 
 def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,11 +168,11 @@ def _descending(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @np.errstate(invalid="ignore", over="ignore")
 def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
     """What is known of each `W` and, where it has a bias, of `[W b]`: tails by difference."""
-    top = slice(r + 1)
-    values, distance = np.sqrt(found.eigenvalues[:, top]), (found.coupled * found.scale)[:, top]
+    top = found.left.shape[1]
+    values, distance = np.sqrt(found.eigenvalues[:, :top]), (found.coupled * found.scale)[:, :top]
     nearest = np.minimum(distance / np.maximum(values, _TINY), np.sqrt(distance)).tolist()
-    length = torch.linalg.vector_norm(found.left[:, top], dim=-1, keepdim=True).clamp_(min=_tiny(found.left))
-    left, right, sigma = (found.left[:, top] / length).mT, found.right.mT, torch.from_numpy(values).to(length)
+    length = torch.linalg.vector_norm(found.left, dim=-1, keepdim=True).clamp_(min=_tiny(found.left))
+    left, right, sigma = (found.left / length).mT, found.right.mT, torch.from_numpy(values).to(length)
     squares, largest, upper = found.swept.squares.tolist(), found.eigenvalues.tolist(), _upper(found).tolist()
     reports = []
     for i, size in enumerate(found.swept.frame.sizes):
@@ -181,7 +181,7 @@ def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
         seen = _leading(triplets, nearest[i][rows], upper[i], own, largest[i][1])
         more = None
         if size.extended:
-            vector = torch.cat([right[i, columns, 0], found.turn[i, 0, :1]])[:, None]
+            vector = torch.cat([right[i, columns, 0], found.bias[i, :1]])[:, None]
             triplets = Triplets(left[i, : size.length, :1], sigma[i, :1], vector)
             bound = math.sqrt(upper[i] ** 2 + along)  # σ_1² of [W b] is at most σ_1² + ‖b‖²
             more = _leading(triplets, nearest[i][:1], bound, own + along, largest[i][0])
@@ -226,7 +226,7 @@ def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "bat
     for row, size in zip(noise, frame.sizes, strict=False):
         if size.columns < row.shape[1]:
             row[:, size.columns :] = 0
-    rows = torch.cat([found.right[:m, top], found.coupling[:, top], old[:m, top], noise], dim=1)
+    rows = torch.cat([found.right[:m], found.coupling[:, top], old[:m, top], noise], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
     return torch.cat([torch.linalg.qr(rows.mT).Q.mT, old[m:]])
