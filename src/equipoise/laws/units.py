@@ -6,7 +6,7 @@ which stands for itself, are joined into one.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import TypeVar
@@ -47,7 +47,6 @@ class Numbers:
 class Term:
     """What a member adds to the units of its law: `degree` times the sums at `places`, so many copies a unit."""
 
-    units: slice
     places: slice | np.ndarray
     copies: int
     degree: float
@@ -99,20 +98,18 @@ class Units:
     @cached_property
     def _terms(self) -> list[list[Term]]:
         """By law and member."""
-        ends = np.cumsum(self._counts)
-        return [list(self._of_law(law, int(end))) for law, end in zip(self.laws, ends, strict=True)]
+        return [[self._term(member) for member in law.interface.members] for law in self.laws]
 
-    def _of_law(self, law: Law, end: int) -> Iterator[Term]:
-        units = slice(end - law.interface.blocks, end)
-        for member in law.interface.members:
-            number = self._reductions[_reduction(member)]
-            places = _moved(member.places, int(self._starts[number]))
-            yield Term(units, places, member.index[0].numel(), member.degree, number if member.covers else None)
+    def _term(self, member: Member) -> Term:
+        number = self._reductions[_reduction(member)]
+        places = _moved(member.places, int(self._starts[number]))
+        return Term(places, member.index[0].numel(), member.degree, number if member.covers else None)
 
     @cached_property
-    def _counts(self) -> list[int]:
-        """How many units each law has."""
-        return [law.interface.blocks for law in self.laws]
+    def _units(self) -> list[slice]:
+        """Where the units of each law stand among all."""
+        ends = np.cumsum([law.interface.blocks for law in self.laws]).tolist()
+        return [slice(end - law.interface.blocks, end) for law, end in zip(self.laws, ends, strict=True)]
 
     @cached_property
     def _scratch(self) -> Scratch:
@@ -148,15 +145,15 @@ class Units:
         """What each law says, from the sums of all processes; and `Σ w²` of each parameter, of four bytes or more."""
         wide = sums.double().cpu().numpy()
         whole = np.add.reduceat(wide, self._starts[:-1], axis=1).T.tolist()
-        units = np.zeros((len(wide), sum(self._counts)))
-        for terms in self._terms:
+        units = np.zeros((len(wide), self._units[-1].stop))
+        for own, terms in zip(self._units, self._terms, strict=True):
             for term in terms:
-                units[:, term.units] += term.of(wide)
+                units[:, own] += term.of(wide)
         moments, dtypes = torch.from_numpy(units)[..., None, None], [_dtype(law, weights) for law in self.laws]
-        parts = {dtype: moments.to(dtype).split(self._counts, 1) for dtype in set(dtypes)}
+        parts = {dtype: moments.to(dtype) for dtype in set(dtypes)}
         found = [
-            _numbers(law, parts[dtype][number], [_squares(term, wide, whole) for term in terms])
-            for number, (law, dtype, terms) in enumerate(zip(self.laws, dtypes, self._terms, strict=True))
+            _numbers(law, parts[dtype][:, own], [_squares(term, wide, whole) for term in terms])
+            for law, dtype, own, terms in zip(self.laws, dtypes, self._units, self._terms, strict=True)
         ]
         first = ((name, whole[self._reductions[_reduction(mine[0])]]) for name, mine in self._members.items())
         return found, {name: w for name, (w, *_) in first if weights[name].dtype.itemsize >= 4}

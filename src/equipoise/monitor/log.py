@@ -73,15 +73,11 @@ class Log:
         self._norm = norm if self._norm is None else self._norm
         growth = math.log(norm / self._norm) if norm > 0 and self._norm > 0 else math.nan
         moment = (step, growth, math.nan, math.nan)
-        fresh = [reading for reading in readings if self._is_new(step, observer, reading)]
-        records = [Record(*moment, observer, *reading) for reading in fresh]
+        records = [Record(*moment, observer, *reading) for reading in readings if self._is_new(step, observer, reading)]
         self._told += records
         self.steps = max(self.steps, step)
-        for record in records:
-            for rule in self.rules:
-                alarm = rule(record)
-                if alarm is not None:
-                    self._raise(alarm, moment)
+        for alarm in [found for record in records for rule in self.rules if (found := rule(record)) is not None]:
+            self._raise(alarm, moment)
 
     def _is_new(self, step: int, observer: str, reading: Reading) -> bool:
         """Whether this step has not told it before: the last look may come at the step of the one before."""
