@@ -19,7 +19,7 @@ def stiff_setting(linear_tail):
     return eq.networks.mlp([20, 64, 64, 1], linear_tail=linear_tail), (inputs, labels)
 
 
-@pytest.mark.parametrize("linear_tail", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("linear_tail", [1, 3])
 def test_no_stall_no_drift_and_any_depth_of_loss(linear_tail):
     run = eq.flow(*stiff_setting(linear_tail), until=eq.LogLoss(-1e6), observe=[eq.Drift(), eq.Margin(kkt_every=10**9)])
     table = run.table()

@@ -101,9 +101,12 @@ def _enough(forecast: float, size: float) -> float:
 
 
 def _ends(changes: list[float], settled: float) -> bool:
-    """Settled, or given up: after so many passes they must have fallen by so much, whatever follows."""
+    """Settled, or given up: after so many passes they must have fallen by so much, whatever follows.
+
+    Patience begins after the first pass, whose slopes are those of the step before: a short step hardly moves by them.
+    """
     slow = len(changes) == _PATIENCE and min(changes) > _FALLEN * max(changes)
-    return changes[-1] <= settled or slow or _given_up(changes, _PASSES)
+    return changes[-1] <= settled or slow or _given_up(changes[1:] or changes, _PASSES)
 
 
 def _given_up(changes: list[float], most: int) -> bool:
