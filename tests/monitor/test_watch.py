@@ -187,6 +187,24 @@ def test_a_crash_of_a_sink_or_an_observer_never_stops_the_training():
     assert len(seen) == 4  # steps 1, 5, 10 and the end
 
 
+@pytest.mark.parametrize("place", ["crew.Crew.squares", "crew.Crew.piece", "scenery.Scenery.scene"])
+def test_a_look_that_fails_never_stops_the_training(place, monkeypatch):
+    """Out of memory, a device that is lost: whatever happens in what all observers share."""
+
+    def fail(*arguments):
+        raise RuntimeError("lost")
+
+    watched, alone = network(), network()
+    monkeypatch.setattr(f"equipoise.monitor.{place}", fail)
+    optimizer = sgd(watched)
+    with pytest.warns(eq.TrainingAlarm, match="RuntimeError: lost"), eq.watch(watched, optimizer, every=2) as log:
+        train(watched, optimizer)
+    train(alone, sgd(alone))
+    assert "RuntimeError: lost" in log.off.values()
+    for one, other in zip(watched.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     "style",
     [
@@ -310,6 +328,13 @@ def test_alarms_for_nan_collapse_and_dying_neurons():
 def test_bad_arguments_are_refused_in_one_line(arguments, message):
     model = network()
     with pytest.raises(InputError, match=message.replace("(", r"\(")), eq.watch(model, sgd(model), **arguments):
+        pass
+
+
+def test_complex_weights_are_refused():
+    model = nn.Linear(2, 2, dtype=torch.complex64)
+    refused = pytest.raises(InputError, match="expected a model of real weights; found weight, bias of complex numbers")
+    with refused, eq.watch(model, sgd(model)):
         pass
 
 

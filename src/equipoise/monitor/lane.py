@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -71,7 +72,7 @@ class Lane:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.step += 1
-        if self.step < self.due:
+        if self.step < self.due or (self.scene is not None and not self.memories):
             return None
         if _skipped(optimizer):  # the gradient has overflowed, and this step will not be taken
             self.due = self.step + 1
@@ -79,19 +80,28 @@ class Lane:
         itself, *rest = args  # torch passes the optimizer among the arguments
         closure = kwargs.get("closure", rest[0] if rest else None)
         if closure is None:
-            self._look_before()
+            self._safely(self._look_before)
             return None
-        looking = _once_after(closure, self._look_before)  # gradients come with the closure
+        looking = _once_after(closure, lambda: self._safely(self._look_before))  # gradients come with the closure
         return ((itself, looking), {}) if rest else (args, kwargs | {"closure": looking})
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.step < self.due:
             return
         if self.scene is not None:
-            self._look_after()
+            self._safely(self._look_after)
         self.due = self.scenery.crew.decided(self.cadence.following(self.step, self.meter))
 
     # --- looks ---
+
+    def _safely(self, look: Callable[[], None]) -> None:
+        """Whatever fails in a look must not stop the training: all observers are off then, and `off` says why."""
+        try:
+            look()
+        except Exception as error:
+            for position, observer in enumerate(self.observers):
+                if observer.name not in self.off:
+                    self._turn_off(position, error)
 
     @torch.no_grad()
     def _look_before(self) -> None:
@@ -135,7 +145,7 @@ class Lane:
     def finish(self) -> None:
         """A last, thorough look at where the training ended."""
         if self.scene is not None and self.memories:
-            self._look_after(final=True)
+            self._safely(partial(self._look_after, final=True))
 
     @property
     def _read_laws(self) -> bool:

@@ -148,7 +148,15 @@ def _check(model: nn.Module, optimizers: list[Optimizer], every: int, budget: fl
             found=f"budget={budget}",
             remedy="pass budget=0.02",
         )
-    own = {id(parameter) for parameter in own_parameters(model).values()}
+    named = own_parameters(model)
+    unreal = [name for name, parameter in named.items() if parameter.is_complex()]
+    if unreal:
+        raise InputError(
+            expected="a model of real weights",
+            found=f"{', '.join(unreal)} of complex numbers",
+            remedy="watch the parts of it that are real: eq.watch(model.part, optimizer)",
+        )
+    own = {id(parameter) for parameter in named.values()}
     for optimizer in optimizers:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if own.isdisjoint(held):

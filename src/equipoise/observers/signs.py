@@ -29,6 +29,8 @@ class Signs:
         after: Memory = {}
         readings: list[Reading] = []
         for place, weight in snapshot.parameters.items():
+            if not weight.numel():
+                continue
             now, last = patterns(-weight.detach().reshape(-1, 1)), memory.get(f"{place}/changed")
             changes = 0 if last is None else _changes(memory[f"{place}/negative"], now)
             if last is None or changes:
