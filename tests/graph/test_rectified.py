@@ -17,6 +17,7 @@ BENT = {  # and how many kinks each has
     "selu": (F.selu, 2),
     "elu": (lambda z: F.elu(z, 0.4), 2),
     "clamp": (lambda z: z.clamp(-0.2, 0.6), 2),
+    "clamp by guards": (lambda z: z.clamp(-1e30, torch.finfo(z.dtype).max), 2),
     "clamp from below": (lambda z: z.clamp(min=0.1), 1),
     "clamp from above": (lambda z: z.clamp(max=0.1), 1),
     "clamp between": (lambda z: z.clamp(z.mean(1, keepdim=True), torch.ones(())), 2),
@@ -51,6 +52,13 @@ def test_the_same_numbers_and_every_kink_known(name):
     weights = dict(model.named_parameters())
     assert torch.allclose(found.run(weights, x), model(x), rtol=1e-13, atol=1e-14)
     assert len(kinks(found)) == count
+
+
+def test_saturation_is_exact_however_far():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Hardtanh()).double()
+    found = rectified(capture(model, torch.ones(2, 1).double()), model, torch.ones(2, 1).double())
+    far = torch.tensor([[1e17], [-1e17]], dtype=torch.float64)
+    assert found.run({"0.weight": torch.ones(1, 1).double()}, far).tolist() == [[1.0], [-1.0]]
 
 
 def test_what_bends_as_relu_does_is_left_as_it_is():

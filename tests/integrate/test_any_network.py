@@ -125,7 +125,6 @@ def pairs_of(z):
 BENT = {
     "pool": (lambda z: F.max_pool1d(z[:, None], 2)[:, 0], 6),
     "amax": (lambda z: pairs_of(z).amax(-1), 6),
-    "max": (lambda z: pairs_of(z).max(-1).values, 6),
     "maximum": (lambda z: torch.maximum(z[:, ::2], z[:, 1::2]), 6),
     "minimum": (lambda z: -torch.minimum(-z[:, ::2], -z[:, 1::2]), 6),
     "hardtanh": (F.hardtanh, 12),
@@ -141,7 +140,7 @@ def bent(name, **settings):
 
 
 def test_a_maximum_is_the_same_however_it_is_written():
-    pool, *others = (bent(name, until="growth=0.3") for name in ("pool", "amax", "max", "maximum", "minimum"))
+    pool, *others = (bent(name, until="growth=0.1") for name in ("pool", "amax", "maximum", "minimum"))
     assert pool.status == "reached"
     for other in others:
         for name, weight in pool.final.items():
@@ -151,7 +150,7 @@ def test_a_maximum_is_the_same_however_it_is_written():
 
 @pytest.mark.parametrize("name", ["hardtanh", "hardswish", "selu"])
 def test_what_bends_otherwise_does_not_stall_either(name):
-    run = bent(name, until=eq.Steps(60))
+    run = bent(name, until=eq.Steps(40))
     assert run.status == "reached"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from equipoise.graph.capture import Captured, Inputs, capture
 
 _aten = torch.ops.aten
+_GUARD = 1e6
 _SELU = 1.6732632423543772, 1.0507009873554805  # α, and the scale
 
 
@@ -22,33 +23,27 @@ def rectified(captured: Captured, model: nn.Module, example_inputs: Inputs) -> C
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU6())
     >>> graph = rectified(capture(model, torch.ones(4, 3)), model, torch.ones(4, 3)).graph
     >>> [node.target.__name__ for node in graph.nodes if node.op == "call_function"]
-    ['linear.default', 'relu.default', 'sub.Tensor', 'relu.default', 'sub.Tensor']
+    ['linear.default', 'relu.default', 'neg.default', 'sub.Tensor', 'relu.default', 'add.Tensor', 'neg.default']
     """
     bends = any(node.target in IN_OTHER_WORDS for node in captured.graph.nodes)
     return capture(model, example_inputs, IN_OTHER_WORDS) if bends else captured
 
 
 def _clamp(z: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    """At least `low`, then at most `high`."""
+    """At least `low`, then at most `high`, exactly where it saturates."""
     z = z if low is None else _above(z, low)
-    return z if high is None else _below(z, high)
+    return z if high is None else -_above(-z, -high)
 
 
 def _above(z: Tensor, low: Any) -> Tensor:
-    return torch.relu(z) if isinstance(low, int | float) and low == 0 else low + torch.relu(z - low)
-
-
-def _below(z: Tensor, high: Any) -> Tensor:
-    return high - torch.relu(high - z)
-
-
-def _between(z: Tensor, low: Any = -1.0, high: Any = 1.0) -> Tensor:
-    """The same of two numbers, both kinks in `z` itself."""
-    return _above(z, low) - torch.relu(z - high)
+    """A number far away is a guard, and costs `z` no digits."""
+    if isinstance(low, int | float) and (low == 0 or abs(low) > _GUARD):
+        return torch.relu(z) if low == 0 else z + torch.relu(low - z)
+    return low + torch.relu(z - low)
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:
-    return _between(z + 3, 0.0, 6.0) / 6
+    return _clamp(z + 3, 0.0, 6.0) / 6
 
 
 def _elu(z: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Any:
@@ -93,10 +88,10 @@ IN_OTHER_WORDS: Mapping[Any, Callable[..., Any]] = {
     _aten.clamp.Tensor: _clamp,
     _aten.clamp_min.default: _above,
     _aten.clamp_min.Tensor: _maximum,
-    _aten.clamp_max.default: _below,
+    _aten.clamp_max.default: lambda z, high: _clamp(z, high=high),
     _aten.clamp_max.Tensor: _minimum,
-    _aten.hardtanh.default: _between,
-    _aten.relu6.default: lambda z: _between(z, 0.0, 6.0),
+    _aten.hardtanh.default: lambda z, low=-1.0, high=1.0: _clamp(z, low, high),
+    _aten.relu6.default: lambda z: _clamp(z, 0.0, 6.0),
     _aten.hardsigmoid.default: _hardsigmoid,
     _aten.hardswish.default: lambda z: z * _hardsigmoid(z),
     _aten.elu.default: _elu,
