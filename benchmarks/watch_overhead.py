@@ -1,5 +1,4 @@
-"""What watching costs a training loop: plain steps, steps under `eq.watch`, the same with a budget of two percent, and
-steps under delve, taken in turns in one run.
+"""What watching costs a training loop: plain steps, steps under `eq.watch`, and under delve, taken in turns in one run.
 
     python benchmarks/watch_overhead.py                         # without delve where it is not installed
     pip install --no-deps --target /tmp/delve delve && PYTHONPATH=/tmp/delve python benchmarks/watch_overhead.py
@@ -73,9 +72,9 @@ class Loop:
 
 
 class Watched(Loop):
-    def __init__(self, make, every, budget=None):
+    def __init__(self, make, every):
         super().__init__(make)
-        self.context = eq.watch(self.model, self.optimizer, every=every, budget=budget, quiet=True)
+        self.context = eq.watch(self.model, self.optimizer, every=every, quiet=True)
         self.log = self.context.__enter__()
 
     def close(self):
@@ -102,7 +101,7 @@ class Delved(Loop):
 
 
 def compare(make, every, turns):
-    loops = {"plain": Loop(make), "watch": Watched(make, every), "budget": Watched(make, every, budget=0.02)}
+    loops = {"plain": Loop(make), "watch": Watched(make, every)}
     try:
         loops["delve"] = Delved(make, every)
     except ImportError:
@@ -113,14 +112,16 @@ def compare(make, every, turns):
     for _ in range(turns):
         for loop in loops.values():
             loop.turn(every)
-    told = {"step_ms": 1e3 * statistics.median(loops["plain"].turns) / every}
-    for name, loop in loops.items():
-        if isinstance(loop, Watched):
-            meter = loop.log.meter
-            told[f"{name}_looks"] = meter.looks
-            # of these turns: the first look counts as set-up
-            told[f"{name}_meter"] = meter.looking / (sum(loop.turns) - meter.looking)
+    looking = loops["watch"].log.meter.looking  # of these turns: the first look counts as set-up
+    for loop in loops.values():
         loop.close()
+    plain = statistics.median(loops["plain"].turns)
+    told = {
+        "step_ms": 1e3 * plain / every,
+        "looks": loops["watch"].log.meter.looks,
+        "watch_meter": looking / (sum(loops["watch"].turns) - looking),
+    }
+    for name, loop in loops.items():
         if name != "plain":
             ratios = [a / b for a, b in zip(loop.turns, loops["plain"].turns, strict=True)]
             told[f"{name}_over_plain"] = statistics.median(ratios)
