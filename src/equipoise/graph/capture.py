@@ -121,9 +121,8 @@ def capture(model: nn.Module, example_inputs: Inputs, in_other_words: Decomposit
     """Read the computation of `model` on `example_inputs`: a tensor, a sequence of arguments, or a mapping of keywords.
 
     The first dimension is left dynamic where the model allows it. Operations that are `in_other_words` are read as what
-    these functions do. Works in the dtype and on the device of the model,
-    `meta` included (inputs then stay on the CPU), and changes neither model nor inputs. Raises `CaptureError` with
-    the reason when export refuses.
+    these functions do. Works in the dtype and on the device of the model, `meta` included (inputs then stay on the
+    CPU), and changes neither model nor inputs. Raises `CaptureError` with the reason when export refuses.
 
     >>> captured = capture(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.ones(4, 3))
     >>> [str(node.target) for node in captured.graph.nodes if node.op == "call_function"]
@@ -189,15 +188,15 @@ def _hollow(tensor: Tensor) -> Tensor:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], in_other_words: Decompositions
 ) -> torch.export.ExportedProgram:
-    doubled = _doubled(args, kwargs)
+    export, doubled = partial(_exported, model, in_other_words), _doubled(args, kwargs)
     try:
         with _quiet():
             if doubled is not None:
                 try:
-                    return _exported(model, *doubled).run_decompositions(dict(in_other_words))
+                    return export(*doubled)
                 except Exception:  # the model wants this batch and no other
                     pass
-            return _exported(model, args, kwargs).run_decompositions(dict(in_other_words))
+            return export(args, kwargs)
     except Exception as error:
         raise CaptureError(
             expected="a model that torch.export can read",
@@ -206,7 +205,9 @@ def _export(
         ) from error
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def _exported(
+    model: nn.Module, in_other_words: Decompositions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.export.ExportedProgram:
     """Without dynamo, which reads fewer models; with it where that leaves the batch fixed, as `len(x)` does."""
     shapes = _dynamic_shapes(model, args, kwargs)
     export = partial(torch.export.export, model, args, kwargs, dynamic_shapes=shapes)
@@ -214,7 +215,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if shapes is not None and _fixed(program, _batch(args, kwargs)):
         with suppress(Exception):  # the model wants this batch and no other
             program = export(strict=True)
-    return program
+    return program.run_decompositions(dict(in_other_words))
 
 
 def _fixed(program: torch.export.ExportedProgram, batch: int | None) -> bool:

@@ -29,17 +29,21 @@ def rectified(captured: Captured, model: nn.Module, example_inputs: Inputs) -> C
     return capture(model, example_inputs, IN_OTHER_WORDS) if bends else captured
 
 
-def _clamp(z: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    """At least `low`, then at most `high`, exactly where it saturates."""
-    z = z if low is None else _above(z, low)
-    return z if high is None else -_above(-z, -high)
-
-
-def _above(z: Tensor, low: Any) -> Tensor:
+def _larger(z: Tensor, low: Any) -> Tensor:
     """A number far away is a guard, and costs `z` no digits."""
     if isinstance(low, int | float) and (low == 0 or abs(low) > _GUARD):
         return torch.relu(z) if low == 0 else z + torch.relu(low - z)
     return low + torch.relu(z - low)
+
+
+def _smaller(z: Tensor, high: Any) -> Tensor:
+    return -_larger(-z, -high)
+
+
+def _clamp(z: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    """At least `low`, then at most `high`, exactly where it saturates."""
+    z = z if low is None else _larger(z, low)
+    return z if high is None else _smaller(z, high)
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:
@@ -50,14 +54,6 @@ def _elu(z: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) 
     if alpha * input_scale == 1:
         return NotImplemented  # its derivative does not jump
     return scale * (torch.relu(z) + alpha * torch.expm1(-input_scale * torch.relu(-z)))
-
-
-def _maximum(a: Tensor, b: Tensor) -> Tensor:
-    return b + torch.relu(a - b)
-
-
-def _minimum(a: Tensor, b: Tensor) -> Tensor:
-    return b - torch.relu(b - a)
 
 
 def _max(z: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
@@ -79,29 +75,29 @@ def _adaptive_max_pool(z: Tensor, sizes: int | Sequence[int]) -> Any:
     if any(length % size for length, size in zip(shape, sizes, strict=True)):
         return NotImplemented
     for axis, size in enumerate(sizes, -len(sizes)):
-        z = z.unflatten(axis, (size, -1)).amax(axis if axis < -1 else -1)
+        z = z.unflatten(axis, (size, -1)).amax(axis)
     return z, torch.zeros_like(z, dtype=torch.int64)
 
 
 IN_OTHER_WORDS: Mapping[Any, Callable[..., Any]] = {
     _aten.clamp.default: _clamp,
     _aten.clamp.Tensor: _clamp,
-    _aten.clamp_min.default: _above,
-    _aten.clamp_min.Tensor: _maximum,
-    _aten.clamp_max.default: lambda z, high: _clamp(z, high=high),
-    _aten.clamp_max.Tensor: _minimum,
+    _aten.clamp_min.default: _larger,
+    _aten.clamp_min.Tensor: _larger,
+    _aten.clamp_max.default: _smaller,
+    _aten.clamp_max.Tensor: _smaller,
     _aten.hardtanh.default: lambda z, low=-1.0, high=1.0: _clamp(z, low, high),
     _aten.relu6.default: lambda z: _clamp(z, 0.0, 6.0),
     _aten.hardsigmoid.default: _hardsigmoid,
     _aten.hardswish.default: lambda z: z * _hardsigmoid(z),
     _aten.elu.default: _elu,
     _aten.selu.default: lambda z: _elu(z, *_SELU),
-    _aten.maximum.default: _maximum,
-    _aten.fmax.default: _maximum,
-    _aten.max.other: _maximum,
-    _aten.minimum.default: _minimum,
-    _aten.fmin.default: _minimum,
-    _aten.min.other: _minimum,
+    _aten.maximum.default: _larger,
+    _aten.fmax.default: _larger,
+    _aten.max.other: _larger,
+    _aten.minimum.default: _smaller,
+    _aten.fmin.default: _smaller,
+    _aten.min.other: _smaller,
     _aten.max.default: _max,
     _aten.max.dim: _max,
     _aten.min.default: _min,

@@ -88,7 +88,7 @@ class Lane:
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.step < self.due:
             return
-        if self.scene is not None:
+        if self.memories:
             self._safely(self._look_after)
         self.due = self.scenery.crew.decided(self.cadence.following(self.step, self.meter))
 
@@ -144,7 +144,7 @@ class Lane:
 
     def finish(self) -> None:
         """A last, thorough look at where the training ended."""
-        if self.scene is not None and self.memories:
+        if self.memories:
             self._safely(partial(self._look_after, final=True))
 
     @property

@@ -16,7 +16,7 @@ from equipoise.integrate.steppers.passes import Average, Part, Pass, Stretch, Wa
 from equipoise.integrate.steppers.state import State
 from equipoise.integrate.steppers.ways import Ways
 
-_PASSES = 60  # passes after which a step is given up
+_PASSES = 60  # passes after the first, after which a step is given up
 _SETTLED = 1e-7  # change of w₁ relative to ‖w‖ at which a step is settled, however short
 _NEGLECTED = 0.1  # the same, as a share of what a second-order step neglects
 _PRECISE = 1e-11  # the same for a step that is cut to end at a goal
