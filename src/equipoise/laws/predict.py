@@ -3,12 +3,15 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from equipoise.laws.law import Law, gradients_of, named
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,7 @@ def _by_formula(
     return plain_change(law, law.value(weights), law.value(gradients), rate, decay)
 
 
-def plain_change(law: Law, value: Tensor, of_gradients: Tensor, rate: float, decay: float) -> Tensor:
+def plain_change(law: Law, value: Array, of_gradients: Array, rate: float, decay: float) -> Array:
     """The same from the law's value at the weights, and its value at the gradients in place of the weights."""
     shrunk = -rate * decay
     return shrunk * value if law.kind == "shift" else shrunk * (2 + shrunk) * value + rate**2 * of_gradients

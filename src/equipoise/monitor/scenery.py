@@ -104,7 +104,7 @@ class Scenery:
         reason = self._read if isinstance(self._read, str) else "none"
         mine = lambda names: not held.isdisjoint(names) and earlier.isdisjoint(names)  # noqa: E731
         own = None if laws is None else [law for law in laws if mine(law.parameters)]
-        gauge = None if own is None else Gauge.sketch(own)
+        gauge = None if own is None else replace(Gauge.sketch(own), beside=_vectors(weights))
         if gauge is not None and any_sharded(weights):
             gauge = replace(gauge, reduce=self.crew.reduce, share=self.crew.summands)
         absent = dict.fromkeys(("laws", "gauge", "probe", "consecutive"), reason)
@@ -127,6 +127,11 @@ class Scenery:
         return tuple(
             (Unfolding(lower, bias), Unfolding(upper, reads=True)) for lower, bias, upper in found if lower in held
         )
+
+
+def _vectors(weights: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
+    """Name and length of each."""
+    return tuple((name, len(weight)) for name, weight in weights.items() if weight.ndim == 1)
 
 
 def _part(laws: Laws, own: list[Any]) -> Laws:

@@ -1,12 +1,15 @@
 """How far each conserved quantity has moved, and whether a step moved it as it should."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from equipoise.laws.audit import ALARM, tolerance
-from equipoise.laws.gauge import Dial, sketched
+from equipoise.laws.law import Law
+from equipoise.laws.panel import Panel, Rates, sketched
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 
@@ -27,26 +30,27 @@ class Drift:
         start = {f"start/{name}": value for name, value in scene.require("laws").value(scene.initial).items()}
         if not scene.frugal:
             return start
-        return start | {f"gauge/{dial.law.name}": dial.value for dial in scene.require("gauge").read(scene.initial)}
+        return start | {"gauge": torch.from_numpy(scene.require("gauge").read(scene.initial).values)}
 
     def before(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """The quantities just before a step, and what the step will do to them."""
-        after = _lasting(memory)
-        for dial in snapshot.dials.read if snapshot.dials else ():
-            name, rates = dial.law.name, {snapshot.rates.get(parameter) for parameter in dial.law.parameters}
-            rate = rates.pop() if len(rates) == 1 else None
-            if rate is not None and dial.law.exact:
-                after[f"before/{name}"] = dial.value
-                after[f"change/{name}"] = dial.predicted(*rate)
-                after[f"round/{name}"] = torch.tensor(_rounding(dial, rate[0], snapshot), dtype=torch.float64)
-        return after, []
+        if snapshot.dials is None:
+            return _lasting(memory), []
+        panel = snapshot.dials.panel
+        rates = [_rate(law, snapshot) for law in panel.laws]
+        foreseen = {
+            "before": torch.from_numpy(panel.values),
+            "change": torch.from_numpy(panel.predicted(rates)),
+            "round": torch.from_numpy(_rounding(panel, rates, snapshot)),
+            "known": torch.tensor([rate is not None for rate in rates]),
+        }
+        return _lasting(memory) | foreseen, []
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """One drift for each law, and a mismatch where there was a prediction."""
         readings = []
-        if scene.frugal:
-            for dial in snapshot.dials.read if snapshot.dials else ():
-                readings += _seen(dial, memory, snapshot)
+        if scene.frugal and snapshot.dials:
+            readings += _seen(snapshot.dials.panel, memory, snapshot)
         if snapshot.thorough or not scene.frugal:
             readings += _whole(scene, memory, snapshot)
         return _lasting(memory), readings
@@ -54,28 +58,45 @@ class Drift:
 
 def _lasting(memory: Memory) -> Memory:
     """Where it started; predictions are for one step only."""
-    return {name: value for name, value in memory.items() if name.startswith(("start/", "gauge/"))}
+    return {name: value for name, value in memory.items() if name.startswith(("start/", "gauge"))}
 
 
-def _rounding(dial: Dial, rate: float, snapshot: Snapshot) -> float:
-    """What rounding of the weights, of the new weights, and of the gradient may make of a predicted change."""
-    eps = torch.finfo(dial.value.dtype).eps
-    gradient = tolerance(snapshot.precision or dial.value.dtype)
-    return ALARM * eps * dial.size + 2 * rate * gradient * dial.scale
+def _rate(law: Law, snapshot: Snapshot) -> tuple[float, float] | None:
+    """Learning rate and decay of a plain step of all its weights, if it is one, and the law is exact."""
+    rates = {snapshot.rates.get(parameter) for parameter in law.parameters}
+    return rates.pop() if len(rates) == 1 and law.exact else None
 
 
-def _seen(dial: Dial, memory: Memory, snapshot: Snapshot) -> list[Reading]:
-    name, scale = dial.law.name, snapshot.norm**2 or 1.0
-    if dial.law.count == 0:  # an identity between gradients, and nothing conserved
-        return []
-    quantity = "relative_drift_estimate" if sketched(dial.law) else "relative_drift"
-    readings = [Reading(name, quantity, dial.norm(dial.value - memory[f"gauge/{name}"]) / scale)]
-    if f"before/{name}" in memory:
-        measured = dial.value - memory[f"before/{name}"]
-        mismatch = float(torch.linalg.vector_norm(measured - memory[f"change/{name}"]))
-        readings.append(Reading(name, "mismatch", mismatch / scale))
-        readings.append(Reading(name, "excess", mismatch / (float(memory[f"round/{name}"]) or 1.0)))
-    return readings
+def _rounding(panel: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
+    """What rounding of the weights, of the new weights, and of the gradient may make of a predicted change, by law."""
+    assert panel.scales is not None
+    eta = np.array([rate[0] if rate else 0.0 for rate in rates])
+    weights = np.array([ALARM * torch.finfo(dtype).eps for dtype in panel.dtypes])
+    gradients = np.array([tolerance(snapshot.precision or dtype) for dtype in panel.dtypes])
+    return weights * panel.sizes + 2 * eta * gradients * panel.scales
+
+
+def _seen(panel: Panel, memory: Memory, snapshot: Snapshot) -> Iterator[Reading]:
+    scale = snapshot.norm**2 or 1.0
+    drifts = panel.layout.norms(panel.values - memory["gauge"].numpy())
+    for law, drift, found in zip(panel.laws, drifts, _mismatches(panel, memory), strict=True):
+        if law.count == 0:  # an identity between gradients, and nothing conserved
+            continue
+        yield Reading(law.name, "relative_drift_estimate" if sketched(law) else "relative_drift", drift / scale)
+        if found is not None:
+            mismatch, rounding = found
+            yield Reading(law.name, "mismatch", mismatch / scale)
+            yield Reading(law.name, "excess", mismatch / (rounding or 1.0))
+
+
+def _mismatches(panel: Panel, memory: Memory) -> list[tuple[float, float] | None]:
+    """By law, measured less predicted change, and what rounding may make of it; None without a prediction."""
+    if "change" not in memory:
+        return [None] * len(panel.laws)
+    measured = panel.values - memory["before"].numpy()
+    mismatches = panel.layout.lengths(measured - memory["change"].numpy())
+    found = zip(mismatches, memory["round"].tolist(), memory["known"].tolist(), strict=True)
+    return [(mismatch, rounding) if known else None for mismatch, rounding, known in found]
 
 
 def _whole(scene: Scene, memory: Memory, snapshot: Snapshot) -> list[Reading]:

@@ -30,12 +30,11 @@ class Residual:
             dials = scene.require("gauge").at(snapshot.parameters, snapshot.linearisation.gradients())
         if dials is None or dials.gradients is None:
             return memory, []
-        readings = []
-        for dial in dials.read:
-            readings.append(Reading(dial.law.name, "residual", dial.residual))
-            if dial.law.exact:
-                limit = tolerance(snapshot.precision or dial.value.dtype)
-                readings.append(Reading(dial.law.name, "excess", dial.residual / limit))
+        readings, panel = [], dials.panel
+        for law, dtype, residual in zip(panel.laws, panel.dtypes, panel.residuals, strict=True):
+            readings.append(Reading(law.name, "residual", residual))
+            if law.exact:
+                readings.append(Reading(law.name, "excess", residual / tolerance(snapshot.precision or dtype)))
         return memory, readings
 
     before = observe
