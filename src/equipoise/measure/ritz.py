@@ -83,19 +83,56 @@ class Frame:
         return np.eye(self.rows) * (1 - np.einsum("bii->bi", self.kept)[:, None])
 
 
+class Slot(NamedTuple):
+    """The part of a batch's memory that belongs to one matrix."""
+
+    directions: Float[Tensor, "block columns"]
+    images: Float[Tensor, "block length"]
+    bias: Float[Tensor, " length"]
+    sources: Float[Tensor, "rows length"]  # the images, after the bias where there is one
+    pulled: Float[Tensor, "rows columns"] | None
+
+
 @dataclass(frozen=True)
 class Swept:
-    """A batch after its products with the weights.
+    """A batch of matrices: their directions and the products of a sweep, in memory that lasts from look to look.
 
-    Row 0 stands for the direction of the bias, if there is one. `products` are side by side the images, `Wx` of each
-    direction, and first the bias itself; and `Wᵀ` of each image, for matrices that move. `squares` holds `‖b‖²` and
-    `‖W‖²`.
+    `images` are `Wx` of each direction, after row 0 for the bias, if there is one. `spread` has `Wᵀ` of each image, for
+    matrices that move, and below them the directions themselves.
     """
 
     frame: Frame
-    directions: Float[Tensor, "batch block columns"]
-    products: Float[Tensor, "batch rows length_and_columns"]
-    squares: Float[np.ndarray, "batch 2"]
+    images: Float[Tensor, "batch rows length"]
+    spread: Float[Tensor, "batch rows_and_block columns"]
+
+    @classmethod
+    def empty(cls, frame: Frame, like: Tensor) -> "Swept":
+        """Zeros, which stay where nothing is written."""
+        count, columns = len(frame.sizes), max(size.columns for size in frame.sizes)
+        images = like.new_zeros(count, frame.rows, frame.length)
+        return cls(frame, images, like.new_zeros(count, 2 * frame.rows - 1, columns))
+
+    @property
+    def pulled(self) -> Float[Tensor, "moving rows columns"]:
+        """`Wᵀ` of each image."""
+        return self.spread[: self.frame.moving, : self.frame.rows]
+
+    @cached_property
+    def directions(self) -> Float[Tensor, "batch block columns"]:
+        """The directions of this sweep."""
+        return self.spread[:, self.frame.rows :]
+
+    def slot(self, number: int) -> Slot:
+        """That of one matrix."""
+        size, rows = self.frame.sizes[number], self.frame.rows
+        first, last, images = 0 if size.extended else 1, size.block + 1, self.images[number, :, : size.length]
+        spread = self.spread[number, :, : size.columns]
+        pulled = None if size.whole else spread[first:last]
+        return Slot(spread[rows : rows + size.block], images[1:last], images[0], images[first:last], pulled)
+
+    def turn(self, directions: Float[Tensor, "moving block columns"]) -> None:
+        """To other directions, for the next sweep."""
+        self.directions[: self.frame.moving] = directions
 
 
 @dataclass(frozen=True)
@@ -104,10 +141,11 @@ class Ritz:
 
     Without a bias it is one more of `W`'s own. `coupling_i = (WᵀW v_i - σ̂_i² v_i) / scale_i`, of norm `coupled_i`; of
     the vectors themselves only the `top` rows are formed. `bias` is the component of each along the bias, where nothing
-    couples: what a Ritz pair leaves is orthogonal to the directions, and that is one.
+    couples: what a Ritz pair leaves is orthogonal to the directions, and that is one. `squares` are `‖b‖²` and `‖W‖²`.
     """
 
     swept: Swept
+    squares: Float[np.ndarray, "batch 2"]
     eigenvalues: np.ndarray
     scale: np.ndarray
     coupled: np.ndarray
@@ -123,22 +161,21 @@ class Ritz:
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def ritz(swept: Swept, r: int) -> Ritz:
+def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
     """`Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
-    x, m, length = swept.directions, swept.frame.moving, swept.frame.length
-    images, pulled = swept.products[..., :length], swept.products[:m, :, length:]
-    wide = images.double()
-    along, own = swept.squares.T
-    scale = np.maximum(own[:, None], _tiny(x)).repeat(swept.frame.rows, 1)
+    frame, x, m = swept.frame, swept.directions, swept.frame.moving
+    wide = swept.images.double()
+    along, own = squares.T
+    scale = np.maximum(own[:, None], _tiny(x)).repeat(frame.rows, 1)
     scale[:, 0] += along
-    eigenvalues, turn = _turned((wide @ wide.mT).cpu().numpy(), swept.frame, scale[:, 0], r)
-    scaled = turn / scale[..., None]
-    turned, less, more = torch.from_numpy(np.stack([turn, eigenvalues[..., None] * scaled, scaled])).to(x)
-    top = turned[:, : r + 1]
-    coupling = torch.baddbmm(more[:m] @ pulled, less[:m, :, 1:], x[:m], alpha=-1)
+    eigenvalues, turn = _turned((wide @ wide.mT).cpu().numpy(), frame, scale[:, 0], r)
+    scaled = turn[:m] / scale[:m, :, None]
+    apart = np.concatenate([scaled, eigenvalues[:m, :, None] * -scaled[..., 1:]], axis=2)  # of pulled and directions
+    top, coupling = torch.from_numpy(turn[:, : r + 1]).to(x), torch.from_numpy(apart).to(x) @ swept.spread[:m]
     coupled = np.zeros_like(scale)
     coupled[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy()
-    return Ritz(swept, eigenvalues, scale, coupled, top[..., 0], top @ images, top[..., 1:] @ x, coupling)
+    left, right = top @ swept.images, top[..., 1:] @ x
+    return Ritz(swept, squares, eigenvalues, scale, coupled, top[..., 0], left, right, coupling)
 
 
 def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +210,7 @@ def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
     nearest = np.minimum(distance / np.maximum(values, _TINY), np.sqrt(distance)).tolist()
     length = torch.linalg.vector_norm(found.left, dim=-1, keepdim=True).clamp_(min=_tiny(found.left))
     left, right, sigma = (found.left / length).mT, found.right.mT, torch.from_numpy(values).to(length)
-    squares, largest, upper = found.swept.squares.tolist(), found.eigenvalues.tolist(), _upper(found).tolist()
+    squares, largest, upper = found.squares.tolist(), found.eigenvalues.tolist(), _upper(found).tolist()
     reports = []
     for i, size in enumerate(found.swept.frame.sizes):
         rows, columns, (along, own) = slice(1, min(r, size.block) + 1), slice(size.columns), squares[i]
@@ -210,18 +247,18 @@ def _upper(found: Ritz) -> np.ndarray:
     arrow[~found.finite] = 0
     largest = np.linalg.eigvalsh(arrow)[:, -1]
     largest[~found.finite] = np.nan
-    return np.sqrt(found.swept.squares[:, 1]) * (np.sqrt(largest) + rounding)
+    return np.sqrt(found.squares[:, 1]) * (np.sqrt(largest) + rounding)
 
 
-def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "batch block columns"]:
+def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "moving block columns"]:
     """Those for the next sweep: Ritz vectors, their residuals, the vectors before, which start every block, and noise.
 
-    Directions that span the whole space do so for ever.
+    Of the matrices that move: directions that span the whole space do so for ever.
     """
     frame, old = found.swept.frame, found.swept.directions
     m, top = frame.moving, slice(r + 1)
     if not m:
-        return old
+        return old[:0]
     noise = torch.randn(m, 1, old.shape[2], generator=generator).to(old)
     for row, size in zip(noise, frame.sizes, strict=False):
         if size.columns < row.shape[1]:
@@ -229,7 +266,7 @@ def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "bat
     rows = torch.cat([found.right[:m], found.coupling[:, top], old[:m, top], noise], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
-    return torch.cat([torch.linalg.qr(rows.mT).Q.mT, old[m:]])
+    return torch.linalg.qr(rows.mT).Q.mT
 
 
 def _tiny(tensor: Tensor) -> float:

@@ -12,16 +12,16 @@ its own top vector is looked for; and among those directions are its last one, i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.linalg import Triplets
 from equipoise.measure.leading import Leading
 from equipoise.measure.pieces import Piece
-from equipoise.measure.ritz import Frame, Size, Swept, fresh, leadings, ritz
+from equipoise.measure.ritz import Frame, Size, Slot, Swept, fresh, leadings, ritz
 
 Reduce = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
 Seen = tuple[Leading, Leading | None]  # of `W`, and of `[W b]` where there is a bias
@@ -32,14 +32,18 @@ _DEFLATE_BELOW = 1e-2  # share of ‖W‖² under which a tail is summed from th
 
 @dataclass(frozen=True)
 class Group:
-    """Matrices of one dtype and device and of like size: by their numbers, and their directions, filled up with zeros.
+    """Matrices of one dtype and device and of like size, by their numbers, and the state of their iteration.
 
     They share their small decompositions. Those whose directions do not span everything come first.
     """
 
     members: tuple[int, ...]
-    frame: Frame
-    directions: Float[Tensor, "batch block columns"]
+    swept: Swept
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        """Where the products of each member go, in the memory of the batch."""
+        return [self.swept.slot(number) for number in range(len(self.members))]
 
 
 def directions(r: int) -> int:
@@ -54,13 +58,12 @@ def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Gr
     for members in _alike(pieces):
         members.sort(key=lambda number: pieces[number].columns > directions(r), reverse=True)
         mine = [pieces[member] for member in members]
-        counts = [min(directions(r), piece.columns) for piece in mine]
-        batch = mine[0].weight.new_zeros(len(mine), max(counts), max(piece.columns for piece in mine))
-        for rows, piece, count in zip(batch, mine, counts, strict=True):
-            noise = torch.randn(piece.columns, count, generator=generator, dtype=torch.float64)
-            rows[:count, : piece.columns] = torch.linalg.qr(noise).Q.mT
-        sizes = [Size(p.length, count, p.columns, p.bias is not None) for p, count in zip(mine, counts, strict=True)]
-        groups.append(Group(tuple(members), Frame(tuple(sizes)), batch))
+        sizes = [Size(p.length, min(directions(r), p.columns), p.columns, p.bias is not None) for p in mine]
+        group = Group(tuple(members), Swept.empty(Frame(tuple(sizes)), mine[0].weight))
+        for slot, size in zip(group.slots, sizes, strict=True):
+            noise = torch.randn(size.columns, size.block, generator=generator, dtype=torch.float64)
+            slot.directions.copy_(torch.linalg.qr(noise).Q.mT)
+        groups.append(group)
     return groups
 
 
@@ -87,8 +90,8 @@ def follow(
     r: int,
     generator: torch.Generator,
     reduce: Reduce = list,
-) -> tuple[list[Group], list[Seen]]:
-    """One sweep over all matrices: `r` triplets of each, the top one with its bias, and the groups for the next sweep.
+) -> list[Seen]:
+    """One sweep over all matrices: `r` triplets of each, the top one with its bias. The groups are ready for the next.
 
     `squares` are `‖b‖²` and `‖W‖²` of each matrix. `reduce` is called once, and once more where a matrix is so near
     rank one that its tail has to be summed from the deflated matrix. Figures of a matrix with NaN are NaN.
@@ -97,35 +100,34 @@ def follow(
     >>> generator, piece = torch.Generator().manual_seed(0), Piece.whole(W)
     >>> groups = cold([piece], 1, generator)
     >>> for _ in range(COLD):
-    ...     groups, ((seen, _),) = follow([piece], [(0.0, 91.02)], groups, 1, generator)
+    ...     ((seen, _),) = follow([piece], [(0.0, 91.02)], groups, 1, generator)
     >>> abs(seen.values[0] - 9) < 1e-12 <= seen.error_bound + 1e-12 < 1e-5
     True
     """
     pieces = [_oriented(piece, r) for piece in pieces]
-    products = [_products(group, [pieces[member] for member in group.members]) for group in groups]
+    for group in groups:
+        for member, slot in zip(group.members, group.slots, strict=True):
+            _multiply(pieces[member], slot)
+    parts = [part for group in groups for part in (group.swept.images, group.swept.pulled)]
+    for part, total in zip(parts, reduce(parts), strict=True):
+        if total is not part:
+            part.copy_(total)
     seen: dict[int, Seen] = {}
-    after = []
-    for group, whole in zip(groups, reduce(products), strict=True):
+    for group in groups:
         known = np.array([squares[member] for member in group.members])
-        found = ritz(Swept(group.frame, group.directions, whole, known), r)
+        found = ritz(group.swept, known, r)
         seen.update(zip(group.members, leadings(found, r), strict=True))
-        after.append(replace(group, directions=fresh(found, r, generator)))
-    return after, _finished(pieces, [seen[number] for number in range(len(pieces))], reduce)
+        group.swept.turn(fresh(found, r, generator))
+    return _finished(pieces, [seen[number] for number in range(len(pieces))], reduce)
 
 
-def _products(group: Group, pieces: Sequence[Piece]) -> Float[Tensor, "batch rows length_and_columns"]:
-    """`products` of `Swept`, what this process knows of them."""
-    (count, _, columns), frame = group.directions.shape, group.frame
-    products = group.directions.new_zeros(count, frame.rows, frame.length + columns)
-    for number, (piece, size) in enumerate(zip(pieces, frame.sizes, strict=True)):
-        first, last, end = 0 if size.extended else 1, size.block + 1, frame.length + size.columns
-        images = products[number, first:last, : size.length]
-        if piece.bias is not None:
-            images[0, piece.mine] = piece.bias
-        piece.push(group.directions[number, : size.block, : size.columns], images[1 - first :])
-        if number < frame.moving:
-            piece.pull(images, products[number, first:last, frame.length : end])
-    return products
+def _multiply(piece: Piece, slot: Slot) -> None:
+    """What this process knows of the products of one matrix."""
+    if piece.bias is not None:
+        slot.bias[piece.mine] = piece.bias
+    piece.push(slot.directions, slot.images)
+    if slot.pulled is not None:
+        piece.pull(slot.sources, slot.pulled)
 
 
 def _finished(pieces: Sequence[Piece], seen: Sequence[Seen], reduce: Reduce) -> list[Seen]:
