@@ -65,7 +65,7 @@ class Gauge:
         units, singly = self._kinds
         w, g = self.share(weights), None if gradients is None else self.share(gradients)
         sums = [units.sums(w, g)] if units.laws else []
-        summed = self.reduce([*sums, *singly.parts(w, g)])
+        summed = self.reduce([*sums, *(singly.parts(w, g) if singly.laws else [])])
         figures, squares = [], {}
         if units.laws:
             wide = summed[0].double().cpu().numpy()

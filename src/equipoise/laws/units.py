@@ -131,7 +131,8 @@ class Units:
     def figures(self, sums: Float[np.ndarray, "pairs sums"]) -> Figures:
         """What the laws say, from the sums of all processes."""
         taken = [sums.take(law.places, axis=1) for law in self._summands]  # (pairs, terms, units)
-        units = np.concatenate([law.degrees @ mine for law, mine in zip(self._summands, taken, strict=True)], axis=1)
+        weighted = [(law.degrees[:, None] * mine).sum(1) for law, mine in zip(self._summands, taken, strict=True)]
+        units = np.concatenate(weighted, axis=1)
         terms = np.concatenate([mine.sum(2) for mine in taken], axis=1)
         squares = np.add.reduceat(terms, self._copies, axis=1)
         sizes = self._sides.totals(squares[0])

@@ -86,10 +86,8 @@ class Frame:
 class Slot(NamedTuple):
     """The part of a batch's memory that belongs to one matrix."""
 
-    directions: Float[Tensor, "block columns"]
-    images: Float[Tensor, "block length"]
-    bias: Float[Tensor, " length"]
-    sources: Float[Tensor, "rows length"]  # the images, after the bias where there is one
+    directions: Float[Tensor, "rows columns"]
+    images: Float[Tensor, "rows length"]
     pulled: Float[Tensor, "rows columns"] | None
 
 
@@ -97,8 +95,8 @@ class Slot(NamedTuple):
 class Swept:
     """A batch of matrices: their directions and the products of a sweep, in memory that lasts from look to look.
 
-    `images` are `Wx` of each direction, after row 0 for the bias, if there is one. `spread` has `Wᵀ` of each image, for
-    matrices that move, and below them the directions themselves.
+    Row 0 is the direction of the bias, zero in the space of `W`; its image is the bias, if there is one. `images` are
+    `Wx` of each direction; `spread` has `Wᵀ` of each image, for matrices that move, and below them the directions.
     """
 
     frame: Frame
@@ -110,7 +108,7 @@ class Swept:
         """Zeros, which stay where nothing is written."""
         count, columns = len(frame.sizes), max(size.columns for size in frame.sizes)
         images = like.new_zeros(count, frame.rows, frame.length)
-        return cls(frame, images, like.new_zeros(count, 2 * frame.rows - 1, columns))
+        return cls(frame, images, like.new_zeros(count, 2 * frame.rows, columns))
 
     @property
     def pulled(self) -> Float[Tensor, "moving rows columns"]:
@@ -120,15 +118,14 @@ class Swept:
     @cached_property
     def directions(self) -> Float[Tensor, "batch block columns"]:
         """The directions of this sweep."""
-        return self.spread[:, self.frame.rows :]
+        return self.spread[:, self.frame.rows + 1 :]
 
     def slot(self, number: int) -> Slot:
         """That of one matrix."""
         size, rows = self.frame.sizes[number], self.frame.rows
-        first, last, images = 0 if size.extended else 1, size.block + 1, self.images[number, :, : size.length]
-        spread = self.spread[number, :, : size.columns]
-        pulled = None if size.whole else spread[first:last]
-        return Slot(spread[rows : rows + size.block], images[1:last], images[0], images[first:last], pulled)
+        images, spread = self.images[number, : size.block + 1, : size.length], self.spread[number, :, : size.columns]
+        pulled = None if size.whole else spread[: size.block + 1]
+        return Slot(spread[rows : rows + size.block + 1], images, pulled)
 
     def turn(self, directions: Float[Tensor, "moving block columns"]) -> None:
         """To other directions, for the next sweep."""
@@ -170,7 +167,7 @@ def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
     scale[:, 0] += along
     eigenvalues, turn = _turned((wide @ wide.mT).cpu().numpy(), frame, scale[:, 0], r)
     scaled = turn[:m] / scale[:m, :, None]
-    apart = np.concatenate([scaled, eigenvalues[:m, :, None] * -scaled[..., 1:]], axis=2)  # of pulled and directions
+    apart = np.concatenate([scaled, eigenvalues[:m, :, None] * -scaled], axis=2)  # of pulled and directions
     top, coupling = torch.from_numpy(turn[:, : r + 1]).to(x), torch.from_numpy(apart).to(x) @ swept.spread[:m]
     coupled = np.zeros_like(scale)
     coupled[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy()
@@ -244,9 +241,9 @@ def _upper(found: Ritz) -> np.ndarray:
     diagonal[:, :-1] = found.eigenvalues[:, 1:] / found.scale[:, 1:]
     diagonal[:, -1] = np.maximum(1 - diagonal.sum(1), 0) + rounding
     arrow[:, -1, :-1] = found.coupled[:, 1:]  # the lower triangle is enough
-    arrow[~found.finite] = 0
-    largest = np.linalg.eigvalsh(arrow)[:, -1]
-    largest[~found.finite] = np.nan
+    broken = ~found.finite
+    arrow[broken] = 0
+    largest = np.where(broken, np.nan, np.linalg.eigvalsh(arrow)[:, -1])
     return np.sqrt(found.squares[:, 1]) * (np.sqrt(largest) + rounding)
 
 
@@ -256,14 +253,14 @@ def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "mov
     Of the matrices that move: directions that span the whole space do so for ever.
     """
     frame, old = found.swept.frame, found.swept.directions
-    m, top = frame.moving, slice(r + 1)
+    m = frame.moving
     if not m:
         return old[:0]
     noise = torch.randn(m, 1, old.shape[2], generator=generator).to(old)
     for row, size in zip(noise, frame.sizes, strict=False):
         if size.columns < row.shape[1]:
             row[:, size.columns :] = 0
-    rows = torch.cat([found.right[:m], found.coupling[:, top], old[:m, top], noise], dim=1)
+    rows = torch.cat([found.right[:m], found.coupling[:, : r + 1], old[:m, :r], noise], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
     return torch.linalg.qr(rows.mT).Q.mT

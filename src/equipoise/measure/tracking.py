@@ -1,8 +1,8 @@
 """Leading singular triplets of many matrices that move a little from one look to the next.
 
 One sweep reads every matrix twice and refines what the last sweep knew. Its directions are the last right vectors `V`,
-their residuals `WᵀWV - VΛ` (the next Krylov directions), the vectors before those, and one random one through which
-a lost direction can return: the locally optimal block Krylov iteration (LOBPCG, Knyazev 2001), which converges like a
+their residuals `WᵀWV - VΛ` (the next Krylov directions), the vectors before those but for the last, and one random one
+through which a lost direction can return: the locally optimal block Krylov iteration (LOBPCG, Knyazev 2001), which converges like a
 Krylov method over the looks although each look pays for one product with `WᵀW` only. On flat spectra that is faster
 than subspace iteration by orders of magnitude.
 
@@ -48,7 +48,7 @@ class Group:
 
 def directions(r: int) -> int:
     """How many directions serve `r` triplets of `W`, and one of `[W b]`."""
-    return 3 * (r + 1) + 1
+    return 3 * (r + 1)
 
 
 def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Group]:
@@ -62,7 +62,7 @@ def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Gr
         group = Group(tuple(members), Swept.empty(Frame(tuple(sizes)), mine[0].weight))
         for slot, size in zip(group.slots, sizes, strict=True):
             noise = torch.randn(size.columns, size.block, generator=generator, dtype=torch.float64)
-            slot.directions.copy_(torch.linalg.qr(noise).Q.mT)
+            slot.directions[1:] = torch.linalg.qr(noise).Q.mT
         groups.append(group)
     return groups
 
@@ -123,11 +123,11 @@ def follow(
 
 def _multiply(piece: Piece, slot: Slot) -> None:
     """What this process knows of the products of one matrix."""
-    if piece.bias is not None:
-        slot.bias[piece.mine] = piece.bias
     piece.push(slot.directions, slot.images)
+    if piece.bias is not None:
+        slot.images[0, piece.mine] = piece.bias
     if slot.pulled is not None:
-        piece.pull(slot.sources, slot.pulled)
+        piece.pull(slot.images, slot.pulled)
 
 
 def _finished(pieces: Sequence[Piece], seen: Sequence[Seen], reduce: Reduce) -> list[Seen]:
