@@ -146,7 +146,7 @@ class Law:
 def fitting(member: Member, tensors: Mapping[str, Tensor]) -> Tensor:
     """The tensor of a member, dense; an embedding may have sparse gradients."""
     tensor = tensors.get(member.parameter)
-    if tensor is None or tensor.numel() != math.prod(member.view):
+    if tensor is None or (tensor.shape != member.view and tensor.numel() != math.prod(member.view)):
         raise InputError(
             expected=f"{member.parameter} with {math.prod(member.view)} elements",
             found="none" if tensor is None else f"shape {tuple(tensor.shape)}",

@@ -15,16 +15,26 @@ class Scratch:
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
+        self._views: dict[torch.Size, Tensor] = {}
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """`x y` for tensors of one shape, in their common dtype."""
-        memory = self._memory
         dtype = x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
-        if memory is None or memory.numel() < x.numel() or memory.dtype != dtype or memory.device != x.device:
-            memory = self._memory = x.new_empty(x.numel(), dtype=dtype)
-        return torch.mul(x, y, out=memory[: x.numel()].view(x.shape))
+        view = self._views.get(x.shape)
+        if view is None or view.dtype != dtype or view.device != x.device:
+            view = self._views[x.shape] = self._room(x, dtype)[: x.numel()].view(x.shape)
+        return torch.mul(x, y, out=view)
+
+    def _room(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory for one product; another one has no views."""
+        memory = self._memory
+        if memory is None or memory.numel() < like.numel() or memory.dtype != dtype or memory.device != like.device:
+            memory = self._memory = like.new_empty(like.numel(), dtype=dtype)
+            self._views.clear()
+        return memory
 
     def trim(self) -> None:
         """Keep the memory for later only if it is little."""
         if self._memory is not None and self._memory.numel() > _LITTLE:
             self._memory = None
+            self._views.clear()

@@ -1,10 +1,10 @@
 """Leading singular triplets of many matrices that move a little from one look to the next.
 
 One sweep reads every matrix twice and refines what the last sweep knew. Its directions are the last right vectors `V`,
-their residuals `WᵀWV - VΛ` (the next Krylov directions), the vectors before those but for the last, and one random one
-through which a lost direction can return: the locally optimal block Krylov iteration (LOBPCG, Knyazev 2001), which converges like a
-Krylov method over the looks although each look pays for one product with `WᵀW` only. On flat spectra that is faster
-than subspace iteration by orders of magnitude.
+their residuals `WᵀWV - VΛ` (the next Krylov directions), all but one of the vectors before those, and a random one
+through which a lost direction can return: the locally optimal block Krylov iteration (LOBPCG, Knyazev 2001), which
+converges like a Krylov method over the looks although each look pays for one product with `WᵀW` only. On flat spectra
+that is faster than subspace iteration by orders of magnitude.
 
 `[W b]` goes along with `W`: of the space that it acts on, `W`'s directions and the one of the bias are a part in which
 its own top vector is looked for; and among those directions are its last one, its residual, and the one before.

@@ -137,7 +137,7 @@ def any_sharded(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _is_sharded(tensor: Any) -> bool:
-    return hasattr(tensor, "placements")
+    return type(tensor) is not Tensor and hasattr(tensor, "placements")
 
 
 def _local(tensor: Any) -> Tensor:

@@ -155,8 +155,7 @@ class Lane:
     def _snapshot(self, gradients: dict[str, Tensor] | None = None, final: bool = False) -> Snapshot:
         assert self.follower is not None
         gauge = self.scene.gauge if self.scene else None
-        scenery, weights, plain = self.scenery, self.scenery.weights(), plain_steps(self.optimizer)
-        rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in scenery.parameters.items()}
+        scenery, weights = self.scenery, self.scenery.weights()
         dials = None if gauge is None else gauge.at(weights, gradients)
         squares = scenery.crew.squares(weights, dials.squares if dials and self._read_laws else {})
         return Snapshot(
@@ -170,8 +169,14 @@ class Lane:
             gradients=None if gradients is None else whole(gradients),
             dials=dials,
             precision=None if scenery.example is None else scenery.example.precision,
-            rates={name: rate for name, rate in rates.items() if rate is not None},
+            rates={} if gradients is None else self._rates(),
         )
+
+    def _rates(self) -> dict[str, tuple[float, float]]:
+        """Of the step to come, where it is a plain one; a weight of no optimizer stays."""
+        plain = plain_steps(self.optimizer)
+        rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in self.scenery.parameters.items()}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
     def _ask(self, method: str, snapshot: Snapshot) -> None:
         assert self.scene is not None
