@@ -1,6 +1,6 @@
 """The leading singular triplets of a matrix, with what is certain about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,28 +17,34 @@ from equipoise.measure.unfolding import Unfolding
 class Leading:
     """The top triplets of `W`, its norm and its distance to rank one; exact or from an iteration, which it says.
 
-    - `values[i]` is at most `σ_i`, but for rounding; *a* singular value of `W` lies within `residuals[i]` of it;
+    - `values` are `σ̂_1 ≥ σ̂_2 ≥ …`, each at most `σ_i`, but for rounding; *a* singular value of `W` lies within
+      `residuals[i]` of it;
     - `upper ≥ σ_1`, rounding included;
     - `tail = ‖W - σ̂_1 u_1 v_1ᵀ‖_F²`, from the deflated matrix wherever a difference would lose digits: at least
       `Σ_{i>1} σ_i²`, with equality at the true triplet (THEORY §6).
+
+    The vectors are formed when they are asked for.
     """
 
-    triplets: linalg.Triplets
+    shape: tuple[int, int]
+    values: list[float]
     residuals: tuple[float, ...]
     upper: float
     frobenius_norm: float
     tail: float
+    form: Callable[[], linalg.Triplets] = field(repr=False)
 
     @cached_property
-    def values(self) -> list[float]:
-        """`σ̂_1 ≥ σ̂_2 ≥ …`."""
-        return self.triplets.values.tolist()
+    def triplets(self) -> linalg.Triplets:
+        """As many as there are values."""
+        return self.form()
 
     def top(self, r: int) -> "Leading":
         """The same with fewer triplets."""
-        if r >= len(self.residuals):
+        if r >= len(self.values):
             return self
-        return replace(self, triplets=self.triplets.top(r), residuals=self.residuals[:r])
+        fewer = {"values": self.values[:r], "residuals": self.residuals[:r], "form": lambda: self.triplets.top(r)}
+        return replace(self, **fewer)
 
     @property
     def error_bound(self) -> float:
@@ -73,16 +79,18 @@ def leading(matrix: Float[Tensor, "rows columns"], r: int = 1) -> Leading:
 def of_all(triplets: linalg.Triplets, r: int) -> Leading:
     """`leading` from a whole SVD at hand."""
     values, top = triplets.values.double(), triplets.top(r)
-    size = max(triplets.left.shape[0], triplets.right.shape[0])
-    rounding = size**0.5 * torch.finfo(triplets.values.dtype).eps * float(values[0])
+    shape = triplets.left.shape[0], triplets.right.shape[0]
+    rounding = max(shape) ** 0.5 * torch.finfo(triplets.values.dtype).eps * float(values[0])
     scale = float(values[0]) or 1.0
     squares = (values / scale).square()
     return Leading(
-        triplets=top,
+        shape=shape,
+        values=top.values.tolist(),
         residuals=(rounding,) * len(top.values),
         upper=float(values[0]) + rounding,
         frobenius_norm=scale * float(squares.sum().sqrt()),
         tail=scale**2 * float(squares[1:].sum()),
+        form=lambda: top,
     )
 
 

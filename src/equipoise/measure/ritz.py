@@ -5,7 +5,7 @@ What is as long as a matrix stays where it is; what is as small as a block goes 
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -152,6 +152,23 @@ class Ritz:
     coupling: Float[Tensor, "moving rows columns"]
 
     @cached_property
+    def _unit(self) -> tuple[Tensor, Tensor]:
+        """Singular values as tensors, and left vectors of length one."""
+        length = torch.linalg.vector_norm(self.left, dim=-1, keepdim=True).clamp_(min=_tiny(self.left))
+        return torch.from_numpy(np.sqrt(self.eigenvalues)).to(length), self.left / length
+
+    def triplets(self, number: int, rows: slice) -> Triplets:
+        """Those of one `W`."""
+        (sigma, left), size = self._unit, self.swept.frame.sizes[number]
+        right = self.right[number, rows, : size.columns]
+        return Triplets(left[number, rows, : size.length].mT, sigma[number, rows], right.mT)
+
+    def extended(self, number: int) -> Triplets:
+        """The top one of one `[W b]`."""
+        top = self.triplets(number, slice(1))
+        return Triplets(top.left, top.values, torch.cat([top.right, self.bias[number, :1, None]]))
+
+    @cached_property
     def finite(self) -> np.ndarray:
         """Which of the matrices have nothing but finite figures."""
         return np.asarray(np.isfinite(self.scale + self.eigenvalues + self.coupled).all(1))
@@ -202,29 +219,21 @@ def _descending(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @np.errstate(invalid="ignore", over="ignore")
 def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
     """What is known of each `W` and, where it has a bias, of `[W b]`: tails by difference."""
-    top = found.left.shape[1]
+    top = r + 1
     values, distance = np.sqrt(found.eigenvalues[:, :top]), (found.coupled * found.scale)[:, :top]
     nearest = np.minimum(distance / np.maximum(values, _TINY), np.sqrt(distance)).tolist()
-    length = torch.linalg.vector_norm(found.left, dim=-1, keepdim=True).clamp_(min=_tiny(found.left))
-    left, right, sigma = (found.left / length).mT, found.right.mT, torch.from_numpy(values).to(length)
-    squares, largest, upper = found.squares.tolist(), found.eigenvalues.tolist(), _upper(found).tolist()
+    squares, peaks, upper = found.squares.tolist(), found.eigenvalues[:, :2].tolist(), _upper(found).tolist()
     reports = []
-    for i, size in enumerate(found.swept.frame.sizes):
-        rows, columns, (along, own) = slice(1, min(r, size.block) + 1), slice(size.columns), squares[i]
-        triplets = Triplets(left[i, : size.length, rows], sigma[i, rows], right[i, columns, rows])
-        seen = _leading(triplets, nearest[i][rows], upper[i], own, largest[i][1])
-        more = None
+    for i, (size, sigma) in enumerate(zip(found.swept.frame.sizes, values.tolist(), strict=True)):
+        rows, (along, own), (with_bias, without) = slice(1, min(r, size.block) + 1), squares[i], peaks[i]
+        rest = upper[i], math.sqrt(own), max(own - without, 0.0), partial(found.triplets, i, rows)
+        seen, more = Leading((size.length, size.columns), sigma[rows], tuple(nearest[i][rows]), *rest), None
         if size.extended:
-            vector = torch.cat([right[i, columns, 0], found.bias[i, :1]])[:, None]
-            triplets = Triplets(left[i, : size.length, :1], sigma[i, :1], vector)
-            bound = math.sqrt(upper[i] ** 2 + along)  # σ_1² of [W b] is at most σ_1² + ‖b‖²
-            more = _leading(triplets, nearest[i][:1], bound, own + along, largest[i][0])
+            bound, square = math.sqrt(upper[i] ** 2 + along), own + along  # σ_1² of [W b] is at most σ_1² + ‖b‖²
+            rest = bound, math.sqrt(square), max(square - with_bias, 0.0), partial(found.extended, i)
+            more = Leading((size.length, size.columns + 1), sigma[:1], tuple(nearest[i][:1]), *rest)
         reports.append((seen, more))
     return reports
-
-
-def _leading(triplets: Triplets, nearest: list[float], upper: float, square: float, largest: float) -> Leading:
-    return Leading(triplets, tuple(nearest), upper, math.sqrt(square), max(square - largest, 0.0))
 
 
 def _upper(found: Ritz) -> np.ndarray:

@@ -141,13 +141,15 @@ def _finished(pieces: Sequence[Piece], seen: Sequence[Seen], reduce: Reduce) -> 
 
 
 def _transposed(seen: Leading) -> Leading:
-    triplets = seen.triplets
-    return replace(seen, triplets=Triplets(triplets.right, triplets.values, triplets.left))
+    def swapped() -> Triplets:
+        return Triplets(seen.triplets.right, seen.triplets.values, seen.triplets.left)
+
+    return replace(seen, shape=seen.shape[::-1], form=swapped)
 
 
 def _with_tails(pieces: Sequence[Piece], seen: Sequence[Leading], reduce: Reduce) -> list[Leading]:
     """`‖W - σ̂_1 u_1 v_1ᵀ‖²`: by difference while it loses no more than two digits, else from the deflated matrix."""
-    single = [1 in (each.triplets.left.shape[0], each.triplets.right.shape[0]) for each in seen]
+    single = [1 in each.shape for each in seen]
     exact = [replace(each, tail=0.0) if one else each for one, each in zip(single, seen, strict=True)]
     close = [i for i, each in enumerate(seen) if not single[i] and each.tail < _DEFLATE_BELOW * each.frobenius_norm**2]
     if close:

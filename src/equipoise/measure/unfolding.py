@@ -12,7 +12,7 @@ def written(
     weight: Float[Tensor, "out in *taps"], bias: Float[Tensor, " out"] | None = None
 ) -> Float[Tensor, "out columns"]:
     """What a layer writes: `out × (in·taps)`, with the bias as one more column."""
-    matrix = weight.flatten(1)
+    matrix = weight if weight.ndim == 2 else weight.flatten(1)
     return matrix if bias is None else torch.cat([matrix, bias[:, None]], dim=1)
 
 

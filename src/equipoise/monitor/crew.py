@@ -65,10 +65,9 @@ class Crew:
             low, high = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
             local, offset = {name: part[low:high] for name, part in local.items()}, low
         mine = len(local[unfolding.weight])
-        matrix = unfolding.matrix(local)
+        matrix = _wide(unfolding.matrix(local))
         taps = len(matrix) // mine if mine else 1
-        wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-        return Piece(matrix.to(wide), local[along].to(wide) if along else None, offset * taps, rows * taps)
+        return Piece(matrix, _wide(local[along]) if along else None, offset * taps, rows * taps)
 
     def summands(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as tensors of their full shape whose sum over all processes is the weight."""
@@ -152,6 +151,11 @@ def _rows(tensor: Any) -> tuple[int, int]:
 
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return int(offset[0]), tensor.shape[0]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def _device() -> torch.device:

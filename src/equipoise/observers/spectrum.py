@@ -31,7 +31,7 @@ class Spectrum:
         """One reading a figure and matrix."""
         readings, feasible = [], []
         for unfolding, seen in zip(scene.matrices, snapshot.spectra.leading(scene.matrices, self.r), strict=True):
-            small = min(seen.triplets.left.shape[0], seen.triplets.right.shape[0]) <= self.full_up_to
+            small = min(seen.shape) <= self.full_up_to
             feasible += [unfolding] if small and math.isfinite(seen.frobenius_norm) else []
             figures = _leading(seen) | (_certainty(seen) if scene.frugal else {})
             readings += [Reading(unfolding.weight, quantity, value) for quantity, value in figures.items()]
