@@ -44,6 +44,11 @@ class Piece:
         """The rows of this process among all."""
         return slice(self.offset, self.offset + len(self.weight))
 
+    @property
+    def complete(self) -> bool:
+        """Whether this process has all rows."""
+        return len(self.weight) == self.rows
+
     def push(self, block: Block, out: Block) -> None:
         """`(W X)ᵀ` into `out`, where others' rows stay as they are."""
         if self.turned:

@@ -123,6 +123,8 @@ def follow(
 
 def _multiply(piece: Piece, slot: Slot) -> None:
     """What this process knows of the products of one matrix."""
+    if not piece.complete:
+        slot.images.zero_()  # what others added to the last sweep
     piece.push(slot.directions, slot.images)
     if piece.bias is not None:
         slot.images[0, piece.mine] = piece.bias

@@ -37,7 +37,8 @@ class Log:
     steps: int = 0
     _norm: float | None = None
     _told: list[Record] = field(default_factory=list, repr=False)
-    _closed: list[Record] = field(default_factory=list, repr=False)  # of the last look
+    _step: int = -1
+    _known: set[tuple[str, str, str]] = field(default_factory=set, repr=False)
 
     def table(self) -> pd.DataFrame:
         """All records in one tidy table: step, growth, observer, place, quantity, value."""
@@ -72,20 +73,25 @@ class Log:
         self._norm = norm if self._norm is None else self._norm
         growth = math.log(norm / self._norm) if norm > 0 and self._norm > 0 else math.nan
         moment = (step, growth, math.nan, math.nan)
-        records = [Record(*moment, observer, *reading) for reading in readings]
-        if self._closed and self._closed[0].step == step:  # the last look may come at the step of the one before
-            known = {(record.observer, record.place, record.quantity) for record in self._closed}
-            records = [record for record in records if (observer, record.place, record.quantity) not in known]
+        records = [Record(*moment, observer, *reading) for reading in readings if self._is_new(step, observer, reading)]
         self._told += records
         self.steps = max(self.steps, step)
         for alarm in [found for record in records for rule in self.rules if (found := rule(record)) is not None]:
             self._raise(alarm, moment)
 
+    def _is_new(self, step: int, observer: str, reading: Reading) -> bool:
+        """Whether this step has not told it before: the last look may come at the step of the one before."""
+        if step != self._step:
+            self._step, self._known = step, set()
+        key = (observer, reading.place, reading.quantity)
+        known = key in self._known
+        self._known.add(key)
+        return not known
+
     def close_look(self, step: int) -> None:
         """Pass the records of this look on to the sinks."""
         moment = (step, math.nan, math.nan, math.nan)
         told, self._told = self._told, []
-        self._closed = told
         told.append(Record(*moment, "watch", "", "overhead", self.overhead))
         told.append(Record(*moment, "watch", "", "seconds", self.meter.last))
         if self.leads:
