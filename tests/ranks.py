@@ -1,5 +1,6 @@
 """One process of a data-parallel training under watch."""
 
+import itertools
 import json
 import time
 import warnings
@@ -11,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import equipoise as eq
+from equipoise.laws.units import Units
+from equipoise.measure import tracking
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(24) % 3
@@ -20,6 +23,19 @@ def network():
     torch.manual_seed(0)
     layers = [nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 24), nn.Linear(24, 20), nn.Linear(20, 3)]
     return nn.Sequential(*layers).double()
+
+
+def wrapped(model, kind, size):
+    """For several processes."""
+    if kind == "ddp":
+        return nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (size,))
+    for layer in (model[0], model[2], model[3], model):
+        fully_shard(layer, mesh=mesh)
+    return model
 
 
 def train(model, optimizer, part, folder, lead):
@@ -67,20 +83,45 @@ def unequal(rank, size, folder):
     dist.destroy_process_group()
 
 
+def failing_at(call, work):
+    """Part of a look, which fails when it is called for that time."""
+    calls = itertools.count(1)
+
+    def fails(*args):
+        if next(calls) == call:
+            raise MemoryError("no room for it")
+        return work(*args)
+
+    return fails
+
+
+def failing(kind, where, rank, size, folder):
+    """A training in which a look fails on the last process, before or after what all sum up together."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    model = wrapped(network(), kind, size)
+    if rank == size - 1:
+        owner, name, call = {
+            "before the sum": (tracking, "_multiply", 60),
+            "after the sum": (tracking, "leadings", 11),
+            "in the laws": (Units, "sums", 6),
+        }[where]
+        setattr(owner, name, failing_at(call, getattr(owner, name)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    part = slice(rank * len(X) // size, (rank + 1) * len(X) // size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", eq.TrainingAlarm)
+        log = train(model, optimizer, part, f"{folder}/run", rank == 0)
+    Path(folder, f"off{rank}").write_text(json.dumps(log.off))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def main(kind, rank, size, folder):
     warnings.simplefilter("error", eq.TrainingAlarm)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    model = network()
-    if kind == "ddp":
-        model = nn.parallel.DistributedDataParallel(model)
-    else:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh("cpu", (size,))
-        for layer in (model[0], model[2], model[3], model):
-            fully_shard(layer, mesh=mesh)
+    model = wrapped(network(), kind, size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-2)
     share = len(X) // size
     log = train(model, optimizer, slice(rank * share, (rank + 1) * share), f"{folder}/run", rank == 0)

@@ -54,6 +54,19 @@ def test_the_numbers_are_those_of_one_process(kind, size, alone, tmp_path):
     assert seen.xs("excess", level="quantity").max() < 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("ddp", "before the sum"), ("ddp", "after the sum"), ("fsdp", "before the sum"), ("fsdp", "in the laws")],
+)
+def test_a_look_that_fails_on_one_process_ends_the_looks_on_all(kind, where, tmp_path):
+    """And none of them waits for another: the training goes on to its end."""
+    run([(kind, where, rank, 2, str(tmp_path)) for rank in range(2)], ranks.failing)
+    first, last = (json.loads((tmp_path / f"off{rank}").read_text()) for rank in range(2))
+    assert set(first) == set(last) == {"spectrum", "alignment", "drift", "residual"}
+    assert set(last.values()) == {"Abandoned: MemoryError: no room for it"}
+    assert set(first.values()) == {"Abandoned: a look failed in another of the processes, whose log says why"}
+
+
 def test_processes_of_unequal_speed_look_at_the_same_steps(tmp_path):
     run([(rank, 2, str(tmp_path)) for rank in range(2)], ranks.unequal)
     first, second = (json.loads((tmp_path / f"steps{rank}").read_text()) for rank in range(2))

@@ -7,6 +7,7 @@ diagonal have mean zero and variance `‖C‖_F²`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -31,13 +32,15 @@ DIRECTIONS = 8
 class Gauge:
     """Laws to be read together.
 
-    Where the weights are in shards, `share` gives one process's part of each as a tensor of the full shape, and
-    `reduce` sums over the processes. The vectors `beside` the laws, by name and length, go along for their `Σ w²`.
+    Where the weights are in shards, `share` gives one process's part of each as a tensor of the full shape, `reduce`
+    sums over the processes, and `together` is entered around what all of them do. The vectors `beside` the laws, by
+    name and length, go along for their `Σ w²`.
     """
 
     laws: tuple[Law, ...]
     reduce: Reduce = list
     share: Callable[[Named], Named] = dict
+    together: Callable[[], AbstractContextManager[object]] = nullcontext
     beside: tuple[tuple[str, int], ...] = ()
 
     @classmethod
@@ -62,6 +65,10 @@ class Gauge:
     @torch.inference_mode()
     def readout(self, weights: Named, gradients: Named | None = None) -> "Readout":
         """What the laws say, and what else the same pass has seen."""
+        with self.together():
+            return self._readout(weights, gradients)
+
+    def _readout(self, weights: Named, gradients: Named | None) -> "Readout":
         units, singly = self._kinds
         w, g = self.share(weights), None if gradients is None else self.share(gradients)
         sums = [units.sums(w, g)] if units.laws else []

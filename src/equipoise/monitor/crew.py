@@ -1,6 +1,7 @@
 """The processes that train together: sums over all of them, and which part of a weight each one holds."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,16 @@ from equipoise.measure.pieces import Piece, square
 from equipoise.measure.unfolding import Unfolding
 
 
+class Abandoned(RuntimeError):
+    """What all processes were about to do together, one of them could not."""
+
+
 @dataclass(frozen=True)
 class Crew:
-    """`size` processes, of which this is number `rank`; one, where nothing is distributed."""
+    """`size` processes, of which this is number `rank`; one, where nothing is distributed.
+
+    Before each sum they tell each other that they are there; one that has failed says so, and none waits for it.
+    """
 
     rank: int = 0
     size: int = 1
@@ -39,10 +47,29 @@ class Crew:
         """The sum of each tensor over all processes, by one reduction in float64."""
         if self.size == 1 or not tensors:
             return tensors
+        self._meet()
         flat = torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         return [piece.view(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that ends in sums over all processes: whatever fails inside is `Abandoned`, here and on all others."""
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1 or isinstance(error, Abandoned):
+                raise
+            with suppress(Abandoned):
+                self._meet(failed=True)
+            raise Abandoned(f"{type(error).__name__}: {error}") from error
+
+    def _meet(self, failed: bool = False) -> None:
+        told = torch.tensor([float(failed)], device=_device())
+        dist.all_reduce(told)
+        if told.item():
+            raise Abandoned("a look failed in another of the processes, whose log says why")
 
     def decided(self, number: int) -> int:
         """What the leading process says; all get it in the same reduction."""
@@ -79,10 +106,11 @@ class Crew:
         rest = [name for name in weights if name not in known]
         sums = {}
         if rest:
-            counted = [square(_local(weights[name])) for name in rest]
-            mine = [self.leads or _is_sharded(weights[name]) for name in rest]
-            apart = [part if own else torch.zeros_like(part) for part, own in zip(counted, mine, strict=True)]
-            sums = dict(zip(rest, self.reduce([torch.stack(apart)])[0].tolist(), strict=True))
+            with self.together():
+                counted = [square(_local(weights[name])) for name in rest]
+                mine = [self.leads or _is_sharded(weights[name]) for name in rest]
+                apart = [part if own else torch.zeros_like(part) for part, own in zip(counted, mine, strict=True)]
+                sums = dict(zip(rest, self.reduce([torch.stack(apart)])[0].tolist(), strict=True))
         return {name: known[name] if name in known else sums[name] for name in weights}
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from equipoise.laws import Laws
 from equipoise.laws.predict import plain_steps
 from equipoise.monitor.alarms import TrainingAlarm
-from equipoise.monitor.crew import whole
+from equipoise.monitor.crew import Abandoned, whole
 from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
@@ -51,6 +51,7 @@ class Lane:
     step: int = 0
     due: int = 1
     looks: int = 0
+    abandoned: bool = False  # a look has failed, and there will be no others
     scene: Scene | None = None
     follower: Follower | None = None
     memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
@@ -72,7 +73,7 @@ class Lane:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.step += 1
-        if self.step < self.due or (self.scene is not None and not self.memories):
+        if self.abandoned or self.step < self.due or (self.scene is not None and not self.memories):
             return None
         if _skipped(optimizer):  # the gradient has overflowed, and this step will not be taken
             self.due = self.step + 1
@@ -86,10 +87,14 @@ class Lane:
         return ((itself, looking), {}) if rest else (args, kwargs | {"closure": looking})
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.step < self.due:
+        if self.abandoned or self.step < self.due:
             return
         if self.memories:
             self._safely(self._look_after)
+        if not self.abandoned:
+            self._safely(self._decide)
+
+    def _decide(self) -> None:
         self.due = self.scenery.crew.decided(self.cadence.following(self.step, self.meter))
 
     # --- looks ---
@@ -99,6 +104,7 @@ class Lane:
         try:
             look()
         except Exception as error:
+            self.abandoned = True
             for position, observer in enumerate(self.observers):
                 if observer.name not in self.off:
                     self._turn_off(position, error)
@@ -131,6 +137,8 @@ class Lane:
         for position, observer in enumerate(self.observers):
             try:
                 self.memories[position] = observer.init(scene)
+            except Abandoned:
+                raise
             except Exception as error:  # a mistake in an observer must not stop the training
                 self._turn_off(position, error)
         on = [self.observers[position] for position in self.memories]
@@ -186,6 +194,8 @@ class Lane:
                 continue
             try:
                 after, readings = getattr(observer, method)(self.scene, memory, snapshot)
+            except Abandoned:
+                raise
             except Exception as error:  # a mistake in an observer must not stop the training
                 self._turn_off(position, error)
                 continue

@@ -106,7 +106,7 @@ class Scenery:
         own = None if laws is None else [law for law in laws if mine(law.parameters)]
         gauge = None if own is None else replace(Gauge.sketch(own), beside=_vectors(weights))
         if gauge is not None and any_sharded(weights):
-            gauge = replace(gauge, reduce=self.crew.reduce, share=self.crew.summands)
+            gauge = replace(gauge, reduce=self.crew.reduce, share=self.crew.summands, together=self.crew.together)
         absent = dict.fromkeys(("laws", "gauge", "probe", "consecutive"), reason)
         absent |= {"kinks": "no data: pass Activity(X)", "examples": "no data: pass Margin((X, y))"}
         return Scene(

@@ -34,6 +34,10 @@ class Follower:
     @torch.inference_mode()
     def sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, Leading]:
         """One sweep; several before the first look."""
+        with self.crew.together():
+            return self._sweep(weights, squares)
+
+    def _sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, Leading]:
         plan = self._plan = self._plan or list(self._together(weights))
         pieces = [self.crew.piece(unfolding, along, weights) for unfolding, along in plan]
         known = [_squares(unfolding, along, squares) for unfolding, along in plan]
