@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -289,6 +290,20 @@ def test_several_optimizers_look_at_what_they_hold():
     assert set(spectra.place) == {"0.weight", "2.weight", "3.weight"}
     assert spectra.groupby("place").step.apply(list).map(tuple).nunique() == 1
     assert set(log.table().query("quantity == 'mismatch'").place) == {"2.weight → 3.weight"}
+
+
+def test_a_training_that_diverges_is_watched_to_its_end():
+    """Through overflow to infinity and NaN, with nothing said but the alarms of it."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", eq.TrainingAlarm)
+        with eq.watch(model, optimizer, every=1, quiet=True) as log:
+            train(model, optimizer, steps=12)
+    assert log.off == {}
+    assert "nan" in {alarm.kind for alarm in log.alarms}
+    assert not all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 def test_alarms_for_nan_collapse_and_dying_neurons():

@@ -32,6 +32,7 @@ class Drift:
             return start
         return start | {"gauge": torch.from_numpy(scene.require("gauge").read(scene.initial).values)}
 
+    @np.errstate(over="ignore", invalid="ignore")
     def before(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """The quantities just before a step, and what the step will do to them."""
         if snapshot.dials is None:
@@ -46,6 +47,7 @@ class Drift:
         }
         return _lasting(memory) | foreseen, []
 
+    @np.errstate(over="ignore", invalid="ignore")
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """One drift for each law, and a mismatch where there was a prediction."""
         readings = []
