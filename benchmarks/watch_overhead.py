@@ -67,6 +67,10 @@ class Loop:
             self.after_step()
         self.turns.append(time.perf_counter() - begun)
 
+    def begin(self):
+        """Count from here on."""
+        self.turns.clear()
+
     def after_step(self):
         """Nothing, in a plain loop."""
 
@@ -85,6 +89,15 @@ class Watched(Loop):
         self.log.meter.clock += time.perf_counter() - self.left  # the other loops' turns are not this one's training
         super().turn(steps)
         self.left = time.perf_counter()
+
+    def begin(self):
+        super().begin()
+        self.begun = self.log.meter.looks, self.log.meter.looking
+
+    def looked(self):
+        """Looks, and seconds in them, since it began."""
+        looks, looking = self.begun
+        return self.log.meter.looks - looks, self.log.meter.looking - looking
 
     def close(self):
         self.context.__exit__(None, None, None)
@@ -116,16 +129,16 @@ def compare(make, every, turns):
     except ImportError:
         print("delve is not installed: left out")
     for loop in loops.values():
-        loop.turn(every)  # set-up, and the first look
-        loop.turns.clear()
+        loop.turn(every)  # set-up, and the first looks
+        loop.begin()
     for _ in range(turns):
         for loop in loops.values():
             loop.turn(every)
     told = {"step_ms": 1e3 * statistics.median(loops["plain"].turns) / every}
     for name, loop in loops.items():
         if isinstance(loop, Watched):
-            looking = loop.log.meter.looking  # of these turns: the first look counts as set-up
-            told[f"{name}_looks"] = loop.log.meter.looks
+            looks, looking = loop.looked()
+            told[f"{name}_looks"] = looks
             told[f"{name}_meter"] = looking / (sum(loop.turns) - looking)
         if name != "plain":
             told[f"{name}_over_plain"] = sum(loop.turns) / sum(loops["plain"].turns)

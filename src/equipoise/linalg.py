@@ -26,6 +26,11 @@ class Triplets:
         return Triplets(self.left[..., :r], self.values[..., :r], self.right[..., :r])
 
 
+def wide(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float32 at least."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
 def require_matrix(matrix: Tensor, name: str = "matrix") -> Tensor:
     """The matrix itself (or a stack of them), once it is known to have a singular value decomposition.
 

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from equipoise.graph.symmetry import STILL, Block, Solution
 from equipoise.graph.walk import Leaf, Walk
-from equipoise.linalg import SHORT
-
-WIDE = (torch.float32, torch.float64)
+from equipoise.linalg import SHORT, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +67,14 @@ class Member:
         """The sum over each of the slices that `index` chooses from, in float32 at least."""
         rest, order = self._order
         viewed = tensor if tensor.shape == self.view else tensor.reshape(self.view)
-        wide = viewed.dtype if viewed.dtype in WIDE else torch.float32
-        sums = torch.sum(viewed, rest, dtype=wide) if rest else viewed.to(wide, copy=True)
+        dtype = torch.float64 if viewed.dtype == torch.float64 else torch.float32
+        sums = viewed.sum(rest, dtype=dtype) if rest else viewed.to(dtype, copy=True)
         return sums if sums.ndim == 1 else sums.permute(order).reshape(-1)
 
     def squared(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, " slices"]:
         """`summed` of the squares, where `runs`: the tensor is read once, and nothing is written."""
         viewed = tensor if tensor.ndim == 2 and len(tensor) == self.lines else tensor.reshape(self.lines, -1)
-        norms = torch.linalg.vector_norm(viewed if viewed.dtype in WIDE else viewed.float(), dim=1)
+        norms = torch.linalg.vector_norm(wide(viewed), dim=1)
         return norms.mul_(norms)
 
     @cached_property

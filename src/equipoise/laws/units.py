@@ -20,6 +20,7 @@ from equipoise.graph.interface import Member
 from equipoise.laws.law import Law, fitting
 from equipoise.laws.panel import Figures, Sides, in_a_row, starts
 from equipoise.laws.scratch import Scratch
+from equipoise.linalg import wide
 
 Named = Mapping[str, Tensor]
 T = TypeVar("T")
@@ -124,8 +125,7 @@ class Units:
 
     def _joined(self, tensors: Named) -> Float[Tensor, " numbers"]:
         """All vectors in a row, in float32 at least."""
-        row = in_a_row([fitting(member, tensors).reshape(-1) for member in self._vectors])
-        return row.float() if row.dtype.itemsize < 4 else row
+        return wide(in_a_row([fitting(member, tensors).reshape(-1) for member in self._vectors]))
 
     @np.errstate(invalid="ignore", over="ignore")
     def figures(self, sums: Float[np.ndarray, "pairs sums"]) -> Figures:

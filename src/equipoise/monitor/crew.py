@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from equipoise.linalg import wide
 from equipoise.measure.pieces import Piece, square
 from equipoise.measure.unfolding import Unfolding
 
@@ -92,9 +93,9 @@ class Crew:
             low, high = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
             local, offset = {name: part[low:high] for name, part in local.items()}, low
         mine = len(local[unfolding.weight])
-        matrix = _wide(unfolding.matrix(local))
+        matrix = wide(unfolding.matrix(local))
         taps = len(matrix) // mine if mine else 1
-        return Piece(matrix, _wide(local[along]) if along else None, offset * taps, rows * taps)
+        return Piece(matrix, wide(local[along]) if along else None, offset * taps, rows * taps)
 
     def summands(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as tensors of their full shape whose sum over all processes is the weight."""
@@ -179,11 +180,6 @@ def _rows(tensor: Any) -> tuple[int, int]:
 
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return int(offset[0]), tensor.shape[0]
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def _device() -> torch.device:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from equipoise.linalg import wide
 from equipoise.measure.leading import Leading
 from equipoise.measure.spectrum import Spectrum, spectra
 from equipoise.measure.tracking import COLD, Group, Seen, cold, directions, follow
@@ -85,7 +86,7 @@ class Followed:
     def full(self, unfoldings: Sequence[Unfolding]) -> list[Spectrum]:
         """All singular values, by one decomposition for each shape."""
         gathered = whole(self.weights)
-        matrices = {str(i): _wide(unfolding.matrix(gathered)) for i, unfolding in enumerate(unfoldings)}
+        matrices = {str(i): wide(unfolding.matrix(gathered)) for i, unfolding in enumerate(unfoldings)}
         return list(spectra(matrices).values())
 
 
@@ -93,7 +94,3 @@ def canonical(unfolding: Unfolding, weights: Mapping[str, Tensor]) -> Unfolding:
     """Read or written, a weight without taps and bias is the same matrix."""
     plain = unfolding.bias is None and weights[unfolding.weight].ndim == 2
     return Unfolding(unfolding.weight) if plain else unfolding
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    return matrix if matrix.dtype == torch.float64 else matrix.float()
