@@ -292,6 +292,18 @@ def test_several_optimizers_look_at_what_they_hold():
     assert set(log.table().query("quantity == 'mismatch'").place) == {"2.weight → 3.weight"}
 
 
+def test_a_model_without_laws_is_watched_all_the_same():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with eq.watch(model, optimizer, every=1, quiet=True) as log:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(4, 3)).square().mean().backward()
+            optimizer.step()
+    assert (len(log.laws), set(log.off)) == (0, {"alignment"})  # no layer follows another
+    assert log.last("spectrum", "sigma_1", "weight") > 0
+
+
 def test_a_training_that_diverges_is_watched_to_its_end():
     """Through overflow to infinity and NaN, with nothing said but the alarms of it."""
     model = network()

@@ -18,7 +18,7 @@ Rates = Sequence[tuple[float, float] | None]  # by law: learning rate and decay,
 
 def starts(counts: Sequence[int]) -> Int64[np.ndarray, " _"]:
     """Where each begins, of so many numbers each, one after another."""
-    return np.cumsum([0, *counts[:-1]])
+    return np.cumsum([0, *counts])[:-1]
 
 
 def on_host(parts: Sequence[Tensor]) -> Float[np.ndarray, " numbers"]:
@@ -67,7 +67,8 @@ class Layout:
 
     @cached_property
     def _shares(self) -> Float[np.ndarray, " numbers"]:
-        return np.concatenate([_shares(law, count) for law, count in zip(self.laws, self.counts, strict=True)])
+        each = [_shares(law, count) for law, count in zip(self.laws, self.counts, strict=True)]
+        return np.concatenate([np.zeros(0), *each])
 
 
 def _shares(law: Law, count: int) -> Float[np.ndarray, " count"]:
