@@ -292,6 +292,18 @@ def test_several_optimizers_look_at_what_they_hold():
     assert set(log.table().query("quantity == 'mismatch'").place) == {"2.weight → 3.weight"}
 
 
+def test_a_convolution_in_groups_follows_no_layer():
+    """Each of its rows reads some of the channels only: there is no direction to compare with."""
+    model = nn.Sequential(nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 8, 3, groups=2), nn.ReLU(), nn.Conv1d(8, 4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with eq.watch(model, optimizer, every=1, quiet=True) as log:
+        model(torch.ones(5, 3, 9)).square().mean().backward()
+        optimizer.step()
+    table = log.table()
+    assert log.off == {}
+    assert set(table[table.quantity == "alignment_next"].place) == {"2.weight"}
+
+
 def test_a_model_without_laws_is_watched_all_the_same():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -66,7 +66,8 @@ _WRITING = ("conv", "linear", "matmul", "mm", "addmm", "bmm")
 def successions(captured: Captured) -> tuple[tuple[str, str | None, str], ...]:
     """Layers that follow each other: (weight and bias of one, weight of a next one that reads it), in any network.
 
-    Between the two, every channel is left to itself: activations, dropout, pooling, or nothing.
+    Between the two, every channel is left to itself: activations, dropout, pooling, or nothing. A convolution in groups
+    reads no vector of all channels, and follows none.
 
     >>> from equipoise.graph.capture import capture
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.GELU(), torch.nn.Linear(2, 1, bias=False))
@@ -108,10 +109,16 @@ def _readers(node: fx.Node, captured: Captured) -> list[str]:
     for user in node.users:
         weight, _ = _map(user, captured)
         if weight is not None and user.args[0] is node:
-            readers.append(weight)
+            readers += [weight] if _reads_all(user) else []
         elif operation_name(user.target) in operations.CHANNELWISE or user.target is operator.getitem:
             readers += _readers(user, captured)
     return readers
+
+
+def _reads_all(node: fx.Node) -> bool:
+    """Whether each row of a map reads all channels: those of a convolution in groups do not."""
+    read, weight = (argument.meta["val"].shape for argument in node.args[:2] if isinstance(argument, fx.Node))
+    return weight[1] == read[1 - len(weight)]
 
 
 def _extend(layers: list[Layer], node: fx.Node, parameters: dict[str, str], slopes: dict[fx.Node, float]) -> bool:
