@@ -30,8 +30,7 @@ class Defect:
         """The quantities just before a step, and what the step will do to them."""
         after = dict(memory)
         for law in _covered(scene, memory):
-            rates = {snapshot.rates.get(parameter) for parameter in law.parameters}
-            rate = rates.pop() if len(rates) == 1 else None
+            rate = snapshot.rate(law)
             if rate is not None and snapshot.gradients is not None:
                 value = law.value(snapshot.parameters)
                 after[f"before/{law.name}"] = value

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from equipoise.laws.audit import ALARM, tolerance
-from equipoise.laws.law import Law
 from equipoise.laws.panel import Panel, Rates, sketched
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
@@ -38,7 +37,7 @@ class Drift:
         if snapshot.dials is None:
             return _lasting(memory), []
         panel = snapshot.dials.panel
-        rates = [_rate(law, snapshot) for law in panel.laws]
+        rates = [snapshot.rate(law) if law.exact else None for law in panel.laws]
         foreseen = {
             "before": torch.from_numpy(panel.values),
             "change": torch.from_numpy(panel.predicted(rates)),
@@ -61,12 +60,6 @@ class Drift:
 def _lasting(memory: Memory) -> Memory:
     """Where it started; predictions are for one step only."""
     return {name: value for name, value in memory.items() if name.startswith(("start/", "gauge"))}
-
-
-def _rate(law: Law, snapshot: Snapshot) -> tuple[float, float] | None:
-    """Learning rate and decay of a plain step of all its weights, if it is one, and the law is exact."""
-    rates = {snapshot.rates.get(parameter) for parameter in law.parameters}
-    return rates.pop() if len(rates) == 1 and law.exact else None
 
 
 def _rounding(panel: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:

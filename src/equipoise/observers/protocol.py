@@ -15,6 +15,7 @@ from torch import Tensor
 from equipoise.errors import InputError
 from equipoise.laws import Laws
 from equipoise.laws.gauge import Dials, Gauge
+from equipoise.laws.law import Law
 from equipoise.measure.leading import Leading
 from equipoise.measure.spectrum import Spectrum
 from equipoise.measure.unfolding import Unfolding
@@ -138,6 +139,11 @@ class Snapshot:
         None  # (examples, neurons) by place: which pairs are inside a kink, or a maximum
     )
     linearisation: JacobianProducts | None = None
+
+    def rate(self, law: Law) -> tuple[float, float] | None:
+        """Learning rate and decay of the step to come, where it is the same plain one for all weights of a law."""
+        rates = {self.rates.get(parameter) for parameter in law.parameters}
+        return rates.pop() if len(rates) == 1 else None
 
 
 @runtime_checkable
