@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from equipoise.graph.interface import Interface, Member
 from equipoise.laws.commutant import Antisymmetric, Blocks, Full
 from equipoise.laws.law import Law
-from equipoise.laws.panel import Layout, Panel
+from equipoise.laws.panel import Figures, Layout, Panel
 from equipoise.laws.singly import Singly
 from equipoise.laws.units import Units, by_unit
 
@@ -60,26 +61,36 @@ class Gauge:
 
     def read(self, weights: Named, gradients: Named | None = None) -> Panel:
         """What the laws say; matrix laws and shifts after the others."""
-        return self.readout(weights, gradients).panel
+        return self.at(weights, gradients).panel
+
+    def at(self, weights: Named, gradients: Named | None = None, before: "Taken | None" = None) -> "Dials":
+        """What is read at one instant, when it is asked for; and `before` a step that led there."""
+        return Dials(self, weights, gradients, before)
 
     @torch.inference_mode()
-    def readout(self, weights: Named, gradients: Named | None = None) -> "Readout":
-        """What the laws say, and what else the same pass has seen."""
+    def take(self, weights: Named, gradients: Named | None = None) -> "Taken":
+        """All that has to be read of weights and gradients, which may move afterwards."""
         with self.together():
-            return self._readout(weights, gradients)
+            units, singly = self._kinds
+            w, g = self.share(weights), None if gradients is None else self.share(gradients)
+            sums = [units.sums(w, g)] if units.laws else []
+            summed = self.reduce([*sums, *(singly.parts(w, g) if singly.laws else [])])
+            apart = [singly.figures(summed[len(sums) :], gradients is not None)] if singly.laws else []
+            return Taken(weights, summed[: len(sums)], apart)
 
-    def _readout(self, weights: Named, gradients: Named | None) -> "Readout":
-        units, singly = self._kinds
-        w, g = self.share(weights), None if gradients is None else self.share(gradients)
-        sums = [units.sums(w, g)] if units.laws else []
-        summed = self.reduce([*sums, *(singly.parts(w, g) if singly.laws else [])])
-        figures, squares = [], {}
-        if units.laws:
-            wide = summed[0].double().cpu().numpy()
-            figures, squares = [units.figures(wide)], units.squares(wide, weights)
-        if singly.laws:
-            figures.append(singly.figures(summed[len(sums) :], gradients is not None))
-        return Readout(Panel.of(self.layout, weights, figures), squares)
+    @np.errstate(invalid="ignore", over="ignore")
+    def tell(self, *taken: "Taken") -> "Told":
+        """What the laws say at each instant; and `Σ w²` at the first, of the parameters that have been read whole."""
+        with self.together():
+            units, _ = self._kinds
+            own: Sequence[Sequence[Figures]] = [()] * len(taken)
+            squares: dict[str, float] = {}
+            if units.laws:
+                sums = torch.cat([each.sums[0] for each in taken]).double().cpu().numpy()
+                own = [(mine,) for mine in units.figures(sums, [len(each.sums[0]) for each in taken])]
+                squares = units.squares(sums[0], taken[0].weights)
+            parts = [(each.weights, [*mine, *each.apart]) for each, mine in zip(taken, own, strict=True)]
+            return Told([Panel.of(self.layout, weights, figures) for weights, figures in parts], squares)
 
     @cached_property
     def layout(self) -> Layout:
@@ -95,39 +106,54 @@ class Gauge:
         vectors = tuple(Member(name, (n,), (0,), torch.arange(n).reshape(n, 1, 1), 1.0) for name, n in self.beside)
         return Units(own, vectors), Singly(others)
 
-    def at(self, weights: Named, gradients: Named | None = None) -> "Dials":
-        """What is read at one instant, when it is asked for."""
-        return Dials(self, weights, gradients)
+
+class Taken(NamedTuple):
+    """What was read of weights and gradients at one instant: the sums of `Units`, figures of `Singly`, if there are."""
+
+    weights: Named
+    sums: Sequence[Tensor]
+    apart: Sequence[Figures]
 
 
-class Readout(NamedTuple):
-    """What the laws say, and `Σ w²` of the parameters of which the pass has seen all."""
+class Told(NamedTuple):
+    """What the laws say at some instants, and `Σ w²` at the first."""
 
-    panel: Panel
+    panels: Sequence[Panel]
     squares: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Dials:
-    """The laws at one instant, read once for all observers."""
+    """The laws at one instant, read once for all observers; and just before the step that led there."""
 
     gauge: Gauge
     weights: Named
     gradients: Named | None = None
+    earlier: Taken | None = None
 
     @property
     def panel(self) -> Panel:
         """What the laws say."""
-        return self._readout.panel
+        return self._told.panels[0]
+
+    @property
+    def before(self) -> Panel | None:
+        """What they said before the step, with its gradients; None where that was not seen."""
+        return None if self.earlier is None else self._told.panels[1]
 
     @property
     def squares(self) -> dict[str, float]:
         """`Σ w²` of the parameters of which the reading has seen all."""
-        return self._readout.squares
+        return self._told.squares
 
     @cached_property
-    def _readout(self) -> Readout:
-        return self.gauge.readout(self.weights, self.gradients)
+    def taken(self) -> Taken:
+        """What is read, before the weights move."""
+        return self.gauge.take(self.weights, self.gradients)
+
+    @cached_property
+    def _told(self) -> Told:
+        return self.gauge.tell(self.taken, *([] if self.earlier is None else [self.earlier]))
 
 
 def _sketch(law: Law, directions: int, seed: int) -> Law:

@@ -6,11 +6,10 @@ which stands for itself, are joined into one.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from typing import TypeVar
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -23,7 +22,6 @@ from equipoise.laws.scratch import Scratch
 from equipoise.linalg import wide
 
 Named = Mapping[str, Tensor]
-T = TypeVar("T")
 Starts = Int64[np.ndarray, " _"]
 
 
@@ -33,11 +31,41 @@ def by_unit(law: Law) -> bool:
 
 
 @dataclass(frozen=True)
-class Summands:
-    """The sums that one law adds up: those at `places`, a column for each unit, `degrees` times."""
+class Matrix:
+    """A parameter that is summed along some of its axes, once for each member that asks for it."""
+
+    members: tuple[Member, ...]
+    scratch: Scratch
+
+    @cached_property
+    def _run(self) -> bool:
+        """Whether its squares are summed where they stand."""
+        return all(member.runs for member in self.members)
+
+    def of(self, tensors: Named) -> Tensor:
+        """The one among the tensors that belongs to it."""
+        return fitting(self.members[0], tensors)
+
+    def squares(self, x: Tensor) -> list[Tensor]:
+        """Sums of `x²`, one for each member."""
+        return [member.squared(x) for member in self.members] if self._run else self.products(x, x)
+
+    def products(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Sums of `x y`."""
+        products = self.scratch.product(x, y)
+        return [member.summed(products) for member in self.members]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Laws that follow each other and add up equally many terms: those at `places`, `degrees` times.
+
+    `units` are the first columns of the laws.
+    """
 
     places: Int64[np.ndarray, "terms units"]
-    degrees: Float[np.ndarray, " terms"]
+    degrees: Float[np.ndarray, "terms units"]
+    units: Starts
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +87,9 @@ class Units:
         return dict(sorted(each.items(), key=lambda item: _is_vector(item[1])))
 
     @cached_property
-    def _matrices(self) -> list[list[Member]]:
-        return [mine for mine in self._members.values() if not _is_vector(mine)]
+    def _matrices(self) -> list[Matrix]:
+        scratch = Scratch()
+        return [Matrix(tuple(mine), scratch) for mine in self._members.values() if not _is_vector(mine)]
 
     @cached_property
     def _vectors(self) -> list[Member]:
@@ -74,15 +103,18 @@ class Units:
         return {_reduction(member): start for member, start in zip(members, begin, strict=True)}
 
     @cached_property
-    def _summands(self) -> list[Summands]:
-        """By law."""
-        return [
-            Summands(
-                np.concatenate([self._starts[_reduction(each)] + each.index[..., 0].numpy().T for each in members]),
-                np.repeat(degrees, [each.index.shape[1] for each in members]),
-            )
-            for members, degrees in ((law.interface.members, law.degrees) for law in self.laws)
-        ]
+    def _stretches(self) -> list[Stretch]:
+        return [self._stretch(list(laws)) for _, laws in groupby(self.laws, key=_terms)]
+
+    def _stretch(self, laws: Sequence[Law]) -> Stretch:
+        places, degrees = [], []
+        for law in laws:
+            members = law.interface.members
+            places.append([self._starts[_reduction(each)] + each.index[..., 0].numpy().T for each in members])
+            along = np.repeat(law.degrees, [each.index.shape[1] for each in members])
+            degrees.append(along[:, None].repeat(law.interface.blocks, 1))
+        units = starts([law.interface.blocks for law in laws])
+        return Stretch(np.concatenate([np.concatenate(mine) for mine in places], 1), np.concatenate(degrees, 1), units)
 
     @cached_property
     def _copies(self) -> Starts:
@@ -98,55 +130,76 @@ class Units:
         """The first unit of each law."""
         return starts([law.interface.blocks for law in self.laws])
 
-    @cached_property
-    def _scratch(self) -> Scratch:
-        return Scratch()
-
     # The pass --------------------------------------------------------------------------------------------------------
 
     def sums(self, weights: Named, gradients: Named | None) -> Float[Tensor, "pairs sums"]:
         """Sums of squares of weights; with gradients also of gradients times weights, and of squares of gradients."""
-        factors = [weights] if gradients is None else [weights, gradients]
-        found: list[list[Tensor]] = [[] for _ in _pairs(factors)]
-        for members in self._matrices:
-            for sums, pair in zip(found, _pairs([fitting(members[0], each) for each in factors]), strict=True):
-                sums += self._summed(members, *pair)
+        squares: list[Tensor] = []
+        products: list[Tensor] = []
+        of_gradients: list[Tensor] = []
+        for matrix in self._matrices:
+            w = matrix.of(weights)
+            squares += matrix.squares(w)
+            if gradients is not None:
+                g = matrix.of(gradients)
+                products += matrix.products(g, w)
+                of_gradients += matrix.squares(g)
         if self._vectors:
-            for sums, (x, y) in zip(found, _pairs([self._joined(each) for each in factors]), strict=True):
-                sums.append(x * y)
-        self._scratch.trim()
-        return in_a_row(list(chain.from_iterable(found))).view(len(found), -1)
-
-    def _summed(self, members: Collection[Member], x: Tensor, y: Tensor) -> list[Tensor]:
-        if x is y and all(member.runs for member in members):
-            return [member.squared(x) for member in members]
-        products = self._scratch.product(x, y)
-        return [member.summed(products) for member in members]
+            w = self._joined(weights)
+            squares.append(w * w)
+            if gradients is not None:
+                g = self._joined(gradients)
+                products.append(g * w)
+                of_gradients.append(g * g)
+        if self._matrices:
+            self._matrices[0].scratch.trim()
+        return in_a_row([*squares, *products, *of_gradients]).view(1 if gradients is None else 3, -1)
 
     def _joined(self, tensors: Named) -> Float[Tensor, " numbers"]:
         """All vectors in a row, in float32 at least."""
         return wide(in_a_row([fitting(member, tensors).reshape(-1) for member in self._vectors]))
 
-    @np.errstate(invalid="ignore", over="ignore")
-    def figures(self, sums: Float[np.ndarray, "pairs sums"]) -> Figures:
-        """What the laws say, from the sums of all processes."""
-        taken = [sums.take(law.places, axis=1) for law in self._summands]  # (pairs, terms, units)
-        weighted = [(law.degrees[:, None] * mine).sum(1) for law, mine in zip(self._summands, taken, strict=True)]
-        units = np.concatenate(weighted, axis=1)
-        terms = np.concatenate([mine.sum(2) for mine in taken], axis=1)
+    def figures(self, sums: Float[np.ndarray, "rows sums"], instants: Sequence[int]) -> list[Figures]:
+        """What the laws say at each of the instants, from the sums of all processes, so many rows of them each."""
+        told = [self._added(sums, stretch) for stretch in self._stretches]
+        units, terms = told[0] if len(told) == 1 else (np.concatenate(kind, axis=1) for kind in zip(*told, strict=True))
         squares = np.add.reduceat(terms, self._copies, axis=1)
+        first = starts(instants).tolist()
+        return [self._told(units[i : i + n], squares[i : i + n]) for i, n in zip(first, instants, strict=True)]
+
+    def _added(self, sums: Float[np.ndarray, "rows sums"], stretch: Stretch) -> tuple[np.ndarray, np.ndarray]:
+        """What each unit of some laws adds up to; and each term of each of the laws, over its units."""
+        taken = sums.take(stretch.places, axis=1)  # (rows, terms, units)
+        terms = np.add.reduceat(taken, stretch.units, axis=2).swapaxes(1, 2)
+        taken *= stretch.degrees
+        return np.add.reduce(taken, axis=1), terms.reshape(len(sums), -1)
+
+    def _told(self, units: Float[np.ndarray, "pairs units"], squares: Float[np.ndarray, "pairs members"]) -> Figures:
         sizes = self._sides.totals(squares[0])
-        if len(sums) == 1:
+        if len(units) == 1:
             return Figures(units, sizes, None, None)
-        defects = np.sqrt(np.add.reduceat(units[1] ** 2, self._units))
+        defects = np.sqrt(np.add.reduceat(units[1] * units[1], self._units))
         return Figures(units[::2], sizes, defects, self._sides.totals(np.sqrt(squares[0] * squares[2])))
 
-    def squares(self, sums: Float[np.ndarray, "pairs sums"], weights: Named) -> dict[str, float]:
+    def squares(self, sums: Float[np.ndarray, " sums"], weights: Named) -> dict[str, float]:
         """`Σ w²` of each parameter of four bytes or more."""
-        whole = np.add.reduceat(sums[0], list(self._starts.values())).tolist()
-        found = dict(zip(self._starts, whole, strict=True))
-        first = {name: found[_reduction(mine[0])] for name, mine in self._members.items()}
-        return {name: square for name, square in first.items() if weights[name].dtype.itemsize >= 4}
+        whole = np.add.reduceat(sums, self._first).tolist()
+        return {name: whole[at] for name, at in self._whole.items() if weights[name].dtype.itemsize >= 4}
+
+    @cached_property
+    def _first(self) -> list[int]:
+        return list(self._starts.values())
+
+    @cached_property
+    def _whole(self) -> dict[str, int]:
+        """Which of the reductions, by their number, is over each parameter."""
+        numbers = {reduction: number for number, reduction in enumerate(self._starts)}
+        return {name: numbers[_reduction(mine[0])] for name, mine in self._members.items()}
+
+
+def _terms(law: Law) -> int:
+    """How many sums each of its units adds up."""
+    return sum(member.index.shape[1] for member in law.interface.members)
 
 
 def _is_vector(members: Sequence[Member]) -> bool:
@@ -156,8 +209,3 @@ def _is_vector(members: Sequence[Member]) -> bool:
 def _reduction(member: Member) -> tuple[object, ...]:
     return member.parameter, member.view, member.axes
 
-
-def _pairs(factors: Sequence[T]) -> list[tuple[T, T]]:
-    """Weights with themselves; gradients, where there are any, with weights and with themselves."""
-    w, *others = factors
-    return [(w, w), *(pair for g in others for pair in ((g, w), (g, g)))]

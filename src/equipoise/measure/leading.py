@@ -1,7 +1,7 @@
 """The leading singular triplets of a matrix, with what is certain about them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -32,19 +32,19 @@ class Leading:
     upper: float
     frobenius_norm: float
     tail: float
-    form: Callable[[], linalg.Triplets] = field(repr=False)
+    form: Callable[[int], linalg.Triplets] = field(repr=False)  # so many of the vectors
 
     @cached_property
     def triplets(self) -> linalg.Triplets:
         """As many as there are values."""
-        return self.form()
+        return self.form(len(self.values))
 
     def top(self, r: int) -> "Leading":
         """The same with fewer triplets."""
         if r >= len(self.values):
             return self
-        fewer = {"values": self.values[:r], "residuals": self.residuals[:r], "form": lambda: self.triplets.top(r)}
-        return replace(self, **fewer)
+        rest = self.upper, self.frobenius_norm, self.tail, self.form
+        return Leading(self.shape, self.values[:r], self.residuals[:r], *rest)
 
     @property
     def error_bound(self) -> float:
@@ -90,7 +90,7 @@ def of_all(triplets: linalg.Triplets, r: int) -> Leading:
         upper=float(values[0]) + rounding,
         frobenius_norm=scale * float(squares.sum().sqrt()),
         tail=scale**2 * float(squares[1:].sum()),
-        form=lambda: top,
+        form=top.top,
     )
 
 

@@ -147,26 +147,20 @@ class Ritz:
     scale: np.ndarray
     coupled: np.ndarray
     bias: Float[Tensor, "batch top"]
-    left: Float[Tensor, "batch top length"]  # σ̂ u
-    right: Float[Tensor, "batch top columns"]
-    coupling: Float[Tensor, "moving rows columns"]
+    left: Float[Tensor, "batch top length"]
+    vectors: Float[Tensor, "batch top_and_rows columns"]  # the top right vectors, and below them the coupling
 
-    @cached_property
-    def _unit(self) -> tuple[Tensor, Tensor]:
-        """Singular values as tensors, and left vectors of length one."""
-        length = torch.linalg.vector_norm(self.left, dim=-1, keepdim=True).clamp_(min=_tiny(self.left))
-        return torch.from_numpy(np.sqrt(self.eigenvalues)).to(length), self.left / length
+    def triplets(self, number: int, first: int, count: int) -> Triplets:
+        """So many of one matrix, from the first row on."""
+        size, rows = self.swept.frame.sizes[number], slice(first, first + count)
+        left, right = self.left[number, rows, : size.length], self.vectors[number, rows, : size.columns]
+        values = torch.from_numpy(np.sqrt(self.eigenvalues[number, rows])).to(left)
+        return Triplets(left.mT, values, right.mT)
 
-    def triplets(self, number: int, rows: slice) -> Triplets:
-        """Those of one `W`."""
-        (sigma, left), size = self._unit, self.swept.frame.sizes[number]
-        right = self.right[number, rows, : size.columns]
-        return Triplets(left[number, rows, : size.length].mT, sigma[number, rows], right.mT)
-
-    def extended(self, number: int) -> Triplets:
+    def extended(self, number: int, count: int) -> Triplets:
         """The top one of one `[W b]`."""
-        top = self.triplets(number, slice(1))
-        return Triplets(top.left, top.values, torch.cat([top.right, self.bias[number, :1, None]]))
+        top = self.triplets(number, 0, count)
+        return Triplets(top.left, top.values, torch.cat([top.right, self.bias[number, :count, None]]))
 
     @cached_property
     def finite(self) -> np.ndarray:
@@ -174,22 +168,24 @@ class Ritz:
         return np.asarray(np.isfinite(self.scale + self.eigenvalues + self.coupled).all(1))
 
 
-@np.errstate(invalid="ignore", over="ignore")
 def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
     """`Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
-    frame, x, m = swept.frame, swept.directions, swept.frame.moving
+    frame, x, m, top = swept.frame, swept.directions, swept.frame.moving, min(r + 1, swept.frame.rows)
     wide = swept.images.double()
     along, own = squares.T
     scale = np.maximum(own[:, None], _tiny(x)).repeat(frame.rows, 1)
     scale[:, 0] += along
-    eigenvalues, turn = _turned((wide @ wide.mT).cpu().numpy(), frame, scale[:, 0], r)
-    scaled = turn[:m] / scale[:m, :, None]
-    apart = np.concatenate([scaled, eigenvalues[:m, :, None] * -scaled], axis=2)  # of pulled and directions
-    top, coupling = torch.from_numpy(turn[:, : r + 1]).to(x), torch.from_numpy(apart).to(x) @ swept.spread[:m]
+    eigenvalues, turn = _turned(torch.bmm(wide, wide.mT).cpu().numpy(), frame, scale[:, 0], r)
+    apart = np.zeros((len(turn), top + frame.rows, 2 * frame.rows))  # of what was pulled, and of the directions
+    apart[:, :top, frame.rows :] = turn[:, :top]
+    apart[:m, top:, : frame.rows] = scaled = turn[:m] / scale[:m, :, None]
+    apart[:m, top:, frame.rows :] = eigenvalues[:m, :, None] * -scaled
+    vectors = torch.bmm(torch.from_numpy(apart).to(x), swept.spread)
     coupled = np.zeros_like(scale)
-    coupled[:m] = torch.linalg.vector_norm(coupling, dim=-1).cpu().numpy()
-    left, right = top @ swept.images, top[..., 1:] @ x
-    return Ritz(swept, squares, eigenvalues, scale, coupled, top[..., 0], left, right, coupling)
+    coupled[:m] = torch.linalg.vector_norm(vectors[:m, top:], dim=-1).cpu().numpy()
+    length = np.maximum(np.sqrt(eigenvalues[:, :top, None]), _tiny(x))
+    left = torch.bmm(torch.from_numpy(turn[:, :top] / length).to(x), swept.images)
+    return Ritz(swept, squares, eigenvalues, scale, coupled, torch.from_numpy(turn[:, :top, 0]).to(x), left, vectors)
 
 
 def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +212,6 @@ def _descending(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return eigenvalues, vectors[..., ::-1].swapaxes(1, 2)
 
 
-@np.errstate(invalid="ignore", over="ignore")
 def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
     """What is known of each `W` and, where it has a bias, of `[W b]`: tails by difference."""
     top = r + 1
@@ -225,15 +220,21 @@ def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
     squares, peaks, upper = found.squares.tolist(), found.eigenvalues[:, :2].tolist(), _upper(found).tolist()
     reports = []
     for i, (size, sigma) in enumerate(zip(found.swept.frame.sizes, values.tolist(), strict=True)):
-        rows, (along, own), (with_bias, without) = slice(1, min(r, size.block) + 1), squares[i], peaks[i]
-        rest = upper[i], math.sqrt(own), max(own - without, 0.0), partial(found.triplets, i, rows)
-        seen, more = Leading((size.length, size.columns), sigma[rows], tuple(nearest[i][rows]), *rest), None
+        (along, own), (with_bias, without), shape = squares[i], peaks[i], (size.length, size.columns)
+        count, more = min(r, size.block), None
+        rest = upper[i], math.sqrt(own), _tail(own - without, shape), partial(found.triplets, i, 1)
+        seen = Leading(shape, sigma[1 : count + 1], tuple(nearest[i][1 : count + 1]), *rest)
         if size.extended:
+            shape = size.length, size.columns + 1
             bound, square = math.sqrt(upper[i] ** 2 + along), own + along  # σ_1² of [W b] is at most σ_1² + ‖b‖²
-            rest = bound, math.sqrt(square), max(square - with_bias, 0.0), partial(found.extended, i)
-            more = Leading((size.length, size.columns + 1), sigma[:1], tuple(nearest[i][:1]), *rest)
+            rest = bound, math.sqrt(square), _tail(square - with_bias, shape), partial(found.extended, i)
+            more = Leading(shape, sigma[:1], tuple(nearest[i][:1]), *rest)
         reports.append((seen, more))
     return reports
+
+
+def _tail(difference: float, shape: tuple[int, int]) -> float:
+    return 0.0 if 1 in shape else max(difference, 0.0)
 
 
 def _upper(found: Ritz) -> np.ndarray:
@@ -243,7 +244,7 @@ def _upper(found: Ritz) -> np.ndarray:
     matrix exceeds the matrix of its blocks' norms. Rounding is put at `4 √size · eps` after Higham & Mary (2019).
     """
     size = max(size.length + size.columns for size in found.swept.frame.sizes)
-    rounding = 4 * size**0.5 * torch.finfo(found.right.dtype).eps
+    rounding = 4 * size**0.5 * torch.finfo(found.vectors.dtype).eps
     count, k = found.eigenvalues.shape
     arrow = np.zeros((count, k, k))
     diagonal = arrow.reshape(count, -1)[:, :: k + 1]
@@ -252,7 +253,7 @@ def _upper(found: Ritz) -> np.ndarray:
     arrow[:, -1, :-1] = found.coupled[:, 1:]  # the lower triangle is enough
     broken = ~found.finite
     arrow[broken] = 0
-    largest = np.where(broken, np.nan, np.linalg.eigvalsh(arrow)[:, -1])
+    largest = np.where(broken, np.nan, np.linalg.eigh(arrow)[0][:, -1])
     return np.sqrt(found.squares[:, 1]) * (np.sqrt(largest) + rounding)
 
 
@@ -269,7 +270,7 @@ def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "mov
     for row, size in zip(noise, frame.sizes, strict=False):
         if size.columns < row.shape[1]:
             row[:, size.columns :] = 0
-    rows = torch.cat([found.right[:m], found.coupling[:, : r + 1], old[:m, :r], noise], dim=1)
+    rows = torch.cat([found.vectors[:m, : 2 * (r + 1)], old[:m, :r], noise], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
     return torch.linalg.qr(rows.mT).Q.mT

@@ -83,6 +83,7 @@ def _alike(pieces: Sequence[Piece]) -> list[list[int]]:
     return list(groups.values())
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def follow(
     pieces: Sequence[Piece],
     squares: Sequence[tuple[float, float]],
@@ -143,17 +144,18 @@ def _finished(pieces: Sequence[Piece], seen: Sequence[Seen], reduce: Reduce) -> 
 
 
 def _transposed(seen: Leading) -> Leading:
-    def swapped() -> Triplets:
-        return Triplets(seen.triplets.right, seen.triplets.values, seen.triplets.left)
+    def swapped(count: int) -> Triplets:
+        formed = seen.form(count)
+        return Triplets(formed.right, formed.values, formed.left)
 
     return replace(seen, shape=seen.shape[::-1], form=swapped)
 
 
 def _with_tails(pieces: Sequence[Piece], seen: Sequence[Leading], reduce: Reduce) -> list[Leading]:
     """`‖W - σ̂_1 u_1 v_1ᵀ‖²`: by difference while it loses no more than two digits, else from the deflated matrix."""
-    single = [1 in each.shape for each in seen]
-    exact = [replace(each, tail=0.0) if one else each for one, each in zip(single, seen, strict=True)]
-    close = [i for i, each in enumerate(seen) if not single[i] and each.tail < _DEFLATE_BELOW * each.frobenius_norm**2]
+    exact = list(seen)
+    near = [each.tail < _DEFLATE_BELOW * each.frobenius_norm**2 for each in seen]
+    close = [i for i, each in enumerate(seen) if near[i] and 1 not in each.shape]
     if close:
         sums = []
         for i in close:

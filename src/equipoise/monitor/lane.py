@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from equipoise.laws import Laws
+from equipoise.laws.gauge import Dials, Taken
 from equipoise.laws.predict import plain_steps
 from equipoise.monitor.alarms import TrainingAlarm
 from equipoise.monitor.crew import Abandoned, whole
@@ -53,6 +54,7 @@ class Lane:
     looks: int = 0
     abandoned: bool = False  # a look has failed, and there will be no others
     scene: Scene | None = None
+    taken: Taken | None = None  # of the laws, just before the step that is being taken
     follower: Follower | None = None
     memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
 
@@ -111,19 +113,31 @@ class Lane:
 
     @torch.no_grad()
     def _look_before(self) -> None:
+        """What weights and gradients say together is taken while they do; it is told with the look after the step."""
         with self.meter.timed(setup=self.scene is None):
             if self.scene is None:
                 self.prepare()
             gradients = self.scenery.gradients(getattr(self.optimizer, "grad_scale", None))
-            if gradients is not None:
-                self._ask("before", self._snapshot(gradients=gradients))
+            if gradients is None:
+                return
+            weights = self.scenery.weights()
+            dials = self._dials(weights, gradients)
+            if dials is not None and self._read_laws:
+                self.taken = dials.taken
+            if any(hasattr(self.observers[position], "before") for position in self.memories):
+                self._ask("before", self._snapshot(weights, dials, gradients=whole(gradients), rates=self._rates()))
 
     @torch.no_grad()
     def _look_after(self, final: bool = False) -> None:
         setup = self.looks == 0 or final
         with self.meter.timed(setup):
             self.looks += 1
-            self._ask("observe", self._snapshot(final=final))
+            weights, before = self.scenery.weights(), self.taken
+            self.taken = None
+            dials = self._dials(weights, before=before)
+            rates = {} if before is None else self._rates()
+            thorough = final or self.looks == 1 or self.looks % self.full_every == 0
+            self._ask("observe", self._snapshot(weights, dials, rates=rates, thorough=thorough, final=final))
             self.desk.close_look(self.step)
         if not setup:
             self.meter.close_look()
@@ -160,11 +174,15 @@ class Lane:
         """Whether some observer will, so that what they have seen of the weights is not read again."""
         return any(isinstance(self.observers[position], Drift | Residual) for position in self.memories)
 
-    def _snapshot(self, gradients: dict[str, Tensor] | None = None, final: bool = False) -> Snapshot:
-        assert self.follower is not None
+    def _dials(
+        self, weights: dict[str, Tensor], gradients: dict[str, Tensor] | None = None, before: Taken | None = None
+    ) -> Dials | None:
         gauge = self.scene.gauge if self.scene else None
-        scenery, weights = self.scenery, self.scenery.weights()
-        dials = None if gauge is None else gauge.at(weights, gradients)
+        return None if gauge is None else gauge.at(weights, gradients, before)
+
+    def _snapshot(self, weights: dict[str, Tensor], dials: Dials | None, **more: Any) -> Snapshot:
+        assert self.follower is not None
+        scenery = self.scenery
         squares = scenery.crew.squares(weights, dials.squares if dials and self._read_laws else {})
         return Snapshot(
             step=self.step,
@@ -172,16 +190,13 @@ class Lane:
             parameters=whole(weights),
             norm=math.fsum(squares.values()) ** 0.5,
             spectra=self.follower.look(weights, squares),
-            thorough=final or self.looks == 1 or self.looks % self.full_every == 0,
-            final=final,
-            gradients=None if gradients is None else whole(gradients),
             dials=dials,
             precision=None if scenery.example is None else scenery.example.precision,
-            rates={} if gradients is None else self._rates(),
+            **more,
         )
 
     def _rates(self) -> dict[str, tuple[float, float]]:
-        """Of the step to come, where it is a plain one; a weight of no optimizer stays."""
+        """Of a step that is a plain one; a weight of no optimizer stays."""
         plain = plain_steps(self.optimizer)
         rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in self.scenery.parameters.items()}
         return {name: rate for name, rate in rates.items() if rate is not None}

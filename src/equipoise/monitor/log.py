@@ -38,7 +38,8 @@ class Log:
     _norm: float | None = None
     _told: list[Record] = field(default_factory=list, repr=False)
     _step: int = -1
-    _known: set[tuple[str, str, str]] = field(default_factory=set, repr=False)
+    _known: set[tuple[str, str, str]] = field(default_factory=set, repr=False)  # what this step has told
+    _rules: dict[str, Sequence[Rule]] = field(default_factory=dict, repr=False)
 
     def table(self) -> pd.DataFrame:
         """All records in one tidy table: step, growth, observer, place, quantity, value."""
@@ -73,20 +74,27 @@ class Log:
         self._norm = norm if self._norm is None else self._norm
         growth = math.log(norm / self._norm) if norm > 0 and self._norm > 0 else math.nan
         moment = (step, growth, math.nan, math.nan)
-        records = [Record(*moment, observer, *reading) for reading in readings if self._is_new(step, observer, reading)]
-        self._told += records
-        self.steps = max(self.steps, step)
-        for alarm in [found for record in records for rule in self.rules if (found := rule(record)) is not None]:
-            self._raise(alarm, moment)
-
-    def _is_new(self, step: int, observer: str, reading: Reading) -> bool:
-        """Whether this step has not told it before: the last look may come at the step of the one before."""
         if step != self._step:
             self._step, self._known = step, set()
-        key = (observer, reading.place, reading.quantity)
-        known = key in self._known
-        self._known.add(key)
-        return not known
+        records, known = [], self._known
+        for place, quantity, value in readings:
+            key = observer, place, quantity
+            if key not in known:  # the last look may come at the step of the one before
+                known.add(key)
+                records.append(Record(*moment, observer, place, quantity, value))
+        self._told += records
+        self.steps = max(self.steps, step)
+        for record in records:
+            for rule in self._rules_about(record.quantity):
+                alarm = rule(record)
+                if alarm is not None:
+                    self._raise(alarm, moment)
+
+    def _rules_about(self, quantity: str) -> Sequence[Rule]:
+        """Those that look at a quantity, and those that look at all."""
+        if quantity not in self._rules:
+            self._rules[quantity] = [rule for rule in self.rules if getattr(rule, "quantity", quantity) == quantity]
+        return self._rules[quantity]
 
     def close_look(self, step: int) -> None:
         """Pass the records of this look on to the sinks."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from equipoise.laws.audit import ALARM, tolerance
+from equipoise.laws.gauge import Dials
 from equipoise.laws.panel import Panel, Rates, sketched
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
@@ -32,34 +33,14 @@ class Drift:
         return start | {"gauge": torch.from_numpy(scene.require("gauge").read(scene.initial).values)}
 
     @np.errstate(over="ignore", invalid="ignore")
-    def before(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
-        """The quantities just before a step, and what the step will do to them."""
-        if snapshot.dials is None:
-            return _lasting(memory), []
-        panel = snapshot.dials.panel
-        rates = [snapshot.rate(law) if law.exact else None for law in panel.laws]
-        foreseen = {
-            "before": torch.from_numpy(panel.values),
-            "change": torch.from_numpy(panel.predicted(rates)),
-            "round": torch.from_numpy(_rounding(panel, rates, snapshot)),
-            "known": torch.tensor([rate is not None for rate in rates]),
-        }
-        return _lasting(memory) | foreseen, []
-
-    @np.errstate(over="ignore", invalid="ignore")
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
-        """One drift for each law, and a mismatch where there was a prediction."""
+        """One drift for each law, and a mismatch where the step can be foretold."""
         readings = []
         if scene.frugal and snapshot.dials:
-            readings += _seen(snapshot.dials.panel, memory, snapshot)
+            readings += _seen(snapshot.dials, memory["gauge"].numpy(), snapshot)
         if snapshot.thorough or not scene.frugal:
             readings += _whole(scene, memory, snapshot)
-        return _lasting(memory), readings
-
-
-def _lasting(memory: Memory) -> Memory:
-    """Where it started; predictions are for one step only."""
-    return {name: value for name, value in memory.items() if name.startswith(("start/", "gauge"))}
+        return memory, readings
 
 
 def _rounding(panel: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
@@ -71,10 +52,10 @@ def _rounding(panel: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
     return weights * panel.sizes + 2 * eta * gradients * panel.scales
 
 
-def _seen(panel: Panel, memory: Memory, snapshot: Snapshot) -> Iterator[Reading]:
-    scale = snapshot.norm**2 or 1.0
-    drifts = panel.layout.norms(panel.values - memory["gauge"].numpy())
-    for law, drift, found in zip(panel.laws, drifts, _mismatches(panel, memory), strict=True):
+def _seen(dials: Dials, start: np.ndarray, snapshot: Snapshot) -> Iterator[Reading]:
+    panel, scale = dials.panel, snapshot.norm**2 or 1.0
+    drifts = panel.layout.norms(panel.values - start)
+    for law, drift, found in zip(panel.laws, drifts, _mismatches(dials, snapshot), strict=True):
         if law.count == 0:  # an identity between gradients, and nothing conserved
             continue
         yield Reading(law.name, "relative_drift_estimate" if sketched(law) else "relative_drift", drift / scale)
@@ -84,14 +65,15 @@ def _seen(panel: Panel, memory: Memory, snapshot: Snapshot) -> Iterator[Reading]
             yield Reading(law.name, "excess", mismatch / (rounding or 1.0))
 
 
-def _mismatches(panel: Panel, memory: Memory) -> list[tuple[float, float] | None]:
+def _mismatches(dials: Dials, snapshot: Snapshot) -> list[tuple[float, float] | None]:
     """By law, measured less predicted change, and what rounding may make of it; None without a prediction."""
-    if "change" not in memory:
+    panel, before = dials.panel, dials.before
+    if before is None:
         return [None] * len(panel.laws)
-    measured = panel.values - memory["before"].numpy()
-    mismatches = panel.layout.lengths(measured - memory["change"].numpy())
-    found = zip(mismatches, memory["round"].tolist(), memory["known"].tolist(), strict=True)
-    return [(mismatch, rounding) if known else None for mismatch, rounding, known in found]
+    rates = [snapshot.rate(law) if law.exact else None for law in panel.laws]
+    mismatches = panel.layout.lengths(panel.values - before.values - before.predicted(rates))
+    found = zip(mismatches, _rounding(before, rates, snapshot).tolist(), rates, strict=True)
+    return [None if rate is None else (mismatch, rounding) for mismatch, rounding, rate in found]
 
 
 def _whole(scene: Scene, memory: Memory, snapshot: Snapshot) -> list[Reading]:

@@ -128,9 +128,9 @@ class Snapshot:
     thorough: bool = True  # time for what is too dear at every look
     final: bool = False
     gradients: Mapping[str, Tensor] | None = None  # of the loss, at these weights
-    dials: Dials | None = None  # what the laws say, with the gradients if there are any
+    dials: Dials | None = None  # what the laws say, and, after a step, what they said before it
     precision: torch.dtype | None = None  # in which the gradients were computed; None: that of the weights
-    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (η, λ) of weights that plain SGD moves
+    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (η, λ) of the step, for weights that plain SGD moves
     log_loss: float | None = None
     margins: Tensor | None = None
     preactivations: tuple[Tensor, ...] | None = None  # neurons, or channels, along the last axis
@@ -141,7 +141,7 @@ class Snapshot:
     linearisation: JacobianProducts | None = None
 
     def rate(self, law: Law) -> tuple[float, float] | None:
-        """Learning rate and decay of the step to come, where it is the same plain one for all weights of a law."""
+        """Learning rate and decay of the step, where it is the same plain one for all weights of a law."""
         rates = {self.rates.get(parameter) for parameter in law.parameters}
         return rates.pop() if len(rates) == 1 else None
 

@@ -25,16 +25,14 @@ class Residual:
 
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """One residual for each law, wherever weights and gradients belong together."""
-        dials = snapshot.dials
+        panel = None if snapshot.dials is None else snapshot.dials.before
         if snapshot.linearisation is not None:
-            dials = scene.require("gauge").at(snapshot.parameters, snapshot.linearisation.gradients())
-        if dials is None or dials.gradients is None:
+            panel = scene.require("gauge").read(snapshot.parameters, snapshot.linearisation.gradients())
+        if panel is None:
             return memory, []
-        readings, panel = [], dials.panel
+        readings = []
         for law, dtype, residual in zip(panel.laws, panel.dtypes, panel.residuals, strict=True):
             readings.append(Reading(law.name, "residual", residual))
             if law.exact:
                 readings.append(Reading(law.name, "excess", residual / tolerance(snapshot.precision or dtype)))
         return memory, readings
-
-    before = observe
