@@ -12,6 +12,8 @@ from equipoise.laws import invariances
 from equipoise.laws.gauge import Gauge
 from equipoise.laws.panel import sketched
 from equipoise.laws.predict import predict_drift
+from equipoise.laws.scratch import Scratch
+from equipoise.laws.units import Matrix, runs
 
 
 def close(flat, value):
@@ -126,9 +128,12 @@ def test_one_pass_tells_the_sums_of_squares_too(scene):
 def test_squares_in_a_run_are_the_sums_of_the_products(shape):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     member = Member("w", shape, (0,), torch.arange(shape[0]).reshape(-1, 1, 1), 1.0)
-    assert member.runs == (shape[1] <= 1 << 12)
-    torch.testing.assert_close(member.squared(tensor), member.summed(tensor * tensor))
-    assert not Member("w", shape, (1,), torch.arange(shape[1]).reshape(-1, 1, 1), 1.0).runs
+    matrix = Matrix((member,), Scratch())
+    assert runs(member) == (shape[1] <= 1 << 12)
+    (squares,), (products,) = matrix.squares(tensor), matrix.products(tensor, tensor)
+    torch.testing.assert_close(squares, products)
+    torch.testing.assert_close(squares, tensor.square().flatten(1).sum(1))
+    assert not runs(Member("w", shape, (1,), torch.arange(shape[1]).reshape(-1, 1, 1), 1.0))
 
 
 def test_units_may_stand_in_any_order(scene):

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from equipoise.graph.symmetry import STILL, Block, Solution
 from equipoise.graph.walk import Leaf, Walk
-from equipoise.linalg import SHORT, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,36 +62,10 @@ class Member:
         front = viewed.movedim(self.axes, tuple(range(len(self.axes))))
         return front.reshape(math.prod(front.shape[: len(self.axes)]), -1)
 
-    def summed(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, " slices"]:
-        """The sum over each of the slices that `index` chooses from, in float32 at least."""
-        rest, order = self._order
-        viewed = tensor if tensor.shape == self.view else tensor.reshape(self.view)
-        dtype = torch.float64 if viewed.dtype == torch.float64 else torch.float32
-        sums = viewed.sum(rest, dtype=dtype) if rest else viewed.to(dtype, copy=True)
-        return sums if sums.ndim == 1 else sums.permute(order).reshape(-1)
-
-    def squared(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, " slices"]:
-        """`summed` of the squares, where `runs`: the tensor is read once, and nothing is written."""
-        viewed = tensor if tensor.ndim == 2 and len(tensor) == self.lines else tensor.reshape(self.lines, -1)
-        norms = torch.linalg.vector_norm(wide(viewed), dim=1)
-        return norms.mul_(norms)
-
-    @cached_property
-    def runs(self) -> bool:
-        """Whether each slice is one run of a few numbers in memory."""
-        few = math.prod(self.view) <= SHORT * self.lines
-        return few and self.axes == tuple(range(len(self.axes))) and self.lines < math.prod(self.view)
-
     @cached_property
     def single(self) -> bool:
         """Whether each slice is one number, and they stand in their order."""
         return self.lines == math.prod(self.view) and list(self.axes) == sorted(self.axes)
-
-    @cached_property
-    def _order(self) -> tuple[list[int], list[int]]:
-        """The dimensions of the view that are not among the axes, and how to bring the others into their order."""
-        kept = sorted(self.axes)
-        return [axis for axis in range(len(self.view)) if axis not in kept], [kept.index(axis) for axis in self.axes]
 
     @cached_property
     def lines(self) -> int:

@@ -5,13 +5,16 @@ part in, it is multiplied once, and summed once along each of its axes that some
 which stands for itself, are joined into one.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -19,7 +22,7 @@ from equipoise.graph.interface import Member
 from equipoise.laws.law import Law, fitting
 from equipoise.laws.panel import Figures, Sides, in_a_row, starts
 from equipoise.laws.scratch import Scratch
-from equipoise.linalg import wide
+from equipoise.linalg import SHORT, wide
 
 Named = Mapping[str, Tensor]
 Starts = Int64[np.ndarray, " _"]
@@ -30,30 +33,74 @@ def by_unit(law: Law) -> bool:
     return law.interface.width == 1 and law.kind not in ("shift", "antisymmetric")
 
 
+class Reduction(NamedTuple):
+    """A sum over each of the slices that a member chooses from; None: what there is nothing to do for.
+
+    The tensor is reshaped to `view`, summed along the axes `rest`, and the others are brought into their `order`.
+    """
+
+    view: tuple[int, ...] | None
+    rest: tuple[int, ...]
+    order: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, member: Member, shape: tuple[int, ...]) -> "Reduction":
+        """For tensors of this shape."""
+        kept = sorted(member.axes)
+        rest = tuple(axis for axis in range(len(member.view)) if axis not in kept)
+        order = tuple(kept.index(axis) for axis in member.axes)
+        return cls(None if member.view == shape else member.view, rest, None if len(order) == 1 else order)
+
+
 @dataclass(frozen=True)
 class Matrix:
-    """A parameter that is summed along some of its axes, once for each member that asks for it."""
+    """A parameter that is summed along some of its axes, once for each of its members."""
 
     members: tuple[Member, ...]
     scratch: Scratch
 
+    @property
+    def first(self) -> Member:
+        """Its view is the shape in which products are formed."""
+        return self.members[0]
+
     @cached_property
-    def _run(self) -> bool:
-        """Whether its squares are summed where they stand."""
-        return all(member.runs for member in self.members)
+    def _reductions(self) -> list[Reduction]:
+        return [Reduction.of(member, self.first.view) for member in self.members]
+
+    @cached_property
+    def _runs(self) -> list[int]:
+        """Where each slice of each member is one run of a few numbers in memory: how many slices there are."""
+        few = all(runs(member) for member in self.members)
+        return [member.lines for member in self.members] if few else []
 
     def of(self, tensors: Named) -> Tensor:
         """The one among the tensors that belongs to it."""
-        return fitting(self.members[0], tensors)
+        tensor = fitting(self.first, tensors)
+        return tensor if tensor.shape == self.first.view else tensor.reshape(self.first.view)
 
     def squares(self, x: Tensor) -> list[Tensor]:
-        """Sums of `x²`, one for each member."""
-        return [member.squared(x) for member in self.members] if self._run else self.products(x, x)
+        """Sums of `x²`; of runs without writing them first."""
+        if not self._runs:
+            return self.products(x, x)
+        norms = [torch.linalg.vector_norm(wide(x.reshape(lines, -1)), dim=1) for lines in self._runs]
+        return [norm.mul_(norm) for norm in norms]
 
     def products(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Sums of `x y`."""
-        products = self.scratch.product(x, y)
-        return [member.summed(products) for member in self.members]
+        """Sums of `x y`, in float32 at least."""
+        products, found = self.scratch.product(x, y), []
+        dtype = torch.float64 if products.dtype == torch.float64 else torch.float32
+        for view, rest, order in self._reductions:
+            viewed = products if view is None else products.view(view)
+            sums = viewed.sum(rest, dtype=dtype) if rest else viewed.to(dtype, copy=True)
+            found.append(sums if order is None else sums.permute(order).reshape(-1))
+        return found
+
+
+def runs(member: Member) -> bool:
+    """Whether each of its slices is one run of a few numbers in memory."""
+    numbers = math.prod(member.view)
+    return numbers <= SHORT * member.lines and member.axes == tuple(range(len(member.axes))) and member.lines < numbers
 
 
 @dataclass(frozen=True)
@@ -164,8 +211,9 @@ class Units:
         told = [self._added(sums, stretch) for stretch in self._stretches]
         units, terms = told[0] if len(told) == 1 else (np.concatenate(kind, axis=1) for kind in zip(*told, strict=True))
         squares = np.add.reduceat(terms, self._copies, axis=1)
-        first = starts(instants).tolist()
-        return [self._told(units[i : i + n], squares[i : i + n]) for i, n in zip(first, instants, strict=True)]
+        ends = list(accumulate(instants))
+        rows = [slice(end - count, end) for end, count in zip(ends, instants, strict=True)]
+        return [self._told(units[mine], squares[mine]) for mine in rows]
 
     def _added(self, sums: Float[np.ndarray, "rows sums"], stretch: Stretch) -> tuple[np.ndarray, np.ndarray]:
         """What each unit of some laws adds up to; and each term of each of the laws, over its units."""

@@ -78,9 +78,9 @@ def cosines_and_sines(pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, "
     """
     figures = []
     for u, v in pairs:
-        cosine = torch.dot(u, v)
-        figures += [cosine, torch.linalg.vector_norm(torch.addcmul(v, u, cosine, value=-1))]
-    told = [min(abs(figure), 1.0) for figure in torch.stack(figures).tolist()] if figures else []
+        cosine = (u * v).sum(0, keepdim=True)
+        figures += [cosine, torch.linalg.vector_norm(v - cosine * u, dim=0, keepdim=True)]
+    told = [min(abs(figure), 1.0) for figure in torch.cat(figures).tolist()] if figures else []
     return list(zip(told[0::2], told[1::2], strict=True))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from equipoise.linalg import Triplets
@@ -61,19 +61,19 @@ class Frame:
         return 1 + max(size.block for size in self.sizes)
 
     @cached_property
-    def extended(self) -> list[int]:
+    def extended(self) -> Int64[np.ndarray, " _"]:
         """The numbers of the matrices with a bias."""
-        return [number for number, size in enumerate(self.sizes) if size.extended]
+        return np.flatnonzero([size.extended for size in self.sizes])
 
     @cached_property
-    def matrices(self) -> list[int]:
+    def matrices(self) -> Int64[np.ndarray, " problems"]:
         """The number of the matrix of each eigenproblem."""
-        return [*range(len(self.sizes)), *self.extended]
+        return np.concatenate([np.arange(len(self.sizes)), self.extended])
 
     @cached_property
     def kept(self) -> np.ndarray:
         """1 for the entries of each eigenproblem that are of directions, 0 for the others."""
-        real = np.arange(self.rows) <= np.array([self.sizes[number].block for number in self.matrices])[:, None]
+        real = np.arange(self.rows) <= np.array([size.block for size in self.sizes])[self.matrices, None]
         real[: len(self.sizes), 0] = False
         return (real[:, :, None] & real[:, None, :]).astype(float)
 
@@ -154,13 +154,16 @@ class Ritz:
         """So many of one matrix, from the first row on."""
         size, rows = self.swept.frame.sizes[number], slice(first, first + count)
         left, right = self.left[number, rows, : size.length], self.vectors[number, rows, : size.columns]
-        values = torch.from_numpy(np.sqrt(self.eigenvalues[number, rows])).to(left)
-        return Triplets(left.mT, values, right.mT)
+        return Triplets(left.mT, self._values[number, rows], right.mT)
 
     def extended(self, number: int, count: int) -> Triplets:
         """The top one of one `[W b]`."""
         top = self.triplets(number, 0, count)
         return Triplets(top.left, top.values, torch.cat([top.right, self.bias[number, :count, None]]))
+
+    @cached_property
+    def _values(self) -> Float[Tensor, "batch top"]:
+        return torch.from_numpy(np.sqrt(self.eigenvalues[:, : self.left.shape[1]])).to(self.left)
 
     @cached_property
     def finite(self) -> np.ndarray:
@@ -173,7 +176,8 @@ def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
     frame, x, m, top = swept.frame, swept.directions, swept.frame.moving, min(r + 1, swept.frame.rows)
     wide = swept.images.double()
     along, own = squares.T
-    scale = np.maximum(own[:, None], _tiny(x)).repeat(frame.rows, 1)
+    scale, coupled = np.zeros((2, len(own), frame.rows))
+    scale[:] = np.maximum(own, _tiny(x))[:, None]
     scale[:, 0] += along
     eigenvalues, turn = _turned(torch.bmm(wide, wide.mT).cpu().numpy(), frame, scale[:, 0], r)
     apart = np.zeros((len(turn), top + frame.rows, 2 * frame.rows))  # of what was pulled, and of the directions
@@ -181,7 +185,6 @@ def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
     apart[:m, top:, : frame.rows] = scaled = turn[:m] / scale[:m, :, None]
     apart[:m, top:, frame.rows :] = eigenvalues[:m, :, None] * -scaled
     vectors = torch.bmm(torch.from_numpy(apart).to(x), swept.spread)
-    coupled = np.zeros_like(scale)
     coupled[:m] = torch.linalg.vector_norm(vectors[:m, top:], dim=-1).cpu().numpy()
     length = np.maximum(np.sqrt(eigenvalues[:, :top, None]), _tiny(x))
     left = torch.bmm(torch.from_numpy(turn[:, :top] / length).to(x), swept.images)
@@ -195,7 +198,7 @@ def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[
     """
     count, more = len(gram), min(r, frame.rows - 2)
     values, vectors = _descending(gram[frame.matrices] * frame.kept - frame.filled * peaks[frame.matrices, None, None])
-    turn, levels = np.empty_like(gram), np.empty(gram.shape[:2])
+    turn, levels = np.zeros(gram.shape), np.zeros(gram.shape[:2])
     turn[:, 1:], levels[:, 1:] = vectors[:count, :-1], values[:count, :-1]
     turn[:, 0], levels[:, 0] = vectors[:count, more], values[:count, more]
     turn[frame.extended, 0], levels[frame.extended, 0] = vectors[count:, 0], values[count:, 0]
@@ -204,8 +207,9 @@ def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[
 
 def _descending(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, NaN where an entry is not finite, and eigenvectors as rows."""
-    broken = ~np.isfinite(matrices).all((1, 2))
-    matrices[broken] = 0
+    broken = ~np.isfinite(np.add.reduce(matrices, axis=(1, 2)))
+    if broken.any():
+        matrices[broken] = 0
     eigenvalues, vectors = np.linalg.eigh(matrices)
     eigenvalues = np.maximum(eigenvalues[:, ::-1], 0)
     eigenvalues[broken] = np.nan
@@ -253,7 +257,7 @@ def _upper(found: Ritz) -> np.ndarray:
     arrow[:, -1, :-1] = found.coupled[:, 1:]  # the lower triangle is enough
     broken = ~found.finite
     arrow[broken] = 0
-    largest = np.where(broken, np.nan, np.linalg.eigh(arrow)[0][:, -1])
+    largest = np.where(broken, np.nan, np.linalg.eigvalsh(arrow)[:, -1])
     return np.sqrt(found.squares[:, 1]) * (np.sqrt(largest) + rounding)
 
 

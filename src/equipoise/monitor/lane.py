@@ -19,7 +19,7 @@ from equipoise.monitor.crew import Abandoned, whole
 from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
-from equipoise.observers import Alignment, Drift, Memory, Observer, Reading, Residual, Scene, Snapshot, Unavailable
+from equipoise.observers import Alignment, Drift, Foresight, Memory, Observer, Reading, Residual, Scene, Snapshot, Unavailable
 
 
 class Desk(Protocol):
@@ -57,6 +57,8 @@ class Lane:
     taken: Taken | None = None  # of the laws, just before the step that is being taken
     follower: Follower | None = None
     memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
+    law_readers: bool = False  # whether some observer reads the laws: what they see of the weights is not read again
+    foresighted: bool = False  # whether some observer looks before a step
 
     def hook(self) -> list[Any]:
         """Register with the optimizer; the handles take the hooks away again."""
@@ -117,14 +119,15 @@ class Lane:
         with self.meter.timed(setup=self.scene is None):
             if self.scene is None:
                 self.prepare()
+            self.taken = None
             gradients = self.scenery.gradients(getattr(self.optimizer, "grad_scale", None))
             if gradients is None:
                 return
             weights = self.scenery.weights()
             dials = self._dials(weights, gradients)
-            if dials is not None and self._read_laws:
+            if dials is not None and self.law_readers:
                 self.taken = dials.taken
-            if any(hasattr(self.observers[position], "before") for position in self.memories):
+            if self.foresighted:
                 self._ask("before", self._snapshot(weights, dials, gradients=whole(gradients), rates=self._rates()))
 
     @torch.no_grad()
@@ -155,7 +158,7 @@ class Lane:
                 raise
             except Exception as error:  # a mistake in an observer must not stop the training
                 self._turn_off(position, error)
-        on = [self.observers[position] for position in self.memories]
+        on = self._on()
         asked = [unfolding for unfolding in scene.matrices if any(not isinstance(each, Alignment) for each in on)]
         if any(isinstance(observer, Alignment) for observer in on):
             asked += [each for pair in scene.consecutive for each in pair]
@@ -164,15 +167,17 @@ class Lane:
         r = max((getattr(observer, "r", 1) for observer in on), default=1)
         self.follower = Follower(tuple(unfoldings), r, scenery.crew)
 
+    def _on(self) -> list[Observer]:
+        """The observers that are not off."""
+        on = [self.observers[position] for position in self.memories]
+        self.law_readers = any(isinstance(observer, Drift | Residual) for observer in on)
+        self.foresighted = any(isinstance(observer, Foresight) for observer in on)
+        return on
+
     def finish(self) -> None:
         """A last, thorough look at where the training ended."""
         if self.memories:
             self._safely(partial(self._look_after, final=True))
-
-    @property
-    def _read_laws(self) -> bool:
-        """Whether some observer will, so that what they have seen of the weights is not read again."""
-        return any(isinstance(self.observers[position], Drift | Residual) for position in self.memories)
 
     def _dials(
         self, weights: dict[str, Tensor], gradients: dict[str, Tensor] | None = None, before: Taken | None = None
@@ -183,7 +188,7 @@ class Lane:
     def _snapshot(self, weights: dict[str, Tensor], dials: Dials | None, **more: Any) -> Snapshot:
         assert self.follower is not None
         scenery = self.scenery
-        squares = scenery.crew.squares(weights, dials.squares if dials and self._read_laws else {})
+        squares = scenery.crew.squares(weights, dials.squares if dials and self.law_readers else {})
         return Snapshot(
             step=self.step,
             clock=float(self.step),
@@ -220,6 +225,7 @@ class Lane:
     def _turn_off(self, position: int, error: Exception) -> None:
         name = self.observers[position].name
         self.memories.pop(position, None)
+        self._on()
         self.off[name] = error.found if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
         if not isinstance(error, Unavailable):
             warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)
