@@ -13,6 +13,9 @@ from equipoise.measure.spectrum import Spectrum
 from equipoise.measure.unfolding import Unfolding
 
 
+Vectors = Callable[[int | slice], Float[Tensor, "*rows _"]]
+
+
 @dataclass(frozen=True)
 class Leading:
     """The top triplets of `W`, its norm and its distance to rank one; exact or from an iteration, which it says.
@@ -23,7 +26,7 @@ class Leading:
     - `tail = ‖W - σ̂_1 u_1 v_1ᵀ‖_F²`, from the deflated matrix wherever a difference would lose digits: at least
       `Σ_{i>1} σ_i²`, with equality at the true triplet (THEORY §6).
 
-    The vectors are formed when they are asked for.
+    Vectors are formed when they are asked for: `left(rows)` and `right(rows)` are those of some rows, each a row.
     """
 
     shape: tuple[int, int]
@@ -32,18 +35,21 @@ class Leading:
     upper: float
     frobenius_norm: float
     tail: float
-    form: Callable[[int], linalg.Triplets] = field(repr=False)  # so many of the vectors
+    left: Vectors = field(repr=False)
+    right: Vectors = field(repr=False)
 
     @cached_property
     def triplets(self) -> linalg.Triplets:
         """As many as there are values."""
-        return self.form(len(self.values))
+        rows = slice(0, len(self.values))
+        left, right = self.left(rows), self.right(rows)
+        return linalg.Triplets(left.mT, left.new_tensor(self.values), right.mT)
 
     def top(self, r: int) -> "Leading":
         """The same with fewer triplets."""
         if r >= len(self.values):
             return self
-        rest = self.upper, self.frobenius_norm, self.tail, self.form
+        rest = self.upper, self.frobenius_norm, self.tail, self.left, self.right
         return Leading(self.shape, self.values[:r], self.residuals[:r], *rest)
 
     @property
@@ -90,7 +96,8 @@ def of_all(triplets: linalg.Triplets, r: int) -> Leading:
         upper=float(values[0]) + rounding,
         frobenius_norm=scale * float(squares.sum().sqrt()),
         tail=scale**2 * float(squares[1:].sum()),
-        form=top.top,
+        left=top.left.mT.__getitem__,
+        right=top.right.mT.__getitem__,
     )
 
 

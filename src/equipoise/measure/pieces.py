@@ -60,7 +60,7 @@ class Piece:
         """The share of these rows in `(WᵀY)ᵀ`, into `out`; nothing asks it of a turned matrix."""
         torch.mm(image[:, self.mine], self.weight, out=out)
 
-    def deflated(self, left: Float[Tensor, " rows"], value: Tensor, right: Float[Tensor, " _"]) -> Tensor:
+    def deflated(self, left: Float[Tensor, " rows"], value: float, right: Float[Tensor, " _"]) -> Tensor:
         """`‖W - σ u vᵀ‖_F²` over these rows, turned or not, in float64; of `[W b]` where `v` is longer by one."""
         mine, inputs = left[self.mine] * value, self.weight.shape[1]
         rest = square(torch.addr(self.weight, mine, right[:inputs], alpha=-1))

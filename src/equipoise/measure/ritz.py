@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from equipoise.linalg import Triplets
 from equipoise.measure.leading import Leading
 
 _TINY = float(np.finfo(np.float64).tiny)
@@ -150,20 +149,17 @@ class Ritz:
     left: Float[Tensor, "batch top length"]
     vectors: Float[Tensor, "batch top_and_rows columns"]  # the top right vectors, and below them the coupling
 
-    def triplets(self, number: int, first: int, count: int) -> Triplets:
-        """So many of one matrix, from the first row on."""
-        size, rows = self.swept.frame.sizes[number], slice(first, first + count)
-        left, right = self.left[number, rows, : size.length], self.vectors[number, rows, : size.columns]
-        return Triplets(left.mT, self._values[number, rows], right.mT)
+    def left_of(self, number: int, first: int, rows: int | slice) -> Float[Tensor, "*rows length"]:
+        """Left vectors of one matrix, counted from the first on."""
+        return self.left[number, _from(first, rows), : self.swept.frame.sizes[number].length]
 
-    def extended(self, number: int, count: int) -> Triplets:
-        """The top one of one `[W b]`."""
-        top = self.triplets(number, 0, count)
-        return Triplets(top.left, top.values, torch.cat([top.right, self.bias[number, :count, None]]))
+    def right_of(self, number: int, first: int, rows: int | slice) -> Float[Tensor, "*rows columns"]:
+        """Right vectors of one `W`."""
+        return self.vectors[number, _from(first, rows), : self.swept.frame.sizes[number].columns]
 
-    @cached_property
-    def _values(self) -> Float[Tensor, "batch top"]:
-        return torch.from_numpy(np.sqrt(self.eigenvalues[:, : self.left.shape[1]])).to(self.left)
+    def extended(self, number: int, rows: int | slice) -> Float[Tensor, "*rows columns_and_bias"]:
+        """Those of one `[W b]`."""
+        return torch.cat([self.right_of(number, 0, rows), self.bias[number, rows, None]], dim=-1)
 
     @cached_property
     def finite(self) -> np.ndarray:
@@ -226,15 +222,21 @@ def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
     for i, (size, sigma) in enumerate(zip(found.swept.frame.sizes, values.tolist(), strict=True)):
         (along, own), (with_bias, without), shape = squares[i], peaks[i], (size.length, size.columns)
         count, more = min(r, size.block), None
-        rest = upper[i], math.sqrt(own), _tail(own - without, shape), partial(found.triplets, i, 1)
-        seen = Leading(shape, sigma[1 : count + 1], tuple(nearest[i][1 : count + 1]), *rest)
+        rest = upper[i], math.sqrt(own), _tail(own - without, shape)
+        vectors = partial(found.left_of, i, 1), partial(found.right_of, i, 1)
+        seen = Leading(shape, sigma[1 : count + 1], tuple(nearest[i][1 : count + 1]), *rest, *vectors)
         if size.extended:
             shape = size.length, size.columns + 1
             bound, square = math.sqrt(upper[i] ** 2 + along), own + along  # σ_1² of [W b] is at most σ_1² + ‖b‖²
-            rest = bound, math.sqrt(square), _tail(square - with_bias, shape), partial(found.extended, i)
-            more = Leading(shape, sigma[:1], tuple(nearest[i][:1]), *rest)
+            rest = bound, math.sqrt(square), _tail(square - with_bias, shape)
+            vectors = partial(found.left_of, i, 0), partial(found.extended, i)
+            more = Leading(shape, sigma[:1], tuple(nearest[i][:1]), *rest, *vectors)
         reports.append((seen, more))
     return reports
+
+
+def _from(first: int, rows: int | slice) -> int | slice:
+    return slice(first + rows.start, first + rows.stop) if isinstance(rows, slice) else first + rows
 
 
 def _tail(difference: float, shape: tuple[int, int]) -> float:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise.linalg import Triplets
 from equipoise.measure.leading import Leading
 from equipoise.measure.pieces import Piece
 from equipoise.measure.ritz import Frame, Size, Slot, Swept, fresh, leadings, ritz
@@ -144,11 +143,7 @@ def _finished(pieces: Sequence[Piece], seen: Sequence[Seen], reduce: Reduce) -> 
 
 
 def _transposed(seen: Leading) -> Leading:
-    def swapped(count: int) -> Triplets:
-        formed = seen.form(count)
-        return Triplets(formed.right, formed.values, formed.left)
-
-    return replace(seen, shape=seen.shape[::-1], form=swapped)
+    return replace(seen, shape=seen.shape[::-1], left=seen.right, right=seen.left)
 
 
 def _with_tails(pieces: Sequence[Piece], seen: Sequence[Leading], reduce: Reduce) -> list[Leading]:
@@ -159,8 +154,7 @@ def _with_tails(pieces: Sequence[Piece], seen: Sequence[Leading], reduce: Reduce
     if close:
         sums = []
         for i in close:
-            top = seen[i].triplets
-            sums.append(pieces[i].deflated(top.left[:, 0], top.values[0], top.right[:, 0]))
+            sums.append(pieces[i].deflated(seen[i].left(0), seen[i].values[0], seen[i].right(0)))
         for i, total in zip(close, reduce(sums), strict=True):
             exact[i] = replace(seen[i], tail=float(total))
     return exact

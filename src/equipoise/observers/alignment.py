@@ -32,7 +32,7 @@ class Alignment:
         upper = snapshot.spectra.leading([above for _, above in scene.consecutive])
         directed = [below.values[0] > 0 and above.values[0] > 0 for below, above in zip(lower, upper, strict=True)]
         pairs = [
-            (below.triplets.left[:, 0], above.triplets.right[:, 0])
+            (below.left(0), above.right(0))
             for below, above, known in zip(lower, upper, directed, strict=True)
             if known
         ]
