@@ -36,20 +36,36 @@ def by_unit(law: Law) -> bool:
 class Reduction(NamedTuple):
     """A sum over each of the slices that a member chooses from; None: what there is nothing to do for.
 
-    The tensor is reshaped to `view`, summed along the axes `rest`, and the others are brought into their `order`.
+    The tensor is reshaped to `view` and summed along the axes `rest`; then along the first one if it is in `blocks`, and
+    the others are brought into their `order`.
     """
 
     view: tuple[int, ...] | None
     rest: tuple[int, ...]
+    blocks: int | None
     order: tuple[int, ...] | None
 
     @classmethod
     def of(cls, member: Member, shape: tuple[int, ...]) -> "Reduction":
         """For tensors of this shape."""
-        kept = sorted(member.axes)
-        rest = tuple(axis for axis in range(len(member.view)) if axis not in kept)
-        order = tuple(kept.index(axis) for axis in member.axes)
-        return cls(None if member.view == shape else member.view, rest, None if len(order) == 1 else order)
+        view, kept = member.view, sorted(member.axes)
+        rest = tuple(axis for axis in range(len(view)) if axis not in kept)
+        order = None if len(kept) == 1 else tuple(kept.index(axis) for axis in member.axes)
+        blocks = _blocks(view[0]) if 0 in rest and math.prod(view) >= _SHARED else None
+        if blocks is not None:
+            return cls((blocks, view[0] // blocks, *view[1:]), tuple(axis + 1 for axis in rest), blocks, order)
+        return cls(None if view == shape else view, rest, None, order)
+
+
+_SHARED = 1 << 15  # elements from which on torch gives each thread its part of them
+
+
+def _blocks(rows: int) -> int | None:
+    """Into how many blocks of rows to cut for a sum along them, if it can be.
+
+    Each thread then sums rows that it has itself multiplied: what one core has written, another one reads slowly.
+    """
+    return next((blocks for blocks in range(16, 1, -1) if rows % blocks == 0), None)
 
 
 @dataclass(frozen=True)
@@ -90,9 +106,10 @@ class Matrix:
         """Sums of `x y`, in float32 at least."""
         products, found = self.scratch.product(x, y), []
         dtype = torch.float64 if products.dtype == torch.float64 else torch.float32
-        for view, rest, order in self._reductions:
+        for view, rest, blocks, order in self._reductions:
             viewed = products if view is None else products.view(view)
             sums = viewed.sum(rest, dtype=dtype) if rest else viewed.to(dtype, copy=True)
+            sums = sums if blocks is None else sums.sum(0)
             found.append(sums if order is None else sums.permute(order).reshape(-1))
         return found
 
