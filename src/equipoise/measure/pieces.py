@@ -9,6 +9,7 @@ from torch import Tensor
 from equipoise.linalg import SHORT
 
 Block = Float[Tensor, "_ _"]  # rows are directions
+Image = Float[Tensor, "_ _"]  # columns are theirs: so BLAS is fastest
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,16 @@ class Piece:
         """Whether this process has all rows."""
         return len(self.weight) == self.rows
 
-    def push(self, block: Block, out: Block) -> None:
-        """`(W X)ᵀ` into `out`, where others' rows stay as they are."""
+    def push(self, block: Block, out: Image) -> None:
+        """`W X` into `out`, where others' rows stay as they are."""
         if self.turned:
-            torch.mm(block[:, self.mine], self.weight, out=out)
+            torch.mm(self.weight.mT, block[:, self.mine].mT, out=out)
         else:
-            torch.mm(block, self.weight.mT, out=out[:, self.mine])
+            torch.mm(self.weight, block.mT, out=out[self.mine])
 
-    def pull(self, image: Block, out: Block) -> None:
+    def pull(self, image: Image, out: Block) -> None:
         """The share of these rows in `(WᵀY)ᵀ`, into `out`; nothing asks it of a turned matrix."""
-        torch.mm(image[:, self.mine], self.weight, out=out)
+        torch.mm(image[self.mine].mT, self.weight, out=out)
 
     def deflated(self, left: Float[Tensor, " rows"], value: float, right: Float[Tensor, " _"]) -> Tensor:
         """`‖W - σ u vᵀ‖_F²` over these rows, turned or not, in float64; of `[W b]` where `v` is longer by one."""

@@ -86,7 +86,7 @@ class Slot(NamedTuple):
     """The part of a batch's memory that belongs to one matrix."""
 
     directions: Float[Tensor, "rows columns"]
-    images: Float[Tensor, "rows length"]
+    images: Float[Tensor, "length rows"]
     pulled: Float[Tensor, "rows columns"] | None
 
 
@@ -99,14 +99,14 @@ class Swept:
     """
 
     frame: Frame
-    images: Float[Tensor, "batch rows length"]
+    images: Float[Tensor, "batch length rows"]
     spread: Float[Tensor, "batch rows_and_block columns"]
 
     @classmethod
     def empty(cls, frame: Frame, like: Tensor) -> "Swept":
         """Zeros, which stay where nothing is written."""
         count, columns = len(frame.sizes), max(size.columns for size in frame.sizes)
-        images = like.new_zeros(count, frame.rows, frame.length)
+        images = like.new_zeros(count, frame.length, frame.rows)
         return cls(frame, images, like.new_zeros(count, 2 * frame.rows, columns))
 
     @property
@@ -122,7 +122,7 @@ class Swept:
     def slot(self, number: int) -> Slot:
         """That of one matrix."""
         size, rows = self.frame.sizes[number], self.frame.rows
-        images, spread = self.images[number, : size.block + 1, : size.length], self.spread[number, :, : size.columns]
+        images, spread = self.images[number, : size.length, : size.block + 1], self.spread[number, :, : size.columns]
         pulled = None if size.whole else spread[: size.block + 1]
         return Slot(spread[rows : rows + size.block + 1], images, pulled)
 
@@ -175,7 +175,7 @@ def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
     scale, coupled = np.zeros((2, len(own), frame.rows))
     scale[:] = np.maximum(own, _tiny(x))[:, None]
     scale[:, 0] += along
-    eigenvalues, turn = _turned(torch.bmm(wide, wide.mT).cpu().numpy(), frame, scale[:, 0], r)
+    eigenvalues, turn = _turned(torch.bmm(wide.mT, wide).cpu().numpy(), frame, scale[:, 0], r)
     apart = np.zeros((len(turn), top + frame.rows, 2 * frame.rows))  # of what was pulled, and of the directions
     apart[:, :top, frame.rows :] = turn[:, :top]
     apart[:m, top:, : frame.rows] = scaled = turn[:m] / scale[:m, :, None]
@@ -183,7 +183,7 @@ def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
     vectors = torch.bmm(torch.from_numpy(apart).to(x), swept.spread)
     coupled[:m] = torch.linalg.vector_norm(vectors[:m, top:], dim=-1).cpu().numpy()
     length = np.maximum(np.sqrt(eigenvalues[:, :top, None]), _tiny(x))
-    left = torch.bmm(torch.from_numpy(turn[:, :top] / length).to(x), swept.images)
+    left = torch.bmm(torch.from_numpy(turn[:, :top] / length).to(x), swept.images.mT)
     return Ritz(swept, squares, eigenvalues, scale, coupled, torch.from_numpy(turn[:, :top, 0]).to(x), left, vectors)
 
 

@@ -127,7 +127,7 @@ def _multiply(piece: Piece, slot: Slot) -> None:
         slot.images.zero_()  # what others added to the last sweep
     piece.push(slot.directions, slot.images)
     if piece.bias is not None:
-        slot.images[0, piece.mine] = piece.bias
+        slot.images[piece.mine, 0] = piece.bias
     if slot.pulled is not None:
         piece.pull(slot.images, slot.pulled)
 
