@@ -22,7 +22,7 @@ def track(matrices, r=4, sweeps=COLD, bias=None):
         now = [Piece.whole(matrix, bias)]
         if groups is None:
             groups = cold(now, r, generator)
-        seen = follow(now, squares(now), groups, r, generator)
+        seen = follow(now, squares(now), groups, r)
     return seen[0][0] if bias is None else seen[0]
 
 
@@ -137,7 +137,7 @@ def test_bounds_with_a_bias_are_never_below_the_true_error(rows, columns, bias, 
 def test_what_goes_along_converges_as_fast_as_by_itself(size):
     """Flat spectra: `W` with a bias, and `[W b]` as a matrix followed by 13 directions of its own."""
     apart, along = [], []
-    for seed in range(1, 10):
+    for seed in range(1, 30):
         generator = torch.Generator().manual_seed(seed)
         weight, bias = torch.randn(300, 200, generator=generator), size * torch.randn(300, generator=generator)
         whole = torch.cat([weight, bias[:, None]], dim=1)
@@ -157,7 +157,7 @@ def test_rows_in_shards_give_the_same_figures():
 
     def first_sweep(pieces, reduce=list):
         groups = cold(whole, 2, torch.Generator().manual_seed(0))
-        return follow(pieces, known, groups, 2, torch.Generator().manual_seed(1), reduce)
+        return follow(pieces, known, groups, 2, reduce)
 
     for half in halves:  # what each would send ...
         first_sweep([half], lambda parts: sent.append(parts) or parts)
@@ -177,7 +177,7 @@ def test_a_matrix_with_nan_leaves_the_others_alone():
     pieces = [Piece.whole(bad), Piece.whole(good)]
     groups = cold(pieces, 4, generator)
     for _ in range(COLD):
-        (broken, _), (sound, _) = follow(pieces, squares(pieces), groups, 4, generator)
+        (broken, _), (sound, _) = follow(pieces, squares(pieces), groups, 4)
     assert broken.frobenius_norm != broken.frobenius_norm
     assert broken.values[0] != broken.values[0]
     assert sound.values[0] == pytest.approx(alone.values[0], rel=1e-9)

@@ -19,7 +19,7 @@ from torch import Tensor
 from equipoise.graph.interface import Interface, Member
 from equipoise.laws.commutant import Antisymmetric, Blocks, Full
 from equipoise.laws.law import Law
-from equipoise.laws.panel import Figures, Layout, Panel
+from equipoise.laws.panel import Figures, Layout, Panel, dtype_of
 from equipoise.laws.singly import Singly
 from equipoise.laws.units import Units, by_unit
 
@@ -89,8 +89,9 @@ class Gauge:
                 sums = torch.cat([each.sums[0] for each in taken]).double().cpu().numpy()
                 own = [(mine,) for mine in units.figures(sums, [len(each.sums[0]) for each in taken])]
                 squares = units.squares(sums[0], taken[0].weights)
-            parts = [(each.weights, [*mine, *each.apart]) for each, mine in zip(taken, own, strict=True)]
-            return Told([Panel.of(self.layout, weights, figures) for weights, figures in parts], squares)
+            dtypes = tuple(dtype_of(law, taken[0].weights) for law in self.layout.laws)
+            figures = [[*mine, *each.apart] for each, mine in zip(taken, own, strict=True)]
+            return Told([Panel.of(self.layout, dtypes, each) for each in figures], squares)
 
     @cached_property
     def layout(self) -> Layout:

@@ -132,9 +132,8 @@ class Panel:
         return self.layout.laws
 
     @classmethod
-    def of(cls, layout: Layout, weights: Mapping[str, Tensor], figures: Sequence[Figures]) -> "Panel":
+    def of(cls, layout: Layout, dtypes: tuple[torch.dtype, ...], figures: Sequence[Figures]) -> "Panel":
         """From the figures of one law after another."""
-        dtypes = tuple(_dtype(law, weights) for law in layout.laws)
         if not figures:
             return cls(layout, dtypes, *[np.zeros(0)] * 5)
         values, sizes, defects, scales = figures[0] if len(figures) == 1 else _joined(figures)
@@ -165,6 +164,7 @@ def _joined(figures: Sequence[Figures]) -> Figures:
     return Figures(np.concatenate(values, axis=1), np.concatenate(sizes), *along)
 
 
-def _dtype(law: Law, tensors: Mapping[str, Tensor]) -> torch.dtype:
+def dtype_of(law: Law, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """In which its weights compute together."""
     first, *others = {tensors[name].dtype for name in law.parameters}
     return reduce(torch.promote_types, others, first)

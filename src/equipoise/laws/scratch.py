@@ -39,6 +39,6 @@ class Scratch:
 
     def trim(self) -> None:
         """Keep the memory for later only if it is little."""
-        if self._memory is not None and len(self._memory) > _LITTLE:
+        if self._memory is not None and self._memory.numel() > _LITTLE:
             self._memory = None
             self._views.clear()

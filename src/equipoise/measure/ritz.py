@@ -4,6 +4,7 @@ What is as long as a matrix stays where it is; what is as small as a block goes 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -263,7 +264,18 @@ def _upper(found: Ritz) -> np.ndarray:
     return np.sqrt(found.squares[:, 1]) * (np.sqrt(largest) + rounding)
 
 
-def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "moving block columns"]:
+def noise(swept: Swept, generator: torch.Generator) -> Iterator[Float[Tensor, "moving 1 columns"]]:
+    """A random direction for each matrix that moves, again and again; drawn for a few sweeps at once."""
+    m, columns = swept.frame.moving, swept.spread.shape[2]
+    inside = torch.arange(columns) < torch.tensor([[[size.columns]] for size in swept.frame.sizes[:m]])
+    while True:
+        yield from (torch.randn(_SWEEPS, m, 1, columns, generator=generator) * inside).to(swept.spread)
+
+
+_SWEEPS = 8  # for which noise is drawn at once
+
+
+def fresh(found: Ritz, r: int, noise: Iterator[Tensor]) -> Float[Tensor, "moving block columns"]:
     """Those for the next sweep: Ritz vectors, their residuals, the vectors before, which start every block, and noise.
 
     Of the matrices that move: directions that span the whole space do so for ever.
@@ -272,11 +284,7 @@ def fresh(found: Ritz, r: int, generator: torch.Generator) -> Float[Tensor, "mov
     m = frame.moving
     if not m:
         return old[:0]
-    noise = torch.randn(m, 1, old.shape[2], generator=generator).to(old)
-    for row, size in zip(noise, frame.sizes, strict=False):
-        if size.columns < row.shape[1]:
-            row[:, size.columns :] = 0
-    rows = torch.cat([found.vectors[:m, : 2 * (r + 1)], old[:m, :r], noise], dim=1)
+    rows = torch.cat([found.vectors[:m, : 2 * (r + 1)], old[:m, :r], next(noise)], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
     return torch.linalg.qr(rows.mT).Q.mT

@@ -10,7 +10,7 @@ that is faster than subspace iteration by orders of magnitude.
 its own top vector is looked for; and among those directions are its last one, its residual, and the one before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from equipoise.measure.leading import Leading
 from equipoise.measure.pieces import Piece
-from equipoise.measure.ritz import Frame, Size, Slot, Swept, fresh, leadings, ritz
+from equipoise.measure.ritz import Frame, Size, Slot, Swept, fresh, leadings, noise, ritz
 
 Reduce = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
 Seen = tuple[Leading, Leading | None]  # of `W`, and of `[W b]` where there is a bias
@@ -38,6 +38,7 @@ class Group:
 
     members: tuple[int, ...]
     swept: Swept
+    noise: Iterator[Tensor]  # random directions, one for each sweep
 
     @cached_property
     def slots(self) -> list[Slot]:
@@ -58,10 +59,11 @@ def cold(pieces: Sequence[Piece], r: int, generator: torch.Generator) -> list[Gr
         members.sort(key=lambda number: pieces[number].columns > directions(r), reverse=True)
         mine = [pieces[member] for member in members]
         sizes = [Size(p.length, min(directions(r), p.columns), p.columns, p.bias is not None) for p in mine]
-        group = Group(tuple(members), Swept.empty(Frame(tuple(sizes)), mine[0].weight))
+        swept = Swept.empty(Frame(tuple(sizes)), mine[0].weight)
+        group = Group(tuple(members), swept, noise(swept, generator))
         for slot, size in zip(group.slots, sizes, strict=True):
-            noise = torch.randn(size.columns, size.block, generator=generator, dtype=torch.float64)
-            slot.directions[1:] = torch.linalg.qr(noise).Q.mT
+            start = torch.randn(size.columns, size.block, generator=generator, dtype=torch.float64)
+            slot.directions[1:] = torch.linalg.qr(start).Q.mT
         groups.append(group)
     return groups
 
@@ -88,7 +90,6 @@ def follow(
     squares: Sequence[tuple[float, float]],
     groups: Sequence[Group],
     r: int,
-    generator: torch.Generator,
     reduce: Reduce = list,
 ) -> list[Seen]:
     """One sweep over all matrices: `r` triplets of each, the top one with its bias. The groups are ready for the next.
@@ -100,7 +101,7 @@ def follow(
     >>> generator, piece = torch.Generator().manual_seed(0), Piece.whole(W)
     >>> groups = cold([piece], 1, generator)
     >>> for _ in range(COLD):
-    ...     ((seen, _),) = follow([piece], [(0.0, 91.02)], groups, 1, generator)
+    ...     ((seen, _),) = follow([piece], [(0.0, 91.02)], groups, 1)
     >>> abs(seen.values[0] - 9) < 1e-12 <= seen.error_bound + 1e-12 < 1e-5
     True
     """
@@ -117,7 +118,7 @@ def follow(
         known = np.array([squares[member] for member in group.members])
         found = ritz(group.swept, known, r)
         seen.update(zip(group.members, leadings(found, r), strict=True))
-        group.swept.turn(fresh(found, r, generator))
+        group.swept.turn(fresh(found, r, group.noise))
     return _finished(pieces, [seen[number] for number in range(len(pieces))], reduce)
 
 

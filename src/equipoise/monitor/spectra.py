@@ -47,7 +47,7 @@ class Follower:
             self.groups = cold(pieces, self.r, self.generator)
         seen: list[Seen] = []
         for _ in range(sweeps):
-            seen = follow(pieces, known, self.groups, self.r, self.generator, self.crew.reduce)
+            seen = follow(pieces, known, self.groups, self.r, self.crew.reduce)
         found = {unfolding: own for (unfolding, _), (own, _) in zip(plan, seen, strict=True)}
         for (unfolding, along), (_, more) in zip(plan, seen, strict=True):
             if more is not None:
