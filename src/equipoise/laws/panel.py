@@ -1,5 +1,6 @@
 """What many laws say at one instant: all their numbers in a row, on the host, in float64."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -11,8 +12,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from equipoise.laws.law import Law
-from equipoise.laws.predict import plain_change
+from equipoise.laws.predict import plain_factors
 
+_UNKNOWN = (math.nan, math.nan)
 Rates = Sequence[tuple[float, float] | None]  # by law: learning rate and decay, where both are known
 
 
@@ -151,11 +153,10 @@ class Panel:
     def predicted(self, rates: Rates) -> Float[np.ndarray, " numbers"]:
         """The change under a plain gradient step (T2.2); NaN for a law without rates."""
         assert self.of_gradients is not None
-        changes = np.full_like(self.values, np.nan)
-        for law, own, rate in zip(self.laws, self.layout.places, rates, strict=True):
-            if rate is not None:
-                changes[own] = plain_change(law, self.values[own], self.of_gradients[own], *rate)
-        return changes
+        known = zip(self.laws, rates, strict=True)
+        each = [_UNKNOWN if rate is None else plain_factors(law, *rate) for law, rate in known]
+        of_values, of_squares = np.array(each).reshape(-1, 2).repeat(self.layout.counts, axis=0).T
+        return of_values * self.values + of_squares * self.of_gradients
 
 
 def _joined(figures: Sequence[Figures]) -> Figures:

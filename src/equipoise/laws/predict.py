@@ -3,15 +3,12 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from equipoise.laws.law import Law, gradients_of, named
-
-Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +50,16 @@ def _by_formula(
     return plain_change(law, law.value(weights), law.value(gradients), rate, decay)
 
 
-def plain_change(law: Law, value: Array, of_gradients: Array, rate: float, decay: float) -> Array:
+def plain_change(law: Law, value: Tensor, of_gradients: Tensor, rate: float, decay: float) -> Tensor:
     """The same from the law's value at the weights, and its value at the gradients in place of the weights."""
+    of_value, of_square = plain_factors(law, rate, decay)
+    return of_value * value + of_square * of_gradients
+
+
+def plain_factors(law: Law, rate: float, decay: float) -> tuple[float, float]:
+    """By which the two of them come into it."""
     shrunk = -rate * decay
-    return shrunk * value if law.kind == "shift" else shrunk * (2 + shrunk) * value + rate**2 * of_gradients
+    return (shrunk, 0.0) if law.kind == "shift" else (shrunk * (2 + shrunk), rate**2)
 
 
 def plain_steps(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float] | None]:

@@ -43,12 +43,12 @@ class Piece:
     @property
     def mine(self) -> slice:
         """The rows of this process among all."""
-        return slice(self.offset, self.offset + len(self.weight))
+        return slice(self.offset, self.offset + self.weight.shape[0])
 
     @property
     def complete(self) -> bool:
         """Whether this process has all rows."""
-        return len(self.weight) == self.rows
+        return self.weight.shape[0] == self.rows
 
     def push(self, block: Block, out: Image) -> None:
         """`W X` into `out`, where others' rows stay as they are."""

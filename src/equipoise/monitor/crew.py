@@ -92,9 +92,9 @@ class Crew:
         if not _is_sharded(tensor) and self.size > 1:
             low, high = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
             local, offset = {name: part[low:high] for name, part in local.items()}, low
-        mine = len(local[unfolding.weight])
+        mine = local[unfolding.weight].shape[0]
         matrix = wide(unfolding.matrix(local))
-        taps = len(matrix) // mine if mine else 1
+        taps = matrix.shape[0] // mine if mine else 1
         return Piece(matrix, wide(local[along]) if along else None, offset * taps, rows * taps)
 
     def summands(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -175,7 +175,7 @@ def _local(tensor: Any) -> Tensor:
 def _rows(tensor: Any) -> tuple[int, int]:
     """How many rows come before this process's, and how many there are."""
     if not _is_sharded(tensor):
-        return 0, len(tensor)
+        return 0, tensor.shape[0]
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)

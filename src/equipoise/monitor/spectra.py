@@ -56,7 +56,7 @@ class Follower:
 
     def _together(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[Unfolding, str | None]]:
         """Each matrix once, and the bias that goes along with it; where there are few rows, `[W b]` is by itself."""
-        tall = [each for each in self.unfoldings if each.bias and len(weights[each.weight]) > directions(self.r)]
+        tall = [each for each in self.unfoldings if each.bias and weights[each.weight].shape[0] > directions(self.r)]
         along = {replace(each, bias=None): each.bias for each in tall}
         apart = [each for each in self.unfoldings if along.get(replace(each, bias=None)) != each.bias or not each.bias]
         for unfolding in dict.fromkeys([*apart, *along]):
