@@ -12,8 +12,8 @@ from equipoise.laws import invariances
 from equipoise.laws.gauge import Gauge
 from equipoise.laws.panel import sketched
 from equipoise.laws.predict import predict_drift
+from equipoise.laws.reductions import Matrix, runs
 from equipoise.laws.scratch import Scratch
-from equipoise.laws.units import Matrix, runs
 
 
 def close(flat, value):

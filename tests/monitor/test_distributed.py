@@ -56,7 +56,11 @@ def test_the_numbers_are_those_of_one_process(kind, size, alone, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "where"),
-    [("ddp", "before the sum"), ("ddp", "after the sum"), ("fsdp", "before the sum"), ("fsdp", "in the laws")],
+    [
+        (kind, where)
+        for kind in ("ddp", "fsdp")
+        for where in ("before the sum", "after the sum", "in the laws", "of the laws")
+    ],
 )
 def test_a_look_that_fails_on_one_process_ends_the_looks_on_all(kind, where, tmp_path):
     """And none of them waits for another: the training goes on to its end."""

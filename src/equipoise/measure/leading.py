@@ -12,7 +12,6 @@ from equipoise import linalg
 from equipoise.measure.spectrum import Spectrum
 from equipoise.measure.unfolding import Unfolding
 
-
 Vectors = Callable[[int | slice], Float[Tensor, "*rows _"]]
 
 

@@ -153,9 +153,7 @@ def _with_tails(pieces: Sequence[Piece], seen: Sequence[Leading], reduce: Reduce
     near = [each.tail < _DEFLATE_BELOW * each.frobenius_norm**2 for each in seen]
     close = [i for i, each in enumerate(seen) if near[i] and 1 not in each.shape]
     if close:
-        sums = []
-        for i in close:
-            sums.append(pieces[i].deflated(seen[i].left(0), seen[i].values[0], seen[i].right(0)))
+        sums = [pieces[i].deflated(seen[i].left(0), seen[i].values[0], seen[i].right(0)) for i in close]
         for i, total in zip(close, reduce(sums), strict=True):
             exact[i] = replace(seen[i], tail=float(total))
     return exact

@@ -60,11 +60,18 @@ class Crew:
         try:
             yield
         except Exception as error:
-            if self.size == 1 or isinstance(error, Abandoned):
+            said = self.abandon(error)
+            if said is error:
                 raise
-            with suppress(Abandoned):
-                self._meet(failed=True)
-            raise Abandoned(f"{type(error).__name__}: {error}") from error
+            raise said from error
+
+    def abandon(self, error: Exception) -> Exception:
+        """What to say of a failure, once all others know of it."""
+        if self.size == 1 or isinstance(error, Abandoned):
+            return error
+        with suppress(Exception):
+            self._meet(failed=True)
+        return Abandoned(f"{type(error).__name__}: {error}")
 
     def _meet(self, failed: bool = False) -> None:
         told = torch.tensor([float(failed)], device=_device())

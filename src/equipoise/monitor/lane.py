@@ -19,7 +19,18 @@ from equipoise.monitor.crew import Abandoned, whole
 from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
-from equipoise.observers import Alignment, Drift, Foresight, Memory, Observer, Reading, Residual, Scene, Snapshot, Unavailable
+from equipoise.observers import (
+    Alignment,
+    Drift,
+    Foresight,
+    Memory,
+    Observer,
+    Reading,
+    Residual,
+    Scene,
+    Snapshot,
+    Unavailable,
+)
 
 
 class Desk(Protocol):
@@ -73,6 +84,11 @@ class Lane:
         own = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         return frozenset(name for name, parameter in self.scenery.parameters.items() if id(parameter) in own)
 
+    @property
+    def on(self) -> list[Observer]:
+        """The observers that are not off."""
+        return [self.observers[position] for position in self.memories]
+
     # --- hooks ---
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -107,8 +123,8 @@ class Lane:
         """Whatever fails in a look must not stop the training: all observers are off then, and `off` says why."""
         try:
             look()
-        except Exception as error:
-            self.abandoned = True
+        except Exception as failure:
+            self.abandoned, error = True, self.scenery.crew.abandon(failure)
             for position, observer in enumerate(self.observers):
                 if observer.name not in self.off:
                     self._turn_off(position, error)
@@ -158,7 +174,8 @@ class Lane:
                 raise
             except Exception as error:  # a mistake in an observer must not stop the training
                 self._turn_off(position, error)
-        on = self._on()
+        self._take_stock()
+        on = self.on
         asked = [unfolding for unfolding in scene.matrices if any(not isinstance(each, Alignment) for each in on)]
         if any(isinstance(observer, Alignment) for observer in on):
             asked += [each for pair in scene.consecutive for each in pair]
@@ -167,12 +184,10 @@ class Lane:
         r = max((getattr(observer, "r", 1) for observer in on), default=1)
         self.follower = Follower(tuple(unfoldings), r, scenery.crew)
 
-    def _on(self) -> list[Observer]:
-        """The observers that are not off."""
-        on = [self.observers[position] for position in self.memories]
-        self.law_readers = any(isinstance(observer, Drift | Residual) for observer in on)
-        self.foresighted = any(isinstance(observer, Foresight) for observer in on)
-        return on
+    def _take_stock(self) -> None:
+        """What the observers that are on need of a look."""
+        self.law_readers = any(isinstance(observer, Drift | Residual) for observer in self.on)
+        self.foresighted = any(isinstance(observer, Foresight) for observer in self.on)
 
     def finish(self) -> None:
         """A last, thorough look at where the training ended."""
@@ -225,7 +240,7 @@ class Lane:
     def _turn_off(self, position: int, error: Exception) -> None:
         name = self.observers[position].name
         self.memories.pop(position, None)
-        self._on()
+        self._take_stock()
         self.off[name] = error.found if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
         if not isinstance(error, Unavailable):
             warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)

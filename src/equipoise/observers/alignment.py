@@ -32,9 +32,7 @@ class Alignment:
         upper = snapshot.spectra.leading([above for _, above in scene.consecutive])
         directed = [below.values[0] > 0 and above.values[0] > 0 for below, above in zip(lower, upper, strict=True)]
         pairs = [
-            (below.left(0), above.right(0))
-            for below, above, known in zip(lower, upper, directed, strict=True)
-            if known
+            (below.left(0), above.right(0)) for below, above, known in zip(lower, upper, directed, strict=True) if known
         ]
         found = iter(cosines_and_sines(pairs))
         readings = []

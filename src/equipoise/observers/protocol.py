@@ -130,7 +130,9 @@ class Snapshot:
     gradients: Mapping[str, Tensor] | None = None  # of the loss, at these weights
     dials: Dials | None = None  # what the laws say, and, after a step, what they said before it
     precision: torch.dtype | None = None  # in which the gradients were computed; None: that of the weights
-    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (η, λ) of the step, for weights that plain SGD moves
+    rates: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # (η, λ) of the step, for weights that plain SGD moves
     log_loss: float | None = None
     margins: Tensor | None = None
     preactivations: tuple[Tensor, ...] | None = None  # neurons, or channels, along the last axis
