@@ -1,5 +1,6 @@
 """Laws read through a gauge, against the laws themselves."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -144,3 +145,49 @@ def test_units_may_stand_in_any_order(scene):
     panel = Gauge((turned,)).read(weights, gradients)
     close(panel.values, law.value(weights).flip(0))
     assert panel.residuals == pytest.approx([float(law.residual(weights, gradients))], abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("view", "axes"),
+    [
+        ((256, 384), (1,)),
+        ((509, 97), (1,)),
+        ((60, 64, 3, 3), (1,)),
+        ((48, 40, 20), (2, 1)),
+        ((6, 50), (1,)),
+        ((5, 8), (1, 0)),
+    ],
+)
+def test_sums_of_products_along_any_axes(view, axes, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(view, generator=generator).to(dtype) for _ in "xy")
+    lines = math.prod(view[axis] for axis in axes)
+    member = Member("w", view, axes, torch.arange(lines).reshape(-1, 1, 1), 1.0)
+    (sums,) = Matrix((member,), Scratch()).products(x, y)
+    expected = (x * y).double().movedim(axes, tuple(range(len(axes)))).reshape(lines, -1).sum(1)
+    assert sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-3)
+
+
+def test_products_of_two_shapes_lie_beside_each_other():
+    scratch, ones = Scratch(), torch.ones(3, 4)
+    first = scratch.product(ones, ones)
+    assert scratch.product(2 * ones[0], ones[0]).tolist() == [2, 2, 2, 2]
+    assert first.tolist() == ones.tolist()
+
+
+def test_what_was_taken_before_a_step_is_told_with_what_is_seen_after_it(scene):
+    _, laws, _, weights, gradients = scene
+    gauge, moving = Gauge.sketch(laws), {name: weight.clone() for name, weight in weights.items()}
+    taken = gauge.at(moving, gradients).taken
+    for name, weight in moving.items():
+        weight.sub_(gradients[name], alpha=0.01)
+    dials = gauge.at(moving, before=taken)
+    apart = gauge.read(weights, gradients), gauge.read(moving)
+    for together, alone in zip((dials.before, dials.panel), apart, strict=True):
+        np.testing.assert_array_equal(together.values, alone.values)
+        np.testing.assert_array_equal(together.sizes, alone.sizes)
+    assert dials.before.residuals == apart[0].residuals
+    assert dials.panel.defects is None
+    assert gauge.at(moving).before is None

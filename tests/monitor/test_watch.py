@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import equipoise as eq
 from equipoise.errors import InputError
+from equipoise.monitor import Alarm
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++")
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -354,6 +355,28 @@ def test_alarms_for_nan_collapse_and_dying_neurons():
     kinds = {(alarm.step, alarm.kind, alarm.place) for alarm in log.alarms}
     assert kinds == {(4, "collapse", "2.weight"), (6, "dying", "0.weight"), (8, "nan", "3.weight")}
     assert heard == log.alarms
+
+
+class Heavy:
+    """A rule about one quantity."""
+
+    quantity = "frobenius_norm"
+
+    def __call__(self, record):
+        assert record.quantity == self.quantity
+        return Alarm(record.step, "heavy", record.place, "as heavy as that")
+
+
+def test_a_rule_is_asked_about_all_records_or_about_those_of_its_quantity():
+    model, seen = network(), set()
+    optimizer, rules = sgd(model), [Heavy(), lambda record: seen.add(record.quantity)]
+    with (
+        pytest.warns(eq.TrainingAlarm, match="as heavy as that"),
+        eq.watch(model, optimizer, every=5, alarms=rules, quiet=True) as log,
+    ):
+        train(model, optimizer, steps=5)
+    assert {alarm.place for alarm in log.alarms} == {"0.weight", "2.weight", "3.weight"}
+    assert seen == set(log.table().quantity) - {"overhead", "seconds", "heavy"}
 
 
 @pytest.mark.parametrize(
