@@ -357,6 +357,25 @@ def test_alarms_for_nan_collapse_and_dying_neurons():
     assert heard == log.alarms
 
 
+def test_a_step_that_fails_is_not_taken_for_one_that_breaks_a_law():
+    model = network()
+    optimizer = sgd(model, weight_decay=0.1)
+    with eq.watch(model, optimizer, every=1, quiet=True) as log:
+        train(model, optimizer, steps=3)
+        optimizer.register_step_pre_hook(_out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(model, optimizer, steps=1)
+    assert log.off == {}
+    assert log.alarms == []
+    table = log.table()
+    assert sorted(set(table[table.quantity == "mismatch"].step)) == [1, 2, 3]
+    assert sorted(set(table[table.quantity == "sigma_1"].step)) == [1, 2, 3, 4]
+
+
+def _out_of_memory(optimizer, args, kwargs):
+    raise RuntimeError("out of memory")
+
+
 class Heavy:
     """A rule about one quantity."""
 

@@ -21,12 +21,10 @@ from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
 from equipoise.observers import (
     Alignment,
-    Drift,
     Foresight,
     Memory,
     Observer,
     Reading,
-    Residual,
     Scene,
     Snapshot,
     Unavailable,
@@ -151,7 +149,7 @@ class Lane:
         setup = self.looks == 0 or final
         with self.meter.timed(setup):
             self.looks += 1
-            weights, before = self.scenery.weights(), self.taken
+            weights, before = self.scenery.weights(), None if final else self.taken  # a last step may have failed
             self.taken = None
             dials = self._dials(weights, before=before)
             rates = {} if before is None else self._rates()
@@ -186,7 +184,7 @@ class Lane:
 
     def _take_stock(self) -> None:
         """What the observers that are on need of a look."""
-        self.law_readers = any(isinstance(observer, Drift | Residual) for observer in self.on)
+        self.law_readers = any(getattr(observer, "reads_laws", False) for observer in self.on)
         self.foresighted = any(isinstance(observer, Foresight) for observer in self.on)
 
     def finish(self) -> None:

@@ -24,6 +24,7 @@ class Drift:
     """
 
     name: ClassVar[str] = "drift"
+    reads_laws: ClassVar[bool] = True
 
     def init(self, scene: Scene) -> Memory:
         """The conserved quantities at the start."""

@@ -152,7 +152,8 @@ class Snapshot:
 class Observer(Protocol):
     """Reads snapshots; what it must remember is in its memory, never in itself.
 
-    A whole observer, for either kind of training:
+    One with `reads_laws = True` finds in `snapshot.dials.before` what the laws said before a step. A whole observer,
+    for either kind of training:
 
     >>> @dataclass(frozen=True)
     ... class LargestWeight:

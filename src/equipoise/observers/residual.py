@@ -17,6 +17,7 @@ class Residual:
     """
 
     name: ClassVar[str] = "residual"
+    reads_laws: ClassVar[bool] = True
 
     def init(self, scene: Scene) -> Memory:
         """Nothing to remember; raises `Unavailable` where there are no laws."""
