@@ -63,8 +63,7 @@ class Units:
 
     @cached_property
     def _matrices(self) -> list[Matrix]:
-        scratch = Scratch()
-        return [Matrix(tuple(mine), scratch) for mine in self._members.values() if not _is_vector(mine)]
+        return [Matrix(tuple(mine), self._scratch) for mine in self._members.values() if not _is_vector(mine)]
 
     @cached_property
     def _vectors(self) -> list[Member]:
@@ -105,6 +104,10 @@ class Units:
         """The first unit of each law."""
         return starts([law.interface.blocks for law in self.laws])
 
+    @cached_property
+    def _scratch(self) -> Scratch:
+        return Scratch()
+
     # The pass --------------------------------------------------------------------------------------------------------
 
     def sums(self, weights: Named, gradients: Named | None) -> Float[Tensor, "pairs sums"]:
@@ -126,8 +129,7 @@ class Units:
                 g = self._joined(gradients)
                 products.append(g * w)
                 of_gradients.append(g * g)
-        if self._matrices:
-            self._matrices[0].scratch.trim()
+        self._scratch.trim()
         return in_a_row([*squares, *products, *of_gradients]).view(1 if gradients is None else 3, -1)
 
     def _joined(self, tensors: Named) -> Float[Tensor, " numbers"]:

@@ -19,16 +19,7 @@ from equipoise.monitor.crew import Abandoned, whole
 from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.spectra import Follower, canonical
-from equipoise.observers import (
-    Alignment,
-    Foresight,
-    Memory,
-    Observer,
-    Reading,
-    Scene,
-    Snapshot,
-    Unavailable,
-)
+from equipoise.observers import Alignment, Memory, Observer, Reading, Scene, Snapshot, Unavailable
 
 
 class Desk(Protocol):
@@ -66,8 +57,6 @@ class Lane:
     taken: Taken | None = None  # of the laws, just before the step that is being taken
     follower: Follower | None = None
     memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
-    law_readers: bool = False  # whether some observer reads the laws: what they see of the weights is not read again
-    foresighted: bool = False  # whether some observer looks before a step
 
     def hook(self) -> list[Any]:
         """Register with the optimizer; the handles take the hooks away again."""
@@ -86,6 +75,11 @@ class Lane:
     def on(self) -> list[Observer]:
         """The observers that are not off."""
         return [self.observers[position] for position in self.memories]
+
+    @property
+    def _read_laws(self) -> bool:
+        """Whether some observer will, so that what they have seen of the weights is not read again."""
+        return any(getattr(observer, "reads_laws", False) for observer in self.on)
 
     # --- hooks ---
 
@@ -139,9 +133,9 @@ class Lane:
                 return
             weights = self.scenery.weights()
             dials = self._dials(weights, gradients)
-            if dials is not None and self.law_readers:
+            if dials is not None and self._read_laws:
                 self.taken = dials.taken
-            if self.foresighted:
+            if any(hasattr(observer, "before") for observer in self.on):
                 self._ask("before", self._snapshot(weights, dials, gradients=whole(gradients), rates=self._rates()))
 
     @torch.no_grad()
@@ -172,7 +166,6 @@ class Lane:
                 raise
             except Exception as error:  # a mistake in an observer must not stop the training
                 self._turn_off(position, error)
-        self._take_stock()
         on = self.on
         asked = [unfolding for unfolding in scene.matrices if any(not isinstance(each, Alignment) for each in on)]
         if any(isinstance(observer, Alignment) for observer in on):
@@ -181,11 +174,6 @@ class Lane:
         unfoldings = dict.fromkeys(canonical(unfolding, weights) for unfolding in asked)
         r = max((getattr(observer, "r", 1) for observer in on), default=1)
         self.follower = Follower(tuple(unfoldings), r, scenery.crew)
-
-    def _take_stock(self) -> None:
-        """What the observers that are on need of a look."""
-        self.law_readers = any(getattr(observer, "reads_laws", False) for observer in self.on)
-        self.foresighted = any(isinstance(observer, Foresight) for observer in self.on)
 
     def finish(self) -> None:
         """A last, thorough look at where the training ended."""
@@ -201,7 +189,7 @@ class Lane:
     def _snapshot(self, weights: dict[str, Tensor], dials: Dials | None, **more: Any) -> Snapshot:
         assert self.follower is not None
         scenery = self.scenery
-        squares = scenery.crew.squares(weights, dials.squares if dials and self.law_readers else {})
+        squares = scenery.crew.squares(weights, dials.squares if dials and self._read_laws else {})
         return Snapshot(
             step=self.step,
             clock=float(self.step),
@@ -238,7 +226,6 @@ class Lane:
     def _turn_off(self, position: int, error: Exception) -> None:
         name = self.observers[position].name
         self.memories.pop(position, None)
-        self._take_stock()
         self.off[name] = error.found if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
         if not isinstance(error, Unavailable):
             warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)

@@ -25,7 +25,6 @@ class Follower:
     r: int
     crew: Crew
     groups: list[Group] = field(default_factory=list)
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     _plan: list[tuple[Unfolding, str | None]] = field(default_factory=list)
 
     def look(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> "Followed":
@@ -44,7 +43,7 @@ class Follower:
         known = [_squares(unfolding, along, squares) for unfolding, along in plan]
         sweeps = 1 if self.groups else COLD
         if not self.groups:
-            self.groups = cold(pieces, self.r, self.generator)
+            self.groups = cold(pieces, self.r, torch.Generator().manual_seed(0))
         seen: list[Seen] = []
         for _ in range(sweeps):
             seen = follow(pieces, known, self.groups, self.r, self.crew.reduce)
