@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,123 +12,257 @@ from torch import Tensor
 
 from equipoise.checkpoint.readers.limits import read_json
 from equipoise.checkpoint.readers.safetensors import read_safetensors
+from equipoise.checkpoint.readers.torch_save import read_torch
 from equipoise.checkpoint.stored import Checkpoint, Stored
 from equipoise.errors import InputError
 
+_PREFIX = "base_model.model."
 _FACTOR = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$"
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<adapter>[^.]+?))??(\.(?P<leaf>weight|bias))?$"
 )
+_FILES: Mapping[str, Callable[[Path], tuple[Stored, ...]]] = {
+    "adapter_model.safetensors": read_safetensors,
+    "adapter_model.bin": read_torch,
+}
+# Initialisations that leave W + scale · B A = W, so that the adapter changes the weights as they were saved
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+_VARIANTS = {  # options that make more of A and B than W + scale · B A
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "activated LoRA, which changes no weight for the tokens before its invocation",
+    "arrow_config": "Arrow, which chooses among adapters by token",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "layer_replication": "layer_replication, which makes copies of layers",
+    "target_parameters": "target_parameters (LoRA on parameters that are no layer's weight)",
+    "trainable_token_indices": "trainable_token_indices",
+}
+_MERGE = "merge it with PEFT first (merge_and_unload) and analyze what that saves"
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
-    """The two factors for one module: the update is `scale · B A`."""
+class _Update:
+    """What an adapter does to one tensor: `replaced` by another, then `scale · B A` added, and `scale · bias`."""
 
-    module: str
-    down: Stored
-    up: Stored
-    scale: float
-    turned: bool  # the weight is stored as (in, out)
+    name: str
+    up: Stored | None = None
+    down: Stored | None = None
+    scale: float = 1.0
+    turned: bool = False  # the weight is stored as (in, out)
+    bias: Stored | None = None
+    replaced: Stored | None = None
 
-    def merged(self, base: Callable[[], Tensor]) -> Tensor:
-        """The adapted weight, in float32 or float64."""
+    def applied(self, base: Callable[[], Tensor]) -> Tensor:
+        """The adapted tensor, in float32 or float64."""
+        if self.replaced is not None:
+            return self.replaced.read()
         weight = base()
         weight = weight if weight.itemsize > 4 else weight.float()
+        if self.up is None or self.down is None:
+            assert self.bias is not None
+            return weight + self.scale * self.bias.read().to(weight)
         update = self.scale * (self.up.read().to(weight).flatten(1) @ self.down.read().to(weight).flatten(1))
         return weight + (update.T if self.turned else update).reshape(weight.shape)
 
+    def require_fits(self, stored: Stored) -> None:
+        """Raise `InputError` unless the shapes agree with those of the base."""
+        if self.up is not None and self.down is not None:
+            delta = (self.up.shape[0], math.prod(self.down.shape[1:]))
+            shape = (stored.shape[0], math.prod(stored.shape[1:]))
+            fits = delta == (shape[::-1] if self.turned else shape) and _inner(self.up) == self.down.shape[0]
+            given = f"{self.up.shape} and {self.down.shape}"
+        elif self.bias is not None:
+            fits, given = self.bias.shape == stored.shape, f"a bias of shape {self.bias.shape}"
+        else:
+            return
+        if not fits:
+            raise InputError(
+                expected=f"factors for {stored.name} of shape {stored.shape}",
+                found=given,
+                remedy="pass the adapter's own base model",
+            )
+
 
 def merge(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint with `W + (α/r) B A` in place of each adapted weight, computed when it is read (Hu et al. 2022).
+    """The checkpoint with `W + scale · B A` in place of each adapted weight, computed when it is read (Hu et al. 2022).
 
-    `folder` holds `adapter_config.json` and `adapter_model.safetensors`. Rank-stabilised scaling (`α/√r`), patterns of
-    ranks and alphas, embeddings, convolutions and `fan_in_fan_out` are followed. Raises `InputError` for DoRA, for
-    what else the adapter may hold, and for weights that the checkpoint does not have.
+    `scale = α/r`, or `α/√r` with `use_rslora` (Kalajdzievski 2023). As in PEFT, the keys of `alpha_pattern` and
+    `rank_pattern` are regular expressions for the end of a module's name, of which the first that matches counts.
+    Convolutions, embeddings, `fan_in_fan_out`, `lora_bias` and whole tensors of `modules_to_save` are followed.
+
+    Args:
+        checkpoint: The base model.
+        folder: Holds `adapter_config.json` and `adapter_model.safetensors` (or `.bin`).
+
+    Returns:
+        The merged checkpoint; of what is not adapted, the tensors of the base.
+
+    Raises:
+        InputError: For other kinds of adapters, variants of LoRA (DoRA and others) and initialisations that change
+            the base (PiSSA, OLoRA, CorDA, LoftQ, …), each by its name; for factors whose rank is not what the
+            configuration says; for weights that the checkpoint does not have.
     """
     where = Path(folder)
-    if not (where / "adapter_model.safetensors").is_file():
+    file = next((where / name for name in _FILES if (where / name).is_file()), None)
+    if file is None:
         raise InputError(
             expected="a folder with adapter_config.json and adapter_model.safetensors",
             found=str(folder),
             remedy="pass the folder that PEFT's save_pretrained wrote",
         )
     config = read_json(where / "adapter_config.json")
-    if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):
-        kind = "DoRA" if config.get("use_dora") else str(config.get("peft_type"))
-        raise InputError(expected="a LoRA adapter", found=kind, remedy="merge it with PEFT first")
-    adapted: dict[int, _Pair] = {}
-    for pair in _pairs(read_safetensors(where / "adapter_model.safetensors"), config):
-        place = _target(checkpoint, pair)
-        adapted[place] = pair
+    _require_plain_lora(config)
     tensors = list(checkpoint.tensors)
-    for place, pair in adapted.items():
-        tensors[place] = _adapted(tensors[place], pair)
+    for update in _updates(_FILES[file.name](file), config):
+        place = _target(checkpoint, update)
+        if place is not None:
+            update.require_fits(tensors[place])
+            tensors[place] = _adapted(tensors[place], update)
+        elif update.replaced is not None:  # a head that the base model does not have
+            tensors.append(replace(update.replaced, name=update.name, aliases=()))
+        else:
+            raise InputError(
+                expected=f"one tensor {update.name} for the adapter to change",
+                found="none",
+                remedy="pass the adapter's own base model",
+            )
     return replace(checkpoint, label=f"{checkpoint.label} + {folder}", tensors=tuple(tensors))
 
 
-def _pairs(tensors: tuple[Stored, ...], config: Mapping[str, Any]) -> list[_Pair]:
-    sides: dict[str, dict[str, Stored]] = {}
-    embeddings: set[str] = set()
-    for stored in tensors:
-        found = _FACTOR.match(stored.name)
-        if not found:
-            raise InputError(
-                expected="LoRA factors A and B alone", found=stored.name, remedy="merge it with PEFT first"
-            )
-        sides.setdefault(found["module"], {})[found["side"]] = stored
-        if found["embedding"]:
-            embeddings.add(found["module"])
-    if halves := [module for module, factors in sides.items() if len(factors) < 2]:
-        raise InputError(expected="both factors of each module", found=f"one of {halves[0]}", remedy="save it again")
-    return [
-        _Pair(
-            module,
-            factors["A"],
-            factors["B"],
-            _scale(module, factors["A"].shape[0], config),
-            module in embeddings or bool(config.get("fan_in_fan_out")),
+def _require_plain_lora(config: Mapping[str, Any]) -> None:
+    """Raise `InputError` for whatever is more than `W + scale · B A` on the base as it is."""
+    kind, start = str(config.get("peft_type") or "LORA"), config.get("init_lora_weights", True)
+    unknown = [
+        key for key, value in config.items() if key.startswith("use_") and key != "use_rslora" and value and value != []
+    ]
+    variant = next((its for key, its in _VARIANTS.items() if config.get(key)), unknown[0] if unknown else None)
+    if kind.upper() != "LORA" or variant:
+        raise InputError(
+            expected="a LoRA adapter", found=kind if kind.upper() != "LORA" else str(variant), remedy=_MERGE
         )
-        for module, factors in sides.items()
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
+        raise InputError(
+            expected="a LoRA adapter of the base model as it was saved",
+            found=f"init_lora_weights={start!r}, which changes the base before it is trained",
+            remedy=f"{_MERGE}, or save it with path_initial_model_for_weight_conversion",
+        )
+
+
+def _updates(tensors: Iterable[Stored], config: Mapping[str, Any]) -> list[_Update]:
+    """What the tensors of an adapter's file do to the base."""
+    factors: dict[str, dict[str, Stored]] = {}
+    embeddings: set[str] = set()
+    adapters: set[str | None] = set()
+    whole: list[_Update] = []
+    for stored in tensors:
+        name = stored.name.removeprefix(_PREFIX)
+        found = _FACTOR.match(name)
+        if found:
+            factors.setdefault(_module(found["module"]), {})[found["side"] + (found["leaf"] or "weight")] = stored
+            adapters.add(found["adapter"])
+            if found["embedding"]:
+                embeddings.add(_module(found["module"]))
+        elif re.search(r"(^|[._])(lora|vera|hada|lokr|ia3|oft|boft|hra|token_adapter)_?", name):
+            raise InputError(expected="LoRA factors A and B alone", found=stored.name, remedy=_MERGE)
+        else:
+            whole.append(_Update(_module(name), replaced=stored))
+    if len(adapters) > 1:
+        names = ", ".join(sorted(map(str, adapters)))
+        raise InputError(expected="one adapter", found=names, remedy="save each in a folder of its own")
+    return [
+        *whole,
+        *(
+            update
+            for module, sides in factors.items()
+            for update in _of_module(module, sides, module in embeddings, config)
+        ),
     ]
 
 
+def _of_module(module: str, sides: Mapping[str, Stored], embedding: bool, config: Mapping[str, Any]) -> list[_Update]:
+    if not {"Aweight", "Bweight"} <= set(sides):
+        raise InputError(expected="both factors of each module", found=f"one of {module}", remedy="save it again")
+    down, up = sides["Aweight"], sides["Bweight"]
+    if down.reason or up.reason or min(len(down.shape), len(up.shape)) < 2:
+        found = f"{up.shape} and {down.shape}"
+        raise InputError(expected=f"two matrices for {module}", found=found, remedy="save the adapter again")
+    scale = _scale(module, down.shape[0], config)
+    turned = embedding or bool(config.get("fan_in_fan_out"))
+    found = [_Update(f"{module}.weight", up, down, scale, turned)]
+    if "Bbias" in sides:
+        found.append(_Update(f"{module}.bias", scale=scale, bias=sides["Bbias"]))
+    return found
+
+
+def _module(name: str) -> str:
+    """The name in the base model: PEFT puts the layer that it adapts, or replaces, one level down."""
+    return re.sub(r"\.(base_layer|modules_to_save(\.[^.]+(?=\.))?)(?=\.|$)", "", name)
+
+
 def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """`α/r`, or `α/√r` if rank-stabilised; `alpha_pattern` gives some modules an `α` of their own."""
-    alpha = config.get("lora_alpha", rank)
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?{re.escape(pattern)}", module):
-            alpha = own
-    if not isinstance(alpha, int | float):
-        raise InputError(expected="lora_alpha as a number", found=repr(alpha), remedy="save the adapter again")
+    """`α/r`, or `α/√r` if rank-stabilised, with the `α` of the module."""
+    said, alpha = config.get("r", rank), config.get("lora_alpha", 8)  # PEFT's default
+    said = _by_pattern(module, config.get("rank_pattern"), said)
+    alpha = _by_pattern(module, config.get("alpha_pattern"), alpha)
+    for name, value in (("r", said), ("lora_alpha", alpha)):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InputError(expected=f"{name} as a number", found=repr(value), remedy="save the adapter again")
+    if said != rank:
+        raise InputError(
+            expected=f"factors of rank {said} for {module}, as adapter_config.json says",
+            found=f"rank {rank}",
+            remedy="pass the configuration that was saved with the factors",
+        )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _target(checkpoint: Checkpoint, pair: _Pair) -> int:
-    """The place of the weight that is adapted; a base model may be saved with or without its outermost prefix."""
-    wanted = f"{pair.module}.weight"
+def _by_pattern(module: str, patterns: Any, otherwise: Any) -> Any:
+    """The value of the first pattern that matches the module's name from some dot on, as `peft.utils.get_pattern_key`.
+
+    >>> _by_pattern("h.1.q_proj", {r"h\\.1\\..*": 3, "q_proj": 4}, 5), _by_pattern("xq_proj", {"q_proj": 4}, 5)
+    (3, 5)
+    """
+    if not isinstance(patterns or {}, Mapping):
+        raise InputError(expected="patterns as a dictionary", found=repr(patterns), remedy="save the adapter again")
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise InputError(
+                expected="regular expressions as patterns", found=f"{pattern!r} ({error})", remedy="save it again"
+            ) from None
+    return otherwise
+
+
+def _target(checkpoint: Checkpoint, update: _Update) -> int | None:
+    """The place of the tensor that is adapted; a base model may be saved with or without its outermost prefix."""
     names = [(place, name) for place, stored in enumerate(checkpoint.tensors) for name in stored.names]
-    for fits in (
-        lambda name: name == wanted,
-        lambda name: wanted.endswith(f".{name}") or name.endswith(f".{wanted}"),
-    ):
-        found = {place for place, name in names if fits(name)}
-        if len(found) == 1:
-            return found.pop()
-    raise InputError(
-        expected=f"one weight {wanted} for the adapter to change",
-        found="none",
-        remedy="pass the adapter's own base model",
-    )
+    wanted = update.name
+    for candidate in (wanted, re.sub(r"\.weight$", ".in_proj_weight", wanted)):  # of MultiheadAttention
+        for fits in (_equals(candidate), _is_suffix(candidate)):
+            found = {place for place, name in names if fits(name)}
+            if len(found) == 1:
+                return found.pop()
+    return None
 
 
-def _adapted(stored: Stored, pair: _Pair) -> Stored:
-    delta = (pair.up.shape[0], math.prod(pair.down.shape[1:]))
-    shape = (stored.shape[0], math.prod(stored.shape[1:]))
-    if delta != (shape[::-1] if pair.turned else shape):
-        raise InputError(
-            expected=f"factors for {stored.name} of shape {stored.shape}",
-            found=f"{pair.up.shape} and {pair.down.shape}",
-            remedy="pass the adapter's own base model",
-        )
+def _equals(wanted: str) -> Callable[[str], bool]:
+    return lambda name: name == wanted
+
+
+def _is_suffix(wanted: str) -> Callable[[str], bool]:
+    return lambda name: wanted.endswith(f".{name}") or name.endswith(f".{wanted}")
+
+
+def _inner(up: Stored) -> int:
+    return math.prod(up.shape[1:])
+
+
+def _adapted(stored: Stored, update: _Update) -> Stored:
+    if update.replaced is not None:
+        its = update.replaced
+        return replace(its, name=stored.name, aliases=stored.aliases, layer=stored.layer)
     dtype = stored.dtype if stored.dtype == "float64" else "float32"
-    return replace(stored, dtype=dtype, read=lambda: pair.merged(stored.read), mapped=False)
+    return replace(stored, dtype=dtype, read=lambda: update.applied(stored.read), mapped=False, stretch=None)
