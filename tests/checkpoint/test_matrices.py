@@ -245,6 +245,27 @@ def test_filters():
             eq.analyze(state, **wrong)
 
 
+def test_names_that_the_table_prints_are_accepted():
+    state = {
+        "a.in_proj_weight": torch.randn(12, 4),
+        "a.in_proj_weightq": torch.eye(4),
+        "experts.w": torch.randn(3, 4, 4),
+        "h0.w": torch.eye(3),
+        "h1.w": torch.eye(3),
+        "h2.w": torch.eye(3),
+    }
+    table = eq.analyze(state)
+    for name in table["name"]:
+        assert eq.analyze(state, names=name)["name"].tolist() == [name]
+    assert eq.analyze(state, names=table["name"].tolist())["name"].tolist() == table["name"].tolist()
+    assert eq.analyze(state, names="*.in_proj_weight[q]")["name"].tolist() == ["a.in_proj_weight[q]"]
+    assert eq.analyze(state, names="experts.w[*]")["name"].tolist() == [f"experts.w[{k}]" for k in range(3)]
+    assert eq.analyze(state, names="h[0-1].w")["name"].tolist() == ["h0.w", "h1.w"]  # still a choice
+    tied = nn.ModuleDict({"a": nn.LSTMCell(3, 4), "b": nn.LSTMCell(3, 4)})
+    tied["b"].weight_hh = tied["a"].weight_hh
+    assert eq.analyze(tied, names="b.weight_hh[cell]")["name"].tolist() == ["a.weight_hh[cell]"]
+
+
 def test_alignment_along_a_chain_a_sequential_and_a_graph():
     u = torch.nn.functional.normalize(torch.randn(6), dim=0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 2))

@@ -21,19 +21,51 @@ TYPES = (
 Names = str | re.Pattern[str] | Sequence[str | re.Pattern[str]]
 
 
-def name_filter(names: Names | None) -> Callable[[Collection[str]], bool]:
-    """Whether any of the names of a row is asked for: a glob matches all of a name, a regular expression a part of it.
+def name_filter(names: Names | None) -> Callable[[Sequence[Collection[str]]], list[bool]]:
+    """Which of the rows, each with all of its names, are asked for by name.
 
-    A regular expression is a compiled pattern, or text after `re:`. Raises `InputError` for one that does not compile.
+    A glob matches all of a name, a regular expression (a compiled pattern, or text after `re:`) a part of it. Brackets
+    in a glob are what the table prints, `in_proj_weight[q]`, where some row is called so, and choices otherwise.
 
-    >>> wanted = name_filter(["*.mlp.*", "re:attn[.]c_(attn|proj)"])
-    >>> wanted(["h.0.mlp.c_fc.weight"]), wanted(["h.0.attn.c_proj.weight"]), wanted(["wte.weight"])
-    (True, True, False)
+    Args:
+        names: Globs or regular expressions; None asks for every row.
+
+    Returns:
+        A function of the names of all rows.
+
+    Raises:
+        InputError: For a regular expression that does not compile.
+
+    >>> wanted = name_filter(["*.mlp.*", "re:attn[.]c_(attn|proj)", "in_proj[q]"])
+    >>> wanted([["h.0.mlp.c_fc.weight"], ["h.0.attn.c_proj.weight"], ["wte.weight"], ["in_proj[q]"], ["in_projq"]])
+    [True, True, False, True, False]
     """
     if names is None:
-        return lambda _: True
-    patterns = [_pattern(name) for name in ([names] if isinstance(names, str | re.Pattern) else names)]
-    return lambda found: any(pattern.search(name) for pattern in patterns for name in found)
+        return lambda rows: [True] * len(rows)
+    several = [names] if isinstance(names, str | re.Pattern) else names
+    readings = [[_pattern(reading) for reading in _readings(name)] for name in several]
+
+    def wanted(rows: Sequence[Collection[str]]) -> list[bool]:
+        found = [_first_that_matches(patterns, rows) for patterns in readings]
+        return [any(hits) for hits in zip(*found, strict=True)] if found else [False] * len(rows)
+
+    return wanted
+
+
+def _readings(name: str | re.Pattern[str]) -> list[str | re.Pattern[str]]:
+    """A glob with its brackets as letters, and then as choices of letters; anything else as it is."""
+    if isinstance(name, re.Pattern) or name.startswith("re:") or "[" not in name:
+        return [name]
+    return [name.replace("[", "[[]"), name]
+
+
+def _first_that_matches(patterns: Sequence[re.Pattern[str]], rows: Sequence[Collection[str]]) -> list[bool]:
+    found: list[bool] = []
+    for pattern in patterns:
+        found = [any(pattern.search(name) for name in names) for names in rows]
+        if any(found):
+            break
+    return found
 
 
 def _pattern(name: str | re.Pattern[str]) -> re.Pattern[str]:

@@ -1,6 +1,6 @@
 """The rows that a checkpoint is going to have, and each of them measured."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +80,10 @@ class Item:
 
 
 def survey(
-    checkpoint: Checkpoint, wanted: Callable[[Collection[str]], bool], of_type: Callable[[str], bool], split: bool
+    checkpoint: Checkpoint,
+    wanted: Callable[[Sequence[Collection[str]]], list[bool]],
+    of_type: Callable[[str], bool],
+    split: bool,
 ) -> list[Item]:
     """The rows that the filters keep, in the order of the checkpoint. Raises `InputError` where they keep none."""
     rules = Rules(checkpoint.tensors, checkpoint.config, split)
@@ -91,7 +94,8 @@ def survey(
             items.append(Item(stored, reason=found))
         else:
             items.extend(Item(stored, matrix) for matrix in found)
-    kept = [item for item in items if of_type(item.kind) and wanted((item.name, *item.aliases))]
+    by_name = wanted([(item.name, *item.aliases) for item in items])
+    kept = [item for item, named in zip(items, by_name, strict=True) if named and of_type(item.kind)]
     if not kept:
         some = ", ".join(item.name for item in items[:4])
         raise InputError(
