@@ -20,6 +20,7 @@ def record(step, row):
 
 def write_for_ever(folder):
     with Store.resume(folder) as store:
+        store.rewind()
         point = store.checkpoint()
         step = point.step if point else 0
         while True:

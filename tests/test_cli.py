@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import equipoise as eq
 from equipoise.cli import main
+from equipoise.store import Store
 
 QUICK = ["--data", "digits", "--n", "40", "--widths", "8,8", "--linear-tail", "2", "--quiet"]
 
@@ -188,3 +193,43 @@ def test_a_disk_that_fills_is_one_line_and_what_was_written_stays(tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("equipoise: expected")
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["loss"] == "exponential"
+
+
+# ---- what the shell expects ----
+
+
+def test_a_closed_pipe_ends_the_command_in_silence():
+    command = [sys.executable, "-m", "equipoise", "gallery", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # as `| head` does
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "equipoise", "gallery", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert found.returncode == 2
+    assert found.stderr.startswith("equipoise: expected to read and write files; found No space left on device")
+    assert found.stderr.count("\n") == 1
+
+
+def test_an_interrupted_flow_exits_with_130_and_can_go_on(tmp_path):
+    out = tmp_path / "run"
+    options = ["--data", "separable", "--widths", "4,3", "--linear-tail", "1", "--n", "20", "--quiet"]
+    command = [sys.executable, "-m", "equipoise", "flow", *options, "--until", "steps=100000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "manifest.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate()
+    assert process.returncode == 130
+    assert re.fullmatch(
+        r"equipoise: interrupted(\n| after step \d+; go on with equipoise flow --resume \S+run, .*\n)", complaint
+    )
+    with Store.resume(out) as store:
+        assert store.load_weights("initial")[0]

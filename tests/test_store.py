@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sqlite3
 import subprocess
 import sys
@@ -54,8 +55,8 @@ def refused(message):
 
 def test_manifest_says_what_made_the_run(store, folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest == store.manifest
-    assert (manifest["format"], manifest["version"], manifest["seed"]) == ("equipoise-run", 1, 3)
+    assert {**store.manifest, "sha256": manifest["sha256"]} == manifest
+    assert (manifest["format"], manifest["version"], manifest["seed"]) == ("equipoise-run", 2, 3)
     assert manifest["arguments"] == {"until": -1e6}
     assert set(manifest["versions"]) == {"equipoise", "torch", "python"}
 
@@ -191,6 +192,9 @@ def test_resuming_drops_what_is_newer_than_the_checkpoint(store, folder):
     store.finish({"status": "reached"})
     store.close()
     with Store.resume(folder) as again:
+        assert again.table_of_checkpoint()["step"].tolist() == [1, 2]
+        assert (again.table()["step"].tolist(), again.result()) == ([1, 2, 3, 4], {"status": "reached"})
+        again.rewind()
         assert again.table()["step"].tolist() == [1, 2]
         assert again.checkpoint().step == 2
         assert again.result() is None
@@ -202,6 +206,8 @@ def test_resuming_before_the_first_checkpoint_begins_anew(store, folder):
     store.commit([record(0), record(1)])
     store.close()
     with Store.resume(folder) as again:
+        assert len(again.table_of_checkpoint()) == 0
+        again.rewind()
         assert len(again.table()) == 0
         assert again.checkpoint() is None
 
@@ -213,6 +219,122 @@ def test_reading_leaves_nothing_behind(store, folder):
     with Store.open(folder) as reader:
         reader.table()
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+# ---- what is covered by a hash ----
+
+
+@pytest.fixture
+def finished(folder):
+    """The folder of a small finished run with records, three checkpoints and three files of weights."""
+    with Store.create(folder, {"seed": 3, "loss": "exponential"}, {"initial": tensors(0.5)}) as store:
+        for step in range(1, 5):
+            store.commit([record(step, value=step / 7), record(step, math.nan)], Checkpoint(step, tensors(step)))
+        store.save_weights("growth=1", tensors(3.0))
+        store.save_weights("final", tensors(4.0))
+        store.finish({"status": "reached", "log_loss": -12.5})
+    return folder
+
+
+def contents(folder):
+    """Everything that can be read of a run."""
+    with Store.open(folder) as store:
+        weights = {
+            name: {key: each.tolist() for key, each in store.load_weights(name)[0].items()} for name in store.weights()
+        }
+        point = store.checkpoint()
+        found = (point.step, {key: each.tolist() for key, each in point.tensors.items()}, dict(point.metadata))
+        return repr((store.manifest, store.table().values.tolist(), found, weights, store.result()))
+
+
+def contents_or_refusal(folder):
+    try:
+        return contents(folder)
+    except StoreError as error:
+        return str(error)
+
+
+def test_every_flipped_byte_is_noticed_or_changes_nothing(finished):
+    whole, draw = contents(finished), np.random.default_rng(0)
+    files = sorted(path for path in finished.rglob("*") if path.is_file() and path.stat().st_size)
+    assert {path.name for path in files} >= {"manifest.json", "result.json", "records.sqlite", "final.safetensors"}
+    refused = 0
+    for file in files:
+        content = file.read_bytes()
+        for position in draw.integers(0, len(content), 40):
+            file.write_bytes(
+                content[:position] + bytes([content[position] ^ (1 << draw.integers(8))]) + content[position + 1 :]
+            )
+            found = contents_or_refusal(finished)
+            assert found == whole or (found.startswith("expected") and str(finished) in found), f"{file}, {position}"
+            refused += found != whole
+            for beside in ("-wal", "-shm", "-journal"):
+                (finished / f"records.sqlite{beside}").unlink(missing_ok=True)
+        file.write_bytes(content)
+    assert contents(finished) == whole
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE records SET value = 0 WHERE step = 2", "records that do not match their SHA-256, from page 2 of 4"),
+        ("UPDATE records SET place = 'layer2' WHERE step = 4", "from page 4 of 4"),
+        ("DELETE FROM records WHERE step = 4", "from page 4 of 4"),
+        (
+            "DELETE FROM records WHERE step = 4; DELETE FROM pages WHERE page = 4",
+            "a last checkpoint that does not match",
+        ),
+        ("UPDATE checkpoints SET metadata = '{}' || ' ' WHERE step = 4", "a last checkpoint that does not match"),
+        ("DELETE FROM checkpoints WHERE step = 4", "do not match their SHA-256 in result.json"),
+    ],
+)
+def test_an_edited_database_is_refused(finished, statement, message):
+    with sqlite3.connect(finished / "records.sqlite") as connection:
+        connection.executescript(statement)
+    with refused(f"an intact .*records.sqlite; found .*{message}"):
+        contents(finished)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "result.json"])
+def test_an_edited_text_is_refused(finished, name):
+    file = finished / name
+    file.write_text(file.read_text().replace("exponential", "logistic").replace("reached", "stalled"))
+    with refused(f"an intact .*{name}; found contents that do not match"):
+        contents(finished)
+
+
+def test_weights_are_those_of_their_name_and_run(finished, tmp_path):
+    weights = finished / "weights"
+    initial = (weights / "initial.safetensors").read_bytes()
+    (weights / "initial.safetensors").write_bytes((weights / "final.safetensors").read_bytes())
+    with refused("weights in .*initial.safetensors; found tensors that do not match their SHA-256"):
+        contents(finished)
+    with Store.create(tmp_path / "other", {}, {"initial": tensors(0.25)}):
+        (weights / "initial.safetensors").write_bytes((tmp_path / "other/weights/initial.safetensors").read_bytes())
+    with refused("an intact .*initial.safetensors; found weights that are not those of the manifest"):
+        contents(finished)
+    (weights / "initial.safetensors").write_bytes(initial)
+    (weights / "growth=1.safetensors").unlink()
+    with refused("weights in .*growth=1.safetensors; found nothing there"):
+        contents(finished)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished):
+    with sqlite3.connect(finished / "records.sqlite") as connection:
+        connection.execute("UPDATE checkpoints SET tensors = zeroblob(40) WHERE step = 4")
+    with Store.resume(finished) as store:
+        assert store.table_of_checkpoint().step.max() == 3
+        store.rewind()
+        assert store.checkpoint().step == 3
+        assert store.checkpoint().tensors["layer1.weight"].eq(3).all()
+        assert store.table()["step"].tolist() == [1, 1, 2, 2, 3, 3]
+        assert store.result() is None
+
+
+def test_only_the_last_checkpoints_are_kept(finished):
+    with sqlite3.connect(finished / "records.sqlite") as connection:
+        assert connection.execute("SELECT step FROM checkpoints").fetchall() == [(2,), (3,), (4,)]
 
 
 # ---- what is refused ----
@@ -233,7 +355,7 @@ def test_existing_run_is_not_overwritten(store, folder):
         ("[1]", "an intact .*manifest.json; found list"),
         ("\xff", "an intact .*manifest.json; found"),
         ('{"name": "web app"}', "found another program's folder, format None"),
-        ('{"format": "equipoise-run", "version": 2}', '"version": 1 in .*manifest.json; found 2; read it with'),
+        ('{"format": "equipoise-run", "version": 1}', '"version": 2 in .*manifest.json; found 1; read it with'),
     ],
 )
 def test_what_is_no_run(folder, read, content, message):
@@ -298,6 +420,7 @@ def committed(store):
 
 def nothing_is_lost(folder):
     with Store.resume(folder) as store:
+        store.rewind()
         assert store.table()["value"].tolist() == [1.5]
         assert store.checkpoint().tensors["layer1.weight"].eq(1).all()
         assert store.checkpoint().metadata == {"growth": 0.1}
@@ -307,7 +430,7 @@ def nothing_is_lost(folder):
 
 def test_database_that_may_not_grow(store, folder):
     committed(store)
-    store._connection.execute("PRAGMA max_page_count = 8")
+    store._database.connection.execute("PRAGMA max_page_count = 14")
     with refused("room on the disk for .*first; found a full disk; .*what was committed is safe"):
         store.commit([record(2)] * 10, Checkpoint(2, {"w": torch.ones(100_000)}))
     store.commit([record(2)])
@@ -367,6 +490,51 @@ def test_run_in_a_folder_that_cannot_be_written(small_disk):
 
 
 # ---- kills ----
+
+
+@pytest.mark.parametrize("instant", range(1, 30))
+def test_a_run_killed_while_it_is_made_is_none_or_can_go_on(folder, monkeypatch, instant):
+    """Stopped before every single file operation of `create`, one after the other."""
+    left = [instant]
+
+    class Killed(BaseException):
+        pass
+
+    def stop(function):
+        def counted(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return counted
+
+    start = tensors(0.5)
+    with monkeypatch.context() as patch:
+        for name in ("replace", "fsync", "mkdir", "unlink"):
+            patch.setattr(f"os.{name}", stop(getattr(os, name)))
+        patch.setattr("sqlite3.connect", stop(sqlite3.connect))
+        try:
+            Store.create(folder, {"seed": 3}, {"initial": start}).close()
+        except Killed:
+            pass
+        else:
+            assert left[0] > 0
+    if (folder / "manifest.json").exists():
+        with Store.resume(folder) as store:
+            store.rewind()
+            assert store.load_weights("initial")[0]["layer1.weight"].equal(start["layer1.weight"])
+            store.commit([record(1)], Checkpoint(1, start))
+    else:
+        Store.create(folder, {"seed": 3}, {"initial": start}).close()
+        assert contents_of_new(folder) == ["initial"]
+
+
+def contents_of_new(folder):
+    with Store.open(folder) as store:
+        assert store.checkpoint() is None
+        assert len(store.table()) == 0
+        return store.weights()
 
 
 def test_killed_at_any_instant(tmp_path):

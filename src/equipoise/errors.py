@@ -27,6 +27,10 @@ class StoreError(EquipoiseError, OSError):
     """A run folder that cannot be written or read."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A flow that was interrupted, with what to type to go on."""
+
+
 def one_line(error: Exception) -> str:
     """What another library's exception says, in one line.
 

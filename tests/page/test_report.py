@@ -1,4 +1,3 @@
-import json
 import re
 import sys
 from dataclasses import replace
@@ -126,11 +125,10 @@ def hostile(tmp_path):
             [Record(s, 0.1 * s, -1.0, 0.0, "spectrum", evil, "rank_one_residual", 0.1) for s in range(4)],
         )
         store.save_weights("final", {evil: torch.eye(3, dtype=torch.float64)})
-        store.finish({"status": evil})
     found = SimpleNamespace(name=evil, statement=evil, standing=evil, measured=None, tolerance=0.1)
     certificate = {"holds": False, "assumptions": [vars(found)], "claims": [{"name": evil, "theorem": evil}]}
-    with Store.open(tmp_path / "run") as store:
-        (store.folder / "result.json").write_text(json.dumps({"status": evil, "certificate": certificate}))
+    with Store.resume(tmp_path / "run") as store:
+        store.finish({"status": evil, "certificate": certificate})
     return tmp_path / "run"
 
 

@@ -46,8 +46,57 @@ def test_a_folder_can_be_read_while_it_grows_and_ends_with_parquet(tmp_path):
     assert curve(log, "spectrum", "sigma_1", "0.weight")[-1][0] == 6
     assert len(log.table()) == len(parquet) > 50
     assert Store.open(tmp_path / "run").manifest["observers"] == ["spectrum", "alignment", "drift", "residual"]
-    with pytest.raises(StoreError, match="expected a new or empty folder"):
-        watched(out=tmp_path / "run")
+
+
+def test_a_second_training_goes_on_in_the_folder(tmp_path):
+    first = watched(out=tmp_path / "run").table()
+    again = watched(out=tmp_path / "run")
+    table = again.table()
+    pd.testing.assert_frame_equal(table.iloc[: len(first)], first)
+    assert sorted(set(table.step[len(first) :] - 6)) == sorted(set(first.step))
+    assert again.steps == 6
+    assert "the folder goes on from step 6 of the training before" in again.summary()
+    with Store.open(tmp_path / "run") as store:
+        assert store.result() == {"status": "finished"}
+        pd.testing.assert_frame_equal(store.table(), pd.read_parquet(tmp_path / "run" / "records.parquet"))
+
+
+def test_a_training_that_ends_early_is_recorded_so_and_goes_on(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train():
+        with eq.watch(model, optimizer, every=1, out=tmp_path / "run", quiet=True):
+            model(torch.ones(3, 4)).square().mean().backward()
+            optimizer.step()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    with Store.open(tmp_path / "run") as store:
+        assert store.result() == {"status": "interrupted"}
+        assert len(store.table())
+    assert set(watched(out=tmp_path / "run").table().step) == {1, 2, 7} | set(watched().table().step + 1)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path):
+    data = eq.data.load("separable", n=20, d=4)
+    model = eq.networks.mlp([4, 3, 1], linear_tail=1)
+    eq.flow(model, data, until=eq.Steps(2), out=tmp_path / "flow", observe=[])
+    watched(out=tmp_path / "watch")
+    before = contents(tmp_path)
+    with pytest.raises(StoreError, match=r"a new or empty folder; found a run in .*flow; --resume"):
+        watched(out=tmp_path / "flow")
+    with pytest.raises(StoreError, match=r"a new or empty folder; found a watched training in .*; choose another"):
+        eq.flow(model, data, until=eq.Steps(2), out=tmp_path / "watch")
+    for read in (eq.resume, eq.Run.load):
+        with pytest.raises(StoreError, match=r"a run of eq.flow in .*watch; found a watched training"):
+            read(tmp_path / "watch")
+    assert contents(tmp_path) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_tensorboard_reads_the_scalars_back(tmp_path):

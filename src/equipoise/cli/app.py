@@ -1,6 +1,7 @@
 """The application, and what its verbs share: one JSON line, one line of complaint, lists written `0,1`."""
 
 import json
+import os
 import shlex
 import sys
 import webbrowser
@@ -20,6 +21,7 @@ app = App(
     help="What training does to your weights: derived, measured, certified, and put to use.",
     version=eq.__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # main says how to go on
 )
 stderr = Console(stderr=True)
 
@@ -29,22 +31,41 @@ Open = Annotated[bool, Parameter(name="--open", negative="")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb. Whatever is wrong with the input is one line on standard error, and exit code 2."""
+    """Run one verb. Whatever is wrong with the input is one line on standard error, and exit code 2.
+
+    An interruption exits with 130, as the shell expects, and says how to go on; a closed pipe with 141, in silence.
+    """
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except EquipoiseError as error:
         sys.exit(_complain(str(error)))
     except CycloptsError as error:
         first = " ".join(str(error).split())
         sys.exit(_complain(f"expected a command as in equipoise --help; found {first}; type equipoise --help"))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
+        _complain(str(interruption) or "interrupted")
         sys.exit(130)
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(141)
+    except OSError as error:
+        _drop_output()
+        what = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        sys.exit(_complain(f"expected to read and write files; found {what}; free some space, or choose another place"))
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _complain(message: str) -> int:
     print(" ".join(f"equipoise: {message}".split()), file=sys.stderr)
     return 2
+
+
+def _drop_output() -> None:
+    """What is still to be written to a standard output that takes no more is dropped, in silence."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def typed() -> str:

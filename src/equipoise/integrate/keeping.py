@@ -41,10 +41,17 @@ class Keeper:
         self.store.commit(progress.records[progress.written :], packed(progress))
         return replace(progress, written=len(progress.records), committed=progress.seconds)
 
+    def interruption(self, progress: Progress) -> str:
+        """Where an interrupted run stands, and how it goes on."""
+        where = f"interrupted after step {progress.step}"
+        if self.store is None:
+            return f"{where}; nothing is kept without a folder: pass out="
+        return f"{where}; go on with equipoise flow --resume {self.store.folder}, or eq.resume"
+
     def restored(self, saved: Checkpoint, observers: int) -> Progress:
         """The progress of a checkpoint; weights saved after it will be reached, and saved, again."""
         assert self.store is not None
-        records = [Record(*row) for row in self.store.table().itertuples(index=False)]
+        records = [Record(*row) for row in self.store.table_of_checkpoint().itertuples(index=False)]
         told = saved.metadata
         return Progress(
             step=saved.step,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from equipoise.errors import Interrupted
 from equipoise.integrate.checkpoints import Progress
 from equipoise.integrate.course import STALL_STEPS, Course
 from equipoise.integrate.goals import EVERY_QUARTER, Goal, LogLoss, parse_goal
@@ -18,7 +19,7 @@ from equipoise.integrate.keeping import Keeper
 from equipoise.integrate.losses import Loss
 from equipoise.integrate.problem import Problem, build_problem, require_tail
 from equipoise.integrate.recorded import course_from, manifest_of, observers_from, stepper_from
-from equipoise.integrate.run import Run, Status, stored_problem
+from equipoise.integrate.run import Run, Status, manifest_of_flow, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
 from equipoise.integrate.witness import Witness
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
@@ -77,9 +78,7 @@ def flow(
     observers = default_observers(stepper) if observe is None else tuple(observe)
     course = Course(problem, goal, tuple(save_at), max_steps)
     manifest = manifest_of(course, stepper, observers, arguments or {})
-    with nullcontext() if out is None else Store.create(out, manifest) as store:
-        if store is not None:
-            store.save_weights("initial", problem.initial)
+    with nullcontext() if out is None else Store.create(out, manifest, {"initial": problem.initial}) as store:
         loop = _Loop(stepper, course, Witness(problem, observers), Keeper(problem, store), watcher)
         return loop.run(None)
 
@@ -90,19 +89,49 @@ def resume(
     data: Any = None,
     observe: Sequence[Observer] | None = None,
     watcher: Watcher | None = None,
+    *,
+    until: Goal | str | None = None,
+    max_steps: int | None = None,
 ) -> Run:
     """Go on with a run from its last checkpoint; it ends with the numbers of an uninterrupted one.
 
-    Stepper, goals and observers are those of the manifest. A model or data of one's own, and observers that hold
-    tensors, are passed again. Raises `InputError` or `StoreError` for a folder that is not such a run, and for
-    observers that are not those of the run.
+    Everything is read and compared with the run before anything in the folder is changed.
+
+    Args:
+        folder: of a run that `flow(out=...)` began, finished or not.
+        model: for a run on a model of your own, its architecture; the weights are those of the run.
+        data: for a run on data of your own, the same examples.
+        observe: where observers hold tensors, the same observers; the others are in the manifest.
+        watcher: as of `flow`.
+        until: another goal, recorded in the manifest (default: the goal of the run).
+        max_steps: another limit, recorded likewise (default: that of the run).
+
+    Returns:
+        The run, as `flow` returns it.
+
+    Raises:
+        InputError: for another model, other data or other observers than those of the run.
+        StoreError: for a folder that is no run of `flow`, that is damaged, or that another process is writing.
     """
     with Store.resume(folder) as store:
-        problem, asked = stored_problem(store, model, data), store.manifest["arguments"]
-        observers, stepper = observers_from(asked["observers"], observe), stepper_from(asked["stepper"])
+        changes = _changed(until, max_steps)
+        with manifest_of_flow(store):
+            problem, asked = stored_problem(store, model, data), store.manifest["arguments"] | changes
+            observers, stepper = observers_from(asked["observers"], observe), stepper_from(asked["stepper"])
+            course = course_from(problem, asked)
         keeper, saved = Keeper(problem, store), store.checkpoint()
-        loop = _Loop(stepper, course_from(problem, asked), Witness(problem, observers), keeper, watcher)
-        return loop.run(None if saved is None else keeper.restored(saved, len(observers)))
+        progress = None if saved is None else keeper.restored(saved, len(observers))
+        store.rewind({"arguments": asked} if changes else None)
+        if "initial" not in store.weights():
+            store.save_weights("initial", problem.initial)
+        return _Loop(stepper, course, Witness(problem, observers), keeper, watcher).run(progress)
+
+
+def _changed(until: Goal | str | None, max_steps: int | None) -> dict[str, Any]:
+    """The arguments of the manifest that are to be others."""
+    goal = parse_goal(until) if isinstance(until, str) else until
+    asked = {"until": None if goal is None else goal.describe(), "max_steps": max_steps}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -145,7 +174,7 @@ class _Loop:
                 progress = self.keeper.checkpoint(self._looked(moved, taken[1], final=status is not None))
         except KeyboardInterrupt:
             self.keeper.commit(progress)
-            raise
+            raise Interrupted(self.keeper.interruption(progress)) from None
         return self.keeper.concluded(progress, status, self.course.reason(status, progress.state))
 
     def _moved(self, progress: Progress, state: State, step: Step, seconds: float) -> Progress:

@@ -9,6 +9,7 @@ from equipoise.errors import InputError
 from equipoise.integrate.course import Course
 from equipoise.integrate.goals import parse_goal
 from equipoise.integrate.problem import Problem
+from equipoise.integrate.run import KIND
 from equipoise.integrate.steppers import STEPPERS, Stepper
 from equipoise.observers import Observer
 
@@ -24,6 +25,7 @@ def manifest_of(
     """
     problem = course.problem
     return {
+        "kind": KIND,
         "network": arguments.get("network"),
         "layers": [{"weight": layer.weight, "bias": layer.bias, "kind": layer.kind} for layer in problem.chain or ()],
         "data": asdict(problem.data.provenance),

@@ -1,7 +1,8 @@
 """A finished flow: where it ended, why, and everything recorded on the way."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.data import Dataset, Provenance, rebuild
-from equipoise.errors import InputError
+from equipoise.errors import EquipoiseError, InputError, StoreError, one_line
 from equipoise.graph.chain import Layer
 from equipoise.integrate.checkpoints import memories_of
 from equipoise.integrate.goals import Goal
@@ -24,6 +25,8 @@ from equipoise.observers import Memory
 from equipoise.observers.activity import remembered_slides
 from equipoise.observers.defect import accumulated
 from equipoise.store import Record, Store
+
+KIND = "flow"  # of a run folder, in its manifest
 
 
 class Status(StrEnum):
@@ -191,21 +194,22 @@ class Run:
         """A finished run from its folder.
 
         A model or data of one's own are not in the folder: pass them again. Raises `InputError` without them, or for a
-        run that has not finished.
+        run that has not finished, and `StoreError` for a folder that is no run of `flow`, or damaged.
         """
         with Store.open(folder) as store:
-            result = _result(store)
-            problem, last = stored_problem(store, model, data), store.checkpoint()
-            known = {name: store.load_weights(name)[0] for name in ("initial", "final", *store.between())}
+            with manifest_of_flow(store):
+                problem = stored_problem(store, model, data)
+            result, last = _result(store), store.checkpoint()
+            known = {name: store.load_weights(name)[0] for name in ("final", *store.between())}
             records = [Record(*row) for row in store.table().itertuples(index=False)]
-        initial, final = known.pop("initial"), known.pop("final")
+        final = known.pop("final")
         weights = problem.layout.flatten({name: final[name] for name in problem.layout.shapes})
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
         return cls.of(
             problem,
             weights,
             () if last is None else memories_of(last),
-            initial=initial,
+            initial=problem.initial,
             status=Status(result["status"]),
             records=records,
             folder=Path(folder),
@@ -226,11 +230,33 @@ def _result(store: Store) -> dict[str, Any]:
     return result
 
 
+@contextmanager
+def manifest_of_flow(store: Store) -> Iterator[None]:
+    """Raises `StoreError` for the folder of anything but a flow, and where the manifest lacks what the block reads."""
+    kind = store.manifest.get("kind")
+    if kind != KIND:
+        raise StoreError(
+            expected=f"a run of eq.flow in {store.folder}",
+            found="a watched training" if kind == "watch" else f"kind {kind!r}",
+            remedy="pass the folder of a flow; equipoise.store.Store.open(folder).table() reads any",
+        )
+    try:
+        yield
+    except EquipoiseError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise StoreError(
+            expected=f"the manifest of a flow in {store.folder}",
+            found=one_line(error),
+            remedy="restore manifest.json, or run again in another folder",
+        ) from None
+
+
 def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
-    """The problem of a run folder; what is not in the folder must be passed."""
+    """The problem of a run folder, from its initial weights; what is not in the folder must be passed."""
     manifest = store.manifest
-    if model is None:
-        model = _recorded_network(manifest.get("network"))
+    model = _recorded_network(manifest.get("network")) if model is None else copy.deepcopy(model)
+    _set_weights(model, _initial_weights(store, model))
     given = data if data is not None else rebuild(Provenance.from_json(manifest["data"]))
     asked = manifest["arguments"]
     dtype = {"float32": torch.float32}.get(asked.get("dtype", ""), torch.float64)
@@ -242,6 +268,35 @@ def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
             remedy="pass the data that the run was trained on",
         )
     return problem
+
+
+def _initial_weights(store: Store, model: nn.Module) -> dict[str, Tensor]:
+    """Those of the folder; where they are lost, those of the model if the manifest's hash says they are the same."""
+    if not isinstance(model, nn.Module):
+        raise InputError(expected="a model", found=type(model).__name__, remedy="pass model= as a torch.nn.Module")
+    try:
+        return store.load_weights("initial")[0]
+    except StoreError:
+        dtype = getattr(torch, store.manifest["arguments"]["dtype"])
+        own = {name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()}
+        if not store.wrote("initial", own):
+            raise
+        return own
+
+
+def _set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a model the weights of the run, in their precision."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    stored = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if shapes != stored:
+        differs = next(name for name in [*stored, *shapes] if shapes.get(name) != stored.get(name))
+        raise InputError(
+            expected=f"the model of the run, with {differs} of shape {stored.get(differs, 'none')}",
+            found=f"{differs} of shape {shapes.get(differs, 'none')}",
+            remedy="pass model= with the architecture that was trained",
+        )
+    model.to(next(iter(weights.values())).dtype)
+    model.load_state_dict(weights, strict=False)
 
 
 def _recorded_network(recipe: dict[str, Any] | None) -> nn.Module:

@@ -14,10 +14,10 @@ import torch
 from equipoise.data import load
 from equipoise.errors import InputError
 from equipoise.integrate.goals import Goal
-from equipoise.integrate.loop import flow
+from equipoise.integrate.loop import flow, resume
 from equipoise.integrate.recorded import described
 from equipoise.networks import mlp
-from equipoise.store import RESULT, Store
+from equipoise.store import MANIFEST, RESULT, Store
 
 BACKENDS = ("loky", "ray", "dask")
 _FIGURES = ("status", "log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
@@ -131,25 +131,17 @@ def _backend(name: str, jobs: int) -> joblib.parallel_config:
 
 
 def _run(task: _Task) -> None:
-    """One flow, into its folder; whatever an interrupted one left there makes room."""
+    """One flow, into its folder; one that was interrupted goes on."""
     torch.set_num_threads(1)  # flows side by side: more threads would only wait for each other
     setting = dict(task.setting)
     network = {**setting.pop("network"), "seed": task.seed}
     data = setting.pop("data")
     source: dict[str, Any] = {"name": data} if isinstance(data, str) else data
-    dataset = load(**source)
-    _cleared(task.folder)
-    flow(mlp(**network), dataset, out=task.folder, arguments={"network": network, "seed": task.seed}, **setting)
-
-
-def _cleared(folder: Path) -> None:
-    """Remove an unfinished run: only what a run folder holds, and only if it is one."""
-    if not (folder / "manifest.json").exists():
+    if (task.folder / MANIFEST).exists():
+        resume(task.folder, observe=setting.get("observe"))
         return
-    with Store.resume(folder):
-        pass  # raises where it is no run, or another process is writing it
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    dataset = load(**source)
+    flow(mlp(**network), dataset, out=task.folder, arguments={"network": network, "seed": task.seed}, **setting)
 
 
 def _keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:

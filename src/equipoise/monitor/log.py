@@ -72,6 +72,8 @@ class Log:
     def tell(self, step: int, norm: float, observer: str, readings: Sequence[Reading]) -> None:
         """Take what one observer read; raise the alarms that it calls for."""
         self._norm = norm if self._norm is None else self._norm
+        self.steps = max(self.steps, step)
+        step += self.keeper.steps_before
         growth = math.log(norm / self._norm) if norm > 0 and self._norm > 0 else math.nan
         moment = (step, growth, math.nan, math.nan)
         if step != self._step:
@@ -83,7 +85,6 @@ class Log:
                 known.add(key)
                 records.append(Record(*moment, observer, place, quantity, value))
         self._told += records
-        self.steps = max(self.steps, step)
         for record in records:
             for rule in self._rules_about(record.quantity):
                 alarm = rule(record)
@@ -98,7 +99,7 @@ class Log:
 
     def close_look(self, step: int) -> None:
         """Pass the records of this look on to the sinks."""
-        moment = (step, math.nan, math.nan, math.nan)
+        moment = (step + self.keeper.steps_before, math.nan, math.nan, math.nan)
         told, self._told = self._told, []
         told.append(Record(*moment, "watch", "", "overhead", self.overhead))
         told.append(Record(*moment, "watch", "", "seconds", self.meter.last))
@@ -106,8 +107,9 @@ class Log:
             for sink in [self.keeper, *self.sinks]:
                 self._to(sink, lambda sink: sink.write(told))
 
-    def close(self) -> None:
-        """Let every sink finish."""
+    def close(self, status: str = "finished") -> None:
+        """Let every sink finish; `status` is how the training ended."""
+        self.keeper.status = status
         if self.leads:
             for sink in [self.keeper, *self.sinks]:
                 self._to(sink, lambda sink: sink.close())

@@ -23,6 +23,8 @@ def summary(log: "Log") -> str:
         f"watched {log.steps} steps in {meter.looks + 1} looks: {log.overhead:.2%} of the training's time"
         f" (set-up {meter.setup:.2f} s)"
     ]
+    if log.keeper.steps_before:
+        lines.append(f"the folder goes on from step {log.keeper.steps_before} of the training before")
     if log.laws is not None:
         lines.append(f"{len(log.laws)} laws, {log.laws.conserved} conserved quantities")
     lines += [f"off: {name} ({reason})" for name, reason in log.off.items()]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -54,7 +55,8 @@ def watch(
     Where the model cannot be read, the observers that need it are off, `log.off` says why, and the training goes on; so
     it does when an observer or a sink fails. Hooks on the optimizer are all that is added, and are gone at the end.
 
-    `out` names a new folder for the records (SQLite, and Parquet at the end); `sinks` are further ones, or callables
+    `out` names a folder for the records (SQLite, and Parquet at the end); one of an earlier training goes on, and steps
+    are counted from its last. `sinks` are further ones, or callables
     that take the records of each look. `alarms` are the rules (`default_rules()`); each alarm is a `TrainingAlarm`
     warning, is in `log.alarms`, and is passed to `on_alarm`.
 
@@ -81,7 +83,7 @@ def watch(
         log = Log(keeper, others, default_rules() if alarms is None else alarms, on_alarm, crew.leads)
         scenery = Scenery(model, None if example_inputs is None else Example(example_inputs), crew)
         lanes = _lanes(scenery, optimizers, observers, Cadence(every, budget), full_every, log)
-        stack.callback(_end, log, quiet)  # last of all, when the hooks are gone
+        stack.push(partial(_end, log, quiet))  # last of all, when the hooks are gone
         for handle in (_FirstForward(scenery).handle, *(handle for lane in lanes for handle in lane.hook())):
             stack.callback(handle.remove)
         yield log
@@ -125,8 +127,8 @@ def _lanes(
     return lanes
 
 
-def _end(log: Log, quiet: bool) -> None:
-    log.close()
+def _end(log: Log, quiet: bool, raised: type[BaseException] | None, *_: Any) -> None:
+    log.close("finished" if raised is None else "interrupted")
     if log.leads and not quiet:
         print(log.summary())
 

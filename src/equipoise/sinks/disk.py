@@ -8,20 +8,25 @@ from typing import Any
 
 import pandas as pd
 
-from equipoise.store import Record, Store
+from equipoise.store import MANIFEST, Record, Store
 
 PARQUET = "records.parquet"
 _COMMIT_SECONDS = 2.0  # records of the last looks that a kill may lose
 
 
+KIND = "watch"  # of the folder, in its manifest
+
+
 class Disk:
     """Records in a folder of their own, readable by any process while it grows: `Store.open(folder).table()`.
 
-    Raises `StoreError` for a folder in use.
+    A folder of an earlier training goes on: `steps_before` is the last step that it holds. `status` is what the folder
+    says of the training once it is closed. Raises `StoreError` for a folder in use, or of anything else.
     """
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None):
-        self.store = Store.create(folder, manifest or {})
+        self.store, self.steps_before = _opened(Path(folder), {"kind": KIND, **(manifest or {})})
+        self.status = "finished"
         self._pending: list[Record] = []
         self._committed = time.monotonic()
 
@@ -47,9 +52,20 @@ class Disk:
         """Commit, and write the Parquet file."""
         self._commit()
         self.store.table().to_parquet(self.folder / PARQUET, index=False)
-        self.store.finish({"status": "finished"})
+        self.store.finish({"status": self.status})
         self.store.close()
 
     def _commit(self) -> None:
         self.store.commit(self._pending)
         self._pending, self._committed = [], time.monotonic()
+
+
+def _opened(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, int]:
+    """A new folder, or one of a watched training to go on with, and the last step in it."""
+    if (folder / MANIFEST).is_file():
+        with Store.open(folder) as earlier:
+            goes_on = earlier.manifest.get("kind") == KIND
+        if goes_on:
+            store = Store.resume(folder)
+            return store, store.go_on()
+    return Store.create(folder, manifest), 0

@@ -25,7 +25,14 @@ class Sink(Protocol):
 
 @runtime_checkable
 class Keeper(Sink, Protocol):
-    """A sink that can give back what it was given."""
+    """A sink that can give back what it was given.
+
+    `steps_before` is the last step of an earlier training that it goes on with; `status`, how the training ended, is
+    set before `close`.
+    """
+
+    steps_before: int
+    status: str
 
     def table(self) -> pd.DataFrame:
         """All records, one a row, with the columns of `Record`."""
@@ -42,6 +49,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
+        self.steps_before, self.status = 0, "finished"
         self._records: list[Record] = []
 
     def write(self, records: Sequence[Record]) -> None:
