@@ -43,6 +43,7 @@ class Captured:
     examples: tuple[Tensor, ...]  # the inputs the model was captured with
     aliases: dict[str, str]  # every other name of a tied parameter -> its canonical name
     mutates_buffers: bool  # running the model updates its buffers (BatchNorm in training)
+    casts: frozenset[torch.dtype] = frozenset()  # floating dtypes that the code asks for, even where nothing changes
 
     @property
     def graph(self) -> fx.Graph:
@@ -131,7 +132,7 @@ def capture(model: nn.Module, example_inputs: Inputs, in_other_words: Decomposit
     {'p_0_weight': '0.weight', 'p_0_bias': '0.bias'}
     """
     args, kwargs = _arguments(example_inputs)
-    program = _export(_materialised(model), args, kwargs, in_other_words)
+    program, casts = _export(_materialised(model), args, kwargs, in_other_words)
     signature, graph = program.graph_signature, program.graph
     _inline_regions(program.graph_module)
     _strip_guards(graph)
@@ -152,6 +153,7 @@ def capture(model: nn.Module, example_inputs: Inputs, in_other_words: Decomposit
         examples=tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)),
         aliases={name: canonical for name, canonical in names.items() if name != canonical},
         mutates_buffers=mutates,
+        casts=casts,
     )
 
 
@@ -185,9 +187,12 @@ def _hollow(tensor: Tensor) -> Tensor:
     return nn.Parameter(torch.zeros((), dtype=tensor.dtype).expand(tensor.shape), tensor.requires_grad)
 
 
+Exported = tuple[torch.export.ExportedProgram, frozenset[torch.dtype]]  # and the dtypes that it casts to
+
+
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], in_other_words: Decompositions
-) -> torch.export.ExportedProgram:
+) -> Exported:
     export, doubled = partial(_exported, model, in_other_words), _doubled(args, kwargs)
     try:
         with _quiet():
@@ -207,7 +212,7 @@ def _export(
 
 def _exported(
     model: nn.Module, in_other_words: Decompositions, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> torch.export.ExportedProgram:
+) -> Exported:
     """Without dynamo, which reads fewer models; with it where that leaves the batch fixed, as `len(x)` does."""
     shapes = _dynamic_shapes(model, args, kwargs)
     export = partial(torch.export.export, model, args, kwargs, dynamic_shapes=shapes)
@@ -215,7 +220,15 @@ def _exported(
     if shapes is not None and _fixed(program, _batch(args, kwargs)):
         with suppress(Exception):  # the model wants this batch and no other
             program = export(strict=True)
-    return program.run_decompositions(dict(in_other_words))
+    return program.run_decompositions(dict(in_other_words)), _casts(program.graph_module)
+
+
+def _casts(module: fx.GraphModule) -> frozenset[torch.dtype]:
+    """The floating dtypes among the arguments of operations, of regions too."""
+    bodies = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    arguments = [pytree.tree_leaves((n.args, n.kwargs)) for body in bodies for n in body.graph.nodes if not _guards(n)]
+    leaves = (leaf for leaves in arguments for leaf in leaves)
+    return frozenset(leaf for leaf in leaves if isinstance(leaf, torch.dtype) and leaf.is_floating_point)
 
 
 def _fixed(program: torch.export.ExportedProgram, batch: int | None) -> bool:
@@ -292,9 +305,13 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _strip_guards(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
-        if not node.users and getattr(node.target, "__name__", "").split(".")[0] in _GUARDS:
+        if not node.users and _guards(node):
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def _guards(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "").split(".")[0] in _GUARDS
 
 
 def _relax_views(graph: fx.Graph) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from equipoise.graph.precision import moved_in, narrow_nodes, narrowest
 from equipoise.graph.symmetry import STILL, Block, Solution
 from equipoise.graph.walk import Leaf, Walk
 
@@ -23,7 +24,8 @@ class Member:
     `parameter.reshape(view)`, its `axes` brought to the front and flattened, is indexed by `index`: one row of slices
     for each block, copy and component. The generator acts on the slices by `degree · A` (a producer) or, for negative
     degree, by `-|degree| · Aᵀ` (a consumer). `directions`, where given, are combinations of the components to see the
-    slices through, in place of all of them.
+    slices through, in place of all of them. `precision` is the narrowest dtype in which the graph computes between
+    this member and the others, where that is narrower than the weights.
     """
 
     parameter: str
@@ -32,6 +34,7 @@ class Member:
     index: Int64[Tensor, "blocks copies width"]
     degree: float
     directions: Float[Tensor, "width k"] | None = None
+    precision: torch.dtype | None = None
 
     @property
     def label(self) -> str:
@@ -132,6 +135,7 @@ def find_interfaces(walk: Walk) -> list[Interface]:
     solution = walk.algebra.symmetry.solution()
     places = _places(solution, leaves)
     breaks, read = _breaks(walk, solution), _read(walk, solution)
+    computed_in = moved_in(solution, walk.signals, narrow_nodes(walk.captured.graph, walk.captured.parameters))
     groups: dict[tuple, list[tuple[Block, dict]]] = defaultdict(list)
     for number, block in enumerate(solution.blocks):
         slots = places.get(number, {})
@@ -139,7 +143,7 @@ def find_interfaces(walk: Walk) -> list[Interface]:
             shape = tuple((leaf, degree, len(found) // block.width) for (leaf, degree), found in slots.items())
             lost = tuple(sorted({note for root in block.rates for note in breaks.get(root, ())}))
             groups[block.width, block.skew, shape, lost].append((block, slots))
-    found = [_interface(leaves, key, members) for key, members in groups.items()]
+    found = [_interface(leaves, key, members, computed_in) for key, members in groups.items()]
     return sorted(found, key=lambda interface: [order[member.parameter] for member in interface.members])
 
 
@@ -178,12 +182,14 @@ def _read(walk: Walk, solution: Solution) -> set[int]:
     return set(np.unique(solution.root[touched]).tolist())
 
 
-def _interface(leaves: Sequence[Leaf], key: tuple, members: list[tuple[Block, Slots]]) -> Interface:
+def _interface(
+    leaves: Sequence[Leaf], key: tuple, blocks: list[tuple[Block, Slots]], computed_in: Mapping[int, torch.dtype]
+) -> Interface:
     width, skew, shape, breaks = key
     unit = next(degree for _, degree, _ in shape)
-    return Interface(
-        tuple(_members(leaves, shape, members, unit)), len(members), width, "antisymmetric" if skew else "full", breaks
-    )
+    precision = narrowest(*(computed_in.get(root) for block, _ in blocks for root in block.rates))
+    members = tuple(replace(member, precision=precision) for member in _members(leaves, shape, blocks, unit))
+    return Interface(members, len(blocks), width, "antisymmetric" if skew else "full", breaks)
 
 
 def _members(leaves: Sequence[Leaf], shape: tuple, blocks: list[tuple[Block, Slots]], unit: float) -> Iterator[Member]:

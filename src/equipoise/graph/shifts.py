@@ -6,7 +6,7 @@ such groups has a law that is linear in the weights: its sum over a group is con
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 from equipoise.graph.interface import Member
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import SHAPE_ONLY
+from equipoise.graph.precision import narrow_nodes, narrowest
 from equipoise.graph.signal import Signal
 from equipoise.graph.walk import Walk, operation_name
 
@@ -50,11 +51,15 @@ def find_shifts(walk: Walk, *, softmax: bool = False) -> list[Member]:
         for node in outputs:
             seen.setdefault(node, {})[walk.captured.graph.output_node()] = _along(_shape(walk, node), [-1])
     found: dict[str, list[Member]] = {}
+    narrow = narrow_nodes(walk.captured.graph, walk.captured.parameters)
+    below: dict[fx.Node, torch.dtype | None] = {}  # the narrowest dtype from a node down to what ignores its shift
     for node in reversed(walk.captured.graph.nodes):
         name = walk.captured.parameters.get(node.name)
         uses = [seen.get(node, {}).get(reader) for reader in _readers(node)]
+        below[node] = narrowest(narrow.get(node), *(below.get(reader) for reader in seen.get(node, ())))
         if name is not None and name not in walk.frozen and uses:
-            found[name] = list(_members(name, _shape(walk, node), uses))
+            members = _members(name, _shape(walk, node), uses)
+            found[name] = [replace(member, precision=below[node]) for member in members]
         elif node.op == "call_function" and isinstance(walk.signals[node], Signal):
             for source, groups in _sources(node, walk, _common(uses)):
                 seen.setdefault(source, {})[node] = groups if node not in seen.get(source, {}) else None

@@ -1,11 +1,12 @@
 """An exact check of a gradient by the laws it must satisfy (THEORY T1), and the parameter to suspect if it fails."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from equipoise.graph.precision import narrowest
 from equipoise.laws.law import Law
 from equipoise.laws.sweep import plan, residuals
 
@@ -15,17 +16,24 @@ ALARM = 16.0
 The residual divides by products of norms, so that independent rounding errors average out: on sound models it stays
 below a tenth of this in float64 and float32, and below a third in half precision (`benchmarks/planted_bugs.py`)."""
 
-SMALL_DTYPES = (torch.bfloat16, torch.float16)
+SMALL_UNIT = 1e-4  # of bfloat16, float16 and what is narrower
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """The relative residual above which a gradient of this dtype is called wrong.
+def tolerance(*dtypes: torch.dtype | None) -> float:
+    """The relative residual above which a gradient computed in these dtypes is called wrong: that of the narrowest.
+
+    They are the dtype of the gradient, `law.precision`, and that of autocast if it is on; None stands for no narrower
+    one.
 
     >>> tolerance(torch.float64) < 1e-13 < tolerance(torch.float32) < 1e-4
     True
+    >>> tolerance(torch.float64, None, torch.float32) == tolerance(torch.float32)
+    True
     """
-    unit = float(torch.finfo(dtype).eps)
-    return (1.5 if dtype in SMALL_DTYPES else ALARM) * unit
+    narrow = narrowest(*dtypes)
+    assert narrow is not None
+    unit = float(torch.finfo(narrow).eps)
+    return (1.5 if unit > SMALL_UNIT else ALARM) * unit
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,11 @@ def audit(
     parameters: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
     defects: Mapping[int, Tensor] | None = None,
+    casts: Iterable[torch.dtype] = (),
 ) -> Audit:
     """Compare every law's residual with rounding, known `defects` (by the number of a law) taken off.
+
+    Rounding is that of the narrowest among the gradients' dtypes, the law's own `precision` and `casts`.
 
     >>> from torch import nn
     >>> from equipoise.laws import invariances
@@ -91,7 +102,7 @@ def audit(
     findings = []
     for number, residual in enumerate(residuals(laws, plan(laws), parameters, gradients, defects)):
         law = laws[number]
-        limit = max(tolerance(gradients[name].dtype) for name in law.parameters)
+        limit = tolerance(law.precision, *(gradients[name].dtype for name in law.parameters), *casts)
         findings.append(Finding(law.name, float(residual), limit, law.exact or number in defects))
     failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
     return Audit(tuple(findings), _suspects(laws, failed, parameters, gradients))

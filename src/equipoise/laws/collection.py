@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equipoise.errors import InputError, one_line
-from equipoise.graph.capture import Captured, Inputs, capture
+from equipoise.errors import EquipoiseError, InputError, one_line
+from equipoise.graph.capture import Captured, Inputs, capture, placeholders
 from equipoise.graph.coverage import Coverage
 from equipoise.graph.evaluate import rectifiers
+from equipoise.graph.precision import narrowest, result_dtype
 from equipoise.laws import present
 from equipoise.laws.audit import Audit, audit
 from equipoise.laws.declared import declared, functions_read_as_declared
@@ -209,10 +210,39 @@ class Laws(Sequence[Law]):
     def audit(self, model: nn.Module, *, defects: Mapping[str, Tensor] | None = None) -> Audit:
         """Compare the residual of every law with rounding, after `backward()`; name the parameter to suspect.
 
-        A law that an `eps` breaks can raise an alarm only where its defect is known.
+        A law that an `eps` breaks can raise an alarm only where its defect is known. Rounding is that of the narrowest
+        dtype between the members of a law (`law.precision`); where the weights have become wider since the model was
+        read, that of the narrowest dtype that its code casts to.
         """
-        known = self._by_number(defects or {})
-        return audit(self.laws, named(model), gradients_of(model, self._aliases), known)
+        weights = named(model)
+        return audit(
+            self.laws,
+            weights,
+            gradients_of(model, self._aliases),
+            self._by_number(defects or {}),
+            self._casts_below(weights),
+        )
+
+    def _casts_below(self, weights: Mapping[str, Tensor]) -> frozenset[torch.dtype]:
+        """The dtypes that the code casts to, where casts that changed nothing when it was read may change something."""
+        if self.captured is None or not self.captured.casts:
+            return frozenset()
+        own = self.captured.parameters
+        read = narrowest(*(result_dtype(node) for node in placeholders(self.captured.graph) if node.name in own))
+        now = narrowest(*(weight.dtype for weight in weights.values()))
+        return frozenset() if narrowest(read, now) == now else self.captured.casts
+
+    def _read_again(self, twin: nn.Module, inputs: Any) -> "Laws":
+        """The same laws, read from a copy of the model in another dtype, if its code may then compute in others."""
+        if not self._casts_below(dict(twin.named_parameters())):
+            return self
+        try:
+            with functions_read_as_declared():
+                captured = capture(twin, inputs)
+        except EquipoiseError:
+            return self
+        known = {law.name: law for law in derive(captured, self.reading)[0]}
+        return replace(self, laws=tuple(known.get(law.name, law) for law in self.laws), captured=captured)
 
     def check(self, model: nn.Module, data: Any, loss: LossLike = None) -> Audit:
         """One backward pass in float64 on a copy of the model, and its audit.
@@ -230,11 +260,12 @@ class Laws(Sequence[Law]):
         twin.zero_grad()
         double = lambda leaf: leaf.detach().to(torch.float64, copy=True) if leaf.is_floating_point() else leaf  # noqa: E731
         data = pytree.tree_map_only(Tensor, double, data)
+        laws = self._read_again(twin, objective(data, loss)[0])
         run_backward(twin, data, loss)
         try:
-            return self.audit(twin, defects=self.defects(twin, data, loss))
+            return laws.audit(twin, defects=laws.defects(twin, data, loss))
         except InputError:  # other shapes than those read, or no graph: laws that an eps breaks then raise no alarm
-            return self.audit(twin)
+            return laws.audit(twin)
 
     def given(self, activity: Mapping[str, Tensor]) -> "Laws":
         """The laws of the piece that the training set stays on: co-active neurons may mix (T2, T2.1).

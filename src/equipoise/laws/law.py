@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equipoise.errors import InputError
 from equipoise.graph.interface import Interface, Member
+from equipoise.graph.precision import narrowest
 from equipoise.laws.commutant import Commutant
 
 Parameters = nn.Module | Mapping[str, Tensor]
@@ -57,6 +58,11 @@ class Law:
     def exact(self) -> bool:
         """False where the `eps` of a normalisation breaks the symmetry."""
         return not self.interface.breaks
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The narrowest dtype in which the model computes between its members; None where that is the weights' own."""
+        return narrowest(*(member.precision for member in self.interface.members))
 
     @property
     def statement(self) -> str:

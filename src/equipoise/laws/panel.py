@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from equipoise.graph.precision import narrowest
 from equipoise.laws.law import Law
 from equipoise.laws.predict import plain_factors
 
@@ -166,6 +167,7 @@ def _joined(figures: Sequence[Figures]) -> Figures:
 
 
 def dtype_of(law: Law, tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """In which its weights compute together."""
-    first, *others = {tensors[name].dtype for name in law.parameters}
-    return reduce(torch.promote_types, others, first)
+    """The narrowest of its weights."""
+    dtype = narrowest(*(tensors[name].dtype for name in law.parameters))
+    assert dtype is not None
+    return dtype

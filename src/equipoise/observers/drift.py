@@ -49,7 +49,8 @@ def _rounding(panel: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
     assert panel.scales is not None
     eta = np.array([rate[0] if rate else 0.0 for rate in rates])
     weights = np.array([ALARM * torch.finfo(dtype).eps for dtype in panel.dtypes])
-    gradients = np.array([tolerance(snapshot.precision or dtype) for dtype in panel.dtypes])
+    computed = zip(panel.laws, panel.dtypes, strict=True)
+    gradients = np.array([tolerance(dtype, law.precision, snapshot.precision) for law, dtype in computed])
     return weights * panel.sizes + 2 * eta * gradients * panel.scales
 
 

@@ -35,5 +35,6 @@ class Residual:
         for law, dtype, residual in zip(panel.laws, panel.dtypes, panel.residuals, strict=True):
             readings.append(Reading(law.name, "residual", residual))
             if law.exact:
-                readings.append(Reading(law.name, "excess", residual / tolerance(snapshot.precision or dtype)))
+                explained = tolerance(dtype, law.precision, snapshot.precision)
+                readings.append(Reading(law.name, "excess", residual / explained))
         return memory, readings
