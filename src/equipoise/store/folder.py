@@ -269,6 +269,8 @@ class Store:
         if not path.exists():
             return None
         result = read_json(path)
+        if not isinstance(result.get(_HASHES), dict) or MANIFEST not in result[_HASHES]:
+            raise damaged(path, "no hashes of the run's files")
         if result[_HASHES][MANIFEST] != file_hash(self.folder / MANIFEST):
             raise damaged(self.folder / MANIFEST, f"another manifest than {RESULT} was written with")
         return result
@@ -310,7 +312,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             found=repr(stated.get("version")),
             remedy="read it with the equipoise that wrote it: see its versions",
         )
-    return read_json(path)
+    manifest = read_json(path)
+    if not isinstance(manifest.get(_HASHES), dict):
+        raise damaged(path, "no hashes of the first weights")
+    return manifest
 
 
 def _check_empty(folder: Path) -> None:
