@@ -1,12 +1,17 @@
-"""A model without what training has wrapped around it: its own names, and a copy that shares nothing with it."""
+"""A model without what training has wrapped around it: its own names, and a copy of what it computes."""
 
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from equipoise.errors import InputError
 
 _INNER = {
     "OptimizedModule": "_orig_mod",
@@ -28,6 +33,23 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+
+_COMPUTING_HOOKS = {  # and the flags of each
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+}
+_ONLY_LOOKING = (
+    "equipoise.",
+    "torch.distributed",
+    "torch.utils.tensorboard",
+    "lightning",
+    "accelerate",
+    "wandb",
+    "mlflow",
+)
+
+_HEAP = 1 << 9  # of a type: made by a class statement
+_LITTLE = 1 << 20  # elements
 
 _OF_TRAINING = ("_compiled_call_impl", "_trainer", "_fabric")  # attributes that a copy must not drag along
 
@@ -75,33 +97,177 @@ def _named(module: nn.Module, kind: str, prefix: str = "") -> Iterator[tuple[str
 
 
 def shell(model: nn.Module) -> nn.Module:
-    """A copy on the meta device without wrappers, hooks, shards or compiled code: what the model computes, no weights.
+    """A copy for reading: what the model computes, without its weights, wrappers, shards and compiled code.
+
+    Parameters become zeros on the CPU that take no memory; buffers, tensors and arrays in attributes or nested
+    containers keep their values, since a law may depend on them. No copying code of the model's own runs, and functions
+    that close over the model are made to close over the copy.
 
     >>> copy = shell(nn.DataParallel(nn.Linear(2, 1)))
-    >>> copy.weight.device, copy.weight.shape
-    (device(type='meta'), torch.Size([1, 2]))
+    >>> copy.weight.shape, copy.weight.untyped_storage().nbytes()
+    (torch.Size([1, 2]), 4)
     """
-    memo: dict[int, Any] = {}
-    for _, parameter in _named(model, "_parameters"):
-        hollow = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-        memo[id(parameter)] = nn.Parameter(hollow, parameter.requires_grad)
-    for _, buffer in _named(model, "_buffers"):
-        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
-    return _shell(model, memo)
+    return _Copy(model).module(model)
 
 
-def _shell(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    inner = unwrapped(module)
-    if id(inner) in memo:
-        return memo[id(inner)]
-    twin = memo[id(inner)] = memo[id(module)] = object.__new__(_plain_class(type(inner)))
-    twin.__dict__.update({name: OrderedDict() for name in _HOOKS if name in inner.__dict__})
-    children = inner._modules.items()
-    twin.__dict__["_modules"] = {name: None if child is None else _shell(child, memo) for name, child in children}
-    for name, value in inner.__dict__.items():
-        if name not in (*_HOOKS, "_modules") and not name.startswith("__composable_api_state"):
-            twin.__dict__[name] = None if name in _OF_TRAINING else copy.deepcopy(value, memo)
-    return twin
+class _Copy:
+    """One copy of a model under way: what has been copied, by the `id` of the original."""
+
+    def __init__(self, model: nn.Module):
+        self.memo: dict[int, Any] = {}
+        self.kept: list[Any] = []  # whose ids must not be taken by others meanwhile
+        hollow: dict[Any, nn.Parameter] = {}
+        for _, parameter in _named(model, "_parameters"):
+            twin = hollow.setdefault(_storage(parameter), _hollow(parameter))
+            self.memo[id(parameter)] = twin
+
+    def module(self, module: nn.Module) -> nn.Module:
+        """A submodule, unwrapped."""
+        inner = unwrapped(module)
+        if id(inner) in self.memo:
+            return self.memo[id(inner)]
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise InputError(
+                expected="a model written in Python", found="a ScriptModule", remedy="watch the model it was made from"
+            )
+        twin = self.memo[id(inner)] = self.memo[id(module)] = object.__new__(_plain_class(type(inner)))
+        children = inner._modules.items()
+        twin.__dict__["_modules"] = {name: None if each is None else self.module(each) for name, each in children}
+        for name, value in inner.__dict__.items():
+            if name not in (*_HOOKS, "_modules") and not name.startswith("__composable_api_state"):
+                twin.__dict__[name] = None if name in _OF_TRAINING else self.value(value)
+        twin.__dict__.update({name: OrderedDict() for name in _HOOKS if name in inner.__dict__})
+        for name, flags in _COMPUTING_HOOKS.items():
+            self._hooks(inner, twin, name, flags)
+        return twin
+
+    def _hooks(self, module: nn.Module, twin: nn.Module, name: str, flags: tuple[str, ...]) -> None:
+        """The hooks that may take part in what a module computes, as those of weight norm do."""
+        for key, hook in module.__dict__.get(name, {}).items():
+            if not _observes(hook):
+                twin.__dict__[name][key] = _Hook(self.value(hook))
+                for flag in flags:
+                    if key in module.__dict__.get(flag, {}):
+                        twin.__dict__[flag][key] = True
+
+    def value(self, value: Any) -> Any:
+        """Whatever an attribute holds."""
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        self.kept.append(value)
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if isinstance(value, Tensor):
+            twin = self.memo[id(value)] = _valued(value)
+            return twin
+        if isinstance(value, torch.Generator):
+            twin = self.memo[id(value)] = value.clone_state()
+            return twin
+        kind = type(value)
+        if kind in (dict, OrderedDict):
+            twin = self.memo[id(value)] = kind()
+            twin.update((self.value(key), self.value(item)) for key, item in value.items())
+            return twin
+        if kind is list:
+            twin = self.memo[id(value)] = []
+            twin.extend(self.value(item) for item in value)
+            return twin
+        if kind in (tuple, set, frozenset):
+            return kind(self.value(item) for item in value)
+        if kind is FunctionType:
+            return self._function(value)
+        if kind is MethodType:
+            return MethodType(self.value(value.__func__), self.value(value.__self__))
+        if kind is partial:
+            return partial(self.value(value.func), *self.value(value.args), **self.value(value.keywords))
+        if _is_plain(kind):
+            twin = self.memo[id(value)] = object.__new__(kind)
+            twin.__dict__.update((name, self.value(item)) for name, item in value.__dict__.items())
+            return twin
+        try:
+            return copy.deepcopy(value, self.memo)
+        except Exception:  # a lock, a file, a stream: as it is
+            return value
+
+    def _function(self, function: FunctionType) -> FunctionType:
+        """One that closes over copies, and sees copies of the containers that it knows by global names."""
+        cells = function.__closure__ or ()
+        known = function.__globals__
+        seen = {name: known[name] for name in function.__code__.co_names if type(known.get(name)) in (dict, list, set)}
+        if not cells and not seen:
+            return function
+        code, name, defaults = function.__code__, function.__name__, function.__defaults__
+        scope = {**known, **{each: self.value(container) for each, container in seen.items()}} if seen else known
+        fresh = tuple(CellType() for _ in cells)
+        twin = self.memo[id(function)] = FunctionType(code, scope, name, defaults, fresh)
+        twin.__kwdefaults__, twin.__qualname__ = function.__kwdefaults__, function.__qualname__
+        twin.__dict__.update(function.__dict__)
+        for old, new in zip(cells, fresh, strict=True):
+            with suppress(ValueError):  # an empty cell
+                new.cell_contents = self.value(old.cell_contents)
+        return twin
+
+
+class _Hook:
+    """A copied hook; one that fails, as those that look at values do, is taken for one that only looks."""
+
+    def __init__(self, hook: Any):
+        self.hook = hook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.hook(*args, **kwargs)
+        except Exception:
+            return None
+
+
+def _observes(hook: Any) -> bool:
+    """Whether a hook is known not to be part of what the model computes."""
+    origin = getattr(hook, "__func__", hook)
+    named = getattr(origin, "__module__", None) or type(hook).__module__
+    return named.startswith(_ONLY_LOOKING)
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether the state of an object is its `__dict__`, and nothing of its own runs when it is made."""
+    return (
+        not issubclass(kind, (type, ModuleType))
+        and kind.__flags__ & _HEAP
+        and hasattr(kind, "__dict__")
+        and kind.__new__ is object.__new__
+        and kind.__reduce__ is object.__reduce__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and getattr(kind, "__getstate__", None) is object.__getstate__
+        and not hasattr(kind, "__setstate__")
+        and not any("__slots__" in base.__dict__ for base in kind.__mro__[:-1])
+    )
+
+
+def _storage(parameter: Tensor) -> Any:
+    """What two parameters have in common that are one."""
+    if type(parameter) not in (Tensor, nn.Parameter) or parameter.is_meta or not parameter.numel():
+        return id(parameter)
+    return parameter.data_ptr(), parameter.shape, parameter.stride(), parameter.requires_grad
+
+
+def _hollow(parameter: Tensor) -> nn.Parameter:
+    """Zeros of the same shape that take no memory."""
+    zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+    return nn.Parameter(zeros, parameter.requires_grad)
+
+
+def _valued(tensor: Tensor) -> Tensor:
+    """A constant on the CPU; a large one is shared, since nothing that export runs writes to it."""
+    plain: Any = tensor.detach()
+    if hasattr(plain, "full_tensor"):
+        plain = plain.full_tensor()
+    if plain.device.type not in ("cpu", "meta"):
+        plain = plain.cpu()
+    elif plain.is_meta or plain.numel() <= _LITTLE:
+        plain = plain.clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(plain, tensor.requires_grad)
+    return plain.requires_grad_() if tensor.requires_grad and tensor.is_leaf else plain
 
 
 def _plain_class(kind: type) -> type:
