@@ -132,14 +132,19 @@ def polynomial_laws(model, inputs, *, differences=False, seed=0):
     return linear, alone - linear * (linear + 1) // 2, everything - alone - linear
 
 
-def _random_gradients(model, inputs, differences, seed):
+def linear_laws(model, inputs, *, differences=False, seed=0):
+    """How many `cᵀw` are constant along gradient flow for every data set: as above, at a fraction of the cost."""
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return _nullity(_random_gradients(model, inputs, differences, seed, points=size + 20)[1])
+
+
+def _random_gradients(model, inputs, differences, seed, points=None):
     """Rows `w` and `∇_w ⟨a, f(x; w)⟩ / ‖·‖`, one more point for every unknown and some to spare."""
     generator = torch.Generator().manual_seed(seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in trained)
-    rows = [
-        _random_gradient(model, trained, inputs, differences, generator) for _ in range(size * (size + 3) // 2 + 20)
-    ]
+    points = size * (size + 3) // 2 + 20 if points is None else points
+    rows = [_random_gradient(model, trained, inputs, differences, generator) for _ in range(points)]
     weights, gradients = (torch.stack(column) for column in zip(*rows, strict=True))
     return weights, gradients / gradients.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
