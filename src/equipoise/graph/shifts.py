@@ -178,7 +178,9 @@ def _over(dims: Callable[[fx.Node, int], Any]) -> Callable[[fx.Node, Walk], Sour
 def _reduced(node: fx.Node, ndim: int) -> Sequence[int]:
     """The axes of a variance; all, if none are named."""
     dims: Any = node.args[1] if len(node.args) > 1 else None
-    return [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims or range(ndim)
+    if isinstance(dims, bool) or (not dims and dims != 0):
+        return range(ndim)
+    return [dims] if isinstance(dims, int) else dims
 
 
 def _group_norm(node: fx.Node, walk: Walk) -> Sources:
@@ -593,10 +595,8 @@ def _padded(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
     source, labels = next(_inputs(node)), dense(groups, _shape(walk, node))
     mode = node.args[2] if operation_name(node.target) == "pad" and len(node.args) > 2 else "constant"
     if labels is not None and mode == "constant":
-        yield (
-            source,
-            pull(labels, torch.constant_pad_nd(_all(_shape(walk, source)), node.args[1], -1), _shape(walk, source)),
-        )  # pyright: ignore[reportArgumentType]
+        shape, width = _shape(walk, source), tuple(node.args)[1]
+        yield source, pull(labels, torch.constant_pad_nd(_all(shape), width, -1), shape)  # pyright: ignore[reportArgumentType]
 
 
 def _idle(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
