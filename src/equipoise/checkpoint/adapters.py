@@ -263,6 +263,8 @@ def _inner(up: Stored) -> int:
 def _adapted(stored: Stored, update: _Update) -> Stored:
     if update.replaced is not None:
         its = update.replaced
-        return replace(its, name=stored.name, aliases=stored.aliases, layer=stored.layer)
+        return replace(its, name=stored.name, aliases=stored.aliases, use=stored.use)
     dtype = stored.dtype if stored.dtype == "float64" else "float32"
-    return replace(stored, dtype=dtype, read=lambda: update.applied(stored.read), mapped=False, stretch=None)
+    return replace(
+        stored, dtype=dtype, read=lambda: update.applied(stored.read), mapped=False, computed=True, stretch=None
+    )

@@ -17,14 +17,38 @@ _RECURRENT = re.compile(r"(?P<stem>.*?)weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|wte|wpe|emb)([._]|$)", re.IGNORECASE)
 _TURNED_LAYERS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # model_type, with Conv1D layers
 _TURNED = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
-_TURNED_CONVOLUTIONS = frozenset({f"ConvTranspose{d}d" for d in (1, 2, 3)})
+_TURNED_EXPERTS = frozenset(
+    {"gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"}
+)  # stored as (expert, in, out)
+_COUNTS_EXPERTS = re.compile(r"(^|_)(num|n)_(\w+_)?experts$")
+# In files, where no module tells a weight from what training only keeps: by the names that are in use
+_KEPT = (
+    (
+        re.compile(
+            r"(^|\.)(optim(izer)?(s|_states?|_state_dict)?)\.(.+\.)?(state|exp_avg|momentum_buffer)\b|"
+            r"(^|\.)((max_)?exp_avg(_sq(_row|_col)?|_diff|s)?|exp_inf|momentum_buffer|square_avg|grad_avg|acc_delta)(\.|$)"
+        ),
+        "a moment that an optimizer keeps, not a weight",
+    ),
+    (
+        re.compile(
+            r"(^|[._])((i?stft|istft|cqt\d*|vqt)([._]|$)|(forward|inverse)_(basis|transform)|mel_?(basis|filters?|fb|"
+            r"spectrogram|scale|weights?)|(mel|spectrogram)\.fb|filter_?bank|melmat|melW|wsin|wcos|cos_basis|sin_basis|"
+            r"(fft|cqt|dft)_?kernels?(_(real|imag))?|dct_mat|window_(sum|function))",
+            re.IGNORECASE,
+        ),
+        "a fixed transform (Fourier, wavelet or mel basis), not a weight",
+    ),
+    (re.compile(r"(^|[._])((attn|attention|causal)_mask|masked_bias|causal_mask|attn\.mask)$"), "a mask, not a weight"),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """A matrix in a stored tensor: `view` finds it in the tensor as read, `shape` is the layer's own (out, in, *taps).
 
-    It is measured as the `out × (in·taps)` matrix. `note` says what was done to get it, if anything.
+    It is measured as the `out × (in·taps)` matrix, which is a view as well unless `copied`. `note` says what was done
+    to get it, if anything.
     """
 
     stored: Stored
@@ -33,6 +57,7 @@ class Matrix:
     shape: tuple[int, ...]
     view: Callable[[Tensor], Tensor]
     note: str = ""
+    copied: bool = False
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -61,7 +86,7 @@ class Matrix:
 
     def streamed(self) -> Streamed:
         """The same matrix, to be read a few lines at a time; mapped ones whose unfolding is a view, anew each time."""
-        if not self.stored.mapped or self.view is _swap:
+        if not self.stored.mapped or self.copied:
             return Streamed.of(self.unfolded().detach())
         portion = self.numbers / max(self.stored.count, 1)
 
@@ -80,31 +105,78 @@ class Matrix:
 
 
 class Rules:
-    """The rules for one checkpoint: they look at names, shapes, `config.json` and, for a model, at its modules."""
+    """The rules for one checkpoint: they look at names, shapes, `config.json` and what modules or nodes say of use."""
 
     def __init__(self, tensors: Sequence[Stored], config: Mapping[str, Any], split: bool = True):
         self.shapes = {name: tensor.shape for tensor in tensors for name in tensor.names}
-        self.turned = config.get("model_type") in _TURNED_LAYERS
+        models = {its.get("model_type") for its in _sections(config)}
+        self.turned, self.turned_experts = bool(models & _TURNED_LAYERS), bool(models & _TURNED_EXPERTS)
+        self.experts = {
+            value
+            for section in _sections(config)
+            for name, value in section.items()
+            if _COUNTS_EXPERTS.search(name) and isinstance(value, int) and value > 1
+        }
         self.split = split
 
     def matrices(self, stored: Stored) -> list[Matrix] | str:
         """The matrices in a tensor, or why there is none."""
-        reason = stored.reason or _why_not(stored)
+        reason = stored.reason or _why_not(stored) or stored.use.reason
         if reason:
             return reason
-        for rule in (self._experts, self._recurrent, self._projections, self._conv1d, _convolution, _stack):
+        if self._is_stacked(stored, 2) and re.search(r"bias(es)?$", stored.name):
+            return "biases of stacked experts: vectors have no spectrum"
+        for rule in (
+            self._stacked,
+            self._gates,
+            self._recurrent,
+            self._projections,
+            self._conv1d,
+            _convolution,
+            _stack,
+        ):
             found = rule(stored)
             if found:
                 return found
         return [_plain(stored)]
 
-    def _experts(self, stored: Stored) -> list[Matrix]:
-        """`experts` in the name of a 3-D tensor: one matrix each."""
-        if len(stored.shape) != 3 or "experts" not in stored.name or not self.split:
+    def _is_stacked(self, stored: Stored, dimensions: int) -> bool:
+        """Whether each index of the first dimension is an expert of its own: by name, module or configuration."""
+        if len(stored.shape) != dimensions or (stored.use.kind or "").startswith("conv"):
+            return False
+        named = "experts" in stored.name and (dimensions == 3 or stored.shape[0] in self.experts)
+        counted = stored.shape[0] in self.experts and "conv" not in stored.name and dimensions == 3
+        return named or stored.use.stacked or counted
+
+    def _stacked(self, stored: Stored) -> list[Matrix]:
+        """Stacked experts, or the forms of `nn.Bilinear`: one matrix each."""
+        if len(stored.shape) != 3 or not self._is_stacked(stored, 3) or not self.split:
             return []
+        kind = stored.use.kind or "expert"
+        turned = stored.use.turned or (self.turned_experts and not stored.computed and kind == "expert")
+        rows, columns = stored.shape[1:]
+        shape = (columns, rows) if turned else (rows, columns)
+        note = "stored as (in, out)" if turned else ""
         return [
-            Matrix(stored, f"{stored.name}[{expert}]", "expert", stored.shape[1:], _item(expert))
-            for expert in range(stored.shape[0])
+            Matrix(stored, f"{stored.name}[{place}]", kind, shape, _item(place, turned), note)
+            for place in range(stored.shape[0])
+        ]
+
+    def _gates(self, stored: Stored) -> list[Matrix]:
+        """Gates that a node of a graph names, one dimension for the directions before them."""
+        gates = stored.use.gates
+        if not gates or len(stored.shape) != 3 or not self.split:
+            return []
+        directions, rows, columns = stored.shape
+        if directions > 2 or rows % len(gates):
+            return []
+        height = rows // len(gates)
+        sides = [""] if directions == 1 else ["[forward]", "[reverse]"]
+        names = [f"[{gate}]" if gate else "" for gate in gates]
+        return [
+            Matrix(stored, f"{stored.name}{side}{name}", "recurrent", (height, columns), _block(place, gate, height))
+            for place, side in enumerate(sides)
+            for gate, name in enumerate(names)
         ]
 
     def _recurrent(self, stored: Stored) -> list[Matrix]:
@@ -129,14 +201,19 @@ class Rules:
         return _parts(stored, "attention", ("q", "k", "v") if fused and self.split else ("",))
 
     def _conv1d(self, stored: Stored) -> list[Matrix]:
-        """GPT-2's `Conv1D` keeps (in, out); its `c_attn` is fused, and tells its orientation by its shape."""
-        if not _TURNED.search(stored.name) or len(stored.shape) != 2:
+        """What is kept as (in, out), as by GPT-2's `Conv1D`; its `c_attn` is fused, and tells so by its shape."""
+        if len(stored.shape) != 2 or not (stored.use.turned or _TURNED.search(stored.name)):
             return []
         rows, columns = stored.shape
         fused = ".c_attn." in f".{stored.name}" and 3 * min(rows, columns) == max(rows, columns)
-        turned = self.turned or stored.layer == "Conv1D" or (fused and rows < columns)
+        turned = self.turned or stored.use.turned or (fused and rows < columns)
         parts = ("q", "k", "v") if fused and self.split else ("",)
         return _parts(stored, "attention" if fused else "linear", parts, turned)
+
+
+def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The configuration, and those of its parts, as `text_config`."""
+    return [config, *(its for its in config.values() if isinstance(its, Mapping))]
 
 
 def _why_not(stored: Stored) -> str | None:
@@ -150,18 +227,28 @@ def _why_not(stored: Stored) -> str | None:
         return "a single number" if not stored.shape else "a vector: a spectrum needs two dimensions"
     if len(stored.shape) > 5:
         return f"it has {len(stored.shape)} dimensions: neither a matrix nor the kernel of a convolution"
-    return None
+    if stored.use.trained:
+        return None
+    return next((reason for pattern, reason in _KEPT if pattern.search(stored.name)), None)
 
 
 def _convolution(stored: Stored) -> list[Matrix]:
-    """A `weight` of three to five dimensions: (out, in, *taps), or (in, out, *taps) in a transposed convolution."""
-    if len(stored.shape) < 3 or not stored.name.endswith("weight"):
+    """A kernel of three to five dimensions: (out, in, *taps), or (in, out, *taps) in a transposed convolution."""
+    known = (stored.use.kind or "").startswith("conv")
+    if len(stored.shape) < 3 or not (known or (stored.name.endswith("weight") and not stored.use.kind)):
         return []
-    kind = f"conv{len(stored.shape) - 2}d"
-    if stored.layer in _TURNED_CONVOLUTIONS:
-        turned = (stored.shape[1], stored.shape[0], *stored.shape[2:])
-        return [Matrix(stored, stored.name, kind, turned, _swap, "stored as (in, out, *taps)")]
-    return [Matrix(stored, stored.name, kind, stored.shape, _same)]
+    kind, groups = f"conv{len(stored.shape) - 2}d", stored.use.groups
+    if not stored.use.turned:
+        return [Matrix(stored, stored.name, kind, stored.shape, _same)]
+    inputs, outputs, *taps = stored.shape
+    if inputs % groups:
+        return []
+    turned = (groups * outputs, inputs // groups, *taps)
+
+    def view(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    return [Matrix(stored, stored.name, kind, turned, view, "stored as (in, out, *taps)", copied=True)]
 
 
 def _stack(stored: Stored) -> list[Matrix]:
@@ -171,7 +258,8 @@ def _stack(stored: Stored) -> list[Matrix]:
     if all(size == 1 for size in stored.shape[:-2]):
         shape = stored.shape[-2:]
         return [Matrix(stored, stored.name, _kind(stored), shape, lambda tensor: tensor.reshape(shape))]
-    return [Matrix(stored, stored.name, "parameter", stored.shape, _same, "unfolded after its first dimension")]
+    kind = stored.use.kind or "parameter"
+    return [Matrix(stored, stored.name, kind, stored.shape, _same, "unfolded after its first dimension")]
 
 
 def _plain(stored: Stored, kind: str | None = None) -> Matrix:
@@ -179,9 +267,11 @@ def _plain(stored: Stored, kind: str | None = None) -> Matrix:
 
 
 def _kind(stored: Stored) -> str:
-    if stored.layer in ("Embedding", "EmbeddingBag") or _EMBEDDING.search(stored.name):
+    if stored.use.kind:
+        return stored.use.kind
+    if _EMBEDDING.search(stored.name):
         return "embedding"
-    return "linear" if stored.layer == "Linear" or stored.name.endswith("weight") else "parameter"
+    return "linear" if stored.name.endswith("weight") else "parameter"
 
 
 def _parts(stored: Stored, kind: str, parts: Sequence[str], turned: bool = False) -> list[Matrix]:
@@ -199,13 +289,13 @@ def _parts(stored: Stored, kind: str, parts: Sequence[str], turned: bool = False
     ]
 
 
-def _item(place: int) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[place]
+def _item(place: int, turned: bool = False) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor[place].T if turned else tensor[place]
+
+
+def _block(direction: int, gate: int, height: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor[direction, gate * height : (gate + 1) * height]
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _swap(tensor: Tensor) -> Tensor:
-    return tensor.transpose(0, 1)

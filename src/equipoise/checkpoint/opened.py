@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from equipoise.checkpoint.effective import effective
 from equipoise.checkpoint.readers.limits import read_json
-from equipoise.checkpoint.readers.modules import read_module, read_state
+from equipoise.checkpoint.readers.modules import config_of, read_module, read_state
 from equipoise.checkpoint.readers.onnx import read_onnx
 from equipoise.checkpoint.readers.safetensors import read_index, read_safetensors
 from equipoise.checkpoint.readers.torch_save import LEGACY, ZIP, read_torch, read_torch_index, unnested
@@ -35,7 +36,7 @@ def open_checkpoint(source: Any) -> Checkpoint:
     Raises `InputError` for anything else, in one line.
     """
     if isinstance(source, nn.Module):
-        return _named(Checkpoint(type(source).__name__, read_module(source)))
+        return _named(Checkpoint(type(source).__name__, read_module(source), config_of(source)))
     if isinstance(source, Mapping):
         return _named(Checkpoint("state dict", read_state(unnested(source))))
     if not isinstance(source, str | os.PathLike):
@@ -96,6 +97,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _named(checkpoint: Checkpoint) -> Checkpoint:
     """Without the prefixes that `torch.compile` and data parallelism add, unless two names would become one."""
+    checkpoint = effective(checkpoint)
     cleaned = [tuple(map(_clean, tensor.names)) for tensor in checkpoint.tensors]
     flat = [name for names in cleaned for name in names]
     if len(set(flat)) < len(flat):

@@ -12,6 +12,7 @@ TYPES = (
     "attention",
     "recurrent",
     "expert",
+    "bilinear",
     "conv1d",
     "conv2d",
     "conv3d",

@@ -8,20 +8,42 @@ from threading import RLock
 from typing import Any
 from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _LEAST = 1 << 20  # bytes that are worth mapping a file anew
 
 
+@dataclass(frozen=True)
+class Use:
+    """How a model uses a tensor, as far as a module, a graph or a configuration says so.
+
+    `layer` is the class of the module or the operator of the node, `kind` the type in the table; `turned` for stored
+    as (in, out, …) rather than (out, in, …); `groups` those of a convolution; `stacked` for one matrix at each index of
+    the first dimension; `gates` name equal blocks of rows; `trained` for a parameter with gradients; `reason` says why
+    the tensor is no weight at all.
+    """
+
+    layer: str = ""
+    kind: str | None = None
+    turned: bool = False
+    groups: int = 1
+    stacked: bool = False
+    gates: tuple[str, ...] = ()
+    trained: bool = False
+    reason: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
     """One tensor: `read()` maps or fetches it; `reason` says why it cannot be read, where it cannot.
 
-    `aliases` are its other names, if it is tied; `layer` is the class of the module that owns it, where known. One that
-    is `mapped` costs nothing to read again, and `read(share)` says which share of it is going to be looked at.
-    `stretch(low, high)`, where there is one, reads those of its numbers, in the order of memory, past the mapping: the
-    system maps two megabytes where one number is looked at, and they count as memory.
+    `aliases` are its other names, if it is tied; `use` is what its module or node says of it, where known; `note` how
+    it is made, if it is `computed` from others whenever it is read. One that is `mapped` costs nothing to read again,
+    and `read(share)` says which share of it is going to be looked at. `stretch(low, high)`, where there is one, reads
+    those of its numbers, in the order of memory, past the mapping: the system maps two megabytes where one number is
+    looked at, and they count as memory.
     """
 
     name: str
@@ -29,9 +51,11 @@ class Stored:
     dtype: str
     read: Callable[..., Tensor]
     aliases: tuple[str, ...] = ()
-    layer: str | None = None
+    use: Use = Use()
     reason: str | None = None
     mapped: bool = False
+    computed: bool = False
+    note: str = ""
     stretch: Callable[[int, int], Tensor] | None = None
 
     @property
@@ -125,8 +149,36 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """What holds numbers and is no tensor, with the reason why they are not read."""
+
+    reason: str
+
+
+def as_tensor(value: Any) -> Tensor | Foreign | None:
+    """A tensor or an array as a tensor; what holds numbers that cannot be read; None for everything else.
+
+    >>> as_tensor(np.ones((2, 3))).shape, as_tensor("text"), as_tensor(np.array(["a"])).reason
+    (torch.Size([2, 3]), None, 'a numpy array of <U1')
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, torch.ScriptObject):
+        return Foreign(f"a {value._type().name()}, whose weights only its module can unpack: pass the model")
+    if isinstance(value, np.generic) or not hasattr(value, "__array__") or not hasattr(value, "dtype"):
+        return None
+    try:
+        array = np.asarray(value)
+        if array.dtype.name == "bfloat16":  # of ml_dtypes
+            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError, RuntimeError):
+        return Foreign(f"a {type(value).__module__.partition('.')[0]} array of {str(value.dtype).removeprefix('>')}")
+
+
 def stored(
-    tensors: Mapping[str, Tensor], read: Callable[[str], Callable[..., Tensor]], mapped: bool = False
+    tensors: Mapping[str, Tensor | Foreign], read: Callable[[str], Callable[..., Tensor]], mapped: bool = False
 ) -> tuple[Stored, ...]:
     """Each tensor once, with all names of those that share their numbers; `read(name)` says how to get it later.
 
@@ -136,13 +188,27 @@ def stored(
     """
     found: dict[object, Stored] = {}
     for name, tensor in tensors.items():
+        if isinstance(tensor, Foreign):
+            found[name] = Stored(name, (), "", Tensor, reason=tensor.reason)
+            continue
         key = _place(tensor) or name
         if key in found:
             found[key] = replace(found[key], aliases=(*found[key].aliases, name))
         else:
             shape, reason = tuple(tensor.shape), unreadable(tensor)
-            found[key] = Stored(name, shape, dtype_name(tensor.dtype), read(name), reason=reason, mapped=mapped)
+            its = Stored(name, shape, dtype_name(tensor.dtype), read(name), reason=reason, mapped=mapped)
+            found[key] = _dequantized(its) if tensor.is_quantized and not reason else its
     return tuple(found.values())
+
+
+def _dequantized(its: Stored) -> Stored:
+    """A tensor of `torch.ao` that knows its own scales."""
+
+    def read(*_: float) -> Tensor:
+        return its.read().dequantize()
+
+    note = f"dequantised: {its.dtype}"
+    return replace(its, dtype="float32", read=read, mapped=False, computed=True, note=note)
 
 
 def unreadable(tensor: Tensor) -> str | None:
@@ -151,8 +217,6 @@ def unreadable(tensor: Tensor) -> str | None:
         return "it has no numbers: it is on the meta device"
     if tensor.layout is not torch.strided:
         return f"its layout is {str(tensor.layout).removeprefix('torch.')}, not dense"
-    if tensor.is_quantized:
-        return "it is quantised: its numbers are codes"
     if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return f"it is a {type(tensor).__name__}, not a plain tensor"
     if tensor.nbytes > tensor.untyped_storage().nbytes():

@@ -10,7 +10,7 @@ from equipoise.checkpoint.matrices import Matrix, Rules
 from equipoise.checkpoint.measured import Row, Settings, measure, null_row
 from equipoise.checkpoint.stored import Checkpoint, Stored
 from equipoise.checkpoint.streamed import CHUNK, Streamed
-from equipoise.errors import EquipoiseError, InputError
+from equipoise.errors import EquipoiseError, InputError, one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,29 +43,40 @@ class Item:
     def memory(self, largest: int) -> int:
         """About how many bytes it takes to measure: the Gram matrix, and then chunks and what stays mapped of a file.
 
-        Of a file as much as a quarter of the `largest` tensor stays mapped.
+        Of a file as much as a quarter of the `largest` tensor stays mapped; what is computed is there as a whole.
         """
         if self.matrix is None:
             return 0
         rows, columns = self.matrix.sides
         size = self.numbers() * (torch.float32.itemsize if self.stored.mapped else 0)
         gram = 8 * min(rows, columns) ** 2
-        return gram + 2 * 8 * CHUNK + min(size, largest // 4)
+        made = self.stored.count * torch.float32.itemsize if self.stored.computed else min(size, largest // 4)
+        return gram + 2 * 8 * CHUNK + made
 
     def row(self, settings: Settings) -> Row:
         """Its row of the table. What goes wrong with one tensor is its reason, and the rest goes on."""
         shape = self.matrix.shape if self.matrix else self.stored.shape
         base: Row = {"name": self.name, "aliases": list(self.aliases), "type": self.kind, "shape": tuple(shape)}
-        base |= {"dtype": self.stored.dtype, "reason": self.reason, "note": self.matrix.note if self.matrix else ""}
+        base |= {"dtype": self.stored.dtype, "reason": self.reason, "note": self._note()}
         return base | (self._measured(self.matrix, settings) if self.matrix else self._vector())
+
+    def _note(self) -> str:
+        notes = (self.stored.note, self.matrix.note if self.matrix else "")
+        return "; ".join(note for note in notes if note)
 
     def _measured(self, matrix: Matrix, settings: Settings) -> Row:
         try:
             found = measure(matrix.streamed(), settings)
         except EquipoiseError as error:
             return {"reason": str(error)}
-        except (RuntimeError, NotImplementedError, ArithmeticError) as error:  # a dtype that torch cannot convert yet
-            return {"reason": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        except (
+            RuntimeError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # a dtype torch cannot convert
+            return {"reason": one_line(error)}
         return {"reason": found} if isinstance(found, str) else found | null_row(found, *matrix.sides, settings)
 
     def _vector(self) -> Row:

@@ -1,7 +1,8 @@
 """ONNX models: their initialisers and constants, with external data mapped and never looked for outside the folder."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from equipoise.checkpoint.readers.limits import inside
-from equipoise.checkpoint.stored import Stored, dtype_name
+from equipoise.checkpoint.readers.onnx_uses import Quantised, uses_in
+from equipoise.checkpoint.stored import Stored, Use, dtype_name
 from equipoise.errors import InputError
 
 LIMIT = 2 << 30  # protobuf's own
@@ -23,6 +25,7 @@ _RAW = {
     "FLOAT8E4M3FN": torch.float8_e4m3fn,
     "FLOAT8E5M2": torch.float8_e5m2,
 }
+_INTEGERS = {2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32}  # by protobuf's numbers
 
 
 def read_onnx(path: Path) -> tuple[Stored, ...]:
@@ -47,8 +50,11 @@ def read_onnx(path: Path) -> tuple[Stored, ...]:
     if not (tensors or model.graph.node or sparse):
         raise _refused(path, "an empty graph")
     named = [(tensor.name or f"constant_{place}", tensor) for place, tensor in enumerate(tensors)]
+    uses, quantised = uses_in(model.graph)
+    known = [replace(_stored(path, name, tensor), use=uses.get(name, Use())) for name, tensor in named]
+    by_name = dict(named)
     return (
-        *(_stored(path, name, tensor) for name, tensor in named),
+        *(_dequantized(path, its, quantised[its.name], by_name) if its.name in quantised else its for its in known),
         *(Stored(name, (), "", torch.Tensor, reason="it is sparse") for name in sparse),
     )
 
@@ -67,7 +73,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 def _stored(path: Path, name: str, tensor: Any) -> Stored:
     from onnx import TensorProto
 
-    shape, kind = tuple(tensor.dims), TensorProto.DataType.Name(tensor.data_type)
+    shape, kind = tuple(tensor.dims), _kind(tensor)
     if any(size < 0 for size in shape):
         raise _refused(path, f"{name} has the shape {shape}")
     dtype = _RAW.get(kind)
@@ -75,6 +81,32 @@ def _stored(path: Path, name: str, tensor: Any) -> Stored:
         return Stored(name, shape, kind.lower(), torch.Tensor)
     mapped = tensor.data_location == TensorProto.EXTERNAL
     return Stored(name, shape, dtype_name(dtype), _numbers(path, name, tensor, dtype), mapped=mapped)
+
+
+def _dequantized(path: Path, its: Stored, node: Quantised, tensors: Mapping[str, Any]) -> Stored:
+    """`scale · (q - zero point)`, as `DequantizeLinear` does; codes that are not read keep their reason."""
+    parts = [tensors.get(name) for name in (its.name, node.scale, node.zero) if name]
+    dtypes = [_INTEGERS.get(part.data_type) or _RAW.get(_kind(part)) for part in parts if part is not None]
+    if None in parts or None in dtypes or node.block or len(its.shape) < 1:
+        return its
+    code, scale, *zero = [
+        _numbers(path, its.name, part, dtype) for part, dtype in zip(parts, dtypes, strict=True) if part and dtype
+    ]
+    along = [-1 if place == node.axis % len(its.shape) else 1 for place in range(len(its.shape))]
+
+    def read(*_: float) -> Tensor:
+        factor, value = scale().float(), code().float()
+        shape = along if factor.numel() > 1 else [1] * value.ndim
+        return (value - zero[0]().float().reshape(shape) if zero else value) * factor.reshape(shape)
+
+    note = f"dequantised: {its.dtype}"
+    return replace(its, dtype="float32", read=read, reason=None, mapped=False, computed=True, note=note)
+
+
+def _kind(tensor: Any) -> str:
+    from onnx import TensorProto
+
+    return TensorProto.DataType.Name(tensor.data_type)
 
 
 def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable[..., Tensor]:

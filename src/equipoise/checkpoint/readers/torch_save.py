@@ -1,23 +1,26 @@
 """Files written by `torch.save`, read with `weights_only=True` and mapped, never executed."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.checkpoint.quiet import quiet
 from equipoise.checkpoint.readers.limits import read_index_of
 from equipoise.checkpoint.readers.pickles import require_plain_pickle
-from equipoise.checkpoint.stored import Mapped, Stored, stored
+from equipoise.checkpoint.stored import Foreign, Mapped, Stored, as_tensor, stored
 from equipoise.errors import InputError
 
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which files from before torch 1.6 begin
 _HEADERS = 5  # pickles before the numbers in such a file
 _DEPTH = 50
+_CONTAINERS = (Mapping, list, tuple, nn.Module)
+_PACKED = re.compile(r"\b_packed_params\.(?P<part>_packed_weight|_packed_params\.[01])$")
 
 
 def read_torch(path: Path) -> tuple[Stored, ...]:
@@ -33,7 +36,7 @@ def read_torch(path: Path) -> tuple[Stored, ...]:
     tensors = _load(path, legacy)
     if legacy:
         return stored(tensors, lambda name: lambda: tensors[name])
-    largest = max((tensor.nbytes for tensor in tensors.values()), default=0)
+    largest = max((tensor.nbytes for tensor in tensors.values() if isinstance(tensor, Tensor)), default=0)
     return stored(tensors, Mapped(lambda: _load(path, legacy).__getitem__, largest).reader, mapped=True)
 
 
@@ -42,7 +45,7 @@ def read_torch_index(index: Path) -> tuple[Stored, ...]:
     return read_index_of(index, read_torch)
 
 
-def _load(path: Path, legacy: bool) -> dict[str, Tensor]:
+def _load(path: Path, legacy: bool) -> dict[str, Tensor | Foreign]:
     try:
         with quiet():  # of old storages and protocols
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=not legacy)
@@ -87,32 +90,40 @@ def _damaged(path: Path, found: str) -> InputError:
     )
 
 
-def unnested(loaded: Any) -> dict[str, Tensor]:
-    """Every tensor in nested dicts, lists and tuples by its path; a single outer key is left out.
+def unnested(loaded: Any) -> dict[str, Tensor | Foreign]:
+    """Every tensor and array in nested dicts, lists and tuples by its path; a single outer key is left out.
 
     >>> sorted(unnested({"epoch": 3, "model": {"a": torch.ones(1), "b": [torch.ones(2)]}}))
     ['a', 'b.0']
     """
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-        holding = [value for value in loaded.values() if isinstance(value, Mapping | list | tuple) and _found(value)]
+    while isinstance(loaded, Mapping) and not any(as_tensor(value) is not None for value in loaded.values()):
+        holding = [value for value in loaded.values() if isinstance(value, _CONTAINERS) and tensors_in(value)]
         if len(holding) != 1:
             break
-        loaded = holding[0]
-    return {"tensor": loaded} if isinstance(loaded, Tensor) else _found(loaded)
+        loaded = holding[0].state_dict(keep_vars=True) if isinstance(holding[0], nn.Module) else holding[0]
+    whole = as_tensor(loaded)
+    return {"tensor": whole} if whole is not None else tensors_in(loaded)
 
 
-def _found(container: Any) -> dict[str, Tensor]:
-    """Depth first, each container once: a file may hold one that contains itself."""
-    found: dict[str, Tensor] = {}
+def tensors_in(container: Any) -> dict[str, Tensor | Foreign]:
+    """Every tensor and array by its path, depth first, each container once: one may contain itself."""
+    found: dict[str, Tensor | Foreign] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, Any, int]] = [("", container, 0)]
     while waiting:
         path, value, depth = waiting.pop()
-        if isinstance(value, Tensor):
-            found[path] = value
-        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen and depth < _DEPTH:
+        tensor = as_tensor(value)
+        if tensor is not None:
+            found[_PACKED.sub(_unpacked, path)] = tensor
+        elif isinstance(value, _CONTAINERS) and id(value) not in seen and depth < _DEPTH:
             seen.add(id(value))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            its = value.state_dict(keep_vars=True) if isinstance(value, nn.Module) else value
+            items = its.items() if isinstance(its, Mapping) else enumerate(its)
             below = [(f"{path}.{key}" if path else str(key), item, depth + 1) for key, item in items]
             waiting.extend(reversed(below))
     return found
+
+
+def _unpacked(place: re.Match[str]) -> str:
+    """What `torch.ao` keeps as a pair, or under a name of its own, by the names that the layer had before."""
+    return {"_packed_weight": "weight", "_packed_params.0": "weight", "_packed_params.1": "bias"}[place["part"]]

@@ -1,0 +1,94 @@
+"""The tensors of a checkpoint by name, and how several of them are put together to one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from equipoise.checkpoint.stored import Stored, Use
+
+
+@dataclass(frozen=True, eq=False)
+class Effective:
+    """A tensor that stands for its `parts`, which are then listed no more."""
+
+    stored: Stored
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The tensors of a checkpoint, by all of their names, and its configuration."""
+
+    tensors: Sequence[Stored]
+    config: Mapping[str, Any]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Stored]:
+        """Each tensor under each of its names."""
+        return {name: stored for stored in self.tensors for name in stored.names}
+
+    def get(self, name: str) -> Stored | None:
+        """The tensor of that name, if there is one."""
+        return self.by_name.get(name)
+
+    def ending(self, suffix: str) -> Iterator[tuple[str, Stored]]:
+        """What comes before the suffix, and the tensor, of every name that ends so; each tensor once."""
+        for stored in self.tensors:
+            name = next((name for name in stored.names if name.endswith(suffix)), None)
+            if name is not None:
+                yield name.removesuffix(suffix), stored
+
+    @property
+    def quantization(self) -> Mapping[str, Any]:
+        """`quantization_config` of `config.json`, which old exports call `compression_config`."""
+        found = self.config.get("quantization_config") or self.config.get("compression_config")
+        return found if isinstance(found, Mapping) else {}
+
+
+def put_together(
+    name: str,
+    shape: Sequence[int],
+    parts: Sequence[Stored],
+    compute: Callable[..., Tensor],
+    note: str,
+    suffixes: tuple[str, str] = ("", ""),
+) -> Effective:
+    """The tensor that `compute` makes of the numbers of its parts, in float32 or, of float64, in float64.
+
+    It is tied as the first part is: `suffixes` are the end of that part's name, and what stands there instead.
+    """
+    first = parts[0]
+    was, becomes = suffixes
+    aliases = tuple(alias.removesuffix(was) + becomes for alias in first.aliases if was and alias.endswith(was))
+    reason = next((part.reason for part in parts if part.reason), None)
+    made = Stored(
+        name,
+        tuple(shape),
+        "float64" if first.dtype == "float64" else "float32",
+        lambda: compute(*(part.read().detach() for part in parts)),
+        aliases,
+        replace(first.use, reason=None),
+        reason,
+        computed=True,
+        note=note,
+    )
+    return Effective(made, tuple(part.name for part in parts))
+
+
+def refused(name: str, shape: Sequence[int], dtype: str, parts: Sequence[Stored], reason: str) -> Effective:
+    """The row that says why the parts are not put together."""
+    made = Stored(name, tuple(shape), dtype, Tensor, use=Use(), reason=reason)
+    return Effective(made, tuple(part.name for part in parts))
+
+
+def working(tensor: Tensor) -> Tensor:
+    """In float32, or float64 if it is.
+
+    >>> import torch
+    >>> working(torch.ones(2, dtype=torch.bfloat16)).dtype, working(torch.ones(2, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return tensor if tensor.dtype.is_floating_point and tensor.itemsize > 4 else tensor.float()
