@@ -3,6 +3,8 @@
 import json
 import math
 
+import ml_dtypes
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -126,6 +128,144 @@ def test_convolutions():
     found = measured(model)
     assert_are(found, weights)
     assert [found[name]["type"] for name in weights] == ["conv1d", "conv2d", "conv3d", "conv2d"]
+
+
+def transposed(weight, groups):
+    """(out, in / groups, *taps) of a transposed convolution, one group after the other."""
+    return torch.cat([part.transpose(0, 1) for part in weight.chunk(groups)])
+
+
+def test_grouped_and_transposed_convolutions():
+    model = nn.ModuleDict(
+        {
+            "grouped": nn.ConvTranspose2d(6, 6, 3, groups=3),
+            "wide": nn.ConvTranspose1d(4, 8, 3, groups=2),
+            "deep": nn.ConvTranspose3d(3, 2, 2),
+            "depthwise": nn.Conv2d(4, 8, 3, groups=4),
+        }
+    )
+    weights = {f"{name}.weight": layer.weight for name, layer in model.items()}
+    for name in ("grouped", "wide", "deep"):
+        weights[f"{name}.weight"] = transposed(model[name].weight, model[name].groups)
+    found = measured(model)
+    assert_are(found, weights)
+    assert found["grouped.weight"]["shape"] == (6, 2, 3, 3)
+    assert found["grouped.weight"]["numerical_rank"] == 6
+    assert [found[name]["type"] for name in weights] == ["conv2d", "conv1d", "conv3d", "conv2d"]
+    # its output is that of the matrix on patches: the sum over a patch of ones is the sum over inputs and taps
+    layer = model["grouped"]
+    inside = layer(torch.ones(1, 6, 9, 9))[0, :, 4, 4] - layer.bias
+    assert torch.allclose(weights["grouped.weight"].sum((1, 2, 3)), inside, atol=1e-5)
+
+
+def test_bilinear_forms_are_matrices_and_no_kernels():
+    layer = nn.Bilinear(4, 3, 2)
+    assert_are(measured(layer), {f"weight[{k}]": layer.weight[k] for k in range(2)})
+    assert {row["type"] for row in measured(layer).values()} == {"bilinear"}
+    assert measured(layer, split=False)["weight"]["shape"] == (2, 4, 3)
+
+
+class Mixture(nn.Module):
+    def __init__(self, count=3, **attributes):
+        super().__init__()
+        self.num_experts = count
+        self.w_in, self.w_out = nn.Parameter(torch.randn(3, 8, 4)), nn.Parameter(torch.randn(3, 4, 8))
+        self.bias = nn.Parameter(torch.randn(3, 8))
+        self.router = nn.Linear(4, 3)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+def each(name, stack):
+    return {f"{name}[{k}]": matrix for k, matrix in enumerate(stack)}
+
+
+def test_stacked_experts_whatever_their_name(tmp_path):
+    model = nn.ModuleDict({"mixer": Mixture()})
+    mixer = model["mixer"]
+    expected = each("mixer.w_in", mixer.w_in) | each("mixer.w_out", mixer.w_out)
+    expected |= {"mixer.router.weight": mixer.router.weight}
+    found = measured(model)
+    assert_are(found, expected)
+    assert found["mixer.w_in[1]"]["type"] == "expert"
+    assert "biases of stacked experts" in rows(eq.analyze(model))["mixer.bias"]["reason"]
+    turned = Mixture(is_transposed=True)
+    assert_are(measured(turned, names="w_in*"), each("w_in", turned.w_in.transpose(1, 2)))
+
+    class ParallelExperts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 3, 4))
+
+    parallel = ParallelExperts()
+    assert_are(measured(parallel), each("weight", parallel.weight))
+    state = {key: value.detach() for key, value in model.state_dict().items()} | {"conv.weight": torch.randn(3, 2, 2)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_local_experts": 3}}))
+    assert_are(measured(tmp_path), expected | {"conv.weight": state["conv.weight"]})
+    (tmp_path / "config.json").unlink()
+    assert measured(tmp_path)["mixer.w_in"]["shape"] == (3, 8, 4)  # nothing says that they are experts
+
+
+def test_moments_masks_and_fixed_transforms_are_no_weights():
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    for optimizers in ({"optimizer": optimizer.state_dict()}, {"optimizer_states": [optimizer.state_dict()]}):
+        found = rows(eq.analyze({"model": model.state_dict(), **optimizers}))
+        assert [name for name, row in found.items() if row["reason"] is None] == ["model.weight"]
+        moments = [row["reason"] for name, row in found.items() if name.endswith("exp_avg")]
+        assert "a moment that an optimizer keeps, not a weight" in moments
+    kept = {
+        "_model.stft.forward_basis_buffer": torch.randn(6, 1, 8),
+        "spectrogram_extractor.stft.conv_real.weight": torch.randn(6, 1, 8),
+        "logmel_extractor.melW": torch.randn(8, 4),
+        "features.mel_scale.fb": torch.rand(8, 4),
+        "h.0.attn.masked_bias": torch.ones(1, 1, 4, 4),
+    }
+    weights = {"encoder.fb_proj.weight": torch.randn(3, 4), "optimizer_net.weight": torch.randn(3, 4)}
+    found = rows(eq.analyze(kept | weights))
+    assert {name for name, row in found.items() if row["reason"] is None} == set(weights)
+    assert "a fixed transform" in found["logmel_extractor.melW"]["reason"]
+
+    class Learned(nn.Module):  # a parameter is a weight, whatever it is called
+        def __init__(self):
+            super().__init__()
+            self.stft = nn.Conv1d(1, 6, 8)
+
+    assert "stft.weight" in measured(Learned())
+
+
+def test_nothing_that_holds_numbers_is_left_out():
+    matrix = np.random.default_rng(0).standard_normal((3, 4))
+    state = {
+        "array": matrix,
+        "swapped": matrix.astype(">f4"),
+        "half": matrix.astype(ml_dtypes.bfloat16),
+        "strided": matrix[::-1],
+        "nested": {"inner": [matrix.astype(np.float16)]},
+        "whole": np.ones((2, 2), int),
+        "text": np.array(["a", "b"]),
+        "objects": np.array([None, "b"]),
+        "layer": nn.Linear(4, 3),
+        "epoch": 3,
+        "name": "x",
+        "nothing": None,
+        "rate": np.float64(0.1),
+    }
+    found = rows(eq.analyze(state))
+    assert set(found) == {
+        *("array", "swapped", "half", "strided", "nested.inner.0", "whole", "text", "objects"),
+        *("layer.weight", "layer.bias"),
+    }
+    for name in ("array", "swapped", "strided"):
+        assert found[name]["stable_rank"] == pytest.approx(stable_rank(torch.from_numpy(matrix.copy())), rel=1e-6)
+    assert found["half"]["dtype"] == "bfloat16"
+    assert found["nested.inner.0"]["dtype"] == "float16"
+    assert "int64" in found["whole"]["reason"]
+    assert found["text"]["reason"] == "a numpy array of <U1"
+    assert found["objects"]["reason"] == "a numpy array of object"
 
 
 def test_raw_parameters_single_outputs_embeddings_and_experts():

@@ -144,8 +144,8 @@ class Rules:
         """Whether each index of the first dimension is an expert of its own: by name, module or configuration."""
         if len(stored.shape) != dimensions or (stored.use.kind or "").startswith("conv"):
             return False
-        named = "experts" in stored.name and (dimensions == 3 or stored.shape[0] in self.experts)
-        counted = stored.shape[0] in self.experts and "conv" not in stored.name and dimensions == 3
+        counted = stored.shape[0] in self.experts and "conv" not in stored.name
+        named = "experts" in stored.name and (dimensions == 3 or counted)
         return named or stored.use.stacked or counted
 
     def _stacked(self, stored: Stored) -> list[Matrix]:

@@ -133,7 +133,7 @@ def leftover(parts: Parts) -> Iterator[Effective]:
             coded.setdefault(prefix, "")
     for stored in parts.tensors:
         prefix, _, last = stored.name.rpartition(".")
-        if prefix not in coded or stored.reason or len(stored.shape) < 2:
+        if prefix not in coded or stored.reason or stored.use.reason or len(stored.shape) < 2:
             continue
         method = f"{coded[prefix]}, which is not read here: dequantise the model first" if coded[prefix] else ""
         if _SCALES.search(stored.name) and stored.dtype.startswith(("float", "bfloat")):
