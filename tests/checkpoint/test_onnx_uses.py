@@ -40,6 +40,9 @@ def test_products_convolutions_and_tables(tmp_path):
         "up": random(6, 2, 3, 3),
         "plain_up": random(6, 4, 3),
         "shape": np.array([[1, 2]]),
+        "summand": random(1, 6),
+        "factor": random(6, 1, 1),
+        "positions": random(5, 6),
     }
     nodes = [
         helper.make_node("MatMul", ["x", "x_w"], ["a"]),
@@ -53,6 +56,9 @@ def test_products_convolutions_and_tables(tmp_path):
         helper.make_node("Conv", ["x", "kernel"], ["g"], group=2),
         helper.make_node("ConvTranspose", ["x", "up"], ["h"], group=3),
         helper.make_node("ConvTranspose", ["x", "plain_up"], ["i"]),
+        helper.make_node("Add", ["a", "summand"], ["j"]),
+        helper.make_node("Mul", ["j", "factor"], ["k"]),
+        helper.make_node("Add", ["positions", "k"], ["l"]),
     ]
     found = rows(tmp_path, nodes, tensors)
     for name, matrix in {
@@ -70,6 +76,9 @@ def test_products_convolutions_and_tables(tmp_path):
     assert found["up"]["numerical_rank"] == 6
     assert_is(found["plain_up"], tensors["plain_up"].transpose(1, 0, 2), "conv1d")
     assert "int64" in found["shape"]["reason"]
+    assert_is(found["positions"], tensors["positions"], "parameter")
+    assert "a vector" in found["summand"]["reason"]
+    assert "a vector" in found["factor"]["reason"]
 
 
 @pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])

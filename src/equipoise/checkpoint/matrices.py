@@ -124,6 +124,8 @@ class Rules:
         reason = stored.reason or _why_not(stored) or stored.use.reason
         if reason:
             return reason
+        if stored.use.kind == "elementwise" and sum(size > 1 for size in stored.shape) < 2:
+            return "a vector: it multiplies or adds to each entry along one dimension"
         if self._is_stacked(stored, 2) and re.search(r"bias(es)?$", stored.name):
             return "biases of stacked experts: vectors have no spectrum"
         for rule in (
@@ -258,7 +260,7 @@ def _stack(stored: Stored) -> list[Matrix]:
     if all(size == 1 for size in stored.shape[:-2]):
         shape = stored.shape[-2:]
         return [Matrix(stored, stored.name, _kind(stored), shape, lambda tensor: tensor.reshape(shape))]
-    kind = stored.use.kind or "parameter"
+    kind = "bilinear" if stored.use.kind == "bilinear" else "parameter"
     return [Matrix(stored, stored.name, kind, stored.shape, _same, "unfolded after its first dimension")]
 
 
@@ -267,7 +269,7 @@ def _plain(stored: Stored, kind: str | None = None) -> Matrix:
 
 
 def _kind(stored: Stored) -> str:
-    if stored.use.kind:
+    if stored.use.kind and stored.use.kind != "elementwise":
         return stored.use.kind
     if _EMBEDDING.search(stored.name):
         return "embedding"

@@ -100,7 +100,7 @@ class Mapped:
     count as memory for as long as they are mapped, so a mapping serves for a quarter of the `largest` tensor, in bytes.
     """
 
-    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], largest: int, shelf: Shelf | None = None):
+    def __init__(self, opened: Callable[[], Callable[[str], Any]], largest: int, shelf: Shelf | None = None):
         self._opened, self._budget, self._shelf = opened, max(largest // 4, _LEAST), shelf or Shelf()
         self._get: Callable[[str], Tensor] | None = None
         self._looked_at: dict[str, tuple[float, int]] = {}  # the share of each tensor, and its bytes
@@ -165,7 +165,9 @@ def as_tensor(value: Any) -> Tensor | Foreign | None:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, torch.ScriptObject):
-        return Foreign(f"a {value._type().name()}, whose weights only its module can unpack: pass the model")
+        return Foreign(
+            f"a {str(value._type()).rpartition('.')[2]}, whose weights only its module can unpack: pass the model"
+        )
     if isinstance(value, np.generic) or not hasattr(value, "__array__") or not hasattr(value, "dtype"):
         return None
     try:
@@ -178,7 +180,7 @@ def as_tensor(value: Any) -> Tensor | Foreign | None:
 
 
 def stored(
-    tensors: Mapping[str, Tensor | Foreign], read: Callable[[str], Callable[..., Tensor]], mapped: bool = False
+    tensors: Mapping[str, Tensor | Foreign], read: Callable[[str], Callable[..., Any]], mapped: bool = False
 ) -> tuple[Stored, ...]:
     """Each tensor once, with all names of those that share their numbers; `read(name)` says how to get it later.
 

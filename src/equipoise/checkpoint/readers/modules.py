@@ -171,7 +171,8 @@ def _computed_by(prefix: str, module: nn.Module) -> Iterator[_Computed]:
     """What a module computes from its parameters and buffers."""
     start = re.escape(prefix)
     if parametrize.is_parametrized(module):
-        for name, its in module.parametrizations.items():
+        steps: Any = module.parametrizations
+        for name, its in steps.items():
             note = "parametrized by " + ", ".join(type(step).__name__.lstrip("_") for step in its)
             yield _Computed(prefix + name, _evaluation(its), note, re.compile(rf"{start}parametrizations\.{name}\..*"))
     for hook in module._forward_pre_hooks.values():
@@ -218,7 +219,7 @@ def _evaluation(its: nn.Module) -> Callable[[], Tensor]:
     return value
 
 
-def _unpacked(prefix: str, module: nn.Module) -> Iterator[_Computed]:
+def _unpacked(prefix: str, module: Any) -> Iterator[_Computed]:
     """Recurrent layers of `torch.ao.nn.quantized.dynamic`, which keep their weights in packed objects."""
     if not type(module).__module__.startswith("torch.ao.nn.quantized") or not hasattr(module, "get_weight"):
         return

@@ -1,6 +1,7 @@
 """ONNX models: their initialisers and constants, with external data mapped and never looked for outside the folder."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -52,7 +53,8 @@ def read_onnx(path: Path) -> tuple[Stored, ...]:
     named = [(tensor.name or f"constant_{place}", tensor) for place, tensor in enumerate(tensors)]
     uses, quantised = uses_in(model.graph)
     known = [replace(_stored(path, name, tensor), use=uses.get(name, Use())) for name, tensor in named]
-    by_name = dict(named)
+    times = Counter(name for name, _ in named)
+    by_name = {name: tensor for name, tensor in named if times[name] == 1}  # branches may use a name again
     return (
         *(_dequantized(path, its, quantised[its.name], by_name) if its.name in quantised else its for its in known),
         *(Stored(name, (), "", torch.Tensor, reason="it is sparse") for name in sparse),

@@ -7,6 +7,7 @@ from typing import Any
 from equipoise.checkpoint.stored import Use
 
 _GATES = {"LSTM": ("input", "output", "forget", "cell"), "GRU": ("update", "reset", "new"), "RNN": ("",)}
+_EACH = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "PRelu", "Where", "Equal", "Greater", "Less")
 _SAME = ("Identity", "Cast", "DequantizeLinear", "CastLike")
 _BLOCKS = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE", "QAttention", "DynamicQuantizeLSTM")
 
@@ -34,6 +35,7 @@ def uses_in(graph: Any) -> tuple[Mapping[str, Use], Mapping[str, Quantised]]:
     uses: dict[str, Use] = {}
     quantised: dict[str, Quantised] = {}
     sources: dict[str, _Source] = {}
+    each: dict[str, Use] = {}  # of no consequence where a node uses the same as a matrix
     for node in _nodes(graph):
         inputs = [sources.get(name, _Source(name)) for name in node.input]
         if node.op_type in (*_SAME, "Transpose") and inputs and node.output:
@@ -44,11 +46,13 @@ def uses_in(graph: Any) -> tuple[Mapping[str, Use], Mapping[str, Quantised]]:
             zero = node.input[2] if len(node.input) > 2 else ""
             axis, block = int(_attribute(node, "axis", 1)), int(_attribute(node, "block_size", 0))
             quantised.setdefault(node.input[0], Quantised(node.input[1], zero, axis, block))
+        if node.op_type in _EACH:
+            each |= {source.name: Use(node.op_type, "elementwise") for source in inputs}
         for place, use in _uses(node).items():
             if place < len(inputs) and inputs[place].name:
                 its = replace(use, turned=not use.turned) if inputs[place].transposed else use
                 uses.setdefault(inputs[place].name, its)
-    return uses, quantised
+    return each | uses, quantised
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
