@@ -144,6 +144,24 @@ def test_the_weights_are_those_that_peft_merges(name, tmp_path):
     assert len(changed) >= 2
 
 
+@pytest.mark.parametrize("options", [{"use_dora": True}, {}])
+def test_a_model_that_peft_adapts_in_memory(options):
+    peft = pytest.importorskip("peft")
+    targets = ["embed", "conv", "q_proj"]
+    adapted = peft.get_peft_model(Small(), peft.LoraConfig(r=2, target_modules=targets, **options))
+    with torch.no_grad():
+        for value in adapted.parameters():
+            value.add_(0.1 * torch.randn(value.shape))
+    found = eq.analyze(adapted, heavy_tail=False).set_index("name")
+    assert not any("lora" in name for name in found.index)
+    for name, value in adapted.merge_and_unload().state_dict().items():
+        if value.dim() > 1:
+            row = found.loc[f"base_model.model.{name}"]
+            expected = torch.linalg.svdvals(value.double().flatten(1))[:5].tolist()
+            assert row["singular_values"] == pytest.approx(expected, rel=1e-5), name
+    assert found.loc["base_model.model.conv.weight", "type"] == "conv2d"
+
+
 def test_patterns_are_regular_expressions_and_the_first_counts(tmp_path):
     """As `peft.utils.get_pattern_key`: at the start of a name or after a dot, up to its end."""
     state = {"model.layers.1.q_proj.weight": torch.randn(6, 5), "model.layers.11.q_proj.weight": torch.randn(6, 5)}

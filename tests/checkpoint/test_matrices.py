@@ -207,6 +207,17 @@ def test_stacked_experts_whatever_their_name(tmp_path):
     assert measured(tmp_path)["mixer.w_in"]["shape"] == (3, 8, 4)  # nothing says that they are experts
 
 
+def test_a_model_of_transformers_tells_its_configuration():
+    class Config:  # of the library: some keys are numbers, some values of any kind
+        def to_dict(self):
+            return {"model_type": ["x"], "id2label": {0: "a", 1: "b"}, 3: 4, "text_config": {"moe_num_experts": 5}}
+
+    model = nn.ModuleDict({"mixer": nn.ParameterDict({"w": torch.randn(5, 4, 3)})})
+    assert measured(model)["mixer.w"]["shape"] == (5, 4, 3)
+    model.config = Config()
+    assert_are(measured(model), each("mixer.w", model["mixer"]["w"]))
+
+
 def test_moments_masks_and_fixed_transforms_are_no_weights():
     model = nn.Linear(4, 3)
     optimizer = torch.optim.Adam(model.parameters())

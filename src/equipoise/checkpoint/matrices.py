@@ -109,13 +109,13 @@ class Rules:
 
     def __init__(self, tensors: Sequence[Stored], config: Mapping[str, Any], split: bool = True):
         self.shapes = {name: tensor.shape for tensor in tensors for name in tensor.names}
-        models = {its.get("model_type") for its in _sections(config)}
+        models = {str(its.get("model_type")) for its in _sections(config)}
         self.turned, self.turned_experts = bool(models & _TURNED_LAYERS), bool(models & _TURNED_EXPERTS)
         self.experts = {
             value
             for section in _sections(config)
             for name, value in section.items()
-            if _COUNTS_EXPERTS.search(name) and isinstance(value, int) and value > 1
+            if isinstance(value, int) and value > 1 and _COUNTS_EXPERTS.search(str(name))
         }
         self.split = split
 

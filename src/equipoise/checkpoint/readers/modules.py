@@ -1,5 +1,6 @@
 """Models and state dicts that are already in memory."""
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,12 +30,13 @@ _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class _Computed:
-    """A tensor that a module computes from what it stores, and the names of that."""
+    """A tensor that a module computes from what it stores, and the names of that; `owner` is what says its use."""
 
     name: str
     value: Callable[[], Tensor]
     note: str
     factors: re.Pattern[str]
+    owner: nn.Module | None = None
 
 
 def read_module(model: nn.Module) -> tuple[Stored, ...]:
@@ -152,7 +154,8 @@ def _stored(its: _Computed, aliases: tuple[str, ...], owners: Mapping[str, nn.Mo
         value = its.value()
     except Exception as error:  # of the module's own code
         return Stored(its.name, (), "", Tensor, aliases, reason=f"its module cannot compute it: {one_line(error)}")
-    use = replace(_use(its.name, owners, value), trained=True)
+    known = owners if its.owner is None else {its.name.rpartition(".")[0]: its.owner}
+    use = replace(_use(its.name, known, value), trained=True)
     reason = unreadable(value)
     return Stored(
         its.name,
@@ -184,6 +187,25 @@ def _computed_by(prefix: str, module: nn.Module) -> Iterator[_Computed]:
             name = hook._tensor_name
             yield _of_hook(prefix, name, "orig|mask", f"{name}_orig × {name}_mask", _pruned(hook, module))
     yield from _unpacked(prefix, module)
+    yield from _adapted(prefix, module)
+
+
+def _adapted(prefix: str, module: Any) -> Iterator[_Computed]:
+    """A layer that PEFT adapts, merged by its own code in a copy."""
+    if not all(hasattr(module, name) for name in ("get_base_layer", "merge", "active_adapters", "merged")):
+        return
+    base = module.get_base_layer()
+    if not isinstance(getattr(base, "weight", None), Tensor):
+        return
+
+    def value() -> Tensor:
+        layer = copy.deepcopy(module)
+        if not (layer.merged or getattr(layer, "disable_adapters", False)):
+            layer.merge()
+        return layer.get_base_layer().weight.detach()
+
+    factors = re.compile(rf"{re.escape(prefix)}(base_layer\.weight|(?!base_layer\.).*)")
+    yield _Computed(f"{prefix}weight", value, "merged with its adapters", factors, base)
 
 
 def _of_hook(prefix: str, name: str, parts: str, note: str, value: Callable[[], Tensor]) -> _Computed:
