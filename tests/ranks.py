@@ -40,7 +40,7 @@ def wrapped(model, kind, size):
 
 def train(model, optimizer, part, folder, lead):
     out = folder if lead else None
-    with eq.watch(model, optimizer, every=3, out=out, quiet=True) as log:
+    with eq.watch(model, optimizer, every=3, out=out, full=True, quiet=True) as log:
         for _ in range(9):
             optimizer.zero_grad()
             F.cross_entropy(model(X[part]), Y[part]).backward()

@@ -80,22 +80,54 @@ def test_spectra_are_those_of_the_full_decomposition():
             assert log.last("spectrum", "stable_rank", name) == pytest.approx(stable_rank, rel=1e-4)
 
 
-def test_a_step_of_sgd_with_decay_moves_the_laws_as_predicted_and_a_tampered_one_does_not():
+def test_a_wrong_backward_pass_is_an_alarm_and_a_right_one_moves_the_laws_as_predicted():
     model = network().double()
     optimizer = sgd(model, weight_decay=1e-2)
-    steps = iter(range(100))
-
-    def tamper():
-        if next(steps) >= 6:  # after the backward pass, so that the step does not follow the gradient identity
-            model[0].weight.grad.mul_(3)
-
+    steps = iter(range(1, 100))
+    model[0].weight.register_hook(lambda gradient: 3 * gradient if next(steps) >= 7 else gradient)
     with pytest.warns(eq.TrainingAlarm), eq.watch(model, optimizer, every=2, quiet=True) as log:
-        train(model, optimizer, before_step=tamper)
-    excess = values(log, "residual", "excess", "0.weight → 2.weight")
-    assert max(excess[step] for step in (1, 2, 4, 6)) < 1 < min(excess[step] for step in (8, 10))
-    excess = values(log, "drift", "excess", "0.weight → 2.weight")
-    assert max(excess[step] for step in (1, 2, 4, 6)) < 1
-    assert {(alarm.step, alarm.kind) for alarm in log.alarms} >= {(8, "gradient"), (8, "law")}
+        train(model, optimizer)
+    place = "0.weight → 2.weight"
+    excess = values(log, "residual", "excess", place)
+    assert sorted(excess) == [1, 2, 4, 6, 9, 10]  # 8 is judged with the next step
+    assert max(excess[step] for step in (1, 2, 4, 6)) < 1 < min(excess[step] for step in (9, 10))
+    excess = values(log, "drift", "excess", place)
+    assert sorted(excess) == [1, 2, 4, 6]  # nothing is foretold from a wrong gradient
+    assert max(excess.values()) < 1
+    assert [(alarm.step, alarm.kind, alarm.place) for alarm in log.alarms] == [(9, "gradient", place)]
+    assert log.notes == []
+
+
+def test_a_step_that_does_otherwise_than_it_says_is_an_alarm():
+    model = network().double()
+    optimizer = sgd(model)
+
+    @torch.no_grad()
+    def shrink(*_):
+        model[0].weight.mul_(0.99)
+
+    optimizer.register_step_post_hook(shrink)
+    with pytest.warns(eq.TrainingAlarm), eq.watch(model, optimizer, every=2, quiet=True) as log:
+        train(model, optimizer, steps=4)
+    assert {(alarm.step, alarm.kind, alarm.place) for alarm in log.alarms} == {(1, "law", "0.weight → 2.weight")}
+
+
+@pytest.mark.parametrize("first", [1, 5])
+def test_gradients_changed_after_backward_are_a_note_and_no_alarm(first):
+    model = network()
+    optimizer = sgd(model)
+    steps = iter(range(1, 100))
+
+    def clip():
+        if next(steps) >= first:
+            nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+
+    with eq.watch(model, optimizer, every=4, quiet=True) as log:
+        train(model, optimizer, steps=12, before_step=clip)
+    assert log.alarms == []
+    (note,) = log.notes
+    assert note.startswith(f"step {1 if first == 1 else 9}: gradients were changed between backward and step")
+    assert f"note: {note}" in log.summary()
 
 
 def test_other_optimizers_have_no_prediction_and_so_no_alarm():
@@ -118,7 +150,8 @@ def test_nothing_is_left_behind(fails):
         if fails:
             raise RuntimeError("the training broke")
     hooks = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    assert not any([*hooks, *(module._forward_pre_hooks for module in model.modules())])
+    hooks += [of for each in model.modules() for of in (each._forward_pre_hooks, each._forward_hooks)]
+    assert not any([*hooks, *(each._post_accumulate_grad_hooks for each in model.parameters())])
 
 
 def test_copies_made_before_the_first_forward_pass_are_left_alone():

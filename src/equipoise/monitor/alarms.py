@@ -1,7 +1,10 @@
 """What is worth a warning, and the sentence that says it."""
 
 import math
+import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +13,15 @@ from equipoise.store import Record
 
 class TrainingAlarm(UserWarning):
     """Something in a watched training that its owner should know."""
+
+
+def warn(message: str) -> None:
+    """A `TrainingAlarm`; where warnings are errors, a line on standard error: it must not end the training."""
+    try:
+        warnings.warn(message, TrainingAlarm, stacklevel=2)
+    except Warning:
+        with suppress(Exception):  # closed
+            print(message, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,8 @@ class Excess:
 _SAID = {  # by the observer of an excess
     "residual": (
         "gradient",
-        "the gradient breaks this law {:.1f} times beyond rounding: a wrong backward pass, gradients changed after it, "
-        "or a penalty on the weights within the loss",
+        "the gradient breaks this law {:.1f} times beyond rounding: a wrong backward pass, gradients of other weights "
+        "added to it, or a penalty on the weights within the loss",
     ),
     "drift": ("law", "the step moved this law {:.1f} times further from its prediction than rounding explains"),
 }

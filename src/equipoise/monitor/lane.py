@@ -1,25 +1,29 @@
 """One optimizer under watch: its hooks, its steps, and the looks around some of them."""
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from equipoise.errors import one_line
 from equipoise.laws import Laws
 from equipoise.laws.gauge import Dials, Taken
 from equipoise.laws.predict import plain_steps
-from equipoise.monitor.alarms import TrainingAlarm
+from equipoise.monitor.alarms import warn
 from equipoise.monitor.crew import Abandoned, whole
+from equipoise.monitor.gradients import BackwardRecord
 from equipoise.monitor.meter import Cadence, Meter
-from equipoise.monitor.scenery import Scenery
+from equipoise.monitor.optimizers import held, hooked, in_backward
+from equipoise.monitor.scenery import Scenery, untouched_generators
 from equipoise.monitor.spectra import Follower, canonical
 from equipoise.observers import Alignment, Memory, Observer, Reading, Scene, Snapshot, Unavailable
+from equipoise.observers.judgement import Judgement, judge
 
 
 class Desk(Protocol):
@@ -31,16 +35,26 @@ class Desk(Protocol):
         """Take what one observer read."""
         ...
 
+    def note(self, step: int, text: str) -> None:
+        """Take what is no alarm, and worth knowing; once."""
+        ...
+
     def close_look(self, step: int) -> None:
         """Pass on everything told since the last look."""
         ...
 
 
+SMALL = 1 << 22  # parameters, whose gradients are kept at the first step already
+
+
 @dataclass
 class Lane:
-    """The looks at the parameters that one optimizer holds. `off` says which observers are off, and why."""
+    """The looks at the parameters that one optimizer holds. `off` says which observers are off, and why.
 
-    optimizer: Optimizer
+    `optimizer` is what the user trains with; its step hooks, or those of the optimizers that it wraps, are used.
+    """
+
+    optimizer: Any
     scenery: Scenery
     observers: Sequence[Observer]
     cadence: Cadence
@@ -48,27 +62,46 @@ class Lane:
     meter: Meter
     desk: Desk
     off: dict[str, str]
-    earlier: frozenset[str] = frozenset()
+    before_it: Sequence["Lane"] = ()  # whose laws it does not read again
+    full: bool = False  # whether the first look and the last one are thorough
     step: int = 0
     due: int = 1
     looks: int = 0
     abandoned: bool = False  # a look has failed, and there will be no others
     scene: Scene | None = None
     taken: Taken | None = None  # of the laws, just before the step that is being taken
+    left: Taken | None = None  # of the laws, as `backward()` left weights and gradients before that step
     follower: Follower | None = None
     memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
+    record: BackwardRecord = field(default_factory=BackwardRecord)
+    suspicious: bool = False  # the last look found a law broken, and cannot say by whom
+    compared: bool = False  # it was looked at what `backward()` left
+    comparing: bool = False  # and will be at every look: a law was broken once
+    stepping: Optimizer | None = None  # whose step is under way
+    judged: frozenset[str] = frozenset()  # the laws that this optimizer holds all of
+    _revision: int = 0
+    _crashed: set[int] = field(default_factory=set)
 
-    def hook(self) -> list[Any]:
+    def hook(self) -> Iterator[Any]:
         """Register with the optimizer; the handles take the hooks away again."""
-        return [
-            self.optimizer.register_step_pre_hook(self._before),
-            self.optimizer.register_step_post_hook(self._after),
-        ]
+        optimizers = hooked(self.optimizer)
+        if not optimizers:
+            kind = type(self.optimizer).__name__
+            self.abandoned = True
+            for observer in self.observers:
+                self.off[observer.name] = (
+                    f"{kind} runs no step hooks, nor wraps a torch.optim.Optimizer that does; pass the one that steps"
+                )
+        for optimizer in optimizers:
+            yield optimizer.register_step_pre_hook(self._before)
+            yield optimizer.register_step_post_hook(self._after)
+        if optimizers and self._may_confirm and self._size <= SMALL:
+            self._safely(self._arm)
 
     @property
     def held(self) -> frozenset[str]:
         """The names of the parameters that the optimizer holds."""
-        own = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        own = held(self.optimizer)
         return frozenset(name for name, parameter in self.scenery.parameters.items() if id(parameter) in own)
 
     @property
@@ -81,9 +114,28 @@ class Lane:
         """Whether some observer will, so that what they have seen of the weights is not read again."""
         return any(getattr(observer, "reads_laws", False) for observer in self.on)
 
+    @property
+    def _may_confirm(self) -> bool:
+        """Where processes train together, each would have to know what the others' backward passes left."""
+        return self.scenery.crew.size == 1
+
+    @property
+    def _size(self) -> int:
+        return sum(parameter.numel() for parameter in self.scenery.parameters.values())
+
     # --- hooks ---
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._begin(optimizer, args, kwargs)
+        except Exception as error:  # nothing that happens here may end a training
+            self._abandon(error)
+            return None
+
+    def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.stepping is not None and self.stepping is not optimizer and self._is_inside(optimizer):
+            return None
+        self.stepping = optimizer
         self.step += 1
         if self.abandoned or self.step < self.due or (self.scene is not None and not self.memories):
             return None
@@ -92,63 +144,97 @@ class Lane:
             return None
         itself, *rest = args  # torch passes the optimizer among the arguments
         closure = kwargs.get("closure", rest[0] if rest else None)
-        if closure is None:
+        if not callable(closure):
             self._safely(self._look_before)
             return None
         looking = _once_after(closure, lambda: self._safely(self._look_before))  # gradients come with the closure
-        return ((itself, looking), {}) if rest else (args, kwargs | {"closure": looking})
+        return ((itself, looking, *rest[1:]), kwargs) if rest else (args, kwargs | {"closure": looking})
+
+    def _is_inside(self, optimizer: Optimizer) -> bool:
+        """Whether it is wrapped by the one whose step is under way."""
+        return any(each is optimizer for each in hooked(self.stepping)[1:])
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.abandoned or self.step < self.due:
+        if self.stepping is not optimizer:
             return
-        if self.memories:
-            self._safely(self._look_after)
-        if not self.abandoned:
-            self._safely(self._decide)
+        if not self.abandoned and self.step >= self.due:
+            if self.memories:
+                self._safely(self._look_after)
+            if not self.abandoned:
+                self._safely(self._decide)
+        self.stepping = None
+        if (
+            not self.abandoned
+            and self._may_confirm
+            and (self.suspicious or self.comparing)
+            and self.step + 1 == self.due
+        ):
+            self._safely(self._arm)
 
     def _decide(self) -> None:
-        self.due = self.scenery.crew.decided(self.cadence.following(self.step, self.meter))
+        following = self.step + 1 if self.suspicious else self.cadence.following(self.step, self.meter)
+        self.due = self.scenery.crew.decided(following)
+
+    def _arm(self) -> None:
+        own = self.held
+        self.record.arm({name: each for name, each in self.scenery.parameters.items() if name in own})
 
     # --- looks ---
 
     def _safely(self, look: Callable[[], None]) -> None:
         """Whatever fails in a look must not stop the training: all observers are off then, and `off` says why."""
         try:
-            look()
+            with untouched_generators():
+                look()
         except Exception as failure:
-            self.abandoned, error = True, self.scenery.crew.abandon(failure)
-            for position, observer in enumerate(self.observers):
-                if observer.name not in self.off:
-                    self._turn_off(position, error)
+            self._abandon(failure)
+
+    def _abandon(self, failure: Exception) -> None:
+        self.abandoned, error = True, self.scenery.crew.abandon(failure)
+        with suppress(Exception):
+            self.record.disarm()
+        for position, observer in enumerate(self.observers):
+            if observer.name not in self.off:
+                self._turn_off(position, error)
 
     @torch.no_grad()
     def _look_before(self) -> None:
         """What weights and gradients say together is taken while they do; it is told with the look after the step."""
+        self._notice()
         with self.meter.timed(setup=self.scene is None):
             if self.scene is None:
                 self.prepare()
-            self.taken = None
-            gradients = self.scenery.gradients(getattr(self.optimizer, "grad_scale", None))
+            self.taken = self.left = None
+            gradients = self._gradients()
             if gradients is None:
+                self.record.disarm()
                 return
             weights = self.scenery.weights()
             dials = self._dials(weights, gradients)
             if dials is not None and self._read_laws:
                 self.taken = dials.taken
+                self.left = self._left(weights, gradients)
             if any(hasattr(observer, "before") for observer in self.on):
                 self._ask("before", self._snapshot(weights, dials, gradients=whole(gradients), rates=self._rates()))
 
     @torch.no_grad()
     def _look_after(self, final: bool = False) -> None:
         setup = self.looks == 0 or final
+        if final:
+            self._notice()
         with self.meter.timed(setup):
+            if self.scene is None:
+                self.prepare()
             self.looks += 1
             weights, before = self.scenery.weights(), None if final else self.taken  # a last step may have failed
             self.taken = None
             dials = self._dials(weights, before=before)
             rates = {} if before is None else self._rates()
-            thorough = final or self.looks == 1 or self.looks % self.full_every == 0
-            self._ask("observe", self._snapshot(weights, dials, rates=rates, thorough=thorough, final=final))
+            thorough = (self.full and (final or self.looks == 1)) or self.looks % self.full_every == 0
+            judgement = self._judge(dials)
+            self._ask(
+                "observe", self._snapshot(weights, dials, rates=rates, thorough=thorough, final=final, **judgement)
+            )
             self.desk.close_look(self.step)
         if not setup:
             self.meter.close_look()
@@ -156,10 +242,14 @@ class Lane:
     @torch.no_grad()
     def prepare(self) -> None:
         """Read the model, and let every observer see where it starts; those that cannot work are off from here on."""
-        scenery = self.scenery
-        self.scene = scene = scenery.scene(self.held, self.cadence.every, self.earlier)
+        scenery, own = self.scenery, self.held
+        earlier: frozenset[str] = frozenset().union(*(lane.held for lane in self.before_it))
+        self.scene = scene = scenery.scene(own, self.cadence.every, earlier)
+        self.judged = frozenset(law.name for law in scene.laws or () if own.issuperset(law.parameters))
         self.desk.laws = scenery.laws
         for position, observer in enumerate(self.observers):
+            if position in self._crashed:
+                continue
             try:
                 self.memories[position] = observer.init(scene)
             except Abandoned:
@@ -175,9 +265,72 @@ class Lane:
         r = max((getattr(observer, "r", 1) for observer in on), default=1)
         self.follower = Follower(tuple(unfoldings), r, scenery.crew)
 
+    def _notice(self) -> None:
+        """Parts of the model that are others now: it is read again, and observers begin anew."""
+        said = self.scenery.refresh()
+        if said:
+            self.desk.note(self.step, f"{said}: what can be is read again, and drift counts from here")
+        if self._revision != self.scenery.revision:
+            self._revision = self.scenery.revision
+            if self.scene is not None:
+                self.scene, self.follower, self.taken, self.left = None, None, None, None
+                self.memories = {}
+                for position, observer in enumerate(self.observers):
+                    if position not in self._crashed:
+                        self.off.pop(observer.name, None)
+            if not self.held:
+                self.desk.note(self.step, f"{type(self.optimizer).__name__} holds no parameter of the model any more")
+
+    def _gradients(self) -> dict[str, Tensor] | None:
+        """Those that belong to the weights as they are; None where that cannot be said of them."""
+        if in_backward():
+            self.desk.note(
+                self.step, "the optimizer steps inside backward(): no law ever has all its gradients, none is judged"
+            )
+            return None
+        return self.scenery.gradients(getattr(self.stepping, "grad_scale", None))
+
+    def _left(self, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> Taken | None:
+        """What the laws say of weights and gradients as `backward()` left them, if it was armed."""
+        self.compared = self.record.armed
+        if not self.compared:
+            return None
+        own = self.held
+        kept = self.record.take(weights, {name: each for name, each in gradients.items() if name in own})
+        assert self.scene is not None
+        assert self.scene.gauge is not None
+        return None if kept is None else self.scene.gauge.take(kept[0], gradients | kept[1])
+
+    def _judge(self, dials: Dials | None) -> dict[str, Judgement]:
+        """By law, whether the gradient of the step before is right."""
+        panel = None if dials is None else dials.before
+        if dials is None or panel is None or self.scenery.example is None:
+            return {}
+        left = None if self.left is None else dials.gauge.tell(self.left).panels[0]
+        precision = self.scenery.example.precision
+        found = judge(panel, left, precision, self.judged, confirm=self._may_confirm)
+        self.suspicious, self.left = bool(found.unconfirmed) and not self.compared, None
+        self.comparing |= self.compared and not all(value <= 1 for value in found.excess.values())
+        if found.changed or (found.unconfirmed and self.compared):  # or they are none of a backward pass at all
+            self.comparing = True
+            self.desk.note(
+                self.step,
+                "gradients were changed between backward and step (clipping by value, noise, another point, by hand): "
+                "laws are judged by what backward() left",
+            )
+        return {"judgement": found}
+
     def finish(self) -> None:
-        """A last, thorough look at where the training ended."""
-        if self.memories:
+        """A last look at where the training ended, and the hooks off."""
+        with suppress(Exception):
+            self.record.disarm()
+        if self.memories and not self.abandoned:
+            if self.suspicious:
+                self.desk.note(
+                    self.step,
+                    "the gradient of the last look broke a law beyond rounding, and the training ended before a second "
+                    "one could tell whether backward() left it so",
+                )
             self._safely(partial(self._look_after, final=True))
 
     def _dials(
@@ -203,7 +356,7 @@ class Lane:
 
     def _rates(self) -> dict[str, tuple[float, float]]:
         """Of a step that is a plain one; a weight of no optimizer stays."""
-        plain = plain_steps(self.optimizer)
+        plain = {} if self.stepping is None else plain_steps(self.stepping)
         rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in self.scenery.parameters.items()}
         return {name: rate for name, rate in rates.items() if rate is not None}
 
@@ -226,9 +379,10 @@ class Lane:
     def _turn_off(self, position: int, error: Exception) -> None:
         name = self.observers[position].name
         self.memories.pop(position, None)
-        self.off[name] = error.found if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
+        self.off[name] = error.found if isinstance(error, Unavailable) else one_line(error)
         if not isinstance(error, Unavailable):
-            warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)
+            self._crashed.add(position)
+            warn(f"{name} is off: {self.off[name]}")
 
 
 def _skipped(optimizer: Optimizer) -> bool:
@@ -241,6 +395,7 @@ def _once_after(closure: Callable[..., Any], look: Callable[[], None]) -> Callab
     """The closure, with a look after its first evaluation: there weights and gradients belong together."""
     pending = [look]
 
+    @wraps(closure)
     def looking(*args: Any, **kwargs: Any) -> Any:
         loss = closure(*args, **kwargs)
         while pending:

@@ -1,19 +1,21 @@
 """What a watched training has said so far: records, alarms, what is off, and what the looking costs."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from equipoise.errors import one_line
 from equipoise.laws import Laws
-from equipoise.monitor.alarms import Alarm, Rule, TrainingAlarm
+from equipoise.monitor.alarms import Alarm, Rule, warn
 from equipoise.monitor.meter import Meter
 from equipoise.monitor.present import figure, summary
 from equipoise.observers import Reading
-from equipoise.sinks import Keeper, Sink
+from equipoise.sinks import Keeper, Memory, Sink
+from equipoise.sinks.background import Background
 from equipoise.store import Record
 
 
@@ -21,8 +23,9 @@ from equipoise.store import Record
 class Log:
     """The result of `eq.watch`, growing while the training runs.
 
-    `alarms` in the order in which they came, each kind once a place; `off` maps an observer or a sink that is not
-    working to the reason; `laws` are the model's, once the first step is taken.
+    `alarms` in the order in which they came, each kind once a place; `notes` what else is worth knowing: parts of the
+    model that were replaced, gradients that were changed between backward and step; `off` maps an observer or a sink
+    that is not working to the reason; `laws` are the model's, once the first step is taken.
     """
 
     keeper: Keeper
@@ -32,6 +35,7 @@ class Log:
     leads: bool = True
     meter: Meter = field(default_factory=Meter)
     alarms: list[Alarm] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     off: dict[str, str] = field(default_factory=dict)
     laws: Laws | None = None
     steps: int = 0
@@ -87,9 +91,29 @@ class Log:
         self._told += records
         for record in records:
             for rule in self._rules_about(record.quantity):
-                alarm = rule(record)
+                alarm = self._ruled(rule, record)
                 if alarm is not None:
                     self._raise(alarm, moment)
+
+    def _ruled(self, rule: Rule, record: Record) -> Alarm | None:
+        """One that fails is not asked again."""
+        name = getattr(rule, "__name__", type(rule).__name__)
+        if name in self.off:
+            return None
+        try:
+            return rule(record)
+        except Exception as error:
+            self._turn_off(name, error)
+            return None
+
+    def note(self, step: int, text: str) -> None:
+        """Take what is no alarm, and worth knowing; once."""
+        if all(known.partition(": ")[2] != text for known in self.notes):
+            self.notes.append(f"step {step}: {text}")
+
+    def _turn_off(self, name: str, error: Exception) -> None:
+        self.off[name] = one_line(error)
+        warn(f"{name} is off: {self.off[name]}")
 
     def _rules_about(self, quantity: str) -> Sequence[Rule]:
         """Those that look at a quantity, and those that look at all."""
@@ -116,14 +140,23 @@ class Log:
 
     def _to(self, sink: Sink, act: Callable[[Sink], None]) -> None:
         """A sink that fails is off; the training goes on."""
-        name = type(sink).__name__
+        name = sink.name if isinstance(sink, Background) else type(sink).__name__
         if name in self.off:
             return
         try:
             act(sink)
         except Exception as error:
-            self.off[name] = f"{type(error).__name__}: {error}"
-            warnings.warn(f"{name} is off: {self.off[name]}", TrainingAlarm, stacklevel=2)
+            self._turn_off(name, error)
+            if sink is self.keeper:
+                self._keep_in_memory()
+
+    def _keep_in_memory(self) -> None:
+        """Where the folder can take no more: what was kept, as far as it can be read, and what comes."""
+        kept = Memory()
+        kept.steps_before = self.keeper.steps_before
+        with suppress(Exception):
+            kept.write([Record(*row) for row in self.keeper.table().itertuples(index=False, name=None)])
+        self.keeper = kept
 
     def _raise(self, alarm: Alarm, moment: tuple[int, float, float, float]) -> None:
         if any((alarm.kind, alarm.place) == (known.kind, known.place) for known in self.alarms):
@@ -131,6 +164,9 @@ class Log:
         self.alarms.append(alarm)
         self._told.append(Record(*moment, "alarm", alarm.place, alarm.kind, 1.0))
         if self.leads:
-            warnings.warn(str(alarm), TrainingAlarm, stacklevel=2)
-            if self.on_alarm is not None:
-                self.on_alarm(alarm)
+            warn(str(alarm))
+            if self.on_alarm is not None and "on_alarm" not in self.off:
+                try:
+                    self.on_alarm(alarm)
+                except Exception as error:
+                    self._turn_off("on_alarm", error)

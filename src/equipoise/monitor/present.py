@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from equipoise.monitor.log import Log
@@ -28,8 +28,12 @@ def summary(log: "Log") -> str:
     if log.laws is not None:
         lines.append(f"{len(log.laws)} laws, {log.laws.conserved} conserved quantities")
     lines += [f"off: {name} ({reason})" for name, reason in log.off.items()]
+    lines += [f"note: {note}" for note in log.notes]
     lines += [f"alarm: {alarm}" for alarm in log.alarms]
-    table = log.table()
+    try:
+        table = log.table()
+    except Exception as error:  # the folder is gone
+        return "\n".join([*lines, f"no records: {one_line(error)}"])
     return "\n".join([*lines, *_matrices(table.loc[table.observer == "spectrum"])])
 
 

@@ -1,16 +1,16 @@
 """What a training loop can offer its observers, read once from the model and the shapes of its inputs."""
 
-import inspect
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.chain import channel_axis, successions
 from equipoise.laws import Laws, invariances
@@ -18,34 +18,11 @@ from equipoise.laws.collection import kink_names
 from equipoise.laws.gauge import Gauge
 from equipoise.measure.unfolding import Unfolding
 from equipoise.monitor.crew import Crew, any_sharded, whole
-from equipoise.monitor.unwrap import own_buffers, own_parameters, shell, unwrapped
+from equipoise.monitor.forward import Example, hollow
+from equipoise.monitor.unwrap import Part, own_buffers, own_parameters, shell, structure
 from equipoise.observers import Probe, Scene
 
 LOOKS_TO_SETTLE = 10  # looks through which a neuron must keep its state to be called stable
-
-
-@dataclass(frozen=True)
-class Example:
-    """The arguments of one forward pass by their shapes, and the dtype of autocast if it was on."""
-
-    inputs: Inputs
-    precision: torch.dtype | None = None
-
-    @classmethod
-    def of_call(cls, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Example":
-        """Of the arguments of a call, none of which is kept."""
-        args, kwargs = pytree.tree_map_only(Tensor, _hollow, (args, dict(kwargs)))
-        if args and kwargs:  # by name, as far as they have one
-            names = inspect.signature(unwrapped(model).forward).parameters
-            args, kwargs = (), {**dict(zip(names, args, strict=False)), **kwargs}
-        device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return cls(kwargs or args, precision)
-
-
-def _hollow(tensor: Tensor) -> Tensor:
-    """Zeros of the same shape that take no memory."""
-    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 @dataclass
@@ -55,11 +32,31 @@ class Scenery:
     model: nn.Module
     example: Example | None
     crew: Crew = field(default_factory=Crew)
+    given: bool = False  # whether the inputs of the example are the user's
 
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """By the model's own names."""
-        return own_parameters(self.model)
+    def __post_init__(self) -> None:
+        self.parameters: dict[str, nn.Parameter] = own_parameters(self.model)  # by the model's own names
+        self.revision = 0  # how often the model has been found to be another one
+        self._structure = structure(self.model)
+        self._readings: dict[Any, Laws | str] = {}
+
+    def see(self, example: Example) -> None:
+        """Take what a forward pass shows; the inputs that the user gave come first."""
+        given = self.example
+        own = self.given and given is not None
+        self.example = replace(given, precision=example.precision) if own and given else example
+
+    def refresh(self) -> str:
+        """Compare the model, part by part, with the one that was read; says what is another."""
+        now = structure(self.model)
+        if now.keys() == self._structure.keys() and all(now[name] == part for name, part in self._structure.items()):
+            return ""
+        said = _differences(self._structure, now)
+        if now.keys() != self._structure.keys() or not all(now[name].is_same(self._structure[name]) for name in now):
+            self._readings.clear()
+        self._structure, self.parameters = now, own_parameters(self.model)
+        self.revision += 1
+        return said
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters as they are now, without history."""
@@ -78,22 +75,31 @@ class Scenery:
             for name, parameter in self.parameters.items()
         }
 
-    @cached_property
+    @property
     def _read(self) -> Laws | str:
-        """The laws, or why there are none."""
-        if self.example is None:
-            return "no forward pass of the model was seen before the first step; pass example_inputs="
-        try:
-            return invariances(shell(self.model), self.example.inputs)
-        except EquipoiseError as error:
-            return error.found
-        except Exception as error:  # whatever a model does when it is copied or traced must not stop its training
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        """The laws, or why there are none; read once for each choice of what is trained."""
+        key = tuple(part.trained for part in self._structure.values())
+        if key not in self._readings:
+            self._readings[key] = self._reading()
+        return self._readings[key]
 
-    @cached_property
+    def _reading(self) -> Laws | str:
+        if self.example is None:
+            return f"no forward pass of {_called(self.model)} was seen before the first step; pass example_inputs="
+        if self.example.inputs is None:
+            return self.example.unread
+        try:
+            return read_laws(self.model, self.example.inputs)
+        except EquipoiseError as error:
+            return f"{error.found}; {error.remedy}"
+        except Exception as error:  # whatever a model does when it is copied or traced must not stop its training
+            return one_line(error)
+
+    @property
     def laws(self) -> Laws | None:
         """The laws, where the model can be read."""
-        return None if isinstance(self._read, str) else self._read
+        read = self._read
+        return None if isinstance(read, str) else read
 
     def scene(self, held: frozenset[str], every: int, earlier: frozenset[str] = frozenset()) -> Scene:
         """What observers of the parameters in `held` are told: one optimizer's share of the model.
@@ -101,13 +107,15 @@ class Scenery:
         A law belongs to the first optimizer that holds a parameter of it, so none that `earlier` ones hold is here.
         """
         weights, laws = self.weights(), self.laws
-        reason = self._read if isinstance(self._read, str) else "none"
+        reason = self._read if isinstance(self._read, str) else "no optimizer"
         mine = lambda names: not held.isdisjoint(names) and earlier.isdisjoint(names)  # noqa: E731
         own = None if laws is None else [law for law in laws if mine(law.parameters)]
         gauge = None if own is None else replace(Gauge.sketch(own), beside=_vectors(weights))
         if gauge is not None and any_sharded(weights):
             gauge = replace(gauge, reduce=self.crew.reduce, share=self.crew.summands, together=self.crew.together)
         absent = dict.fromkeys(("laws", "gauge", "probe", "consecutive"), reason)
+        if laws is not None:
+            absent["consecutive"] = "no layer reads another with only activations, dropout or pooling between them"
         absent |= {"kinks": "no data: pass Activity(X)", "examples": "no data: pass Margin((X, y))"}
         return Scene(
             initial=whole(weights),
@@ -129,6 +137,49 @@ class Scenery:
         )
 
 
+def read_laws(model: nn.Module, inputs: Inputs) -> Laws:
+    """The laws of a model, read from a copy."""
+    return invariances(shell(model), inputs)
+
+
+@contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Whatever draws random numbers inside leaves the global generators of torch, NumPy and Python as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is meant)
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _called(model: nn.Module) -> str:
+    return f"{type(model).__name__}, called as a whole,"
+
+
+def _differences(before: Mapping[str, Part], now: Mapping[str, Part]) -> str:
+    """What a user did to a model, by the names of its parts."""
+    both = [name for name in now if name in before]
+    replaced = [name for name in both if not now[name].is_same(before[name])]
+    modules = [name for name in replaced if not now[name].is_parameter]
+    inside = lambda name: any(name.startswith(f"{each}.") or not each for each in modules)  # noqa: E731
+    frozen = [name for name in both if before[name].trained and not now[name].trained and name not in replaced]
+    unfrozen = [name for name in both if now[name].trained and not before[name].trained and name not in replaced]
+    told = {
+        "replaced": [name or "the model" for name in replaced if not inside(name)],
+        "added": [name for name in now if name not in before and not inside(name)],
+        "removed": [name for name in before if name not in now and not inside(name)],
+        "frozen": frozen,
+        "trained from now on": unfrozen,
+    }
+    return "; ".join(f"{_some(names)} {verb}" for verb, names in told.items() if names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, …, {names[-1]} ({len(names)})"
+
+
 def _vectors(weights: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
     """Name and length of each."""
     return tuple((name, len(weight)) for name, weight in weights.items() if weight.ndim == 1)
@@ -148,7 +199,7 @@ class _Prober:
     def __call__(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
         captured = self._graphs.get(inputs.shape)
         if captured is None:
-            captured = self._graphs[inputs.shape] = capture(shell(self.scenery.model).eval(), _hollow(inputs))
+            captured = self._graphs[inputs.shape] = capture(shell(self.scenery.model).eval(), hollow(inputs))
         places, seen = _places(captured), {}
 
         def record(node: fx.Node, args: tuple[Any, ...]) -> Any:

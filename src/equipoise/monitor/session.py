@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -10,17 +9,20 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Inputs
 from equipoise.monitor.alarms import Alarm, Rule, default_rules
 from equipoise.monitor.crew import Crew
+from equipoise.monitor.forward import Example, ForwardRecord
 from equipoise.monitor.lane import Lane
 from equipoise.monitor.log import Log
 from equipoise.monitor.meter import Cadence
-from equipoise.monitor.scenery import Example, Scenery
+from equipoise.monitor.optimizers import held, hooked
+from equipoise.monitor.scenery import Scenery
 from equipoise.monitor.unwrap import own_parameters
 from equipoise.observers import Alignment, Drift, Observer, Residual, Spectrum
 from equipoise.sinks import Call, Disk, Keeper, Memory, Sink
+from equipoise.sinks.background import Background
 
 
 def default_observers() -> tuple[Observer, ...]:
@@ -34,6 +36,7 @@ def watch(
     optimizer: Optimizer | Sequence[Optimizer],
     every: int = 50,
     *,
+    full: bool = False,
     observe: Sequence[Observer] | None = None,
     sinks: Sequence[Sink | Callable[[list[Any]], Any]] = (),
     out: str | PathLike[str] | None = None,
@@ -47,18 +50,22 @@ def watch(
     """Watch a training loop, which stays as it is: `with eq.watch(model, optimizer) as log: train()`.
 
     A look is taken at the first step and at every `every`-th: before it of the gradients and of what the step should do
-    to the laws, after it of what it did and of the spectra. Every `full_every`-th look is thorough, with full spectra
-    and whole laws; so are the first and a last one at the end. With `budget=0.02` looks come later where they would
-    take more than 2% of the time of the training. Several optimizers count their own steps.
+    to the laws, after it of what it did and of the spectra, which are followed from look to look. Every `full_every`-th
+    look adds full spectra and whole laws; with `full=True` so do the first and a last one at the end. With
+    `budget=0.02` looks come later where they would take more than 2% of the time of the training. Several optimizers
+    count their own steps; of one that wraps others, as accelerate's, the hooks of those inside are used.
 
     The laws need to see a forward pass: the shapes of the first one are recorded, or are those of `example_inputs`.
     Where the model cannot be read, the observers that need it are off, `log.off` says why, and the training goes on; so
-    it does when an observer or a sink fails. Hooks on the optimizer are all that is added, and are gone at the end.
+    it does whatever fails in a look, in a sink, in a rule or in `on_alarm`. Hooks on the optimizer are all that is
+    added, and are gone at the end. A gradient that breaks a law at a step is compared with what `backward()` left,
+    where need be at the next step: one that was changed in between is a note in `log.notes`, and no alarm. Modules and
+    parameters that are replaced, added, removed or frozen are noted, and the laws are read again.
 
     `out` names a folder for the records (SQLite, and Parquet at the end); one of an earlier training goes on, and steps
-    are counted from its last. `sinks` are further ones, or callables
-    that take the records of each look. `alarms` are the rules (`default_rules()`); each alarm is a `TrainingAlarm`
-    warning, is in `log.alarms`, and is passed to `on_alarm`.
+    are counted from its last. `sinks` are further ones, each written by a thread of its own so that none can block the
+    training, or callables that take the records of each look, within it. `alarms` are the rules (`default_rules()`);
+    each alarm is a `TrainingAlarm` warning, is in `log.alarms`, and is passed to `on_alarm`.
 
     Raises `InputError` where the optimizer holds no parameter of the model, and `StoreError` for a folder in use.
 
@@ -73,71 +80,47 @@ def watch(
     >>> sorted(set(log.table().step)), log.last("residual", "residual", "0.weight → 2.weight") < 1e-6
     ([1, 5, 10], True)
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
     _check(model, optimizers, every, budget, full_every)
     crew = Crew.present()
     observers = default_observers() if observe is None else tuple(observe)
     with ExitStack() as stack:
         keeper: Keeper = Disk(out, _asked(every, budget, observers)) if out and crew.leads else Memory()
-        others = [sink if isinstance(sink, Sink) else Call(sink) for sink in sinks]
+        others = [Background(sink) if isinstance(sink, Sink) else Call(sink) for sink in sinks]
         log = Log(keeper, others, default_rules() if alarms is None else alarms, on_alarm, crew.leads)
-        scenery = Scenery(model, None if example_inputs is None else Example(example_inputs), crew)
-        lanes = _lanes(scenery, optimizers, observers, Cadence(every, budget), full_every, log)
+        given = example_inputs is not None
+        scenery = Scenery(model, Example(example_inputs) if given else None, crew, given)
+        lanes: list[Lane] = []
+        for each in optimizers:
+            cadence = Cadence(every, budget)
+            lane = Lane(each, scenery, observers, cadence, full_every, log.meter, log, log.off, tuple(lanes), full)
+            lanes.append(lane)
         stack.push(partial(_end, log, quiet))  # last of all, when the hooks are gone
-        for handle in (_FirstForward(scenery).handle, *(handle for lane in lanes for handle in lane.hook())):
-            stack.callback(handle.remove)
+        stack.callback(ForwardRecord(model, scenery.see).remove)
+        for lane in lanes:
+            stack.callback(lane.record.disarm)
+            for handle in lane.hook():
+                stack.callback(handle.remove)
         yield log
         for lane in lanes:
             lane.finish()
 
 
-class _FirstForward:
-    """A forward pre-hook that records the shapes of one call and goes; copies of the model get an inert one."""
-
-    def __init__(self, scenery: Scenery):
-        self.scenery = scenery
-        self.handle = scenery.model.register_forward_pre_hook(self, with_kwargs=True)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.handle.remove()
-        seen, given = Example.of_call(module, args, kwargs), self.scenery.example
-        self.scenery.example = seen if given is None else replace(given, precision=seen.precision)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inert, ()
-
-
-def _inert() -> Callable[..., None]:
-    return _ignore
-
-
-def _ignore(*args: Any) -> None:
-    return None
-
-
-def _lanes(
-    scenery: Scenery, optimizers: list[Optimizer], observers: Sequence[Observer], cadence: Cadence, full: int, log: Log
-) -> list[Lane]:
-    lanes: list[Lane] = []
-    earlier: frozenset[str] = frozenset()
-    for optimizer in optimizers:
-        lane = Lane(optimizer, scenery, observers, cadence, full, log.meter, log, log.off, earlier)
-        earlier |= lane.held
-        lanes.append(lane)
-    return lanes
-
-
 def _end(log: Log, quiet: bool, raised: type[BaseException] | None, *_: Any) -> None:
-    log.close("finished" if raised is None else "interrupted")
-    if log.leads and not quiet:
-        print(log.summary())
+    """Whatever fails here, as the disk that is full, must not end the training."""
+    try:
+        log.close("finished" if raised is None else "interrupted")
+        if log.leads and not quiet:
+            print(log.summary())
+    except Exception as error:
+        log.off["summary"] = one_line(error)
 
 
 def _asked(every: int, budget: float | None, observers: Sequence[Observer]) -> dict[str, Any]:
     return {"kind": "watch", "every": every, "budget": budget, "observers": [observer.name for observer in observers]}
 
 
-def _check(model: nn.Module, optimizers: list[Optimizer], every: int, budget: float | None, full_every: int) -> None:
+def _check(model: nn.Module, optimizers: list[Any], every: int, budget: float | None, full_every: int) -> None:
     if every < 1 or full_every < 1:
         raise InputError(
             expected="a look every so many steps, 1 or more",
@@ -160,10 +143,10 @@ def _check(model: nn.Module, optimizers: list[Optimizer], every: int, budget: fl
         )
     own = {id(parameter) for parameter in named.values()}
     for optimizer in optimizers:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if own.isdisjoint(held):
+        inside = held(optimizer)
+        if own.isdisjoint(inside) and hooked(optimizer):
             raise InputError(
                 expected="an optimizer of the model's parameters",
-                found=f"{type(optimizer).__name__} with {len(held)} other parameters",
+                found=f"{type(optimizer).__name__} with {len(inside)} other parameters",
                 remedy="pass the optimizer made from model.parameters()",
             )

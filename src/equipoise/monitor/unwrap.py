@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -94,6 +95,54 @@ def _named(module: nn.Module, kind: str, prefix: str = "") -> Iterator[tuple[str
     for name, child in module._modules.items():
         if child is not None:
             yield from _named(child, kind, f"{prefix}{name}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A module or a parameter of a model at one time, to be compared with what is in its place later."""
+
+    it: Any
+    trained: bool = False
+    shape: tuple[int, ...] = ()
+
+    @property
+    def is_parameter(self) -> bool:
+        """Or a module."""
+        return isinstance(self.it, Tensor)
+
+    def is_same(self, other: "Part") -> bool:
+        """Whether it is the very same object, whatever has become of it."""
+        return self.it is other.it
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Part)
+            and self.it is other.it
+            and (self.trained, self.shape) == (other.trained, other.shape)
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.it), self.trained, self.shape))
+
+
+def structure(model: nn.Module) -> dict[str, Part]:
+    """Every module and parameter by the model's own names.
+
+    >>> list(structure(nn.Sequential(nn.Linear(2, 1, bias=False))))
+    ['', '0', '0.weight']
+    """
+    return dict(_parts(model, ""))
+
+
+def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, Part]]:
+    module = unwrapped(module)
+    yield prefix.removesuffix("."), Part(module)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, Part(parameter, parameter.requires_grad, tuple(parameter.shape))
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _parts(child, f"{prefix}{name}.")
 
 
 def shell(model: nn.Module) -> nn.Module:

@@ -49,9 +49,13 @@ def _rounding(panel: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
     assert panel.scales is not None
     eta = np.array([rate[0] if rate else 0.0 for rate in rates])
     weights = np.array([ALARM * torch.finfo(dtype).eps for dtype in panel.dtypes])
-    computed = zip(panel.laws, panel.dtypes, strict=True)
-    gradients = np.array([tolerance(dtype, law.precision, snapshot.precision) for law, dtype in computed])
+    gradients = np.array(_tolerances(panel, snapshot))
     return weights * panel.sizes + 2 * eta * gradients * panel.scales
+
+
+def _tolerances(panel: Panel, snapshot: Snapshot) -> list[float]:
+    found = zip(panel.laws, panel.dtypes, strict=True)
+    return [tolerance(snapshot.precision, dtype, law.precision) for law, dtype in found]
 
 
 def _seen(dials: Dials, start: np.ndarray, snapshot: Snapshot) -> Iterator[Reading]:
@@ -72,7 +76,8 @@ def _mismatches(dials: Dials, snapshot: Snapshot) -> list[tuple[float, float] | 
     panel, before = dials.panel, dials.before
     if before is None:
         return [None] * len(panel.laws)
-    rates = [snapshot.rate(law) if law.exact else None for law in panel.laws]
+    known = zip(panel.laws, before.residuals, _tolerances(before, snapshot), strict=True)  # T2.2 rests on T1
+    rates = [snapshot.rate(law) if law.exact and residual <= limit else None for law, residual, limit in known]
     mismatches = panel.layout.lengths(panel.values - before.values - before.predicted(rates))
     found = zip(mismatches, _rounding(before, rates, snapshot).tolist(), rates, strict=True)
     return [None if rate is None else (mismatch, rounding) for mismatch, rounding, rate in found]

@@ -19,6 +19,7 @@ from equipoise.laws.law import Law
 from equipoise.measure.leading import Leading
 from equipoise.measure.spectrum import Spectrum
 from equipoise.measure.unfolding import Unfolding
+from equipoise.observers.judgement import Judgement
 
 Memory = dict[str, Tensor]  # what an observer carries from one instant to the next; saved with a run
 
@@ -130,6 +131,7 @@ class Snapshot:
     gradients: Mapping[str, Tensor] | None = None  # of the loss, at these weights
     dials: Dials | None = None  # what the laws say, and, after a step, what they said before it
     precision: torch.dtype | None = None  # in which the gradients were computed; None: that of the weights
+    judgement: Judgement | None = None  # of the gradient of the step, law by law; None: by its residuals alone
     rates: Mapping[str, tuple[float, float]] = field(
         default_factory=dict
     )  # (η, λ) of the step, for weights that plain SGD moves

@@ -13,7 +13,9 @@ class Residual:
 
     Unchanged by any scale of the loss, by accumulation and by clipping of the whole. `excess` is the residual in units
     of what rounding in the dtype of the backward pass explains: above 1 the gradient is wrong, or the loss depends on
-    the weights otherwise than through the outputs (a penalty).
+    the weights otherwise than through the outputs (a penalty). In a training loop a law that is broken at the step is
+    judged by what `backward()` left, at the next step if need be; one whose weights are not all held by the optimizer
+    is not judged.
     """
 
     name: ClassVar[str] = "residual"
@@ -31,10 +33,12 @@ class Residual:
             panel = scene.require("gauge").read(snapshot.parameters, snapshot.linearisation.gradients())
         if panel is None:
             return memory, []
-        readings = []
+        readings, judged = [], None if snapshot.judgement is None else snapshot.judgement.excess
         for law, dtype, residual in zip(panel.laws, panel.dtypes, panel.residuals, strict=True):
             readings.append(Reading(law.name, "residual", residual))
-            if law.exact:
-                explained = tolerance(dtype, law.precision, snapshot.precision)
-                readings.append(Reading(law.name, "excess", residual / explained))
+            excess = None if judged is None else judged.get(law.name)
+            if judged is None and law.exact:
+                excess = residual / tolerance(dtype, law.precision, snapshot.precision)
+            if excess is not None:
+                readings.append(Reading(law.name, "excess", excess))
         return memory, readings

@@ -12,7 +12,7 @@ from equipoise.store import Record
 
 @runtime_checkable
 class Sink(Protocol):
-    """A place for records. One that raises is switched off, and the training goes on."""
+    """A place for records, written from a thread of its own. One that raises is switched off; the training goes on."""
 
     def write(self, records: Sequence[Record]) -> None:
         """Take the records of one look."""
