@@ -1,5 +1,26 @@
 """What goes wrong because of what was passed in: one line that says expected, found, and what to type."""
 
+_LONGEST = 2000  # characters of what was expected, found, or is to be typed
+
+
+def visible(text: str) -> str:
+    """The text with everything that does not show escaped: control characters, marks of direction, lone surrogates.
+
+    What is left is what a terminal prints as it stands, on one line, and what any encoding of Unicode can write.
+
+    >>> visible("layer.0 \x1b[2J\u202e ok")
+    'layer.0 \\x1b[2J\\u202e ok'
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _part(text: str) -> str:
+    """A part of a message: on one line, visible, and not without end."""
+    said = visible(" ".join(text.splitlines()))
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST // 2]} … {said[-_LONGEST // 4 :]}"
+
 
 class EquipoiseError(Exception):
     """Base of every error that Equipoise raises on purpose.
@@ -11,8 +32,8 @@ class EquipoiseError(Exception):
     """
 
     def __init__(self, *, expected: str, found: str, remedy: str):
-        self.expected, self.found, self.remedy = expected, found, remedy
-        super().__init__(f"expected {expected}; found {found}; {remedy}")
+        self.expected, self.found, self.remedy = map(_part, (expected, found, remedy))
+        super().__init__(f"expected {self.expected}; found {self.found}; {self.remedy}")
 
 
 class InputError(EquipoiseError, ValueError):
@@ -38,4 +59,4 @@ def one_line(error: Exception) -> str:
     'ValueError: two'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:300]
+    return visible(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:300])

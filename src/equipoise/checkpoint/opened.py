@@ -9,13 +9,15 @@ from typing import Any
 from torch import nn
 
 from equipoise.checkpoint.effective import effective
-from equipoise.checkpoint.readers.limits import read_json
+from equipoise.checkpoint.readers.limits import guarded, read_json, require_name
 from equipoise.checkpoint.readers.modules import config_of, read_module, read_state
 from equipoise.checkpoint.readers.onnx import read_onnx
+from equipoise.checkpoint.readers.paths import unnested
+from equipoise.checkpoint.readers.recognised import foreign_file, foreign_folder
 from equipoise.checkpoint.readers.safetensors import read_index, read_safetensors
-from equipoise.checkpoint.readers.torch_save import LEGACY, ZIP, read_torch, read_torch_index, unnested
+from equipoise.checkpoint.readers.torch_save import LEGACY, ZIP, read_torch, read_torch_index
 from equipoise.checkpoint.stored import Checkpoint, Stored
-from equipoise.errors import InputError
+from equipoise.errors import InputError, visible
 
 _USUAL = (
     "model.safetensors",
@@ -38,7 +40,8 @@ def open_checkpoint(source: Any) -> Checkpoint:
     if isinstance(source, nn.Module):
         return _named(Checkpoint(type(source).__name__, read_module(source), config_of(source)))
     if isinstance(source, Mapping):
-        return _named(Checkpoint("state dict", read_state(unnested(source))))
+        with guarded("the state dict"):
+            return _named(Checkpoint("state dict", read_state(unnested(source))))
     if not isinstance(source, str | os.PathLike):
         raise InputError(
             expected="a model, a state dict or the path of a checkpoint",
@@ -46,15 +49,20 @@ def open_checkpoint(source: Any) -> Checkpoint:
             remedy="pass a torch.nn.Module or a path",
         )
     path = Path(source)
-    file = _in_folder(path) if path.is_dir() else path
+    with guarded(str(path)):
+        return _in_file(path)
+
+
+def _in_file(path: Path) -> Checkpoint:
     try:
+        file = _in_folder(path) if path.is_dir() else path
         tensors = _read(file)
     except OSError as error:
         raise InputError(
-            expected=f"to read {file}", found=error.strerror or str(error), remedy="check the path"
+            expected=f"to read {path}", found=error.strerror or str(error), remedy="check the path"
         ) from None
     config = file.parent / "config.json"
-    found = Checkpoint(str(source), tensors, read_json(config) if config.is_file() else {})
+    found = Checkpoint(str(path), tensors, read_json(config) if config.is_file() else {})
     if not found.tensors:
         raise InputError(expected="a checkpoint with tensors", found=f"none in {file}", remedy="pass another file")
     return _named(found)
@@ -67,10 +75,13 @@ def _read(path: Path) -> tuple[Stored, ...]:
         start = file.read(max(9, len(LEGACY)))
     if path.name.endswith(".index.json"):
         return read_index(path) if ".safetensors." in path.name else read_torch_index(path)
-    if start.startswith((ZIP, LEGACY)):
+    if path.suffix != ".distcp" and start.startswith((ZIP, LEGACY)):
         return read_torch(path)
-    if start[8:9] == b"{":  # after the length of the header
+    if start[8:9] == b"{" and start[:1] not in b"[{<":  # after the length of the header, which no text begins with
         return read_safetensors(path)
+    foreign = foreign_file(path)
+    if foreign is not None:
+        raise foreign.told(path)
     if path.suffix == ".onnx":
         return read_onnx(path)
     raise InputError(
@@ -85,7 +96,11 @@ def _in_folder(folder: Path) -> Path:
     usual = [folder / name for name in _USUAL if (folder / name).is_file()]
     if usual:
         return usual[0]
-    others = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(_SUFFIXES))
+    there = sorted(folder.iterdir())
+    others = [path for path in there if path.is_file() and path.name.endswith(_SUFFIXES)]
+    foreign = foreign_folder(folder, [path.name for path in there])
+    if foreign is not None and len(others) != 1:
+        raise foreign.told(folder)
     if len(others) != 1:
         raise InputError(
             expected=f"one checkpoint in {folder}",
@@ -96,15 +111,22 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _named(checkpoint: Checkpoint) -> Checkpoint:
-    """Without the prefixes that `torch.compile` and data parallelism add, unless two names would become one."""
+    """With names as they may be listed, and without the prefixes that `torch.compile` and data parallelism add.
+
+    What does not show in a name is escaped. The prefixes stay where two names would become one without them.
+    """
+    for tensor in checkpoint.tensors:
+        for name in tensor.names:
+            require_name(name)
     checkpoint = effective(checkpoint)
-    cleaned = [tuple(map(_clean, tensor.names)) for tensor in checkpoint.tensors]
-    flat = [name for names in cleaned for name in names]
-    if len(set(flat)) < len(flat):
-        return checkpoint
+    for cleaned in (lambda name: visible(_clean(name)), visible, lambda name: visible(name.replace("\\", "\\\\"))):
+        named = [tuple(cleaned(name) for name in tensor.names) for tensor in checkpoint.tensors]
+        flat = [name for names in named for name in names]
+        if len(set(flat)) == len(flat):
+            break
     tensors = (
-        replace(tensor, name=names[0], aliases=names[1:])
-        for tensor, names in zip(checkpoint.tensors, cleaned, strict=True)
+        replace(tensor, name=names[0], aliases=names[1:], reason=tensor.reason and visible(tensor.reason))
+        for tensor, names in zip(checkpoint.tensors, named, strict=True)
     )
     return replace(checkpoint, tensors=tuple(tensors))
 

@@ -103,27 +103,26 @@ class Mapped:
     def __init__(self, opened: Callable[[], Callable[[str], Any]], largest: int, shelf: Shelf | None = None):
         self._opened, self._budget, self._shelf = opened, max(largest // 4, _LEAST), shelf or Shelf()
         self._get: Callable[[str], Tensor] | None = None
-        self._looked_at: dict[str, tuple[float, int]] = {}  # the share of each tensor, and its bytes
+        self._looked_at: dict[str, float] = {}  # the share of each tensor,
+        self._pages = 0.0  # and their bytes together
 
     def read(self, name: str, share: float = 1.0) -> Tensor:
         """The tensor, without touching its numbers; `share` of them will be."""
         with self._shelf.lock:
             get = self._get or self._again()
             tensor = get(name)
-            if self._looked_at and self._too_much(name, share, tensor.nbytes):
+            if self._looked_at and self._pages + self._more(name, share, tensor.nbytes) > self._budget:
                 del get, tensor  # the old mapping goes first
                 tensor = self._again()(name)
-            self._looked_at[name] = self._share(name, share), tensor.nbytes
+            more = self._more(name, share, tensor.nbytes)
+            self._pages += more
+            self._looked_at[name] = min(self._looked_at.get(name, 0.0) + share, 1.0)
             return tensor
 
-    def _too_much(self, name: str, share: float, size: int) -> bool:
-        """Whether looking at this as well would bring in more pages than the mapping is for."""
-        before = sum(part * size for part, size in self._looked_at.values())
-        more = (self._share(name, share) - self._share(name, 0.0)) * size
-        return more > 0 and before + more > self._budget
-
-    def _share(self, name: str, more: float) -> float:
-        return min(self._looked_at.get(name, (0.0, 0))[0] + more, 1.0)
+    def _more(self, name: str, share: float, size: int) -> float:
+        """How many bytes looking at this as well brings in."""
+        before = self._looked_at.get(name, 0.0)
+        return (min(before + share, 1.0) - before) * size
 
     def reader(self, name: str) -> Callable[..., Tensor]:
         """`read` of this name, for later."""
@@ -131,7 +130,7 @@ class Mapped:
 
     def release(self) -> None:
         """Let go of the mapping; tensors that are still in use keep their own hold on it."""
-        self._get, self._looked_at = None, {}
+        self._get, self._looked_at, self._pages = None, {}, 0.0
 
     def _again(self) -> Callable[[str], Tensor]:
         self.release()
@@ -188,19 +187,20 @@ def stored(
     >>> [entry.names for entry in stored({"a": weight, "b": weight}, lambda name: lambda: weight)]
     [('a', 'b')]
     """
-    found: dict[object, Stored] = {}
+    named: dict[object, list[str]] = {}
     for name, tensor in tensors.items():
+        key = name if isinstance(tensor, Foreign) else _place(tensor) or name
+        named.setdefault(key, []).append(name)
+    found: list[Stored] = []
+    for name, *aliases in named.values():
+        tensor = tensors[name]
         if isinstance(tensor, Foreign):
-            found[name] = Stored(name, (), "", Tensor, reason=tensor.reason)
+            found.append(Stored(name, (), "", Tensor, reason=tensor.reason))
             continue
-        key = _place(tensor) or name
-        if key in found:
-            found[key] = replace(found[key], aliases=(*found[key].aliases, name))
-        else:
-            shape, reason = tuple(tensor.shape), unreadable(tensor)
-            its = Stored(name, shape, dtype_name(tensor.dtype), read(name), reason=reason, mapped=mapped)
-            found[key] = _dequantized(its) if tensor.is_quantized and not reason else its
-    return tuple(found.values())
+        shape, reason = tuple(tensor.shape), unreadable(tensor)
+        its = Stored(name, shape, dtype_name(tensor.dtype), read(name), tuple(aliases), reason=reason, mapped=mapped)
+        found.append(_dequantized(its) if tensor.is_quantized and not reason else its)
+    return tuple(found)
 
 
 def _dequantized(its: Stored) -> Stored:

@@ -1,16 +1,48 @@
 """What a file may ask for: paths inside its folder, and a bounded amount of text."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from equipoise.checkpoint.stored import Stored
-from equipoise.errors import InputError
+from equipoise.errors import EquipoiseError, InputError, one_line
 
 JSON_LIMIT = 64 << 20  # the index of a model with half a million tensors
+NAME_LIMIT = 1024  # characters of a name
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Whatever a reader raises within, of whatever library, as one line."""
+    try:
+        yield
+    except (EquipoiseError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(
+            expected=f"a sound checkpoint in {what}", found=one_line(error), remedy="fetch or save it again"
+        ) from None
+
+
+def require_name(name: object) -> str:
+    """A name as it may be listed; `InputError` for one that is no text, or too long."""
+    if not isinstance(name, str):
+        raise InputError(
+            expected="tensors under keys that are text",
+            found="one under a key of another type",
+            remedy="save a state dict: torch.save(model.state_dict(), path)",
+        )
+    if len(name) > NAME_LIMIT:
+        raise InputError(
+            expected=f"names of at most {NAME_LIMIT} characters",
+            found=f"one of {len(name)} or more, {name[:40]!r} …",
+            remedy="rename the tensor and save it again",
+        )
+    return name
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -63,6 +95,8 @@ def read_index_of(index: Path, read: Callable[[Path], tuple[Stored, ...]]) -> tu
             found=f"none in {index.name}",
             remedy="pass the index that was saved with the shards",
         )
+    for name in shards:
+        require_name(name)
     tensors = [stored for shard in dict.fromkeys(shards.values()) for stored in read(inside(index.parent, shard))]
     lost = sorted(set(shards).difference(*(stored.names for stored in tensors)))
     return (*tensors, *(Stored(name, (), "", Tensor, reason=f"it is in no shard of {index.name}") for name in lost))

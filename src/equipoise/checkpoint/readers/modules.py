@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from equipoise.checkpoint.readers.torch_save import tensors_in
+from equipoise.checkpoint.readers.paths import tensors_in
 from equipoise.checkpoint.stored import Foreign, Stored, Use, dtype_name, stored, unreadable
 from equipoise.errors import one_line
 

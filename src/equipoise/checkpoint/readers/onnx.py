@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from equipoise.checkpoint.readers.limits import inside
+from equipoise.checkpoint.readers.mapping import mapped
 from equipoise.checkpoint.readers.onnx_uses import Quantised, uses_in
 from equipoise.checkpoint.stored import Stored, Use, dtype_name
 from equipoise.errors import InputError
@@ -81,8 +82,8 @@ def _stored(path: Path, name: str, tensor: Any) -> Stored:
     dtype = _RAW.get(kind)
     if dtype is None:
         return Stored(name, shape, kind.lower(), torch.Tensor)
-    mapped = tensor.data_location == TensorProto.EXTERNAL
-    return Stored(name, shape, dtype_name(dtype), _numbers(path, name, tensor, dtype), mapped=mapped)
+    outside = tensor.data_location == TensorProto.EXTERNAL
+    return Stored(name, shape, dtype_name(dtype), _numbers(path, name, tensor, dtype), mapped=outside)
 
 
 def _dequantized(path: Path, its: Stored, node: Quantised, tensors: Mapping[str, Any]) -> Stored:
@@ -119,7 +120,7 @@ def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable
     needed = math.prod(shape) * dtype.itemsize
     if tensor.data_location == TensorProto.EXTERNAL:
         where, offset = _external(path, name, tensor, needed)
-        return lambda share=1.0: _mapped(where, offset, needed).view(dtype).reshape(shape)
+        return lambda share=1.0: mapped(where, offset, needed).view(dtype).reshape(shape)
     if tensor.HasField("raw_data"):
         _require_length(path, name, needed, len(tensor.raw_data))
         return lambda: torch.frombuffer(bytearray(tensor.raw_data), dtype=dtype).reshape(shape)
@@ -140,12 +141,6 @@ def _external(path: Path, name: str, tensor: Any, needed: int) -> tuple[Path, in
         raise _refused(path, f"{name} is said to lie at {offset} in {where.name}, which ends before")
     _require_length(path, name, needed, length)
     return where, offset
-
-
-def _mapped(path: Path, offset: int, length: int) -> Tensor:
-    if length == 0:
-        return torch.empty(0, dtype=torch.uint8)
-    return torch.from_numpy(np.memmap(path, np.uint8, "c", offset, (length,)))  # "c": torch wants it writable
 
 
 def _require_length(path: Path, name: str, needed: int, found: int) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from equipoise.checkpoint.readers.limits import read_index_of
+from equipoise.checkpoint.readers.limits import read_index_of, require_name
+from equipoise.checkpoint.readers.mapping import stretch
 from equipoise.checkpoint.stored import Mapped, Shelf, Stored, dtype_name
 from equipoise.errors import InputError
 
@@ -25,11 +25,17 @@ _DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
     "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 
@@ -42,6 +48,7 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
     """
     aliases: dict[str, list[str]] = {}
     with _sound(path) as file:
+        starts = _starts(path)
         names = dict.fromkeys(file.keys())
         for dropped, kept in (file.metadata() or {}).items():
             if kept in names and dropped not in names:
@@ -52,7 +59,7 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
     largest = max(
         (math.prod(shape) * its.itemsize for _, shape, dtype in described if (its := known[dtype])), default=0
     )
-    mapped, starts = Mapped(lambda: _sound(path).get_tensor, largest, shelf), _starts(path)
+    mapped = Mapped(lambda: _sound(path).get_tensor, largest, shelf)
     return tuple(
         Stored(
             name,
@@ -61,7 +68,7 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
             mapped.reader(name),
             tuple(aliases.get(name, ())),
             mapped=True,
-            stretch=partial(_stretch, path, starts[name], its) if its else None,
+            stretch=partial(stretch, path, starts[name], its) if its else None,
         )
         for name, shape, dtype in described
         for its in (known[dtype],)
@@ -70,23 +77,21 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
 
 def _starts(path: Path) -> dict[str, int]:
     """Where in the file the numbers of each tensor begin; the header has been found to be sound."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise _unsound(path, "a name that is there twice")
+        return found
+
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {name: 8 + length + its["data_offsets"][0] for name, its in header.items() if name != "__metadata__"}
-
-
-def _stretch(path: Path, start: int, dtype: torch.dtype, low: int, high: int) -> Tensor:
-    """Numbers `low` to `high` of the tensor that starts there."""
-    numbers = torch.empty(high - low, dtype=dtype)
-    missing = numbers.view(torch.uint8).numpy().data
-    with path.open("rb", buffering=0) as file:
-        file.seek(start + low * dtype.itemsize)
-        while missing and (count := file.readinto(missing)):
-            missing = missing[count:]
-    if missing:
-        raise InputError(expected=f"{path.name} as it was", found="less of it", remedy="analyze it again")
-    return numbers
+        header = json.loads(file.read(length), object_pairs_hook=once)
+    return {
+        require_name(name): 8 + length + its["data_offsets"][0]
+        for name, its in header.items()
+        if name != "__metadata__"
+    }
 
 
 def read_index(index: Path) -> tuple[Stored, ...]:
@@ -102,8 +107,10 @@ def _sound(path: Path) -> Any:
     try:
         return safe_open(os.fspath(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            expected="a sound safetensors file",
-            found=f"{path.name}: {error}",
-            remedy="fetch or save it again",
-        ) from None
+        raise _unsound(path, str(error)) from None
+
+
+def _unsound(path: Path, found: str) -> InputError:
+    return InputError(
+        expected="a sound safetensors file", found=f"{path.name}: {found}", remedy="fetch or save it again"
+    )

@@ -1,43 +1,67 @@
-"""Files written by `torch.save`, read with `weights_only=True` and mapped, never executed."""
+"""Files written by `torch.save`: their pickle is read by `unpickler`, never executed, and their numbers are mapped."""
 
-import re
+import io
+import mmap
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.checkpoint.quiet import quiet
 from equipoise.checkpoint.readers.limits import read_index_of
-from equipoise.checkpoint.readers.pickles import require_plain_pickle
-from equipoise.checkpoint.stored import Foreign, Mapped, Stored, as_tensor, stored
+from equipoise.checkpoint.readers.mapping import mapped, stretch
+from equipoise.checkpoint.readers.paths import unnested
+from equipoise.checkpoint.readers.recognised import foreign_archive
+from equipoise.checkpoint.readers.unpickler import LIMIT, Damaged, Held, Refused, unpickled
+from equipoise.checkpoint.stored import Stored
 from equipoise.errors import InputError
 
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which files from before torch 1.6 begin
-_HEADERS = 5  # pickles before the numbers in such a file
-_DEPTH = 50
-_CONTAINERS = (Mapping, list, tuple, nn.Module)
-_PACKED = re.compile(r"\b_packed_params\.(?P<part>_packed_weight|_packed_params\.[01])$")
+_LIGHTNING = b"pytorch-lightning_version"
+_LOCAL = 30  # bytes of a part's own header in a zip archive, before its name
+_VIEWS = 8  # of one storage: tensors that share their numbers in other ways than as the same tensor
+_CODES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+
+
+class _Lightning(Refused):
+    """In a checkpoint of Lightning."""
+
+
+class _Place(NamedTuple):
+    """Where in the file a storage is, in bytes."""
+
+    offset: int
+    size: int
+
+
+class _Contents(NamedTuple):
+    """What a file holds: what its pickle describes, and where each storage lies."""
+
+    tree: Any
+    places: Mapping[str, _Place]
+    swapped: bool = False  # whether the numbers are in the other order of bytes
 
 
 def read_torch(path: Path) -> tuple[Stored, ...]:
     """The tensors in whatever dicts and lists the file holds, named by their path, as in `model.layer.weight`.
 
-    Where all tensors are under one key (`state_dict`, say), that key is left out of the names. Files from before
-    torch 1.6 cannot be mapped and are read as a whole. Raises `InputError` for a file that would run code, whose
-    parts are compressed or larger than the file, or that is damaged.
+    Where all tensors are under one key (`state_dict`, say), that key is left out of the names. Zip archives and files
+    from before torch 1.6 are read, what `torch.load(weights_only=True)` reads among them. Raises `InputError` for a
+    file that would run code, whose parts are compressed, appear twice or are larger than the file, whose storages are
+    not of the size that the pickle says, or that is something else, by its name.
     """
     with path.open("rb") as file:
         legacy = file.read(len(LEGACY)) == LEGACY
-    _require_plain(path, legacy)
-    tensors = _load(path, legacy)
-    if legacy:
-        return stored(tensors, lambda name: lambda: tensors[name])
-    largest = max((tensor.nbytes for tensor in tensors.values() if isinstance(tensor, Tensor)), default=0)
-    return stored(tensors, Mapped(lambda: _load(path, legacy).__getitem__, largest).reader, mapped=True)
+    with _damage_told(path):
+        contents = _legacy(path) if legacy else _archive(path)
+        tensors = unnested(contents.tree)
+        held = {name: value for name, value in tensors.items() if isinstance(value, Held)}
+        return _stored(path, held, contents)
 
 
 def read_torch_index(index: Path) -> tuple[Stored, ...]:
@@ -45,43 +69,27 @@ def read_torch_index(index: Path) -> tuple[Stored, ...]:
     return read_index_of(index, read_torch)
 
 
-def _load(path: Path, legacy: bool) -> dict[str, Tensor | Foreign]:
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Whatever a damaged file leads to, as one line."""
     try:
-        with quiet():  # of old storages and protocols
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=not legacy)
-            return unnested(loaded)
-    except Exception as error:  # whatever a damaged file leads to
-        raise _damaged(path, str(error).split("\n", 1)[0][:200] or type(error).__name__) from None
-
-
-def _require_plain(path: Path, legacy: bool) -> None:
-    if legacy:
-        with path.open("rb") as file:
-            for _ in range(_HEADERS):
-                require_plain_pickle(file, path.name)
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            pickles = [member for member in members if member.filename.split("/")[-1] == "data.pkl"]
-            _require_stored(path, members)
-            if len(pickles) != 1 or any(member.filename.endswith("/constants.pkl") for member in members):
-                raise _damaged(path, "an archive of something else, such as TorchScript")
-            with archive.open(pickles[0]) as file:
-                require_plain_pickle(file, path.name)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise error if isinstance(error, InputError) else _damaged(path, str(error)) from None
-
-
-def _require_stored(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """What `torch.save` writes is not compressed, so no part and no sum of parts is larger than the file."""
-    size = path.stat().st_size
-    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
-    named = {member.filename.lower() for member in members}
-    if packed:
-        raise _damaged(path, f"a compressed part {packed[0]!r}, which torch.save does not write")
-    if sum(member.file_size for member in members) > size or len(named) != len(members):
-        raise _damaged(path, "parts that overlap or are larger than the file")
+        yield
+    except InputError:
+        raise
+    except Refused as refused:
+        lightning = isinstance(refused, _Lightning)
+        raise InputError(
+            expected="a checkpoint of tensors",
+            found=f"{path.name}: {'a checkpoint of Lightning, ' if lightning else ''}a pickle that {refused}",
+            remedy="if you trust it, torch.save(torch.load(path, weights_only=False)"
+            + ("['state_dict'], 'weights.pt') and pass that" if lightning else ", …) with its tensors alone"),
+        ) from None
+    except Damaged as damaged:
+        raise _damaged(path, str(damaged)) from None
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise _damaged(path, str(error)) from None
+    except Exception as error:
+        raise _damaged(path, f"a damaged pickle ({type(error).__name__})") from None
 
 
 def _damaged(path: Path, found: str) -> InputError:
@@ -90,40 +98,165 @@ def _damaged(path: Path, found: str) -> InputError:
     )
 
 
-def unnested(loaded: Any) -> dict[str, Tensor | Foreign]:
-    """Every tensor and array in nested dicts, lists and tuples by its path; a single outer key is left out.
-
-    >>> sorted(unnested({"epoch": 3, "model": {"a": torch.ones(1), "b": [torch.ones(2)]}}))
-    ['a', 'b.0']
-    """
-    while isinstance(loaded, Mapping) and not any(as_tensor(value) is not None for value in loaded.values()):
-        holding = [value for value in loaded.values() if isinstance(value, _CONTAINERS) and tensors_in(value)]
-        if len(holding) != 1:
-            break
-        loaded = holding[0].state_dict(keep_vars=True) if isinstance(holding[0], nn.Module) else holding[0]
-    whole = as_tensor(loaded)
-    return {"tensor": whole} if whole is not None else tensors_in(loaded)
+# ---- the two layouts ----
 
 
-def tensors_in(container: Any) -> dict[str, Tensor | Foreign]:
-    """Every tensor and array by its path, depth first, each container once: one may contain itself."""
-    found: dict[str, Tensor | Foreign] = {}
-    seen: set[int] = set()
-    waiting: list[tuple[str, Any, int]] = [("", container, 0)]
-    while waiting:
-        path, value, depth = waiting.pop()
-        tensor = as_tensor(value)
-        if tensor is not None:
-            found[_PACKED.sub(_unpacked, path)] = tensor
-        elif isinstance(value, _CONTAINERS) and id(value) not in seen and depth < _DEPTH:
-            seen.add(id(value))
-            its = value.state_dict(keep_vars=True) if isinstance(value, nn.Module) else value
-            items = its.items() if isinstance(its, Mapping) else enumerate(its)
-            below = [(f"{path}.{key}" if path else str(key), item, depth + 1) for key, item in items]
-            waiting.extend(reversed(below))
-    return found
+def _archive(path: Path) -> _Contents:
+    """A zip archive: one `data.pkl`, and a part for each storage in `data/` beside it."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        parts = archive.infolist()
+        pickles = [part for part in parts if part.filename.casefold().rpartition("/")[2] == "data.pkl"]
+        names = {part.filename.casefold() for part in parts}
+        if foreign := foreign_archive([part.filename for part in parts]):
+            raise foreign.told(path)
+        _require_stored(path, parts, names)
+        if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl"):
+            raise _damaged(path, f"an archive with {len(pickles) or 'no'} data.pkl")
+        top = pickles[0].filename.removesuffix("data.pkl")
+        if pickles[0].file_size > LIMIT:
+            raise _damaged(path, f"a pickle of {pickles[0].file_size} bytes")
+        pickled = archive.read(pickles[0])
+        try:
+            tree = unpickled(io.BytesIO(pickled))
+        except Refused as refused:
+            raise (_Lightning(str(refused)) if _LIGHTNING in pickled else refused) from None
+        order = archive.read(f"{top}byteorder")[:8] if f"{top}byteorder" in archive.NameToInfo else b"little"
+        size = path.stat().st_size
+        places = {
+            part.filename.removeprefix(f"{top}data/"): _place(path, file, part, size)
+            for part in parts
+            if part.filename.startswith(f"{top}data/")
+        }
+    return _Contents(tree, places, swapped=order == b"big")
 
 
-def _unpacked(place: re.Match[str]) -> str:
-    """What `torch.ao` keeps as a pair, or under a name of its own, by the names that the layer had before."""
-    return {"_packed_weight": "weight", "_packed_params.0": "weight", "_packed_params.1": "bias"}[place["part"]]
+def _require_stored(path: Path, parts: list[zipfile.ZipInfo], names: set[str]) -> None:
+    """What `torch.save` writes is not compressed, so no part and no sum of parts is larger than the file."""
+    packed = next((part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED), None)
+    if packed:
+        raise _damaged(path, f"a compressed part {packed[:80]!r}, which torch.save does not write")
+    if sum(part.file_size for part in parts) > path.stat().st_size or any(
+        part.file_size != part.compress_size for part in parts
+    ):
+        raise _damaged(path, "parts that overlap or are larger than the file")
+    if len(names) != len(parts) or any("\0" in part.orig_filename for part in parts):
+        raise _damaged(path, "two parts of the same name")
+
+
+def _place(path: Path, file: Any, part: zipfile.ZipInfo, size: int) -> _Place:
+    """Where the bytes of a part begin: after its own header, which has to name it as the directory does."""
+    file.seek(part.header_offset)
+    header = file.read(_LOCAL)
+    length, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+    offset = part.header_offset + _LOCAL + length + extra
+    named = part.orig_filename.encode("utf-8" if part.flag_bits & 0x800 else "cp437", "replace")
+    if header[:4] != ZIP or file.read(length) != named or offset + part.file_size > size:
+        raise _damaged(path, f"no part {part.filename[:80]!r} where its directory says")
+    return _Place(offset, part.file_size)
+
+
+def _legacy(path: Path) -> _Contents:
+    """Five pickles (a number, the version, the system, the tree, the keys), then each storage after its length."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as bytes_:
+        _, _, system = (unpickled(bytes_) for _ in range(3))
+        sizes: dict[str, int] = {}
+        tree, keys = unpickled(bytes_, sizes), unpickled(bytes_)
+        swapped = isinstance(system, dict) and system.get("little_endian") is False
+        places: dict[str, _Place] = {}
+        for key in keys if isinstance(keys, list) else ():
+            if (
+                not isinstance(key, str) or key not in sizes or key in places
+            ):  # of how many bytes a number is, nothing else says
+                raise Damaged(f"the numbers {str(key)[:80]!r}, which are of no tensor or there twice")
+            count = int.from_bytes(bytes_.read(8), "big" if swapped else "little", signed=True)
+            places[key] = _Place(bytes_.tell(), count * sizes[key])
+            if not 0 <= count * sizes[key] <= len(bytes_) - bytes_.tell():
+                raise Damaged(f"{count} numbers in {key[:80]!r}, and the file ends before")
+            bytes_.seek(count * sizes[key], io.SEEK_CUR)
+    return _Contents(tree, places, swapped)
+
+
+# ---- tensors ----
+
+
+def _stored(path: Path, tensors: Mapping[str, Held], contents: _Contents) -> tuple[Stored, ...]:
+    """Each tensor once, with all of its names, after its storage has been found to be as long as it should."""
+    named: dict[object, list[str]] = {}
+    for name, held in tensors.items():
+        same = (held.storage, held.offset, held.shape, held.strides) if held.storage and held.count else name
+        named.setdefault(same, []).append(name)
+    total = 0
+    found = []
+    for name, *aliases in named.values():
+        held = tensors[name]
+        total += held.count * held.storage.dtype.itemsize if held.storage and not held.reason else 0
+        found.append(_one(path, name, tuple(aliases), held, contents))
+    if total > _VIEWS * path.stat().st_size:
+        raise Damaged(f"{total} bytes of tensors that overlap")
+    return tuple(found)
+
+
+def _one(path: Path, name: str, aliases: tuple[str, ...], held: Held, contents: _Contents) -> Stored:
+    reason, storage = held.reason, held.storage
+    if storage is None:
+        return Stored(name, held.shape, held.dtype, Tensor, aliases, reason=reason)
+    place = contents.places.get(storage.key)
+    needed = storage.size * storage.dtype.itemsize
+    if place is None or not needed <= place.size < needed + max(storage.dtype.itemsize, storage.unit):
+        there = "no" if place is None else str(place.size)
+        raise Damaged(f"{name} needs a storage of {needed} bytes, and the file has {there} of them")
+    start = place.offset + held.offset * storage.dtype.itemsize
+    if contents.swapped and held.scale is None:
+        return Stored(name, held.shape, held.dtype, partial(_swapped, path, start, held), aliases, reason=reason)
+    slice_ = partial(stretch, path, start, storage.dtype) if _contiguous(held) else None
+    read = _reader(path, start, held)
+    if held.scale is not None and reason is None and not contents.swapped:
+        read, note = _dequantized(path, read, held, contents), f"dequantised: {held.dtype}"
+        return Stored(name, held.shape, "float32", read, aliases, computed=True, note=note)
+    return Stored(name, held.shape, held.dtype, read, aliases, reason=reason, mapped=True, stretch=slice_)
+
+
+def _dequantized(path: Path, codes: Callable[..., Tensor], held: Held, contents: _Contents) -> Callable[..., Tensor]:
+    """`scale · (q - zero point)` of a tensor of `torch.ao`, in one or along an axis."""
+    along = [-1 if place == held.axis else 1 for place in range(len(held.shape))]
+
+    def numbers(value: Any) -> Any:
+        return (
+            _one(path, "a scale", (), value, contents).read().double().reshape(along)
+            if isinstance(value, Held)
+            else value
+        )
+
+    def read(*_: float) -> Tensor:
+        return ((codes().double() - numbers(held.zero)) * numbers(held.scale)).float()
+
+    return read
+
+
+def _reader(path: Path, start: int, held: Held) -> Callable[..., Tensor]:
+    return lambda share=1.0: _view(path, start, held)
+
+
+def _view(path: Path, start: int, held: Held) -> Tensor:
+    """The tensor, a view of the mapped file."""
+    assert held.storage is not None
+    dtype = _CODES.get(held.storage.dtype, held.storage.dtype)
+    if not held.count:
+        return torch.empty(held.shape, dtype=dtype)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(held.shape, held.strides, strict=True))
+    return mapped(path, start, span * dtype.itemsize).view(dtype).as_strided(held.shape, held.strides)
+
+
+def _swapped(path: Path, start: int, held: Held, share: float = 1.0) -> Tensor:
+    """The tensor of a file from a machine with the other order of bytes."""
+    found = _view(path, start, held).contiguous()
+    return found.view(torch.uint8).reshape(*found.shape, found.itemsize).flip(-1).contiguous().view(found.dtype)[..., 0]
+
+
+def _contiguous(held: Held) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(held.shape), reversed(held.strides), strict=True):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True

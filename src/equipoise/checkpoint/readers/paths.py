@@ -1,0 +1,81 @@
+"""Tensors in nested containers, each by its path: `model.layer.weight`."""
+
+import re
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+from torch import nn
+
+from equipoise.checkpoint.readers.limits import NAME_LIMIT, require_name
+from equipoise.checkpoint.readers.unpickler import Held
+from equipoise.checkpoint.stored import as_tensor
+
+_DEPTH = 50
+_WRAPPERS = 8  # dicts with a single entry that holds tensors, around each other
+_CONTAINERS = (Mapping, list, tuple, nn.Module)
+_PACKED = re.compile(r"\b_packed_params\.(?P<part>_packed_weight|_packed_params\.[01])$")
+
+
+def unnested(loaded: Any) -> dict[str, Any]:
+    """Every tensor and array in nested dicts, lists and tuples by its path; a single outer key is left out.
+
+    Raises `InputError` for a tensor under a key that is no text or number, or whose path is too long for a name.
+
+    >>> import torch
+    >>> sorted(unnested({"epoch": 3, "model": {"a": torch.ones(1), "b": [torch.ones(2)]}}))
+    ['a', 'b.0']
+    """
+    for _ in range(_WRAPPERS):
+        if not isinstance(loaded, Mapping) or any(_leaf(value) is not None for value in loaded.values()):
+            break
+        holding = [value for value in loaded.values() if isinstance(value, _CONTAINERS) and tensors_in(value)]
+        if len(holding) != 1:
+            break
+        loaded = holding[0].state_dict(keep_vars=True) if isinstance(holding[0], nn.Module) else holding[0]
+    whole = _leaf(loaded)
+    return {"tensor": whole} if whole is not None else tensors_in(loaded)
+
+
+def tensors_in(container: Any) -> dict[str, Any]:
+    """Every tensor and array by its path, depth first, each container once: one may contain itself."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str | None, Any, int]] = [("", container, 0)]
+    while waiting:
+        path, value, depth = waiting.pop()
+        tensor = _leaf(value)
+        if tensor is not None:
+            found[_distinct(_PACKED.sub(_unpacked, require_name(path)), found)] = tensor
+        elif isinstance(value, _CONTAINERS) and id(value) not in seen and depth < _DEPTH:
+            seen.add(id(value))
+            its = value.state_dict(keep_vars=True) if isinstance(value, nn.Module) else value
+            items = its.items() if isinstance(its, Mapping) else enumerate(its)
+            below = [(_below(path, key), item, depth + 1) for key, item in items]
+            waiting.extend(reversed(below))
+    return found
+
+
+def _leaf(value: Any) -> Any:
+    """A tensor, an array as a tensor, what a file says of a tensor; None for everything else."""
+    return value if isinstance(value, Held) else as_tensor(value)
+
+
+def _unpacked(place: re.Match[str]) -> str:
+    """What `torch.ao` keeps as a pair, or under a name of its own, by the names that the layer had before."""
+    return {"_packed_weight": "weight", "_packed_params.0": "weight", "_packed_params.1": "bias"}[place["part"]]
+
+
+def _below(path: str | None, key: object) -> str | None:
+    """The path of what is under a key, as far as a name may be long; None where the key is no text or number."""
+    if path is None or not isinstance(key, str | int | float | None):
+        return None
+    said = (key if isinstance(key, str) else str(key))[: NAME_LIMIT + 1]
+    return f"{path}.{said}"[: NAME_LIMIT + 1] if path else said
+
+
+def _distinct(name: str, taken: Mapping[str, Any]) -> str:
+    """Another name where two paths read the same: `a.b` and `b` in `a`."""
+    if name not in taken:
+        return name
+    return next(other for place in count(2) if (other := f"{name} ({place})") not in taken)
