@@ -132,7 +132,9 @@ def _all_computed(owners: Mapping[str, nn.Module]) -> list[list[_Computed]]:
     for prefix, module in owners.items():
         several = list(_computed_by(f"{prefix}." if prefix else "", module))
         for its in several:
-            if not any(other.factors.fullmatch(its.name) for other in several):  # a factor that is pruned
+            if not any(
+                other.factors.fullmatch(its.name) for other in several if other is not its
+            ):  # a factor that is pruned
                 found.setdefault((id(module), its.name.removeprefix(f"{prefix}.")), []).append(its)
     return list(found.values())
 
