@@ -235,7 +235,16 @@ def test_bitsandbytes_in_eight_bits():
     assert_refused(tensors | {"l.weight_format": torch.tensor(1, dtype=torch.uint8)}, "a layout of the GPU")
 
 
+def test_optimum_quanto():
+    codes, scale = torch.randint(-128, 128, (6, 4), dtype=torch.int8), torch.rand(6, 1)
+    tensors = {"l.weight._data": codes, "l.weight._scale": scale, "l.input_scale": torch.tensor(1.0)}
+    assert_is(tensors, codes.float() * scale)
+    packed = {"l.weight._data": codes.byte(), "l.weight._scale": torch.rand(6, 2), "l.weight._shift": torch.rand(6, 2)}
+    assert_refused(packed, "optimum-quanto")
+
+
 UNREAD = {
+    "Marlin": {"B": torch.ones(4, 4).int(), "s": torch.rand(2, 4), "workspace": torch.ones(3).int()},
     "HQQ": {"W_q": torch.ones(4, 4).byte(), "scale": torch.rand(4, 1), "zero": torch.rand(4, 1)},
     "AQLM": {
         "codes": torch.ones(4, 4, 1).char(),

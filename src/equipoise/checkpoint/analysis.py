@@ -46,6 +46,9 @@ def analyze(
     `torch.save` (read with `weights_only=True`, never executed) or ONNX. Files are mapped; one tensor is in memory at
     a time. With `other`, the two tables stand side by side (columns `*_a`, `*_b`), with `distance = ‖B - A‖_F/‖A‖_F`.
 
+    A row is a weight as it is used: reparametrised and pruned weights are put together, quantised ones dequantised, and
+    `note` says so.
+
     Each row has `name`, `aliases` (other names of tied weights), `type`, `shape` as (out, in, *taps), `dtype`,
     `reason` (None where it was measured), the measures of THEORY §6 on the `out × (in·taps)` matrix, the
     Marchenko–Pastur `mp_edge` and the `outliers` above it, the heavy-tail fit, `spectrum` (all singular values), and
@@ -55,7 +58,8 @@ def analyze(
     - `method`: "gram" (float64 Gram matrix; σ_i right to `n eps σ_1²/σ_i`, at worst the column `accuracy` times σ_1),
       "svd" (float64 SVD), "auto" (gram; svd for float64), "fast" (Krylov and Lanczos where both sides are above 1024,
       with `*_low` and `*_high`; gram for the others);
-    - `names` keeps rows by globs or `re:` expressions, `types` by type; `split=False` leaves fused tensors whole;
+    - `names` keeps rows by globs, `re:` expressions or names as the table prints them, `types` by type; `split=False`
+      leaves fused tensors whole;
     - `tolerance` of `numerical_rank`, over σ_1 (default `max(rows, columns) · eps` of float32);
     - `adapter`: a PEFT folder whose LoRA factors are merged first;
     - `chain`: names in order, lowest first, for `alignment_next`; for a model, `example_inputs` gives its graph, and

@@ -28,6 +28,7 @@ _METHODS = {
     "indices": "VPTQ",
     "qweight": "a quantisation without its scales",
     "weight_packed": "compressed-tensors",
+    "B": "Marlin",
 }
 
 
@@ -36,6 +37,9 @@ def scaled(parts: Parts) -> Iterator[Effective]:
     for weight in parts.tensors:
         if not weight.dtype.startswith(_CODES) or len(weight.shape) < 2:
             continue
+        if weight.name.endswith("._data"):  # of optimum-quanto
+            yield from _quanto(parts, weight)
+            continue
         beside = weight.name.removesuffix("weight")
         names = [f"{weight.name}_scale_inv", f"{weight.name}_scale"]
         names += [f"{beside}scale_weight", f"{beside}scale"] if beside != weight.name else []
@@ -43,6 +47,17 @@ def scaled(parts: Parts) -> Iterator[Effective]:
         if scale is not None:
             others = (scale, parts.get(f"{weight.name}_zero_point"), parts.get(f"{weight.name}_scale_2"))
             yield from put_or_refused(weight.name, weight, others, partial(_scaled, parts, weight, *others))
+
+
+def _quanto(parts: Parts, codes: Stored) -> Iterator[Effective]:
+    name = codes.name.removesuffix("._data")
+    scale, shift = parts.get(f"{name}._scale"), parts.get(f"{name}._shift")
+    if scale is not None and shift is None and codes.dtype != "uint8":
+        yield from put_or_refused(name, codes, (scale,), partial(_scaled, parts, codes, scale, None, None))
+    elif scale is not None:
+        reason = "codes of optimum-quanto below eight bits, which are not read here: dequantise the model first"
+        others = tuple(part for part in (scale, shift) if part is not None)
+        yield refused(name, codes.shape, codes.dtype, (codes, *others), reason)
 
 
 def _scaled(parts: Parts, weight: Stored, scale: Stored, zero: Stored | None, second: Stored | None) -> Reading:
@@ -136,7 +151,8 @@ def leftover(parts: Parts) -> Iterator[Effective]:
         if prefix not in coded or stored.reason or stored.use.reason or len(stored.shape) < 2:
             continue
         method = f"{coded[prefix]}, which is not read here: dequantise the model first" if coded[prefix] else ""
-        if _SCALES.search(stored.name) and stored.dtype.startswith(("float", "bfloat")):
+        known = _SCALES.search(stored.name) or (coded[prefix] and last not in ("weight", "bias"))
+        if known and stored.dtype.startswith(("float", "bfloat")):
             reason = "scales of quantised codes are no weight" + (f" ({method})" if method else "")
             yield refused(stored.name, stored.shape, stored.dtype, (stored,), reason)
         elif last in _METHODS and method:

@@ -45,7 +45,7 @@ def read_onnx(path: Path) -> tuple[Stored, ...]:
         if path.stat().st_size > LIMIT:
             raise ValueError("more than 2 GB, which protobuf cannot hold")
         model = onnx.load(path, load_external_data=False)
-        tensors = list(_tensors(model.graph))
+        tensors = [*_tensors(model.graph), *(its for inner in model.functions for its in _constants(inner))]
         sparse = [tensor.values.name for tensor in model.graph.sparse_initializer]
     except Exception as error:  # protobuf's DecodeError is a plain Exception
         raise _refused(path, str(error)) from None
@@ -64,6 +64,11 @@ def read_onnx(path: Path) -> tuple[Stored, ...]:
 
 def _tensors(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
+    yield from _constants(graph)
+
+
+def _constants(graph: Any) -> Iterator[Any]:
+    """The values of `Constant` nodes, and the tensors of subgraphs, of a graph or a function."""
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
