@@ -30,7 +30,7 @@ def randomised(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Float[Ten
     `matrix` is float32 or float64, and not zero.
     """
     found = linalg.krylov_triplets(matrix, min(max(r, _APART), *matrix.shape))
-    norm = float(linalg.frobenius_norm(matrix))
+    norm = math.hypot(*(float(torch.linalg.vector_norm(rows.double())) for rows in matrix.split(_ROWS)))
     ranges = certain(matrix, found, norm) | estimated(matrix, found.triplets, norm)
     return found.triplets.values[:r].double(), norm, ranges
 
@@ -42,7 +42,7 @@ def certain(matrix: Tensor, found: linalg.KrylovTriplets, norm: float) -> dict[s
     from above.
     """
     top = found.triplets.top(1)
-    low = min(float(top.values[0]), norm)  # one rounding apart for a matrix of rank one
+    low = min(_stretch(matrix, top.right[:, 0]), norm)  # one rounding apart for a matrix of rank one
     high = max(min(float(linalg.probable_norm_bound(matrix)), float(found.upper), norm), low)
     deflated = min(_residual(matrix, top) / norm**2, 1.0)
     return {
@@ -50,6 +50,12 @@ def certain(matrix: Tensor, found: linalg.KrylovTriplets, norm: float) -> dict[s
         "stable_rank": Range((norm / low) ** 2, (norm / high) ** 2, (norm / low) ** 2),
         "rank_one_residual": Range(deflated, min(max(1 - (high / norm) ** 2, 0.0), deflated), deflated),
     }
+
+
+def _stretch(matrix: Tensor, vector: Tensor) -> float:
+    """`‖W v‖/‖v‖` in float64, which `σ_1` is not below; the values of a float32 iteration may be above it."""
+    direction = torch.nn.functional.normalize(vector.double(), dim=0)
+    return math.hypot(*(float(torch.linalg.vector_norm(rows.double() @ direction)) for rows in matrix.split(_ROWS)))
 
 
 def _residual(matrix: Tensor, top: linalg.Triplets) -> float:
