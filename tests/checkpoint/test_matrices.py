@@ -223,7 +223,8 @@ def test_moments_masks_and_fixed_transforms_are_no_weights():
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
-    for optimizers in ({"optimizer": optimizer.state_dict()}, {"optimizer_states": [optimizer.state_dict()]}):
+    state = optimizer.state_dict()
+    for optimizers in ({"optimizer": state}, {"optimizer_states": [state]}, {"mine": state}, {"opt": state["state"]}):
         found = rows(eq.analyze({"model": model.state_dict(), **optimizers}))
         assert [name for name, row in found.items() if row["reason"] is None] == ["model.weight"]
         moments = [row["reason"] for name, row in found.items() if name.endswith("exp_avg")]

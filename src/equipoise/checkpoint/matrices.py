@@ -26,6 +26,7 @@ _KEPT = (
     (
         re.compile(
             r"(^|\.)(optim(izer)?(s|_states?|_state_dict)?)\.(.+\.)?(state|exp_avg|momentum_buffer)\b|"
+            r"(^|\.)state\.\d+\.(?!weight$|bias$)\w+$|"
             r"(^|\.)((max_)?exp_avg(_sq(_row|_col)?|_diff|s)?|exp_inf|momentum_buffer|square_avg|grad_avg|acc_delta)(\.|$)"
         ),
         "a moment that an optimizer keeps, not a weight",

@@ -1,14 +1,14 @@
 """Codes of fewer than eight bits, taken out of the words that they are packed in."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 # e2m1: a sign, two bits of exponent, one of mantissa (OCP Microscaling Formats 1.0)
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
-def unpack(words: Int[Tensor, "rows words"], bits: int, count: int) -> Int[Tensor, "rows count"]:
+def unpack(words: Integer[Tensor, "rows words"], bits: int, count: int) -> Integer[Tensor, "rows count"]:
     """`count` codes of each row, packed densely from the lowest bit of the first word on.
 
     >>> unpack(torch.tensor([[0x21, 0x43]], dtype=torch.uint8), 4, 3).tolist()
