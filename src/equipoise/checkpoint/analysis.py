@@ -12,6 +12,7 @@ from equipoise.checkpoint.matrices import Matrix
 from equipoise.checkpoint.measured import Row, Settings
 from equipoise.checkpoint.null import random_cosine
 from equipoise.checkpoint.opened import open_checkpoint
+from equipoise.checkpoint.readers.limits import guarded
 from equipoise.checkpoint.selection import Names, name_filter, type_filter
 from equipoise.checkpoint.survey import Item, matrices, survey
 from equipoise.checkpoint.table import side_by_side, table
@@ -116,7 +117,8 @@ def _planned(
 ) -> list[Item]:
     checkpoint = open_checkpoint(source)
     if adapter is not None:
-        checkpoint = merge(checkpoint, adapter)
+        with guarded(str(adapter)):
+            checkpoint = merge(checkpoint, adapter)
     return survey(checkpoint, name_filter(names), type_filter(types), split)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from equipoise.checkpoint.stored import Stored
-from equipoise.checkpoint.streamed import Streamed
+from equipoise.checkpoint.streamed import CHUNK, Streamed
 
 _GATES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new"), 1: ("",)}  # LSTM, GRU, RNN
-_RECURRENT = re.compile(r"(?P<stem>.*?)weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+)?(_reverse)?)$")
-_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|wte|wpe|emb)([._]|$)", re.IGNORECASE)
+_RECURRENT = re.compile(r"(?P<stem>.*)weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+)?(_reverse)?)$")
+_EMBEDDINGS = frozenset({"wte", "wpe", "emb"})  # parts of names
 _TURNED_LAYERS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # model_type, with Conv1D layers
 _TURNED = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 _TURNED_EXPERTS = frozenset(
@@ -89,6 +89,8 @@ class Matrix:
         """The same matrix, to be read a few lines at a time; mapped ones whose unfolding is a view, anew each time."""
         if not self.stored.mapped or self.copied:
             return Streamed.of(self.unfolded().detach())
+        if self.numbers <= CHUNK:  # no more than passes by at a time
+            return Streamed.of(self.unfolded().detach().clone())
         portion = self.numbers / max(self.stored.count, 1)
 
         def read(share: float) -> Tensor:
@@ -184,13 +186,13 @@ class Rules:
 
     def _recurrent(self, stored: Stored) -> list[Matrix]:
         """LSTM, GRU and RNN weights: one matrix a gate."""
-        place = _RECURRENT.search(stored.name)
+        place = _RECURRENT.match(stored.name)
         if not place or len(stored.shape) != 2:
             return []
         shared = place["stem"], place["layer"]
         hidden = self.shapes.get("weight_hh".join(shared), (0, 0))
         projected = self.shapes.get("weight_hr".join(shared))
-        size = (projected or hidden)[1]
+        size = next((its[1] for its in (projected, hidden) if its and len(its) == 2), 0)
         gates = stored.shape[0] // size if size and stored.shape[0] % size == 0 else 0
         if gates not in _GATES or not self.split or place["side"] == "hr":
             return [_plain(stored, "recurrent")]
@@ -272,9 +274,15 @@ def _plain(stored: Stored, kind: str | None = None) -> Matrix:
 def _kind(stored: Stored) -> str:
     if stored.use.kind and stored.use.kind != "elementwise":
         return stored.use.kind
-    if _EMBEDDING.search(stored.name):
+    if _says_embedding(stored.name):
         return "embedding"
     return "linear" if stored.name.endswith("weight") else "parameter"
+
+
+def _says_embedding(name: str) -> bool:
+    """Whether a part of the name does; in a time that grows as the name is long."""
+    said = name.lower()
+    return "embed" in said or not _EMBEDDINGS.isdisjoint(re.split("[._]", said))
 
 
 def _parts(stored: Stored, kind: str, parts: Sequence[str], turned: bool = False) -> list[Matrix]:

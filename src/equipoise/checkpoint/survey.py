@@ -58,25 +58,19 @@ class Item:
         shape = self.matrix.shape if self.matrix else self.stored.shape
         base: Row = {"name": self.name, "aliases": list(self.aliases), "type": self.kind, "shape": tuple(shape)}
         base |= {"dtype": self.stored.dtype, "reason": self.reason, "note": self._note()}
-        return base | (self._measured(self.matrix, settings) if self.matrix else self._vector())
+        try:
+            return base | (self._measured(self.matrix, settings) if self.matrix else self._vector())
+        except EquipoiseError as error:
+            return base | {"reason": str(error)}
+        except Exception as error:  # a dtype that torch cannot convert, a file that has changed, a matrix too large
+            return base | {"reason": one_line(error)}
 
     def _note(self) -> str:
         notes = (self.stored.note, self.matrix.note if self.matrix else "")
         return "; ".join(note for note in notes if note)
 
     def _measured(self, matrix: Matrix, settings: Settings) -> Row:
-        try:
-            found = measure(matrix.streamed(), settings)
-        except EquipoiseError as error:
-            return {"reason": str(error)}
-        except (
-            RuntimeError,
-            ArithmeticError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:  # a dtype torch cannot convert
-            return {"reason": one_line(error)}
+        found = measure(matrix.streamed(), settings)
         return {"reason": found} if isinstance(found, str) else found | null_row(found, *matrix.sides, settings)
 
     def _vector(self) -> Row:
@@ -100,7 +94,10 @@ def survey(
     rules = Rules(checkpoint.tensors, checkpoint.config, split)
     items: list[Item] = []
     for stored in checkpoint.tensors:
-        found = rules.matrices(stored)
+        try:
+            found = rules.matrices(stored)
+        except Exception as error:  # shapes that no rule has thought of
+            found = one_line(error)
         if isinstance(found, str):
             items.append(Item(stored, reason=found))
         else:

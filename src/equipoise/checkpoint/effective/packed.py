@@ -41,7 +41,7 @@ def packed(parts: Parts) -> Iterator[Effective]:
                 others = [parts.get(f"{stem}{name}") for name in _WITH_CODES]
                 yield from put_or_refused(f"{stem}weight", codes, others, partial(read, parts, stem, codes))
     for codes in parts.tensors:
-        others = [part for part in parts.tensors if part.name.startswith(f"{codes.name}.")]
+        others = parts.under(codes.name)
         yield from put_or_refused(codes.name, codes, others, partial(_bitsandbytes, parts, codes.name, codes))
     for name, codes in parts.ending("_blocks"):
         yield from put_or_refused(name, codes, [], partial(_mxfp4, parts, name, codes))

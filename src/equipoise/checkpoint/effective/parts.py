@@ -1,5 +1,6 @@
 """The tensors of a checkpoint by name, and how several of them are put together to one."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,16 @@ class Parts:
     def get(self, name: str) -> Stored | None:
         """The tensor of that name, if there is one."""
         return self.by_name.get(name)
+
+    @cached_property
+    def _in_order(self) -> tuple[list[str], list[Stored]]:
+        tensors = sorted(self.tensors, key=lambda stored: stored.name)
+        return [stored.name for stored in tensors], tensors
+
+    def under(self, name: str) -> list[Stored]:
+        """The tensors whose names go on after that name and a dot."""
+        names, tensors = self._in_order
+        return tensors[bisect_left(names, f"{name}.") : bisect_left(names, f"{name}/")]  # "/" comes after "."
 
     def ending(self, suffix: str) -> Iterator[tuple[str, Stored]]:
         """What comes before the suffix, and the tensor, of every name that ends so; each tensor once."""

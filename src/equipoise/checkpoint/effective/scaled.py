@@ -17,7 +17,7 @@ _BLOCK = 128  # of DeepSeek's weight_scale_inv, whose last blocks may be cut
 _SCALES = re.compile(
     r"(^|[._])(weight_scale(_inv|_2)?|weight_zero_point|scale_weight|scales?|scale_inv|qzeros|zeros?|zero_points?|absmax"
     r"|quant_map|nested_absmax|nested_quant_map|codebooks?|centroids|SCB|SU|SV|weight_global_scale|q_scale(_max)?"
-    r"|\w+_scale_inv|\w+_scales?)$"
+    r")$|(?<=\w)_scale(s|_inv)?$"
 )
 # Codes of methods that are refused: what their integers are called
 _METHODS = {

@@ -203,8 +203,8 @@ def _one(path: Path, name: str, aliases: tuple[str, ...], held: Held, contents: 
     place = contents.places.get(storage.key)
     needed = storage.size * storage.dtype.itemsize
     if place is None or not needed <= place.size < needed + max(storage.dtype.itemsize, storage.unit):
-        there = "no" if place is None else str(place.size)
-        raise Damaged(f"{name} needs a storage of {needed} bytes, and the file has {there} of them")
+        there = "none" if place is None else str(place.size)
+        raise Damaged(f"{name} needs a storage of {needed} bytes, and the file has {there}")
     start = place.offset + held.offset * storage.dtype.itemsize
     if contents.swapped and held.scale is None:
         return Stored(name, held.shape, held.dtype, partial(_swapped, path, start, held), aliases, reason=reason)
