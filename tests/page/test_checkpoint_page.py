@@ -45,6 +45,22 @@ def test_every_figure_is_drawn_in_the_readers_theme_and_width(page, tmp_path, wi
     assert all(plot["spill"] <= 0.5 for plot in seen["plots"])
 
 
+HOSTILE = ("var(--mono)", "var(--ink)", "</script><b>x", "a\x1b[2Jb", "\u202eright", '"quoted"', "{{ 1 }}")
+
+
+@needs_browser
+def test_names_are_data_and_never_style_or_script(tmp_path):
+    table = eq.analyze({name: torch.randn(12, 16) for name in HOSTILE})
+    page = checkpoint_page(table, tmp_path / "page.html", label="a\x1b]0;title\x07")
+    seen = look(page, tmp_path, 1280, 0)  # no complaint of any script
+    assert len(seen["plots"]) == len(HOSTILE)
+    assert all(plot["curves"] > 0 for plot in seen["plots"])
+    dom, _ = browse(page, tmp_path)
+    assert len(re.findall(r'<text class="legendtext"[^>]*>var\(--mono\)</text>', dom)) == 1
+    assert "<b>x" not in dom
+    assert not set("\x1b\x07\u202e").intersection(page.read_text(encoding="utf-8"))
+
+
 def test_families_are_told_apart_by_their_numbers():
     found = families([eq.analyze(state())])
     assert [(family.name, len(family.members)) for family in found] == [

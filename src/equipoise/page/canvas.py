@@ -1,6 +1,7 @@
 """Empty figures in the page's own style, and curves on them.
 
-Colours are the names of CSS variables, which the page resolves for its light and its dark theme.
+Colours are the names of CSS variables, which the page resolves for its light and its dark theme, where the key of a
+value ends in `color` and nowhere else.
 """
 
 import html

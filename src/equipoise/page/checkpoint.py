@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from equipoise.checkpoint import records
+from equipoise.errors import visible
 from equipoise.page.render import embedded, render, require_libraries, write
 from equipoise.page.words import plain
 
@@ -47,7 +48,7 @@ def checkpoint_page(
     require_libraries()
     sides = ("_a", "_b") if "reason_a" in table.columns else ("",)
     tables = [_side(table, side) for side in sides]
-    return write(Path(path), _page(table, tables, label, other))
+    return write(Path(path), _page(table, tables, visible(label), other and visible(other)))
 
 
 def _side(table: pd.DataFrame, suffix: str) -> pd.DataFrame:

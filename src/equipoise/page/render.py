@@ -32,7 +32,7 @@ def embedded(figure: Any) -> str:
 def write(path: Path, page: str) -> Path:
     """Write the page; raises `StoreError` where that cannot be."""
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")  # lone surrogates
     except OSError as error:
         raise StoreError(
             expected=f"to write {path}", found=error.strerror or type(error).__name__, remedy="choose another path"
