@@ -85,7 +85,75 @@ def halves(x, both, first, second):
     return first(F.relu(u)) + second(v)
 
 
+class Recurrent(nn.Module):
+    """A linear map, a recurrent layer, a head on every state."""
+
+    def __init__(self, kind, *sizes, **options):
+        super().__init__()
+        self.inward, self.recurrent = L(2, sizes[0], bias=False), kind(*sizes, batch_first=True, bias=False, **options)
+        width = (options.get("proj_size") or sizes[1]) * (2 if options.get("bidirectional") else 1)
+        self.outward = L(width, 1, bias=False)
+
+    def forward(self, x):
+        return self.outward(self.recurrent(self.inward(x))[0])
+
+
+class Cell(nn.Module):
+    """A linear map before a cell, step by step."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.inward, self.cell = L(2, 2, bias=False), kind(2, 1, bias=False, **options)
+
+    def forward(self, x):
+        state = None
+        for step in range(x.shape[1]):
+            state = self.cell(self.inward(x[:, step]), state)
+        return state[0] if isinstance(state, tuple) else state
+
+
+class EdgeScores(nn.Module):
+    """`q_i · k_j` along edges, written as a product and a sum."""
+
+    def __init__(self, heads, width):
+        super().__init__()
+        self.q, self.k, self.heads = L(2, heads * width), L(2, heads * width), heads
+
+    def forward(self, x, edges):
+        q, k = (
+            layer(x).view(len(x), self.heads, -1)[ends] for layer, ends in zip((self.q, self.k), edges, strict=True)
+        )
+        return (q * k).sum(-1, keepdim=True).tanh()
+
+
 NETWORKS = {
+    "bilinear": (
+        lambda: Apply(
+            lambda x, a, b, form, c: c(F.relu(form(a(x), F.relu(b(x))))),
+            L(2, 2),
+            L(2, 2),
+            nn.Bilinear(2, 2, 2),
+            L(2, 1),
+        ),
+        noise(6, 2),
+    ),
+    "bilinear on the data": (
+        lambda: Apply(lambda x, form, a: a(form(x, x.exp())), nn.Bilinear(2, 2, 3), L(3, 1)),
+        noise(6, 2),
+    ),
+    "bilinear with itself": (
+        lambda: Apply(lambda x, a, form: form(a(x), a(x)), L(2, 2), nn.Bilinear(2, 2, 2)),
+        noise(6, 2),
+    ),
+    "linear before an LSTM": (lambda: Recurrent(nn.LSTM, 2, 1), noise(3, 3, 2)),
+    "linear before a GRU": (lambda: Recurrent(nn.GRU, 2, 1), noise(3, 3, 2)),
+    "linear before a tanh RNN, two layers": (lambda: Recurrent(nn.RNN, 2, 1, num_layers=2), noise(3, 3, 2)),
+    "LSTM with projections": (lambda: Recurrent(nn.LSTM, 1, 2, proj_size=1), noise(3, 3, 2)),
+    "bidirectional GRU": (lambda: Recurrent(nn.GRU, 1, 1, bidirectional=True), noise(3, 3, 2)),
+    "LSTM cell": (lambda: Cell(nn.LSTMCell), noise(3, 3, 2)),
+    "GRU cell": (lambda: Cell(nn.GRUCell), noise(3, 3, 2)),
+    "ReLU cell": (lambda: Cell(nn.RNNCell, nonlinearity="relu"), noise(3, 3, 2)),
+    "products of queries and keys": (lambda: EdgeScores(2, 2), lambda: (*noise(6, 2)(), graph()[1])),
     "abs": (lambda: chain(L(2, 3), Apply(lambda x: x.abs()), L(3, 2)), noise(6, 2)),
     "prelu with one slope": (lambda: chain(L(2, 3), nn.PReLU(), L(3, 2)), noise(6, 2)),
     "deep linear": (lambda: chain(L(2, 3, bias=False), L(3, 2, bias=False), L(2, 2, bias=False)), noise(6, 2)),
@@ -185,6 +253,7 @@ NETWORKS = {
 
 # What the oracle finds beyond the laws returned: (linear, quadratic, affine). Every entry is a known gap.
 GAPS = {
+    "bilinear with itself": (2, 0, 0),  # what is antisymmetric in each form never acts
     "sum": (3, 0, 0),  # two biases into one sum: their difference
     "chunk": (2, 0, 0),
     "embedding and positions": (2, 0, 0),

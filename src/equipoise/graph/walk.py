@@ -14,14 +14,16 @@ from torch.utils import _pytree as pytree
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.capture import Captured, fetched, placeholders
 from equipoise.graph.matchers import MATCHERS
+from equipoise.graph.matchers.contraction import dot
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import FLOOR, TINY
 from equipoise.graph.matchers.recurrent import LAWLESS, REFERENCES
 from equipoise.graph.signal import Signal
 
 BATCH = 2  # what a free batch dimension is walked with
-_MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "embedding")
+_MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
 RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
+_SUMS = ("sum", "mean")
 _NORMS = ("linalg_vector_norm", "norm")
 _ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal")
 
@@ -61,6 +63,7 @@ class Walk:
         self.leaves: list[Leaf] = []
         self.unmatched: list[Unmatched] = []
         self.signals: dict[fx.Node, Any] = {}
+        self._products: dict[fx.Node, list[Signal]] = {}  # factors of products that are only summed
         for node in self.captured.graph.nodes:
             self.algebra.place = node.name
             self.signals[node] = self._visit(node)
@@ -115,6 +118,11 @@ class Walk:
             return Signal(args[0].shape)
         if name in self.references:
             return self._nested(self.references[name], args, kwargs)
+        if name == "mul" and (factors := self._factors_of_sums(node, args)):
+            self._products[node] = factors
+            return Signal(factors[0].shape)
+        if name in _SUMS and node.args[0] in self._products:
+            return dot(self.algebra, *self._products[node.args[0]], *_summed(node))
         if name in MATCHERS:
             try:
                 return MATCHERS[name](self.algebra, *args, **kwargs)
@@ -125,6 +133,15 @@ class Walk:
         if name not in LAWLESS and touched:
             self.unmatched.append(Unmatched(node.name, name, touched))
         return self._held(node, signals)
+
+    def _factors_of_sums(self, node: fx.Node, args: tuple[Any, ...]) -> list[Signal]:
+        """The factors of a product that is only ever summed over axes along which both are acted on: a dot product."""
+        summed = [_summed(user)[0] if operation_name(user.target) in _SUMS else [] for user in node.users]
+        if not all(summed) or not all(isinstance(side, Signal) for side in args) or node.args[0] is node.args[1]:
+            return []
+        factors = self.algebra.broadcast(*args)
+        acted = all(any(role.varies(*axes) for role in factor.roles) for factor in factors for axes in summed)
+        return factors if acted else []
 
     def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.target is operator.getitem:
@@ -224,6 +241,14 @@ def operation_name(target: Any) -> str:
     return getattr(target, "__name__", str(target))
 
 
+def _summed(node: fx.Node) -> tuple[list[int], bool]:
+    """The axes that a sum or mean names, and whether it keeps them; none where it takes all."""
+    dims: Any = node.args[1] if len(node.args) > 1 else []
+    axes = [dims] if isinstance(dims, int) else list(dims or [])
+    ndim = node.args[0].meta["val"].ndim  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    return [axis % ndim for axis in axes], len(node.args) > 2 and bool(node.args[2])
+
+
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     """The shape with every free dimension at the batch that is walked."""
     return tuple(size if isinstance(size, int) else _concrete(size) for size in tensor.shape)
@@ -245,6 +270,8 @@ def _leaf_axes(
     use = _first_use(node, references)
     if use is not None and "conv" in operation_name(use.target) and len(shape) >= 3:
         yield from _convolution_axes(use, shape)
+    elif use is not None and operation_name(use.target) == "bilinear" and len(shape) == 3:
+        yield from ((shape, (axis,)) for axis in range(3))
     elif use is not None and len(shape) >= 2:
         leading = tuple(range(len(shape) - 2))
         yield shape, (*leading, len(shape) - 2)
@@ -259,7 +286,7 @@ def _first_use(node: fx.Node, references: Collection[str]) -> fx.Node | None:
     while queue:
         for user in queue.pop(0).users:
             name = operation_name(user.target)
-            if name in _MATRIX or name in references or name.startswith("conv"):
+            if name in (*_MATRIX, *LAWLESS, *references) or name.startswith("conv"):
                 return user
             if name in (*KEEPING, *DROPPING, *COPYING, "getitem", "mul", "add", "cat", "_to_copy", "_weight_norm"):
                 queue.append(user)

@@ -5,7 +5,17 @@ a tuple). An operation without a matcher demands that nothing it reads moves, wh
 the coverage.
 """
 
-from equipoise.graph.matchers import attention, contraction, movement, normalisation, pointwise, reduction
+from equipoise.graph.matchers import attention, contraction, movement, normalisation, pointwise, recurrent, reduction
 from equipoise.graph.matchers.registry import MATCHERS, Matcher
 
-__all__ = ["MATCHERS", "Matcher", "attention", "contraction", "movement", "normalisation", "pointwise", "reduction"]
+__all__ = [
+    "MATCHERS",
+    "Matcher",
+    "attention",
+    "contraction",
+    "movement",
+    "normalisation",
+    "pointwise",
+    "recurrent",
+    "reduction",
+]

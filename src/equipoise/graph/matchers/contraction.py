@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -168,11 +169,25 @@ def _permuted(signal: Signal, term: str, order: Sequence[str]) -> Signal:
     return Signal(tuple(signal.shape[place] for place in places), roles, None, signal.weights)
 
 
+def dot(algebra: Algebra, left: Signal, right: Signal, axes: Sequence[int], keep: bool) -> Signal:
+    """`(left * right).sum(axes)` of two tensors of one shape, as `q · k` is written at times."""
+    letters = ascii_lowercase[: left.ndim]
+    kept = [axis for axis in range(left.ndim) if axis not in axes]
+    out = einsum(algebra, f"{letters},{letters}->{''.join(letters[axis] for axis in kept)}", [left, right])
+    return _flat_back(out, [1 if axis in axes else size for axis, size in enumerate(left.shape)]) if keep else out
+
+
 @matches("bilinear")
 def bilinear(algebra: Algebra, x: Signal, y: Signal, weight: Signal, bias: Signal | None = None) -> Signal:
-    """`x A_k y + b_k`; the form itself is left alone."""
-    algebra.still(x, y, weight, *([bias] if bias else []))
-    return Signal((*x.shape[:-1], weight.shape[0]))
+    """`x A_o y + b_o`: each of the three axes of the form is one side of an interface."""
+    outer, rows, columns = weight.shape
+    count = math.prod(x.shape[:-1])
+    form = _permuted(weight, "oij", "oji")
+    half = contract(algebra, _flat(x, (1, count, rows)), _flat(form, (1, outer * columns, rows)))
+    read = Signal((count, outer, columns), _flat(half, (count, outer, columns)).roles, None, weight.weights)
+    whole = contract(algebra, read, _flat(y, (count, 1, columns)))
+    result = _flat_back(Signal(whole.shape, whole.roles), (*x.shape[:-1], outer))
+    return result if bias is None else add(algebra, result, bias)
 
 
 @matches("conv1d", "conv2d", "conv3d")

@@ -1,4 +1,4 @@
-"""Fused recurrent layers, read through the loop that they stand for."""
+"""Fused recurrent layers and cells: one with ReLU is read through its loop, gated ones by what they read and write."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from equipoise.graph.algebra import Algebra
+from equipoise.graph.matchers.contraction import linear
+from equipoise.graph.matchers.movement import join, stack
+from equipoise.graph.matchers.registry import matches
+from equipoise.graph.signal import Signal
 
 
 def rnn_relu(
@@ -44,6 +50,76 @@ def _scan(steps: Tensor, hidden: Tensor, weights: Sequence[Tensor], backwards: b
     return torch.stack([states[step] for step in range(steps.shape[0])]), hidden
 
 
-REFERENCES: dict[str, Any] = {"rnn_relu": rnn_relu}
-LAWLESS = frozenset({"rnn_tanh", "lstm", "gru"})
-"""Fused cells whose gates commute with no linear flow: what they read is held still."""
+def rnn_relu_cell(
+    x: Tensor, hidden: Tensor, inward: Tensor, across: Tensor, b: Tensor | None = None, c: Tensor | None = None
+) -> Tensor:
+    """One step of `rnn_relu`."""
+    return F.relu(F.linear(x, inward, b) + F.linear(hidden, across, c))
+
+
+REFERENCES: dict[str, Any] = {"rnn_relu": rnn_relu, "rnn_relu_cell": rnn_relu_cell}
+LAWLESS = frozenset({"rnn_tanh", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"})
+"""Cells whose gates commute with no linear flow: they read linearly, and what they write rests, but for projections."""
+
+
+@matches("rnn_tanh", "gru", "lstm")
+def gated_layers(algebra: Algebra, x: Signal, *args: Any) -> tuple[Signal, ...]:
+    """Layers of cells whose pre-activations rest; only a projection of the hidden state writes linearly.
+
+    Arguments are those of ATen: `(x, state, weights, …)`, or with packed sequences `(x, sizes, state, weights, …)`.
+    """
+    packed = isinstance(args[2], (list, tuple))
+    state, weights, biases, layers, dropout, training, bidirectional = args[1:8] if packed else args[:7]
+    start, *cells = state if isinstance(state, (list, tuple)) else [state]
+    algebra.still(start, *cells)
+    directions = 2 if bidirectional else 1
+    size = len(weights) // (layers * directions)
+    last: list[Signal] = []
+    for layer in range(layers):
+        sides = []
+        for side in range(directions):
+            number = layer * directions + side
+            sides.append(_gated(algebra, x, start, weights[size * number : size * (number + 1)], bool(biases)))
+            last.append(_at_one_time(algebra, sides[-1], start.shape[1:]))
+        x = join(algebra, sides, -1)
+        x = algebra.diagonal(x) if dropout and training else x
+    return x, stack(algebra, last), *(Signal(cell.shape) for cell in cells)
+
+
+def _gated(algebra: Algebra, x: Signal, start: Signal, weights: Sequence[Signal], biases: bool) -> Signal:
+    """The hidden states of one layer, in one direction."""
+    inward, across, *others = weights
+    algebra.still(linear(algebra, x, inward), *others[: 2 if biases else 0])
+    hidden = Signal((*x.shape[:-1], start.shape[-1]))
+    if len(others) > (2 if biases else 0):
+        unprojected = Signal((*x.shape[:-1], others[-1].shape[1]))
+        hidden = linear(algebra, unprojected, others[-1])
+    for read in (hidden, start):
+        algebra.still(linear(algebra, read, across))
+    return hidden
+
+
+def _at_one_time(algebra: Algebra, hidden: Signal, shape: Sequence[int]) -> Signal:
+    """The last hidden state of each sequence: the roles of any."""
+    place = (0,) * (hidden.ndim - 1)
+    roles = [algebra.expanded(role.moved(lambda labels: labels[place]), tuple(shape)) for role in hidden.roles]
+    return Signal(tuple(shape), tuple(roles))
+
+
+@matches("rnn_tanh_cell", "gru_cell", "lstm_cell")
+def gated_cell(
+    algebra: Algebra,
+    x: Signal,
+    state: Any,
+    inward: Signal,
+    across: Signal,
+    inward_bias: Signal | None = None,
+    across_bias: Signal | None = None,
+) -> Any:
+    """One step of a gated cell."""
+    hidden, *cell = state if isinstance(state, (list, tuple)) else [state]
+    algebra.still(*(bias for bias in (inward_bias, across_bias) if bias is not None))
+    algebra.still(linear(algebra, x, inward), linear(algebra, hidden, across), *cell)
+    if inward.shape[0] == 3 * hidden.shape[-1]:  # a GRU carries its state over
+        algebra.still(hidden)
+    return tuple(Signal(each.shape) for each in (hidden, *cell)) if cell else Signal(hidden.shape)
