@@ -143,15 +143,59 @@ def test_intercept_replaces_an_operation_under_vmap_and_jacrev():
     torch.testing.assert_close(jacobian["2.weight"], 0.5 * expected["2.weight"])
 
 
+class Raising(nn.Linear):
+    def forward(self, x):
+        raise KeyError("of the model's own")
+
+
+class Cached(nn.Linear):
+    """A model that also returns what no graph can hold, unless told not to."""
+
+    def forward(self, x, use_cache=True):
+        return (super().forward(x), object()) if use_cache else super().forward(x)
+
+
+class Configured(nn.Linear):
+    def __init__(self, *widths):
+        super().__init__(*widths)
+        self.config = type("Config", (), {"use_cache": True})()
+
+    def forward(self, x):
+        return (super().forward(x), object()) if self.config.use_cache else super().forward(x)
+
+
+class Routed(Branching):
+    def set_experts_implementation(self, name): ...
+
+
 @pytest.mark.parametrize(
-    ("model", "x", "reason"),
+    ("model", "x", "reason", "remedy"),
     [
-        (Branching(), torch.ones(2, 2), "found GuardOnDataDependentSymNode"),
-        (nn.Linear(3, 3), torch.ones(2, 4), "found RuntimeError"),
+        (
+            Branching(),
+            torch.ones(2, 2),
+            r"a decision by such a value at test_capture.py:\d+",
+            "torch.where, or .*interfaces=",
+        ),
+        (Routed(), torch.ones(2, 2), "a decision by such a value", r"set_experts_implementation\('batched_mm'\)"),
+        (nn.Linear(3, 3), torch.ones(2, 4), "found RuntimeError: mat1 and mat2 .*, raised by the model itself", "runs"),
+        (Raising(3, 3), torch.ones(2, 3), "KeyError: .*, raised by the model itself at test_capture.py", "runs"),
     ],
 )
-def test_says_in_one_line_why_export_refused(model, x, reason):
-    with pytest.raises(CaptureError, match=reason) as info:
+def test_says_in_one_line_why_export_refused(model, x, reason, remedy):
+    with pytest.raises(CaptureError, match=f"{reason}.*{remedy}") as info:
         capture(model, x)
     assert "\n" not in str(info.value)
-    assert "interfaces=" in str(info.value)
+
+
+@pytest.mark.parametrize("model", [Cached(3, 2), Configured(3, 2)])
+@pytest.mark.parametrize("inputs", [torch.ones(2, 3), {"x": torch.ones(2, 3)}])
+def test_keys_and_values_are_not_asked_for(model, inputs):
+    captured = capture(model, inputs)
+    assert captured.run(dict(model.named_parameters()), torch.ones(5, 3)).shape == (5, 2)
+    assert getattr(model, "config", None) is None or model.config.use_cache
+
+
+def test_inputs_without_values_are_enough():
+    captured = capture(nn.Linear(3, 2), torch.ones(2, 3, device="meta"))
+    assert list(captured.parameters.values()) == ["weight", "bias"]

@@ -74,3 +74,15 @@ def test_operations_that_are_not_read_are_listed():
     assert [(u.operation, u.parameters) for u in laws.coverage.unmatched] == [
         ("sort", ("inward.weight", "inward.bias"))
     ]
+
+
+@pytest.mark.parametrize(("dim", "groups", "count"), [(0, 1, 4), (0, 2, 4), (1, 2, 2), (2, 1, 3), (2, 2, 3)])
+def test_weight_norm_of_a_convolution_keeps_the_scale_of_each_slice(dim, groups, count):
+    torch.manual_seed(0)
+    convolution = nn.Conv1d(4, 4, 3, groups=groups)
+    model = nn.utils.parametrizations.weight_norm(convolution, dim=dim).double()
+    x = torch.randn(2, 4, 9).double()
+    (scale,) = laws = invariances(model, x)
+    model(x).mul(torch.randn(2, 4, 7)).sum().backward()
+    assert (scale.kind, scale.count) == ("vertex", count)
+    assert laws.residual(model)[scale.name] < 1e-15

@@ -4,11 +4,13 @@ import copy
 import inspect
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,7 +133,7 @@ def capture(model: nn.Module, example_inputs: Inputs, in_other_words: Decomposit
     >>> captured.parameters
     {'p_0_weight': '0.weight', 'p_0_bias': '0.bias'}
     """
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = _without_cache(model, *_arguments(example_inputs))
     program, casts = _export(_materialised(model), args, kwargs, in_other_words)
     signature, graph = program.graph_signature, program.graph
     _inline_regions(program.graph_module)
@@ -169,7 +171,35 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         )
     keywords = isinstance(example_inputs, Mapping)
     args = () if keywords else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    return args, dict(example_inputs) if keywords else {}
+    filled = lambda leaf: torch.zeros(leaf.shape, dtype=leaf.dtype) if leaf.is_meta else leaf  # noqa: E731
+    return pytree.tree_map_only(Tensor, filled, (args, dict(example_inputs) if keywords else {}))
+
+
+def _without_cache(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for a model that does not return its keys and values: `use_cache=False` where it takes that."""
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" not in parameters or "use_cache" in kwargs or list(parameters).index("use_cache") < len(args):
+        return args, kwargs
+    return (), {**dict(zip(parameters, args, strict=False)), **kwargs, "use_cache": False}
+
+
+@contextmanager
+def _caches_off(model: nn.Module) -> Iterator[None]:
+    """The same for what the configurations of its parts ask for."""
+    found = {
+        id(each): each
+        for module in model.modules()
+        if getattr(each := getattr(module, "config", None), "use_cache", None)
+    }
+    for configuration in found.values():
+        configuration.use_cache = False
+    try:
+        yield
+    finally:
+        for configuration in found.values():
+            configuration.use_cache = True
 
 
 def _materialised(model: nn.Module) -> nn.Module:
@@ -195,7 +225,7 @@ def _export(
 ) -> Exported:
     export, doubled = partial(_exported, model, in_other_words), _doubled(args, kwargs)
     try:
-        with _quiet():
+        with _quiet(), _caches_off(model):
             if doubled is not None:
                 try:
                     return export(*doubled)
@@ -203,11 +233,64 @@ def _export(
                     pass
             return export(args, kwargs)
     except Exception as error:
-        raise CaptureError(
-            expected="a model that torch.export can read",
-            found=one_line(error),
-            remedy="remove what depends on the values of tensors, or state interfaces= by hand",
-        ) from error
+        raise _refusal(model, args, kwargs, error) from error
+
+
+def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> CaptureError:
+    """Why a model cannot be read, and what helps: it raises by itself, or decides by values, or else."""
+    if (own := _raised(model, args, kwargs)) is not None:
+        return CaptureError(
+            expected="inputs that the model accepts",
+            found=f"{one_line(own)}, raised by the model itself{_place(own)}",
+            remedy="pass example inputs with which model(...) runs",
+        )
+    text = f"{type(error).__name__} {error}"
+    if "data-dependent" in text or "DataDependent" in text or "unbacked" in text.lower():
+        experts = hasattr(model, "set_experts_implementation")
+        return CaptureError(
+            expected="a model whose operations do not depend on the values of tensors",
+            found=f"{type(error).__name__}: a decision by such a value{_place(error)}",
+            remedy=(
+                "call model.set_experts_implementation('batched_mm') first" if experts else "write it as torch.where"
+            )
+            + ", or state interfaces= by hand",
+        )
+    if "Cache" in text:
+        return CaptureError(
+            expected="a model that returns tensors",
+            found=f"{one_line(error)[:120]}",
+            remedy="pass use_cache=False among the inputs, or set model.config.use_cache = False",
+        )
+    return CaptureError(
+        expected="a model that torch.export can read",
+        found=one_line(error) + _place(error),
+        remedy="remove what depends on the values of tensors, or state interfaces= by hand",
+    )
+
+
+def _raised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """What a copy of the model raises on these inputs without any export."""
+    if any(parameter.is_meta or parameter.stride() == (0,) * parameter.ndim != () for parameter in model.parameters()):
+        return None
+    try:
+        twin = copy.deepcopy(model)
+    except Exception:
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            twin(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def _place(error: Exception) -> str:
+    """Where in the model an exception arose: the last line that belongs neither to torch nor to us."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*ours, "<"))
+    ]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _exported(
@@ -267,15 +350,18 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What torch 2.13 says of itself, and the graph it prints when it refuses: the reason is raised in one line."""
-    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    disabled, shapes.disabled = shapes.disabled, True
+    names = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+    disabled = {logger: logger.disabled for logger in map(logging.getLogger, names)}
+    for logger in disabled:
+        logger.disabled = True
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
         try:
             yield
         finally:
-            shapes.disabled = disabled
+            for logger, before in disabled.items():
+                logger.disabled = before
 
 
 def _inline_regions(module: fx.GraphModule) -> None:

@@ -268,6 +268,7 @@ def _leaf_axes(
     channels of each group, anything else as one vector.
     """
     use = _first_use(node, references)
+    yield from ((shape, (axis,)) for axis in _normed_axes(node) if axis > 1)
     if use is not None and "conv" in operation_name(use.target) and len(shape) >= 3:
         yield from _convolution_axes(use, shape)
     elif use is not None and operation_name(use.target) == "bilinear" and len(shape) == 3:
@@ -278,6 +279,14 @@ def _leaf_axes(
         yield shape, (*leading, len(shape) - 1)
     else:
         yield shape, tuple(range(len(shape)))
+
+
+def _normed_axes(node: fx.Node) -> Iterator[int]:
+    """Axes along which a weight norm takes the scale of each index by itself."""
+    for user in node.users:
+        if operation_name(user.target) in ("_weight_norm", "_weight_norm_interface") and user.args[0] is node:
+            dim: Any = user.args[2] if len(user.args) > 2 else 0
+            yield int(dim)
 
 
 def _first_use(node: fx.Node, references: Collection[str]) -> fx.Node | None:
@@ -295,6 +304,9 @@ def _first_use(node: fx.Node, references: Collection[str]) -> fx.Node | None:
 
 def _convolution_axes(use: fx.Node, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     groups: Any = use.args[6] if len(use.args) > 6 else 1  # the same place for transposed convolutions
+    if shape[0] % int(groups):  # no kernel: what one is computed from
+        yield shape, tuple(range(len(shape)))
+        return
     view = (int(groups), shape[0] // int(groups), *shape[1:])
     yield view, (0, 1)
     yield view, (0, 2)
