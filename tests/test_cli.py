@@ -48,7 +48,7 @@ def test_flow_certify_and_report_of_one_run(capsys, tmp_path):
     (tmp_path / "forged.json").write_text(json.dumps(told["certificate"] | {"notes": [], "claims": []}))
     code, out, _ = call(capsys, "certify", folder, "--recheck", str(tmp_path / "forged.json"))
     assert code == 1
-    assert "claim rank one of layer2.weight: missing" in out
+    assert "claim distance of layer2.weight from rank one: missing" in out
     code, out, _ = call(capsys, "decompose", folder, "--json")
     assert json.loads(out)["paths"] == 64 * 8 * 8
     assert [row["parameter"] for row in json.loads(out)["signs"]] == [layer["name"] for layer in told["layers"]]

@@ -10,6 +10,7 @@ from torch import nn
 from equipoise import data
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
+from equipoise.integrate.loop import flow
 from equipoise.integrate.losses import Exponential
 from equipoise.integrate.margins import Layout
 from equipoise.integrate.objective import Objective
@@ -84,17 +85,19 @@ def test_a_run_of_gradient_flow_is_certified(run):
         "weights of the run": "verified",
     }
     found = claims(certificate)
-    assert [f"rank one of {name}" in found and f"growth of {name}" in found for name in LAYERS] == [True] * 3
+    assert [f"distance of {name} from rank one" in found and f"norm of {name}" in found for name in LAYERS] == [
+        True
+    ] * 3
     assert all(claim.holds for claim in certificate.claims)
-    assert found["rank one of layer2.weight"].bound < 0.5  # says something at this short a run
-    assert found["alignment of layer3.weight with layer4.weight"].bound < 0.5  # says something at this short a run
-    assert found["rank one of layer2.weight"].measured > 0
+    assert found["distance of layer2.weight from rank one"].bound < 0.5  # says something at this short a run
+    assert found["misalignment of layer3.weight with layer4.weight"].bound < 0.5  # says something at this short a run
+    assert found["distance of layer2.weight from rank one"].measured > 0
     assert not any("layer1" in name for name, claim in found.items() if claim.theorem.startswith("T3"))
     assert "layer1.weight" in certificate.notes[0]
 
 
 def test_what_rests_on_an_observed_assumption_is_observed(run):
-    limit = claims(certify(run))["limit direction, its tail of rank one"]
+    limit = claims(certify(run))["limit's distance from rank one"]
     assert "directional convergence" in limit.rests_on
     assert limit.standing == "observed"
 
@@ -171,7 +174,7 @@ def test_without_initial_weights_the_bounds_are_those_of_today(run):
     assert certificate.holds
     assert standing(certificate)["laws conserved"] == "observed"
     assert "today" in certificate.notes[-1]
-    assert claims(certificate)["rank one of layer2.weight"].rests_on == ()
+    assert claims(certificate)["distance of layer2.weight from rank one"].rests_on == ()
 
 
 def test_biases_break_homogeneity_and_leave_the_bounds():
@@ -180,7 +183,7 @@ def test_biases_break_homogeneity_and_leave_the_bounds():
     assert certificate.holds
     assert standing(certificate)["homogeneous"] == "failed"
     assert standing(certificate)["laws conserved"] == "verified"
-    assert not any(claim.name.startswith("growth") for claim in certificate.claims)
+    assert not any(claim.name.startswith("norm") for claim in certificate.claims)
     found = {found.name: found for found in certificate.assumptions}
     assert found["homogeneous"].why == "no degree: linear: terms of degrees 2 and 1"
     assert found["laws conserved"].measured < LAW_TOLERANCE
@@ -225,3 +228,65 @@ def test_weights_that_do_not_belong_are_refused(run):
     spoilt = run.initial | {"layer2.weight": torch.full((8, 8), math.nan, dtype=torch.float64)}
     with pytest.raises(InputError, match=r"finite initial weights; found NaN or infinite entries in layer2\.weight"):
         certify(run.model, run.data, initial=spoilt)
+
+
+def test_an_untrained_network_that_labels_its_own_data_is_certified_of_nothing():
+    model, X = mlp([20, 30, 30, 30, 1], linear_tail=3, seed=3, scale=3), torch.randn(3, 20, dtype=torch.float64)
+    with torch.no_grad():
+        y = torch.where(model(X).flatten() > model(X).median(), 1, -1)
+    certificate = certify(model, (X, y))
+    ranks = [claim for claim in certificate.claims if claim.theorem in ("T3.1", "T3.2")]
+    assert all(claim.holds and claim.standing == "verified" for claim in ranks)
+    assert not any(claim.informative for claim in ranks)
+    assert [claim.trivial for claim in ranks[:3]] == [1 - 1 / 30, 1 - 1 / 30, 0.0]
+    assert not certificate.holds
+    assert certificate.proved == ()
+    assert "does not hold" in str(certificate)
+    assert "says nothing" in str(certificate)
+
+
+def test_a_bound_is_informative_where_it_excludes_something(run):
+    certificate = certify(run)
+    found = claims(certificate)
+    assert found["distance of layer2.weight from rank one"].informative
+    assert not found["distance of layer4.weight from rank one"].informative  # one row has rank one whatever it is
+    assert not found["slackness of the margins"].informative
+    for name in LAYERS:
+        assert found[f"norm of {name}"].trivial == float(run.initial[name].norm())
+    head = f"Certificate holds: {len(certificate.proved)} informative claims verified; 2 bounds that anything satisfies"
+    assert str(certificate).startswith(head)
+
+
+def test_example_weights_are_those_of_the_run():
+    X, y = data.load("separable", n=12, d=5)
+    shares = torch.linspace(0.1, 3, 12)
+    run = flow(
+        mlp([5, 6, 5, 1], linear_tail=2, seed=1), (X, y), until="log_loss=-100", example_weights=shares, observe=()
+    )
+    certificate = certify(run)
+    assert certificate.failed == ()
+    assert certificate.holds
+    margins = y * run.model(X).flatten().detach()
+    least = float(shares.min() / shares.sum())
+    separated = next(found for found in certificate.assumptions if found.name == "separated")
+    assert separated.tolerance == pytest.approx(math.log(least))
+    assert separated.measured == pytest.approx(float(torch.logsumexp(torch.log(shares / shares.sum()) - margins, 0)))
+    again = certify(run.model, (X, y), initial=run.initial, example_weights=5 * shares)
+    assert again.subject.example_weights == certificate.subject.example_weights
+    unweighted = certify(run.model, (X, y), initial=run.initial)
+    assert unweighted.subject.example_weights is None
+    assert standing(certify(replace(run, example_weights=None)))["weights of the run"] == "failed"
+    with pytest.raises(InputError, match="12 positive weights, one for each example"):
+        certify(run.model, (X, y), example_weights=-shares)
+
+
+def test_float32_is_judged_by_its_own_rounding():
+    examples, kept = data.load("separable", n=12, d=5), {"dtype": torch.float32, "observe": ()}
+    run = flow(mlp([5, 6, 5, 1], linear_tail=2, seed=1), examples, until="log_loss=-100", **kept)
+    certificate = certify(run)
+    assert certificate.failed == ()
+    assert certificate.holds
+    law = next(found for found in certificate.assumptions if found.name == "laws conserved")
+    assert law.tolerance == LAW_TOLERANCE * 2.0**29
+    final = run.final | {"layer1.weight": run.final["layer1.weight"] * 1.01}
+    assert "weights of the run" in certify(replace(run, final=final)).failed

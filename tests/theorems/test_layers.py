@@ -158,7 +158,7 @@ def test_rank_by_patterns_is_that_of_direct_enumeration(deep):
     assert len(one.layer.off) > 0
     assert one.written.deficit == pytest.approx(deficit, rel=1e-6)
     (claim,) = of_theorem(certify(deep.model, deep.data), "T4.3")
-    assert claim.name.startswith(f"rank {rank} of {one.layer.name}, by its {rank} pattern classes")
+    assert claim.name.startswith(f"distance of {one.layer.name} from rank {rank}, by its {rank} pattern classes")
     assert claim.measured == pytest.approx(
         float(torch.linalg.svdvals(written)[rank:].square().sum() / written.square().sum()), rel=1e-9
     )
@@ -169,7 +169,7 @@ def test_what_a_dense_skip_is_added_to_tends_to_rank_one_with_it():
     """`[V Z]` of `h' = V σ(U h) + Z h` is a linear layer that the tail alone reads (T2.5, T3.1)."""
     run = deep_run(dense_skip)
     (claim,) = (claim for claim in of_theorem(certify(run), "T3.1") if "block1" in claim.name)
-    assert claim.name == "rank one of block1.skip.weight + block1.down.weight"
+    assert claim.name == "distance of block1.skip.weight + block1.down.weight from rank one"
     assert claim.standing == "verified"
     both, bias = ("block1.down.weight", "block1.skip.weight"), "block1.down.bias"
     start = [torch.cat([run.initial[name] for name in both], 1), *(run.initial[f"layer{k}.weight"] for k in (1, 2))]

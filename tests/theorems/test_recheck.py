@@ -3,6 +3,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from equipoise import data
 from equipoise.errors import InputError
@@ -49,14 +50,14 @@ def forged(stored, **fields):
 @pytest.mark.parametrize("fields", [{"bound": 1e-9}, {"measured": 1e-9}, {"standing": "observed"}, {"rests_on": []}])
 def test_a_forged_figure_is_named(run, stored, fields):
     (difference,) = forged(stored, **fields).recheck(run).differences
-    assert difference.startswith(f"claim rank one of layer2.weight: {next(iter(fields))} ")
+    assert difference.startswith(f"claim distance of layer2.weight from rank one: {next(iter(fields))} ")
 
 
 @pytest.mark.parametrize("field", ["measured", "bound"])
 def test_a_figure_forged_by_a_ten_thousandth_is_named(run, stored, field):
     claim = stored["claims"][0]
     (difference,) = forged(stored, **{field: claim[field] * (1 + 1e-4)}).recheck(run).differences
-    assert difference.startswith(f"claim rank one of layer2.weight: {field} ")
+    assert difference.startswith(f"claim distance of layer2.weight from rank one: {field} ")
 
 
 def test_a_figure_that_was_struck_out_is_named(run, stored):
@@ -79,10 +80,12 @@ def test_an_honest_certificate_of_what_does_not_hold_does_not_hold(run):
 
 def test_a_claim_that_was_added_or_left_out_is_named(run, stored):
     missing = stored | {"claims": stored["claims"][1:]}
-    assert Certificate.from_json(missing).recheck(run).differences == ("claim rank one of layer2.weight: missing",)
-    added = stored | {"claims": [*stored["claims"], stored["claims"][0] | {"name": "rank one of all"}]}
+    assert Certificate.from_json(missing).recheck(run).differences == (
+        "claim distance of layer2.weight from rank one: missing",
+    )
+    added = stored | {"claims": [*stored["claims"], stored["claims"][0] | {"name": "distance of all from rank one"}]}
     assert Certificate.from_json(added).recheck(run).differences == (
-        "claim rank one of all: not there when made again",
+        "claim distance of all from rank one: not there when made again",
     )
 
 
@@ -112,3 +115,45 @@ def test_other_weights_and_other_data_are_named(run, stored):
 def test_what_is_no_certificate_is_refused():
     with pytest.raises(InputError, match="the JSON of a certificate; found KeyError: 'assumptions'"):
         Certificate.from_json({"status": "reached"})
+
+
+TAMPERED = {
+    "holds": lambda s: s.update(holds=False),
+    "failed": lambda s: s.update(failed=["separated"]),
+    "holds of a claim": lambda s: s["claims"][0].update(holds=False),
+    "informative": lambda s: s["claims"][1].update(informative=True),
+    "trivial": lambda s: s["claims"][1].update(trivial=1.0),
+    "theorem": lambda s: s["claims"][0].update(theorem="T3.2"),
+    "quantity": lambda s: s["claims"][0].update(quantity="1 - σ₁²/‖W‖², of every layer"),
+    "statement": lambda s: s["assumptions"][0].update(statement="f(x; a w) = a^4 f(x; w) for a > 0"),
+    "a note": lambda s: s["notes"].__setitem__(0, "rank one is claimed of layer1.weight"),
+    "a note more": lambda s: s["notes"].append("rank one everywhere"),
+    "a claim twice": lambda s: s["claims"].insert(0, s["claims"][0] | {"bound": 1e-20}),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_whatever_the_file_says_is_compared(run, stored, what):
+    changed = copy.deepcopy(stored)
+    TAMPERED[what](changed)
+    recheck = Certificate.from_json(changed).recheck(run)
+    assert recheck.differences
+    assert not recheck.holds
+
+
+def test_other_points_another_start_another_loss_and_examples_twice_are_named(run, stored):
+    certificate, (first, second) = Certificate.from_json(stored), list(run.saved)[:2]
+    X, y = run.data
+    changes = {
+        "points": {"saved": run.saved | {first: run.saved[second], second: run.saved[first]}},
+        "initial": {"initial": run.final},
+        "loss": {"loss": "logistic"},
+        "data": {"data": (torch.cat([X, X]), torch.cat([y, y]))},
+        "example_weights": {"example_weights": torch.ones(len(y)).double()},
+    }
+    for part, change in changes.items():
+        lines = certificate.recheck(replace(run, **change)).differences
+        assert any(line.startswith(f"{part}: ") for line in lines), part
+    shuffled = torch.arange(len(y)).flip(0)
+    lines = certificate.recheck(replace(run, data=(X[shuffled], y[shuffled]))).differences
+    assert any(line.startswith("data: ") for line in lines)

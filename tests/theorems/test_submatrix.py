@@ -142,5 +142,5 @@ def test_a_linear_layer_below_a_relu_tends_to_the_rank_of_its_classes():
     certificate = certify(model, (X, [1, -1]))
     classes = reference.pattern_classes(X @ (model[1].weight @ model[0].weight).detach().T)
     (claim,) = (claim for claim in of_theorem(certificate, "T3.1") if "0.weight" in claim.name)
-    assert claim.name == f"rank ≤ {len(classes)} of 0.weight"
+    assert claim.name == f"distance of 0.weight from rank {len(classes)}"
     assert 0 < claim.measured <= claim.bound

@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -201,3 +202,50 @@ def test_the_first_difference_between_two_sets_of_weights_is_named():
 def test_a_network_without_a_tail_is_refused():
     with pytest.raises(InputError, match="ends in a linear layer; found an activation"):
         tail.Tail.of((), weights([2, 3, 2]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    st.integers(2, 5),
+    st.booleans(),
+    st.sampled_from([0.0, 1e-3, 1.0]),
+    st.integers(0, 2**31),
+)
+def test_layers_narrower_than_the_rank_against_numpy(inner, outputs, bias, spread, seed):
+    """Of `C - 1` directions, a layer has as many as its shape allows: residuals and angles by numpy, however narrow."""
+    low = [min(outputs - 1, *inner)] * (len(inner) + 2)  # near the product of matrices of one inner width
+    shared = list(weights([*inner, outputs], seed).values())
+    bases = weights([low[0], *inner, outputs], seed + 1)
+    found = {}
+    for k, w in enumerate(shared):
+        left, right = (
+            torch.randn(n, low[0], generator=torch.Generator().manual_seed(seed + n)).double() for n in w.shape
+        )
+        found[f"w{k}"] = 3 * left @ right.T + spread * w
+    if bias:
+        found |= {f"b{k}": spread * bases[f"w{k + 1}"][:, 0] for k in range(len(shared))}
+    whole = tail.Tail.of(layers(len(shared), bias=bias, rectified=0), found)
+    assert whole.rank == outputs - 1
+    bounds, aligned = tail.certified_bounds(whole, found, found), tail.misalignment_bounds(whole, found, found)
+    for name, rank in whole.ranks(found).items():
+        squares = np.linalg.svd(found[name].numpy(), compute_uv=False) ** 2
+        assert squares[rank:].sum() / squares.sum() <= bounds[name]
+    for lower, upper in pairwise(whole.layers):
+        writes, reads = tail.incoming(lower, found).numpy(), found[upper.weight].numpy()
+        rank = min(outputs - 1, *writes.shape, *reads.shape)
+        assert rank == whole.directions(lower, upper, found)
+        u, v = np.linalg.svd(writes)[0][:, :rank], np.linalg.svd(reads)[2][:rank].T
+        assert np.square(v - u @ (u.T @ v)).sum() <= aligned[lower.weight]
+
+
+def test_a_bottleneck_bounds_the_rank_of_what_is_below():
+    """Three classes more than the bottleneck has neurons: below it one direction is all there is."""
+    found = weights([5, 3, 1, 4])
+    whole = tail.Tail.of(layers(3, rectified=0), found)
+    assert whole.ranks(found) == {"w0": 1, "w1": 1, "w2": 1}
+    conserved = found["w1"].T @ found["w1"] - found["w0"] @ found["w0"].T
+    expected = float(torch.linalg.eigvalsh(conserved)[-1] - conserved.trace())
+    assert tail.deficit_bounds(whole, found)["w0"] == pytest.approx(expected, rel=1e-9)
+    u, v = np.linalg.svd(found["w0"].numpy())[0][:, 0], found["w1"].numpy()[0]
+    assert tail.sines(found["w0"], found["w1"], 1) == pytest.approx(1 - (u @ v) ** 2 / (v @ v))

@@ -1,4 +1,4 @@
-"""The linear tail of any network: its last linear layers, one after another, whatever stands below (THEORY §2)."""
+"""The linear tail of any network: its last linear layers, one after another, whatever stands below (T3)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,8 @@ def read_tail(captured: Captured) -> tuple[Layer, ...]:
 
     Fully connected layers and 1×1 convolutions, each used once. The one output depends on what such a layer writes
     through the next one alone, and what the first of them reads may be anything. Empty where the output is not that of
-    such a layer, or there are several.
+    such a layer, or there are several. A convolution with taps is the whole tail where it is the last layer and writes
+    one place: it reads through another matrix than it writes with.
 
     >>> from torch import nn
     >>> from equipoise.graph.capture import capture
@@ -45,6 +46,9 @@ def _downwards(captured: Captured) -> Iterator[Layer]:
     node: Any = captured.output[0] if len(captured.output) == 1 else None
     width = None  # of what the layer above reads
     while node is not None:
+        if width is None and _to_one_place(node) and (last := _owned(captured, node)) is not None:
+            yield last
+            return
         if (layer := _layer(captured, node)) is not None:
             if width not in (None, node.meta["val"].shape[_features(node)]):
                 return
@@ -57,8 +61,11 @@ def _downwards(captured: Captured) -> Iterator[Layer]:
 
 def _layer(captured: Captured, node: fx.Node) -> Layer | None:
     """The layer that a node computes, if it is fully connected or a 1×1 convolution of parameters used only here."""
-    if node.target is not _aten.linear.default and not _pointwise(node):
-        return None
+    return _owned(captured, node) if node.target is _aten.linear.default or _pointwise(node) else None
+
+
+def _owned(captured: Captured, node: fx.Node) -> Layer | None:
+    """The layer of a map whose weight, and bias, are parameters that are used only here."""
     sources = [argument for argument in node.args[1:3] if isinstance(argument, fx.Node)]
     names = [captured.parameters.get(source.name) for source in sources]
     if not names or None in names or any(len(source.users) > 1 for source in sources):
@@ -67,11 +74,18 @@ def _layer(captured: Captured, node: fx.Node) -> Layer | None:
 
 
 def _pointwise(node: fx.Node) -> bool:
-    if node.target not in _CONVOLUTIONS:
-        return False
-    weight: Any = node.args[1]
-    groups = node.args[6] if len(node.args) > 6 else 1
-    return bool(groups == 1 and weight.meta["val"].shape[2:].numel() == 1)
+    weight: Any = node.args[1] if _mixing(node) else None
+    return weight is not None and bool(weight.meta["val"].shape[2:].numel() == 1)
+
+
+def _to_one_place(node: fx.Node) -> bool:
+    """Whether a convolution with taps writes a single position."""
+    return _mixing(node) and not _pointwise(node) and bool(node.meta["val"].shape[2:].numel() == 1)
+
+
+def _mixing(node: fx.Node) -> bool:
+    """Whether this is a convolution of all channels."""
+    return node.target in _CONVOLUTIONS and (node.args[6] if len(node.args) > 6 else 1) == 1
 
 
 def _features(node: fx.Node) -> int:

@@ -7,11 +7,13 @@ class; `R = mean Σ e^{-u}` exactly, and `-∇ log R = J_uᵀ softmax(-u)` with 
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.errors import InputError
 from equipoise.integrate.losses import Differential, Loss
 from equipoise.integrate.margins import Evaluation, Linearisation, Margins, Slopes, Weights
 from equipoise.integrate.readout import Rows
@@ -95,6 +97,24 @@ class Objective:
         if self.offsets is None:
             return potential
         return potential + self.offsets.view(-1, *[1] * (potential.ndim - 1))
+
+
+def shares(example_weights: Any, examples: int, like: Tensor) -> Float[Tensor, " examples"]:
+    """`w_i` of `R = Σ w_i ℓ_i`: weights of examples over their sum, in float64, where `like` is.
+
+    Raises `InputError` unless there is one for each example, positive and finite.
+
+    >>> shares([1, 3], 2, torch.zeros(2))
+    tensor([0.2500, 0.7500], dtype=torch.float64)
+    """
+    weights = torch.as_tensor(example_weights, dtype=torch.float64, device=like.device)
+    if weights.shape != (examples,) or not bool(((weights > 0) & torch.isfinite(weights)).all()):
+        raise InputError(
+            expected=f"{examples} positive weights, one for each example",
+            found=f"shape {tuple(weights.shape)}, least {float(weights.min()) if weights.numel() else math.nan:.3g}",
+            remedy="leave out examples that weigh nothing",
+        )
+    return weights / weights.sum()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from equipoise.integrate.general import CapturedMargins
 from equipoise.integrate.goals import Goal, LogLoss
 from equipoise.integrate.losses import LOSSES, Loss, named_loss
 from equipoise.integrate.margins import Evaluation, Layout, Margins, Slopes, Weights
-from equipoise.integrate.objective import Objective
+from equipoise.integrate.objective import Objective, shares
 from equipoise.integrate.readout import Contrasts, Readout, Signs
 from equipoise.laws import Laws, invariances
 from equipoise.observers import Probe
@@ -218,14 +218,7 @@ def _offsets(example_weights: Any, examples: int, like: Tensor) -> Tensor | None
     """`-log(n w_i)`, with `Σ w_i = 1`."""
     if example_weights is None:
         return None
-    weights = torch.as_tensor(example_weights, dtype=like.dtype, device=like.device)
-    if weights.shape != (examples,) or not bool(((weights > 0) & torch.isfinite(weights)).all()):
-        raise InputError(
-            expected=f"{examples} positive weights, one for each example",
-            found=f"shape {tuple(weights.shape)}, least {float(weights.min()) if weights.numel() else math.nan:.3g}",
-            remedy="leave out examples that weigh nothing",
-        )
-    return -torch.log(examples * weights / weights.sum())
+    return -torch.log(examples * shares(example_weights, examples, like)).to(like)
 
 
 def require_tail(loss: Loss, goal: Goal) -> None:

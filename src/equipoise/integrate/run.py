@@ -87,6 +87,7 @@ class Run:
     saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # on the way, by the goal reached
     defects: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of each law, as T2.2 adds them up
     slid: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by layer: example, neuron, first, last step
+    example_weights: Tensor | None = field(default=None, repr=False)  # `w_i` of `R = Σ w_i ℓ_i`; all 1/n without
     reason: str | None = None  # what was found where a run stalled, or why no weights can fit
 
     def table(self) -> pd.DataFrame:
@@ -187,6 +188,8 @@ class Run:
         defects = {name: total for memory in memories for name, total in accumulated(memory).items()}
         known = {name: getattr(problem, name) for name in ("initial", "data", "loss", "chain", "homogeneity")}
         known |= {"final": problem.layout.copies(weights), "steps": steps, "defects": defects, "slid": slid}
+        if problem.example_weights is not None:
+            known["example_weights"] = torch.tensor(problem.example_weights, dtype=torch.float64)
         return cls(model=problem.trained(weights), **known | told)
 
     @classmethod

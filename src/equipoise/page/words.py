@@ -19,6 +19,7 @@ THEOREMS = {
     "T4.1": "neurons stay on or off",
     "T4.2": "neurons that are on together tend to low rank",
     "T4.3": "a layer has no higher rank than its patterns",
+    "T4.6": "neurons that are on together align with what reads them",
     "T5.2": "signs stay as they are",
     "T7": "the direction tends to a stationary point of the margin",
 }

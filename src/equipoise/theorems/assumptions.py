@@ -17,10 +17,15 @@ from equipoise.theorems.evidence import Evidence
 Standing = Literal["verified", "observed", "failed"]
 
 LAW_TOLERANCE = 1e-12
-"""Relative drift of a law that rounding alone explains: ten thousand steps, each kept to 1e-16 (T6.2), at the worst.
+"""Relative drift of a law that rounding alone explains in float64: ten thousand steps, each kept to 1e-16, at worst.
 
 The drift of gradient descent and of Adam, `η² ‖G‖²` a step (T2.2), lies orders above it unless nothing is learnt.
 """
+
+
+def law_tolerance(evidence: Evidence) -> float:
+    """`LAW_TOLERANCE` in the arithmetic that training computed in."""
+    return LAW_TOLERANCE * evidence.coarseness
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,14 @@ def exponential_tail(evidence: Evidence) -> Assumption:
 
 
 def separated(evidence: Evidence) -> Assumption:
-    """`R < ℓ(0)/n`, so that every margin is positive; margins recomputed from the weights and the data."""
-    threshold = evidence.loss.log_at_zero() - math.log(len(evidence.y))
+    """`R < ℓ(0) min_i w_i`, so that every margin is positive; margins recomputed from the weights and the data."""
+    threshold, share = evidence.log_separation, "1/n" if evidence.example_weights is None else "min w_i"
     rounding = evidence.rounding
     passed: Standing = "observed" if rounding is None else "verified"
     known = "its rounding unknown: an operation without a bound" if rounding is None else f"right to {rounding:.1e}"
     return Assumption(
         "separated",
-        "log R < log(ℓ(0)/n)",
+        f"log R < log(ℓ(0) · {share})",
         passed if evidence.log_risk + (rounding or 0.0) < threshold else "failed",
         evidence.log_risk,
         threshold,
@@ -109,25 +114,31 @@ def laws_conserved(evidence: Evidence) -> Assumption:
     return Assumption(
         "laws conserved",
         statement,
-        "verified" if drift <= LAW_TOLERANCE else "failed",
+        "verified" if drift <= law_tolerance(evidence) else "failed",
         drift,
-        LAW_TOLERANCE,
+        law_tolerance(evidence),
         "there are none" if worst is None else f"{formula}, the worst of {len(evidence.drifts)} laws: {worst}",
     )
 
 
 def weights_of_the_run(evidence: Evidence, recorded: float) -> Assumption:
-    """`log R` at the weights is the one on record: catches weights exchanged or tampered with above rounding."""
+    """`log R` at the weights is the one on record: catches weights exchanged or tampered with above rounding.
+
+    Rounding is that of both: of float64 here, and of what the run computed in there.
+    """
     error, rounding = abs(evidence.log_risk - recorded), evidence.rounding
-    tolerance = 1e-9 * abs(recorded) if rounding is None else 2 * rounding
+    relative = max(1e-9, 1e3 * evidence.eps)
+    tolerance = relative * abs(recorded) if rounding is None else (1 + evidence.coarseness) * rounding
     passed: Standing = "observed" if rounding is None else "verified"
+    precision = str(evidence.dtype).removeprefix("torch.")
     return Assumption(
         "weights of the run",
         "log R at these weights is the one recorded",
         passed if error <= tolerance else "failed",
         error if math.isfinite(error) else None,
         tolerance,
-        f"log R recomputed {evidence.log_risk:.12g}, recorded {recorded:.12g}; each is right to half the tolerance",
+        f"log R recomputed {evidence.log_risk:.12g}, recorded {recorded:.12g} in {precision}; the tolerance is what "
+        "both may be off by",
     )
 
 

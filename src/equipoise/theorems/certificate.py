@@ -1,7 +1,7 @@
 """From assumptions to claims: what the theorems say about a trained network, their bounds beside what was measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,19 +29,29 @@ _REFERENCES = ("le2022training", "du2018algorithmic", "ji2019gradient", "lyu2020
 class Certificate:
     """The assumptions of the theorems as they were found, their claims about one network, and its fingerprint.
 
-    Rank residuals are `1 - Σ_{i≤r} σ_i²/‖W_k‖_F²` and misalignments `‖sin Θ‖²`, neither by subtraction.
+    Distances from rank `r` are `1 - Σ_{i≤r} σ_i²/‖W_k‖_F²` and misalignments `‖sin Θ‖²`, neither by subtraction.
+    `stated` is what the file it was read from said of itself: compared by `recheck`, believed by nothing.
     """
 
     assumptions: tuple[Assumption, ...]
     claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     subject: Fingerprint
+    stated: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def holds(self) -> bool:
-        """Every claim that rests on verified assumptions is true, there is one, and none rests on a failed one."""
+        """Every claim on verified assumptions is true, an informative one among them, and none rests on a failed one.
+
+        A bound that anything satisfies proves nothing: see `Claim.informative`.
+        """
         verified = [claim for claim in self.claims if claim.standing == "verified"]
-        return bool(verified) and all(claim.holds for claim in verified) and not self.failed
+        return bool(self.proved) and all(claim.holds for claim in verified) and not self.failed
+
+    @property
+    def proved(self) -> tuple[Claim, ...]:
+        """The informative claims that rest on verified assumptions alone."""
+        return tuple(claim for claim in self.claims if claim.standing == "verified" and claim.informative)
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -61,13 +71,23 @@ class Certificate:
         *,
         initial: Mapping[str, Tensor] | None = None,
         loss: Any = "exponential",
+        laws: Laws | None = None,
+        predicted: Mapping[str, Tensor] | None = None,
+        example_weights: Any = None,
     ) -> Recheck:
         """Make the certificate again from the artefacts alone, and compare: weights, data, and every figure.
 
         The arguments are those of `certify`. Nothing in this certificate is believed: `holds` of the result is about
         the new one, and `differences` names everything in which the two are not the same.
         """
-        return compare(self, certify(model, data, initial=initial, loss=loss))
+        known = {"laws": laws, "predicted": predicted, "example_weights": example_weights}
+        return compare(self, certify(model, data, initial=initial, loss=loss, **known))
+
+    def verdicts(self) -> dict[str, Any]:
+        """What follows from assumptions and claims: in a certificate that was read, what its file said."""
+        if self.stated is not None:
+            return dict(self.stated)
+        return present.verdicts(self.to_json())
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Certificate":
@@ -80,21 +100,30 @@ class Certificate:
             "holds": self.holds,
             "failed": list(self.failed),
             "assumptions": [finite(asdict(found)) for found in self.assumptions],
-            "claims": [finite({**asdict(claim), "holds": claim.holds}) for claim in self.claims],
+            "claims": [
+                finite({**asdict(claim), "informative": claim.informative, "holds": claim.holds})
+                for claim in self.claims
+            ],
             "notes": list(self.notes),
             "subject": asdict(self.subject),
             "references": list(_REFERENCES),
         }
 
     def __str__(self) -> str:
-        verdict = "holds" if self.holds else f"does not hold: {', '.join(self.failed) or self._lacks}"
+        silent = sum(not claim.informative for claim in self.claims)
+        beside = f"; {silent} bounds that anything satisfies say nothing" if silent else ""
+        proof = f"holds: {len(self.proved)} informative claims verified{beside}"
+        verdict = proof if self.holds else f"does not hold: {', '.join(self.failed) or self._lacks}"
         return present.text(f"Certificate {verdict}", self.assumptions, self.claims, self.notes)
 
     @property
     def _lacks(self) -> str:
         """What is missing where no assumption has failed."""
-        exceeded = any(not claim.holds for claim in self.claims if claim.standing == "verified")
-        return "a bound is exceeded" if exceeded else "every claim rests on something that was only observed"
+        if any(not claim.holds for claim in self.claims if claim.standing == "verified"):
+            return "a bound is exceeded"
+        if any(claim.informative for claim in self.claims):
+            return "every informative claim rests on something that was only observed"
+        return "no claim is informative, every bound is one that anything satisfies"
 
 
 def certify(
@@ -105,6 +134,7 @@ def certify(
     loss: Any = "exponential",
     laws: Laws | None = None,
     predicted: Mapping[str, Tensor] | None = None,
+    example_weights: Any = None,
 ) -> Certificate:
     """Check the assumptions of T3, T4, T5.2 and T7 and their bounds for a network that ends in a linear layer.
 
@@ -124,6 +154,12 @@ def certify(
     - Activity and signs that are decided at the limit have stopped to change (T4.1, T5.2); slackness and stationarity
       of the margins (T7), where the network is homogeneous.
 
+    Claims are named for what they bound, and say whether that is informative: of a network hardly trained the bounds
+    are such that anything satisfies them, and the certificate does not hold for want of a claim.
+
+    `example_weights` are `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`, of a run its own.
+    Tolerances are those of the arithmetic that the weights are stored in, float32 or float64.
+
     `predicted` is the accumulated T2.2 defect of every law by its name, as the sum of `laws.predict_drift` over the
     steps of gradient descent; the laws must then be where it puts them. `laws` replaces those read from the model.
 
@@ -137,12 +173,12 @@ def certify(
     >>> certificate = certify(model, (X, [1, -1]), initial=dict(model.named_parameters()))
     >>> certificate.holds, certificate.failed
     (False, ('separated',))
-    >>> [claim.name for claim in certificate.claims if claim.holds][:2]
-    ['rank one of layer2.weight', 'rank one of layer3.weight']
+    >>> [(claim.name, claim.informative) for claim in certificate.claims if claim.theorem == "T3.1"]
+    [('distance of layer2.weight from rank one', ...), ('distance of layer3.weight from rank one', False)]
     """
     if isinstance(run, nn.Module):
-        weights = dict(run.named_parameters())
-        evidence = gather(run, weights, data, loss, initial=initial, laws=laws, predicted=predicted)
+        known = {"initial": initial, "laws": laws, "predicted": predicted, "example_weights": example_weights}
+        evidence = gather(run, dict(run.named_parameters()), data, loss, **known)
         return _certificate(evidence, ())
     evidence = gather_run(run)
     return _certificate(evidence, (assumptions.weights_of_the_run(evidence, run.log_loss),))
@@ -157,7 +193,10 @@ def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certif
         assumptions.exponential_tail(evidence),
         assumptions.separated(evidence),
         assumptions.laws_conserved(evidence),
-        *class_laws([bounded.found for layer in layers for bounded in bounded_classes(evidence, layer)]),
+        *class_laws(
+            [bounded.found for layer in layers for bounded in bounded_classes(evidence, layer)],
+            assumptions.law_tolerance(evidence),
+        ),
         assumptions.directional_convergence(direction),
         *recorded,
     )

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.measure.alignment import alignment
 from equipoise.measure.spectrum import spectra
 from equipoise.theorems import growth, tail
 from equipoise.theorems.assumptions import Assumption, Standing
@@ -22,7 +22,8 @@ LIMIT = ("homogeneous", "exponential tail", "separated", *SINCE_START)
 class Claim:
     """One statement of a theorem about this network: `measured ≤ bound`, or `≥` where `relation` says so.
 
-    It stands no better than the worst of the assumptions it rests on.
+    It stands no better than the worst of the assumptions it rests on. `trivial` is the bound that anything satisfies:
+    the largest residual that a matrix of that shape can have, the norm that was there at the start.
     """
 
     name: str
@@ -31,8 +32,14 @@ class Claim:
     measured: float
     relation: Relation
     bound: float
+    trivial: float
     rests_on: tuple[str, ...]
     standing: Standing
+
+    @property
+    def informative(self) -> bool:
+        """Whether the bound excludes anything: lies below `trivial`, or above it where `relation` is `≥`."""
+        return self.bound < self.trivial if self.relation == "≤" else self.bound > self.trivial
 
     @property
     def holds(self) -> bool:
@@ -60,13 +67,14 @@ class Claimer:
         measured: float,
         relation: Relation,
         bound: float,
+        trivial: float,
         rests_on: Iterable[str] = (),
     ) -> Claim:
         """The claim, with the standing of its worst assumption."""
         asked = tuple(assumption for assumption in rests_on if assumption in self.standings)
         standings = {self.standings[assumption] for assumption in asked}
         worst: Standing = "failed" if "failed" in standings else "observed" if "observed" in standings else "verified"
-        return Claim(name, theorem, quantity, measured, relation, bound, asked, worst)
+        return Claim(name, theorem, quantity, measured, relation, bound, trivial, asked, worst)
 
     def failed(self, name: str) -> bool:
         """Whether an assumption was asked about and failed."""
@@ -88,9 +96,19 @@ def tail_claims(evidence: Evidence, claim: Claimer) -> tuple[Claim, ...]:
     return (*claims, _limit(evidence, ranks, claim))
 
 
-def low_rank(rank: int) -> str:
-    """What a linear layer tends to, in words."""
-    return "rank one" if rank == 1 else f"rank ≤ {rank}"
+def from_rank(rank: int) -> str:
+    """What a matrix has a distance from, in words."""
+    return "rank one" if rank == 1 else f"rank {rank}"
+
+
+def any_residual(matrix: Float[Tensor, "_ _ *_"], rank: int) -> float:
+    """The largest residual of that rank that a matrix of this shape can have, that of equal singular values.
+
+    >>> import torch
+    >>> any_residual(torch.ones(4, 8), 1), any_residual(torch.ones(1, 8), 1)
+    (0.75, 0.0)
+    """
+    return max(0.0, 1 - rank / min(tail.matrix(matrix).shape))
 
 
 def beyond_rank(rank: int, what: str = "W") -> str:
@@ -99,41 +117,40 @@ def beyond_rank(rank: int, what: str = "W") -> str:
 
 
 def _ranks(evidence: Evidence, claim: Claimer, start: Named, rests_on: Iterable[str], suffix: str = "") -> list[Claim]:
-    rank = evidence.tail.rank
-    bounds = tail.certified_bounds(evidence.tail, start, evidence.final)
+    bounds, ranks = tail.certified_bounds(evidence.tail, start, evidence.final), evidence.tail.ranks(start)
     measured = spectra({name: evidence.final[name] for name in bounds})
-    title, quantity = low_rank(rank), beyond_rank(rank)
     return [
-        claim(f"{title} of {name}{suffix}", "T3.1", quantity, measured[name].rank_residual(rank), "≤", bound, rests_on)
-        for name, bound in bounds.items()
+        claim(
+            f"distance of {name} from {from_rank(rank)}{suffix}",
+            "T3.1",
+            beyond_rank(rank),
+            measured[name].rank_residual(rank),
+            "≤",
+            bounds[name],
+            any_residual(evidence.final[name], rank),
+            rests_on,
+        )
+        for name, rank in ranks.items()
     ]
 
 
 def _alignments(
     evidence: Evidence, claim: Claimer, start: Named, rests_on: Iterable[str], suffix: str = ""
 ) -> list[Claim]:
-    rank = evidence.tail.rank
     bounds = tail.misalignment_bounds(evidence.tail, start, evidence.final)
-    quantity = "1 - ⟨v₊, u⟩²" if rank == 1 else f"‖sin Θ‖² of the top {rank} directions"
-    return [
-        claim(
-            f"alignment of {lower.weight} with {upper.weight}{suffix}",
-            "T3.2",
-            quantity,
-            _sines(evidence, lower, upper),
-            "≤",
-            bounds[lower.weight],
-            rests_on,
-        )
-        for lower, upper in pairwise(evidence.tail.layers)
-    ]
+    found = []
+    for lower, upper in pairwise(evidence.tail.layers):
+        writes, reads = tail.incoming(lower, evidence.final), tail.matrix(evidence.final[upper.weight])
+        rank = evidence.tail.directions(lower, upper, evidence.final)
+        name = f"misalignment of {lower.weight} with {upper.weight}{suffix}"
+        measured, trivial = tail.sines(writes, reads, rank), float(tail.angles(len(writes), rank))
+        found.append(claim(name, "T3.2", turned(rank), measured, "≤", bounds[lower.weight], trivial, rests_on))
+    return found
 
 
-def _sines(evidence: Evidence, lower: tail.Layer, upper: tail.Layer) -> float:
-    """`‖sin Θ‖_F²` between the top-`r` spaces of `[W_k b_k]` and `W_{k+1}`."""
-    above: Tensor = tail.matrix(evidence.final[upper.weight])
-    rank = min(evidence.tail.rank, *above.shape)
-    return float(alignment(tail.incoming(lower, evidence.final), above, rank).angles.sin().square().sum())
+def turned(rank: int) -> str:
+    """What a claim of alignment measures, as a formula."""
+    return "1 - ⟨v₊, u⟩²" if rank == 1 else f"‖sin Θ‖² of the top {rank} directions"
 
 
 def _growths(evidence: Evidence, claim: Claimer) -> list[Claim]:
@@ -145,12 +162,13 @@ def _growths(evidence: Evidence, claim: Claimer) -> list[Claim]:
     )
     return [
         claim(
-            f"growth of {layer.weight}",
+            f"norm of {layer.weight}",
             "T3.3",
-            "‖W‖_F",
+            "‖W‖_F, and at the start",
             float(evidence.final[layer.weight].norm()),
             "≥",
             bounds[layer.weight],
+            float(evidence.initial[layer.weight].norm()),
             LIMIT,
         )
         for layer in evidence.tail.layers
@@ -160,7 +178,7 @@ def _growths(evidence: Evidence, claim: Claimer) -> list[Claim]:
 def _limit(evidence: Evidence, ranks: list[Claim], claim: Claimer) -> Claim:
     """What gradient flow does from here on: growth and convergence are hypotheses where f is not homogeneous (§0)."""
     rests_on = (*(LIMIT[1:] if evidence.homogeneity.degree is None else LIMIT), "directional convergence")
-    measured, bound = max(found.measured for found in ranks), max(found.bound for found in ranks)
-    rank = "one" if evidence.tail.rank == 1 else f"at most {evidence.tail.rank}"
-    name, quantity = f"limit direction, its tail of rank {rank}", f"worst {ranks[0].quantity}"
-    return claim(name, "T3.4", quantity, measured, "≤", bound, rests_on)
+    worst = [max(figures) for figures in zip(*((c.measured, c.bound, c.trivial) for c in ranks), strict=True)]
+    name = f"limit's distance from {from_rank(evidence.tail.rank)}"
+    quantity = f"worst {beyond_rank(evidence.tail.rank)} so far"
+    return claim(name, "T3.4", quantity, worst[0], "≤", *worst[1:], rests_on)

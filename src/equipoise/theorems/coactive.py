@@ -18,7 +18,7 @@ from equipoise.graph.piecewise import Rectifier
 from equipoise.laws import Law, Laws
 from equipoise.measure.activity import Patterns, pattern_classes, patterns
 from equipoise.theorems import tail
-from equipoise.theorems.assumptions import LAW_TOLERANCE
+from equipoise.theorems.assumptions import law_tolerance
 from equipoise.theorems.evidence import Evidence, Named
 
 
@@ -45,6 +45,10 @@ class CoActive:
         if len(self.members) <= rank:
             return 0.0
         return tail.certainly(tail.excess, rank, self.start, self.change, self.rounding)
+
+    def spread(self, rank: int) -> float:
+        """`(Σ_{i≤q} (λ_i(C_S) - λ_{d+1-i}(C_S))²)^{1/2}` likewise: how far `W_S` and `V_S` can be turned (T3.2)."""
+        return tail.certainly(tail.spread, rank, self.start, self.change, self.rounding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +152,7 @@ def _followed(
     for past in reversed(range(now) if len(members) > 1 else ()):
         words = history[past].words[:, members]
         moved = float((blocks[now] - blocks[past]).norm()) / evidence.square
-        if not torch.equal(words, words[:, :1].expand_as(words)) or moved > LAW_TOLERANCE:
+        if not torch.equal(words, words[:, :1].expand_as(words)) or moved > law_tolerance(evidence):
             break
         start, since, drift = past, evidence.points[past].growth, moved
     change = blocks[now] - blocks[start]

@@ -38,9 +38,10 @@ class Evidence:
     """A network read once, its weights in float64, the data and the loss.
 
     `points` are the weights saved along a run in order of growth, the initial and the final ones among them; a single
-    one where only the final weights are known. `predicted` is what the laws should have changed by since the start
-    (T2.2), where the optimizer was gradient descent and kept count. `recorded` reads what a run wrote down: told beside
-    a claim, never believed.
+    one where only the final weights are known. `saved` are those on the way under their names. `example_weights` are
+    `w_i` of `R = Σ w_i ℓ_i`, which add up to 1; None where all are `1/n`. `dtype` is what training computed in.
+    `predicted` is what the laws should have changed by since the start (T2.2), where the optimizer was gradient descent
+    and kept count. `recorded` reads what a run wrote down: told beside a claim, never believed.
     """
 
     captured: Captured
@@ -52,7 +53,10 @@ class Evidence:
     X: Tensor
     y: Tensor
     loss: Loss
+    example_weights: Tensor | None = None
+    dtype: torch.dtype = torch.float64
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
+    saved: Mapping[str, Named] = field(default_factory=dict)
     recorded: Recorded = _nothing
 
     @property
@@ -81,8 +85,28 @@ class Evidence:
 
     @cached_property
     def log_risk(self) -> float:
-        """`log R` at the final weights, recomputed."""
-        return log_risk(self.loss.potential(self.margins))
+        """`log R = log Σ w_i ℓ_i` at the final weights, recomputed."""
+        potential = self.loss.potential(self.margins)
+        if self.example_weights is not None:
+            counted = len(self.y) * self.example_weights
+            potential = potential - torch.log(counted).view(-1, *[1] * (potential.ndim - 1))
+        return log_risk(potential)
+
+    @property
+    def log_separation(self) -> float:
+        """`log(min_i w_i ℓ(0))`: below it no example can be on the wrong side."""
+        least = 1 / len(self.y) if self.example_weights is None else float(self.example_weights.min())
+        return self.loss.log_at_zero() + math.log(least)
+
+    @property
+    def eps(self) -> float:
+        """The relative rounding of the arithmetic that training computed in."""
+        return torch.finfo(self.dtype).eps
+
+    @property
+    def coarseness(self) -> float:
+        """`eps` in units of that of float64."""
+        return self.eps / torch.finfo(torch.float64).eps
 
     @cached_property
     def rounding(self) -> float | None:

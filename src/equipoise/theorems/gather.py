@@ -15,6 +15,7 @@ from equipoise.errors import InputError
 from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.tail import read_tail
 from equipoise.integrate.losses import LOSSES, Loss, named_loss
+from equipoise.integrate.objective import shares
 from equipoise.laws import Laws, invariances
 from equipoise.theorems import tail
 from equipoise.theorems.evidence import Evidence, Named, Point
@@ -71,7 +72,8 @@ class FinishedRun(Protocol):
 
 def gather_run(run: FinishedRun) -> Evidence:
     """The evidence of a run."""
-    known = {"initial": run.initial, "saved": run.saved, "predicted": run.defects}
+    known: dict[str, Any] = {"initial": run.initial, "saved": run.saved, "predicted": run.defects}
+    known["example_weights"] = getattr(run, "example_weights", None)  # of a run that has any
     return replace(gather(run.model, run.final, run.data, run.loss, **known), recorded=run.last)
 
 
@@ -90,6 +92,7 @@ def gather(
     saved: Mapping[str, Mapping[str, Tensor]] | None = None,
     laws: Laws | None = None,
     predicted: Mapping[str, Tensor] | None = None,
+    example_weights: Any = None,
 ) -> Evidence:
     """The evidence of a model with these final weights; see `certify` for what is raised."""
     weights, chosen = doubles(final, "weights"), named_loss(loss)
@@ -99,6 +102,7 @@ def gather(
     X, y = _placed(data, chosen, weights)
     own = copy.deepcopy(model).double()
     _check_outputs(own, X, y, chosen)
+    counted = None if example_weights is None else shares(example_weights, len(y), y)
     read = invariances(own, X[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
     captured = read.captured
     assert captured is not None  # these laws were read, not stated
@@ -112,8 +116,16 @@ def gather(
         X=X,
         y=y,
         loss=chosen,
+        example_weights=counted,
+        dtype=_computed_in(final),
         predicted=predicted or {},
+        saved={name: doubles(at, f"weights saved as {name}") for name, at in (saved or {}).items()},
     )
+
+
+def _computed_in(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The least precise floating point among the weights: what training computed in, at best."""
+    return max({tensor.dtype for tensor in weights.values()}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _placed(data: Any, loss: Loss, weights: Named) -> tuple[Tensor, Tensor]:

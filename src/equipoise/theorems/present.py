@@ -31,20 +31,29 @@ def read(certificate: type[T], stored: Mapping[str, Any]) -> T:
             "claims": tuple(_record(Claim, found) for found in stored["claims"]),
             "notes": tuple(stored["notes"]),
             "subject": _record(Fingerprint, stored["subject"]),
+            "stated": verdicts(stored),
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             expected="the JSON of a certificate",
             found=f"{type(error).__name__}: {error}",
-            remedy="pass what equipoise certify DIR --json printed",
+            remedy="pass what equipoise certify DIR --json printed, of this version",
         ) from None
     return certificate(**parts)
+
+
+def verdicts(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What the JSON of a certificate says of itself: whether it holds, what has failed, and of every claim likewise."""
+    found = {name: stored.get(name) for name in ("holds", "failed", "references")}
+    for claim in stored["claims"]:
+        found |= {f"claim {claim['name']}: {name}": claim.get(name) for name in ("informative", "holds")}
+    return found
 
 
 def _record(kind: type[T], stored: Mapping[str, Any]) -> T:
     """A dataclass from its JSON: lists become tuples again, and null a figure that was not finite where one must be."""
     values = {field.name: stored[field.name] for field in fields_of(kind)}  # pyright: ignore[reportArgumentType]
-    for name in ("measured", "bound") if kind is Claim else ():
+    for name in ("measured", "bound", "trivial") if kind is Claim else ():
         values[name] = math.nan if values[name] is None else values[name]
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return kind(**plain)
@@ -58,10 +67,13 @@ def _assumption_rows(assumptions: Sequence[Assumption]) -> Table:
 
 
 def _claim_rows(claims: Sequence[Claim]) -> Table:
-    table = Table("claim", "theorem", "quantity", "measured", "", "bound", "standing", "holds", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
+    table.add_column("claim", no_wrap=True)
+    for column in ("theorem", "quantity", "measured", "", "bound", "standing", "holds"):
+        table.add_column(column)
     for claim in claims:
         figures = (_figure(claim.measured), claim.relation, _figure(claim.bound))
-        holds = "yes" if claim.holds else "NO"
+        holds = ("yes" if claim.informative else "says nothing") if claim.holds else "NO"
         table.add_row(claim.name, claim.theorem, claim.quantity, *figures, claim.standing, holds)
     return table
 

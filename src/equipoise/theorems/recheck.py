@@ -2,8 +2,11 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from itertools import zip_longest
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -15,19 +18,24 @@ from equipoise.theorems.evidence import Evidence
 FIGURES_AGREE = 1e-6
 """Relative difference of two figures that another machine's rounding explains: conditioning times float64's 1e-16."""
 
-_WORDS = ("why", "quantity", "statement")
+_TEXTS = ("quantity", "statement")
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.])")  # and not "T3.2", "0.1.weight"
+_NEGLIGIBLE = 1e-9  # figures of rounding, as they stand in a text, that another machine may print quite differently
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """SHA-256 of the final weights, of the initial ones (None where not known) and of the data, and the loss's name.
+    """SHA-256 of the final weights, the initial ones, those saved on the way and the data, and the loss's name.
 
-    Over names, shapes and little-endian float64 bytes, in the order of the names.
+    Over names, shapes and little-endian float64 bytes, in the order of the names; examples in their own order, with
+    their weights where they have any. None where there is nothing.
     """
 
     weights: str
     initial: str | None
+    points: str | None
     data: str
+    example_weights: str | None
     loss: str
 
 
@@ -51,8 +59,17 @@ class Certified(Protocol):
         ...
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What else there is to say."""
+        ...
+
+    @property
     def holds(self) -> bool:
         """Its verdict."""
+        ...
+
+    def verdicts(self) -> dict[str, Any]:
+        """Its verdicts on the whole and on every claim."""
         ...
 
 
@@ -76,9 +93,15 @@ class Recheck:
 
 def fingerprint(evidence: Evidence) -> Fingerprint:
     """What a certificate is about."""
-    initial = None if evidence.initial is None else digest(evidence.initial)
+    saved = {f"{point} {name}": tensor for point, at in evidence.saved.items() for name, tensor in at.items()}
+    shares = evidence.example_weights
     return Fingerprint(
-        digest(evidence.final), initial, digest({"X": evidence.X, "y": evidence.y.double()}), evidence.loss.name
+        weights=digest(evidence.final),
+        initial=None if evidence.initial is None else digest(evidence.initial),
+        points=digest(saved) if saved else None,
+        data=digest({"X": evidence.X, "y": evidence.y}),
+        example_weights=None if shares is None else digest({"w": shares}),
+        loss=evidence.loss.name,
     )
 
 
@@ -103,18 +126,35 @@ def compare(given: Certified, again: Certified) -> Recheck:
 
 
 def _differences(given: Certified, again: Certified) -> Iterator[str]:
-    for part in ("weights", "initial", "data", "loss"):
-        stated, found = getattr(given.subject, part), getattr(again.subject, part)
+    for part, found in vars(again.subject).items():
+        stated = getattr(given.subject, part)
         if stated != found:
             yield f"{part}: {_short(stated)} in the certificate, {_short(found)} here"
     for kind, parts in (("assumption", "assumptions"), ("claim", "claims")):
         stated, found = (_by_name(getattr(certificate, parts)) for certificate in (given, again))
-        for name in stated.keys() | found.keys():
+        for name in dict.fromkeys([*stated, *found]):
             yield from _compared(f"{kind} {name}", stated.get(name), found.get(name))
+    yield from _verdicts(given, again)
+    for stated, found in zip_longest(given.notes, again.notes):
+        if stated is None or found is None or not _same_words(stated, found):
+            yield f"note: {stated!r} in the certificate, {found!r} when made again"
+
+
+def _verdicts(given: Certified, again: Certified) -> Iterator[str]:
+    """What the certificate says of itself, where it is not what the one made again says; of the same claims."""
+    stated, found = given.verdicts(), again.verdicts()
+    for name, value in found.items():
+        if name in stated and stated[name] != value:
+            yield f"{name} {stated[name]} in the certificate, {value} when made again"
 
 
 def _by_name(parts: tuple[Any, ...]) -> dict[str, Any]:
-    return {part.name: part for part in parts}
+    """By name; of several of one name all, each but the first with its number."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        times = sum(name == part.name or name.startswith(f"{part.name} [") for name in found)
+        found[f"{part.name} [{times + 1}]" if times else part.name] = part
+    return found
 
 
 def _compared(what: str, stated: Any, found: Any) -> Iterator[str]:
@@ -123,15 +163,40 @@ def _compared(what: str, stated: Any, found: Any) -> Iterator[str]:
         return
     for name, value in vars(found).items():
         other = getattr(stated, name)
-        if name not in _WORDS and not (_agree(value, other) if isinstance(value, float) else value == other):
+        if name == "why":  # the worst of several laws, and figures of rounding: machines differ in these
+            continue
+        if not (_same_words(str(other), value) if name in _TEXTS else _agree(value, other)):
             yield f"{what}: {name} {other} in the certificate, {value} when made again"
 
 
-def _agree(value: float, other: Any) -> bool:
-    """Whether two figures are one; JSON has null for a figure that is not finite, and for no other."""
+def _agree(value: Any, other: Any) -> bool:
+    """Whether two entries are one; JSON has null for a figure that is not finite, and for no other."""
+    if not isinstance(value, float):
+        return value == other
     if not math.isfinite(value):
         return other is None or str(other) == str(value)
     return isinstance(other, (int, float)) and math.isclose(value, other, rel_tol=FIGURES_AGREE, abs_tol=1e-12)
+
+
+def _same_words(one: str, other: str) -> bool:
+    """Whether two texts say the same: word for word, and figures up to one in the last digit that is printed.
+
+    >>> _same_words("log R = -12.34, right to 2.1e-13", "log R = -12.35, right to 5.0e-13")
+    True
+    >>> _same_words("T4.2, the worst of 3 laws", "T4.3, the worst of 3 laws"), _same_words("of 3 laws", "of 4 laws")
+    (False, False)
+    """
+    figures = [_NUMBER.findall(text) for text in (one, other)]
+    return _NUMBER.sub("#", one) == _NUMBER.sub("#", other) and all(map(_same_figure, *figures))
+
+
+def _same_figure(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    values = [Decimal(text.replace(",", "")) for text in (one, other)]
+    written = any(not text.lstrip("+-").replace(",", "").isdigit() for text in (one, other))  # whole numbers are counts
+    last = max(Decimal(1).scaleb(int(value.as_tuple().exponent)) for value in values)
+    return written and (abs(values[0] - values[1]) <= last or max(map(abs, values)) <= _NEGLIGIBLE)
 
 
 def _short(text: str | None) -> str:

@@ -95,22 +95,24 @@ def preactivations_of(evidence: Evidence) -> Callable[[Named], dict[str, Tensor]
 def stability_claims(evidence: Evidence, direction: LimitDirection | None, claim: Claimer) -> Iterator[Claim]:
     """T4.1 for every layer with an activation and T5.2 for every parameter: settled before the last saved point.
 
+    Where nothing is decided at the limit they are not informative.
+
     None where the run saved too few points to see a limit, and no T4.1 for a network that is not homogeneous: there
     the patterns at `w/‖w‖` are not those at `w`.
     """
     if direction is None or direction.rate is None:
         return
-    last = evidence.points[-2].growth
+    last, end = (point.growth for point in evidence.points[-2:])  # whatever happens has happened by the end
     rests_on = ("directional convergence", "weights of the run")
     if evidence.homogeneity.degree is not None:
         for seen in settled_activity(evidence, direction):
             last_flip = evidence.recorded("activity", "last_flip", seen.place)
             name, quantity = f"stable activation of {seen.place}", _said(seen, "pairs", "pair flips", last_flip)
-            yield claim(name, "T4.1", quantity, seen.since, "≤", last, rests_on)
+            yield claim(name, "T4.1", quantity, seen.since, "≤", last, end if seen.decided else last, rests_on)
     for seen in settled_signs(evidence, direction):
         last_change = evidence.recorded("signs", "last_sign_change", seen.place)
         name, quantity = f"constant signs of {seen.place}", _said(seen, "weights", "sign changes", last_change)
-        yield claim(name, "T5.2", quantity, seen.since, "≤", last, rests_on)
+        yield claim(name, "T5.2", quantity, seen.since, "≤", last, end if seen.decided else last, rests_on)
 
 
 def _said(seen: Settled, what: str, event: str, last: float | None) -> str:

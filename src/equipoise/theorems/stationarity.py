@@ -1,4 +1,4 @@
-"""How near the direction is to a KKT point of the max-margin problem: THEORY §7.
+"""How near the direction is to a KKT point of the max-margin problem (T7).
 
 The weights of the examples in `-∇ log R`, `p = softmax(-m)`, are multipliers `λ = p ‖w‖/‖Jᵀp‖` in `w ≈ Jᵀλ`. For them
 the slackness has a bound that needs no optimisation. The entropy identity gives `Σ p_i (m_i - m_min) ≤ H(p) ≤ log N`,
@@ -6,7 +6,8 @@ and Euler's `⟨w, Jᵀp⟩ = L Σ p_i m_i ≥ L m_min` gives `‖w‖/‖Jᵀp�
 
     `δ = Σ_i λ_i (m_i - m_min) / m_min^{2/L} ≤ log N / (L m_min γ^{2/L})`,   `γ = m_min/‖w‖^L`,
 
-which tends to zero with the margins. Stationarity has no such bound at one instant: its residual `ε`, from the
+which tends to zero with the margins. By itself that is no news: multipliers on the least margin alone have `δ = 0` in
+any network, and large margins are near that. Stationarity has no such bound at one instant: its residual `ε`, from the
 multipliers of `measure.kkt`, is compared with what it was a unit of growth before; where a pair is on its kink its
 slope is open, and so is `J`: only the run itself knows it (`kkt_epsilon` of its records).
 """
@@ -25,6 +26,7 @@ from equipoise.theorems.stability import preactivations_of
 
 _EXAMPLES, _ENTRIES = 100, 20_000_000  # gradients kept for the multipliers, and numbers in all of them
 _ON_KINK = 1e-6  # of the largest pre-activation of a layer, below which a pair may be on its kink
+_KINK_ROUNDINGS = 100  # of training's arithmetic, likewise
 
 
 def stationarity_claims(evidence: Evidence, claim: Claimer) -> Iterator[Claim]:
@@ -44,13 +46,14 @@ def stationarity_claims(evidence: Evidence, claim: Claimer) -> Iterator[Claim]:
     scale = (norm / smallest ** (1 / degree)) ** 2 / (degree * smallest)
     bound = scale * (math.log(evidence.margins.numel()) + 4 * (evidence.rounding or 0.0))
     rests_on = ("homogeneous", "separated", "weights of the run")
-    yield claim("slackness of the margins", "T7", "δ, multipliers softmax(-m)", delta, "≤", bound, rests_on)
+    yield claim("slackness of the margins", "T7", "δ, multipliers softmax(-m)", delta, "≤", bound, 0.0, rests_on)
     since, end = _earlier(evidence.points), evidence.points[-1]
     if since is not end and _separated(evidence, since) and not any(on_kinks(evidence, at) for at in (since, end)):
         before, now = (_epsilon(evidence, point, degree) for point in (since, end))
         quantity = f"ε, of w/‖w‖ and Jᵀλ/‖Jᵀλ‖, against that at s = {since.growth:.2f}"
         rests_on = (*LIMIT, "directional convergence")
-        yield claim("stationarity of the direction", "T7", quantity, now, "≤", before, rests_on)
+        most = math.sqrt(2)  # ⟨w, Jᵀλ⟩ is not negative
+        yield claim("residual of stationarity", "T7", quantity, now, "≤", before, most, rests_on)
 
 
 def _multipliers(evidence: Evidence) -> Tensor:
@@ -77,7 +80,8 @@ def _separated(evidence: Evidence, point: Point) -> bool:
 def on_kinks(evidence: Evidence, point: Point) -> bool:
     """Whether some pair of a neuron and an example is on its kink, as far as the weights tell."""
     seen = preactivations_of(evidence)(point.weights).values()
-    return any(bool((z.abs() <= _ON_KINK * z.abs().max()).any()) for z in seen)
+    nearest = max(_ON_KINK, _KINK_ROUNDINGS * evidence.eps)
+    return any(bool((z.abs() <= nearest * z.abs().max()).any()) for z in seen)
 
 
 def _epsilon(evidence: Evidence, point: Point, degree: int) -> float:

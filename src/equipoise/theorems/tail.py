@@ -1,4 +1,4 @@
-"""The linear tail of a network tends to low rank and aligns: the bounds of THEORY T3.1 and T3.2, whatever stands below.
+"""The linear tail of a network tends to low rank and aligns: the bounds of T3.1 and T3.2, whatever stands below.
 
 Everything follows from the conserved matrices `C_k = W_{k+1}ᵀ W_{k+1} - W_k W_kᵀ - b_k b_kᵀ` (minus the value of the
 matrix-wise law between the two layers) at initialisation. What they drifted by since is measured,
@@ -20,7 +20,7 @@ from equipoise.errors import InputError
 from equipoise.graph.chain import Layer
 from equipoise.laws.commutant import Full
 from equipoise.laws.derive import Between
-from equipoise.linalg import leading_triplets
+from equipoise.linalg import leading_triplets, principal_angles
 
 Weights = Mapping[str, Tensor]
 Measure = Callable[[Tensor, int], float]
@@ -30,7 +30,9 @@ _EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Tail:
-    """Linear layers `W_{K0}, …, W_L` and the rank `r` they tend to: 1 for one score, `C - 1` for `C` classes.
+    """Linear layers `W_{K0}, …, W_L` and the rank `r` that their outputs ask for: 1 for one score, `C - 1` for `C`.
+
+    A layer narrower than `r` allows for less: see `ranks` and `directions`.
 
     >>> Tail.of((Layer("a", None, None), Layer("b", None, None)), {"a": torch.eye(3), "b": torch.ones(3, 3)}).rank
     2
@@ -53,6 +55,24 @@ class Tail:
             )
         return cls(layers, max(1, len(weights[layers[-1].weight]) - 1))
 
+    def ranks(self, weights: Weights) -> dict[str, int]:
+        """`ρ_k`, the rank that each layer tends to, by its name: no more than that of what reads it, and of its shape.
+
+        >>> layers = tuple(Layer(name, None, None) for name in "abc")
+        >>> weights = {"a": torch.ones(3, 5), "b": torch.ones(2, 3), "c": torch.ones(4, 2)}
+        >>> Tail.of(layers, weights).ranks(weights)
+        {'a': 2, 'b': 2, 'c': 2}
+        """
+        found, rank = {}, self.rank
+        for layer in reversed(self.layers):
+            rank = min(rank, *matrix(weights[layer.weight]).shape)
+            found[layer.weight] = rank
+        return {layer.weight: found[layer.weight] for layer in self.layers}
+
+    def directions(self, lower: Layer, upper: Layer, weights: Weights) -> int:
+        """How many directions T3.2 compares between two layers: `r`, or what fits into either of them."""
+        return min(self.rank, *incoming(lower, weights).shape, *matrix(weights[upper.weight]).shape)
+
 
 def conserved_matrix(lower: Layer, upper: Layer, weights: Weights) -> Float[Tensor, "d d"]:
     """`C_k = W_{k+1}ᵀ W_{k+1} - W_k W_kᵀ - b_k b_kᵀ` in float64: minus the value of the law between the two (T2, T3.1).
@@ -68,10 +88,11 @@ def conserved_matrix(lower: Layer, upper: Layer, weights: Weights) -> Float[Tens
 
 
 def deficit_bounds(tail: Tail, initial: Weights, final: Weights | None = None) -> dict[str, float]:
-    """`D_k`, the bound of T3.1 on `Δ_k = Σ_{i>r} σ_i(W_k)²` of every tail layer, by its name.
+    """`D_k`, the bound of T3.1 on `Δ_k = Σ_{i>ρ} σ_i(W_k)²` of every tail layer, by its name, `ρ` of `Tail.ranks`.
 
-    `D_k = D_{k+1} + Σ_{i≤r} λ_i(C_k) - tr C_k` with `C_k` at initialisation, the rounding of `C_k` added; `D_L = 0` for
-    one score and `‖1ᵀ W_L‖² / C` for `C` of them. With `final` weights the effect of the drift since is added. In the
+    `D_k = D_{k+1} + Σ_{i≤ρ} λ_i(C_k) - tr C_k` with `C_k` at initialisation, the rounding of `C_k` added; zero where
+    the shape of `W_k` allows for no more than `ρ`; of the last layer zero for one score, `‖1ᵀ W_L‖² / C` for `C` of them.
+    With `final` weights the effect of the drift since is added. In the
     units of `‖W‖²`; divide by `‖W_k‖_F²` at any time of the run for the bound on the residual then. Given one set of
     weights only, the bound holds for these weights, whatever the optimizer. Raises `InputError` when the two sets
     differ in names or shapes.
@@ -84,13 +105,16 @@ def deficit_bounds(tail: Tail, initial: Weights, final: Weights | None = None) -
     if final is not None:
         require_same_shapes(initial, final)
     bounds = {tail.layers[-1].weight: _last_deficit(tail, initial, final)}
+    ranks = tail.ranks(initial)
     for lower, upper in reversed(list(pairwise(tail.layers))):
-        bounds[lower.weight] = bounds[upper.weight] + bounded(excess, tail.rank, lower, upper, initial, final)
+        rank, exact = ranks[lower.weight], min(matrix(initial[lower.weight]).shape)
+        spilt = 0.0 if rank == exact else bounds[upper.weight] + bounded(excess, rank, lower, upper, initial, final)
+        bounds[lower.weight] = spilt
     return {layer.weight: bounds[layer.weight] for layer in tail.layers}
 
 
 def certified_bounds(tail: Tail, initial: Weights, final: Weights) -> dict[str, float]:
-    """`D_k / ‖W_k‖_F²`, the certified bound on `1 - Σ_{i≤r} σ_i²/‖W_k‖_F²` of every tail layer at the final weights.
+    """`D_k / ‖W_k‖_F²`, the certified bound on `1 - Σ_{i≤ρ} σ_i²/‖W_k‖_F²` of every tail layer at the final weights.
 
     1 where the bound says nothing (T3.1). Raises as `deficit_bounds`.
 
@@ -107,14 +131,8 @@ def certified_bounds(tail: Tail, initial: Weights, final: Weights) -> dict[str, 
 def misalignment_bounds(tail: Tail, initial: Weights, final: Weights) -> dict[str, float]:
     """The bound of T3.2 on `‖sin Θ‖_F²` for every tail layer but the last, by the lower layer's name.
 
-    `Θ` are the principal angles between the top-`r` left space `U` of `[W_k b_k]` and the top-`r` right space `V` of
-    `W_{k+1}`. Ky Fan gives `tr UᵀBU ≥ tr VᵀBV` for `B = A - C_k`, `A = W_{k+1}ᵀ W_{k+1}`; so `(σ_r² - σ_{r+1}²) Σ sin²`
-    is at most `⟨C_k, P_V - P_U⟩ ≤ Σ_i sin θ_i (λ_i - λ_{d+1-i})`, and by Cauchy-Schwarz
-
-        `‖sin Θ‖_F ≤ (Σ_{i≤r} (λ_i(C_k) - λ_{d+1-i}(C_k))²)^{1/2} / (σ_r² - σ_{r+1}²)`,
-
-    the square of what T3.2 states for `r = 1`. Drift and rounding are added; `min(r, d - r)` where it says nothing.
-    Raises as `deficit_bounds`.
+    `Θ` are the principal angles between the top-`ρ` left space of `[W_k b_k]` and the top-`ρ` right space of `W_{k+1}`,
+    `ρ` as many directions as both have (`Tail.directions`): see `sine_bound`. Raises as `deficit_bounds`.
 
     >>> tail = Tail((Layer("a", None, None), Layer("b", None, None)))
     >>> weights = {"a": torch.diag(torch.tensor([3.0, 1.0])), "b": torch.tensor([[4.0, 0.0]])}
@@ -124,12 +142,44 @@ def misalignment_bounds(tail: Tail, initial: Weights, final: Weights) -> dict[st
     require_same_shapes(initial, final)
     bounds = {}
     for lower, upper in pairwise(tail.layers):
-        sines = bounded(spread, tail.rank, lower, upper, initial, final)
-        gap, most = _gap(matrix(final[upper.weight]), tail.rank), _angles(len(final[lower.weight]), tail.rank)
-        directed = gap > 0 and bool(incoming(lower, final).any())  # a zero matrix has no direction to align
-        largest = min(most, (sines / gap) ** 2) if directed else most
-        bounds[lower.weight] = (math.sqrt(largest) + _basis_rounding(lower, upper, tail.rank, final)) ** 2
+        rank, before = tail.directions(lower, upper, final), conserved_matrix(lower, upper, initial)
+        change, rounding = conserved_matrix(lower, upper, final) - before, _rounding(lower, upper, final)
+        writes, reads = incoming(lower, final), matrix(final[upper.weight])
+        bounds[lower.weight] = sine_bound(certainly(spread, rank, before, change, rounding), writes, reads, rank)
     return bounds
+
+
+def sine_bound(spread: float, writes: Float[Tensor, "d inputs"], reads: Float[Tensor, "outputs d"], rank: int) -> float:
+    """The bound on `‖sin Θ‖_F²`, `Θ` between what `W` writes and what `V` reads, from the spread of `C = VᵀV - WWᵀ`.
+
+    With `A = VᵀV`, `B = WWᵀ = A - C`, the top-`ρ` left space `P` of `W` and right space `Q` of `V`: Ky Fan gives
+    `tr B P ≥ tr B Q`, so `(σ_ρ(V)² - σ_{ρ+1}(V)²) Σ sin² ≤ tr A (Q - P) ≤ ⟨C, Q - P⟩ ≤ Σ_i sin θ_i (λ_i - λ_{d+1-i})`,
+    and by Cauchy-Schwarz
+
+        `‖sin Θ‖_F ≤ (Σ_{i≤ρ} (λ_i(C) - λ_{d+1-i}(C))²)^{1/2} / (σ_ρ(V)² - σ_{ρ+1}(V)²)`,
+
+    the square of what T3.2 states for `ρ = 1`. Rounding is added; `min(ρ, d - ρ)`, the most there can be, where it says
+    nothing. `ρ` must fit into both matrices.
+
+    >>> V = torch.tensor([[4.0, 0.0]], dtype=torch.float64)
+    >>> round(sine_bound(4.0, torch.eye(2).double(), V, 1), 9), sine_bound(64.0, torch.eye(2).double(), V, 1)
+    (0.0625, 1.0...)
+    """
+    gap, most = _gap(reads, rank), angles(len(writes), rank)
+    directed = gap > 0 and bool(writes.any())  # a zero matrix has no direction to align
+    largest = min(most, (spread / gap) ** 2) if directed else most
+    orthonormal = 2 * math.sqrt(rank) * _EPS * max(*writes.shape, *reads.shape)  # two computed bases, `p eps` each
+    return (math.sqrt(largest) + orthonormal) ** 2
+
+
+def sines(writes: Float[Tensor, "d inputs"], reads: Float[Tensor, "outputs d"], rank: int) -> float:
+    """`‖sin Θ‖_F²` of `sine_bound`, of all `ρ` directions, however small their singular values.
+
+    >>> sines(torch.eye(2).double()[:, :1], torch.tensor([[0.6, 0.8]]).double(), 1)
+    0.64...
+    """
+    left, right = leading_triplets(writes, rank).left, leading_triplets(reads, rank).right
+    return float(principal_angles(left, right).sin().square().sum())
 
 
 # --- measures of a symmetric matrix: subadditive, so that the effect of a drift can be added ---
@@ -142,7 +192,7 @@ def excess(symmetric: Float[Tensor, "d d"], rank: int) -> float:
 
 def spread(symmetric: Float[Tensor, "d d"], rank: int) -> float:
     """`(Σ_i (λ_i - λ_{d+1-i})²)^{1/2}` over the `min(r, d - r)` outermost pairs; changes by at most `√2 ‖F‖_F`."""
-    values, pairs = torch.linalg.eigvalsh(symmetric), _angles(len(symmetric), rank)
+    values, pairs = torch.linalg.eigvalsh(symmetric), angles(len(symmetric), rank)
     return float((values.flip(0) - values)[:pairs].norm())
 
 
@@ -220,12 +270,7 @@ def _gap(above: Tensor, rank: int) -> float:
     return (upper - lower) * (upper + lower) - 4 * max(above.shape) * _EPS * values[0] ** 2
 
 
-def _basis_rounding(lower: Layer, upper: Layer, rank: int, weights: Weights) -> float:
-    """How far from orthonormal two computed bases may be: `p eps` each, `p` the larger dimension of either matrix."""
-    return 2 * math.sqrt(rank) * _EPS * max(*incoming(lower, weights).shape, *matrix(weights[upper.weight]).shape)
-
-
-def _angles(size: int, rank: int) -> int:
+def angles(size: int, rank: int) -> int:
     """How many principal angles two spaces of that rank can have between them."""
     return max(0, min(rank, size - rank))
 
