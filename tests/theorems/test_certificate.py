@@ -242,7 +242,7 @@ def test_an_untrained_network_that_labels_its_own_data_is_certified_of_nothing()
     assert not certificate.holds
     assert certificate.proved == ()
     assert "does not hold" in str(certificate)
-    assert "says nothing" in str(certificate)
+    assert "trivially" in str(certificate)
 
 
 def test_a_bound_is_informative_where_it_excludes_something(run):
@@ -253,13 +253,14 @@ def test_a_bound_is_informative_where_it_excludes_something(run):
     assert not found["slackness of the margins"].informative
     for name in LAYERS:
         assert found[f"norm of {name}"].trivial == float(run.initial[name].norm())
-    head = f"Certificate holds: {len(certificate.proved)} informative claims verified; 2 bounds that anything satisfies"
+    silent = sum(not claim.informative for claim in certificate.claims)
+    head = f"Certificate holds: {len(certificate.proved)} informative claims verified; {silent} bounds that anything"
     assert str(certificate).startswith(head)
 
 
 def test_example_weights_are_those_of_the_run():
     X, y = data.load("separable", n=12, d=5)
-    shares = torch.linspace(0.1, 3, 12)
+    shares = torch.linspace(0.1, 3, 12, dtype=torch.float64)
     run = flow(
         mlp([5, 6, 5, 1], linear_tail=2, seed=1), (X, y), until="log_loss=-100", example_weights=shares, observe=()
     )

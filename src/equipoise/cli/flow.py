@@ -129,10 +129,19 @@ def _trained(dataset: Dataset, network: Network, seed: int, watcher: "ProgressLi
     return eq.flow(eq.networks.mlp(**recipe), dataset, arguments=told, watcher=watcher, **asked)
 
 
+def _rank_one_bounds(run: "eq.Run") -> dict[str, float]:
+    """The certified bound of every layer of the tail that tends to rank one."""
+    if not run.chain:
+        return {}
+    tail = Tail.of(linear_tail(run.chain), run.final)
+    bounds, ranks = certified_bounds(tail, run.initial, run.final), tail.ranks(run.final)
+    return {name: bound for name, bound in bounds.items() if ranks[name] == 1}
+
+
 def _tell_run(run: "eq.Run", certificate: "eq.Certificate", as_json: bool) -> int:
     """The run and its certificate, as one JSON object or in words."""
     summary = run.summary()
-    bounds = certified_bounds(Tail.of(linear_tail(run.chain), run.final), run.initial, run.final) if run.chain else {}
+    bounds = _rank_one_bounds(run)
     for layer in summary["layers"]:
         layer["certified_bound"] = bounds.get(layer["name"])
     summary["certificate"] = certificate.to_json()

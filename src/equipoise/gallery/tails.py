@@ -62,19 +62,18 @@ def within_bounds(trail: Trail) -> Finding:
     """The worst of (residual / its bound of T3.1, misalignment / its bound of T3.2) over layers and time.
 
     The bounds come from the conserved matrices at initialisation and nothing since: a drift of the laws would show. The
-    curve is the worst `1 - Σ_{i≤r} σ_i²/‖W‖²` of the tail.
+    curve is the worst `1 - Σ_{i≤ρ} σ_i²/‖W‖²` of the tail, `ρ` the rank that each layer tends to.
     """
     run, tail, worst, curve = trail.run, _tail(trail), 0.0, []
-    deficits = deficit_bounds(tail, run.initial)
-    spreads = {
-        low.weight: spread(conserved_matrix(low, up, run.initial), tail.rank) for low, up in pairwise(tail.layers)
-    }
+    deficits, ranks, pairs = deficit_bounds(tail, run.initial), tail.ranks(run.initial), list(pairwise(tail.layers))
+    top = {low.weight: tail.directions(low, up, run.initial) for low, up in pairs}
+    spreads = {low.weight: spread(conserved_matrix(low, up, run.initial), top[low.weight]) for low, up in pairs}
     bound = sines = math.nan
     for moment in trail.moments:
         squares = {name: float(moment.parameters[name].square().sum()) for name in deficits}
-        seen = {name: _residual(moment, name, tail.rank) for name in deficits}
-        angles = {low.weight: _sines(moment, low, up, tail.rank) for low, up in pairwise(tail.layers)}
-        gaps = {low.weight: _gap(moment, up.weight, tail.rank) for low, up in pairwise(tail.layers)}
+        seen = {name: _residual(moment, name, ranks[name]) for name in deficits}
+        angles = {low.weight: _sines(moment, low, up, top[low.weight]) for low, up in pairs}
+        gaps = {low.weight: _gap(moment, up.weight, top[low.weight]) for low, up in pairs}
         over = [_over(seen[name], deficits[name] / squares[name]) for name in deficits]
         over += [_over(angles[name], (spreads[name] / gaps[name]) ** 2) for name in angles]
         worst, sines = max(worst, *over), max(angles.values(), default=0.0)

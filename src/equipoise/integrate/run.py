@@ -203,6 +203,7 @@ class Run:
             with manifest_of_flow(store):
                 problem = stored_problem(store, model, data)
             result, last = _result(store), store.checkpoint()
+            shares = store.manifest["arguments"].get("example_weights")  # as they were: a logarithm costs a digit
             known = {name: store.load_weights(name)[0] for name in ("final", *store.between())}
             records = [Record(*row) for row in store.table().itertuples(index=False)]
         final = known.pop("final")
@@ -218,6 +219,7 @@ class Run:
             folder=Path(folder),
             reason=result.get("reason"),
             saved=known,
+            example_weights=None if shares is None else torch.tensor(shares, dtype=torch.float64),
             **{name: result[name] for name in names},
         )
 

@@ -100,7 +100,7 @@ def fingerprint(evidence: Evidence) -> Fingerprint:
         initial=None if evidence.initial is None else digest(evidence.initial),
         points=digest(saved) if saved else None,
         data=digest({"X": evidence.X, "y": evidence.y}),
-        example_weights=None if shares is None else digest({"w": shares}),
+        example_weights=None if shares is None else digest({"w": shares.float()}),  # as given, or of the logarithm
         loss=evidence.loss.name,
     )
 
