@@ -97,7 +97,7 @@ def test_a_run_of_gradient_flow_is_certified(run):
 
 
 def test_what_rests_on_an_observed_assumption_is_observed(run):
-    limit = claims(certify(run))["limit's distance from rank one"]
+    limit = claims(certify(run))["distance of the limit from rank one"]
     assert "directional convergence" in limit.rests_on
     assert limit.standing == "observed"
 

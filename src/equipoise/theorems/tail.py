@@ -175,8 +175,8 @@ def sine_bound(spread: float, writes: Float[Tensor, "d inputs"], reads: Float[Te
 def sines(writes: Float[Tensor, "d inputs"], reads: Float[Tensor, "outputs d"], rank: int) -> float:
     """`‖sin Θ‖_F²` of `sine_bound`, of all `ρ` directions, however small their singular values.
 
-    >>> sines(torch.eye(2).double()[:, :1], torch.tensor([[0.6, 0.8]]).double(), 1)
-    0.64...
+    >>> round(sines(torch.eye(2).double()[:, :1], torch.tensor([[0.6, 0.8]]).double(), 1), 6)
+    0.64
     """
     left, right = leading_triplets(writes, rank).left, leading_triplets(reads, rank).right
     return float(principal_angles(left, right).sin().square().sum())
