@@ -91,7 +91,7 @@ def deficit_bounds(tail: Tail, initial: Weights, final: Weights | None = None) -
     """`D_k`, the bound of T3.1 on `Δ_k = Σ_{i>ρ} σ_i(W_k)²` of every tail layer, by its name, `ρ` of `Tail.ranks`.
 
     `D_k = D_{k+1} + Σ_{i≤ρ} λ_i(C_k) - tr C_k` with `C_k` at initialisation, the rounding of `C_k` added; zero where
-    the shape of `W_k` allows for no more than `ρ`; of the last layer zero for one score, `‖1ᵀ W_L‖² / C` for `C` of them.
+    the shape of `W_k` allows for no more than `ρ`; of the last layer zero for one score and `‖1ᵀ W_L‖² / C` for `C`.
     With `final` weights the effect of the drift since is added. In the
     units of `‖W‖²`; divide by `‖W_k‖_F²` at any time of the run for the bound on the residual then. Given one set of
     weights only, the bound holds for these weights, whatever the optimizer. Raises `InputError` when the two sets
