@@ -66,4 +66,6 @@ def test_inexact_laws_say_why(derived):
 
 def test_no_law_is_said_so(derived):
     assert str(derived("gelu")) == ""
-    assert derived("gelu").explain().strip() == "4 uses of 4 parameters read; no law through: gelu (1)"
+    assert derived("gelu").explain().strip() == (
+        "4 uses of 4 parameters seen; no law through: gelu (1); in no law: 0.weight, 0.bias, 2.weight, 2.bias"
+    )

@@ -1,8 +1,8 @@
 """Proof that every use of every parameter was read by a matcher, or the list of what was not."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from equipoise.graph.matchers.pointwise import LAWLESS
 from equipoise.graph.matchers.recurrent import LAWLESS as CELLS
@@ -16,6 +16,7 @@ class Coverage:
     An operation without a matcher holds still whatever it reads: the laws that are returned stay proved, those that it
     might have had are missing. `lawless` counts the maps, such as GELU, that commute with no linear flow: the units in
     front of them have no law of their own. `unused` parameters take no part in the output, `frozen` ones in training.
+    `in_no_law` are trained parameters that no law found names: what they conserve, if anything, was not derived.
     """
 
     uses: Mapping[str, tuple[str, ...]]
@@ -23,6 +24,12 @@ class Coverage:
     unused: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     lawless: Mapping[str, int] = field(default_factory=dict)
+    in_no_law: tuple[str, ...] = ()
+
+    def beside(self, named: Collection[str]) -> "Coverage":
+        """The same, beside laws that name these parameters."""
+        lost = tuple(name for name in self.uses if name not in named and name not in self.frozen)
+        return replace(self, in_no_law=lost)
 
     @property
     def complete(self) -> bool:
@@ -30,21 +37,27 @@ class Coverage:
         return not self.unmatched
 
     def __str__(self) -> str:
-        head = f"{sum(map(len, self.uses.values()))} uses of {len(self.uses)} parameters read"
+        head = f"{sum(map(len, self.uses.values()))} uses of {len(self.uses)} parameters seen"
         missing = [f"{u.operation} at {u.node} (touches {', '.join(u.parameters) or 'none'})" for u in self.unmatched]
         through = [f"{name} ({count})" for name, count in self.lawless.items()]
-        parts = [("not read", missing), ("no law through", through), ("unused", self.unused), ("frozen", self.frozen)]
+        parts = [
+            ("not read", missing),
+            ("no law through", through),
+            ("in no law", self.in_no_law),
+            ("unused", self.unused),
+            ("frozen", self.frozen),
+        ]
         return "; ".join([head, *(f"{label}: {', '.join(names)}" for label, names in parts if names)])
 
 
 def coverage(walk: Walk) -> Coverage:
-    """What the walk has read.
+    """What the walk has seen.
 
     >>> import torch
     >>> from torch import nn
     >>> from equipoise.graph.capture import capture
     >>> print(coverage(Walk(capture(nn.Linear(2, 1), torch.ones(2, 2)))))
-    2 uses of 2 parameters read
+    2 uses of 2 parameters seen
     """
     captured = walk.captured
     users = {node.name: tuple(user.name for user in node.users) for node in captured.graph.find_nodes(op="placeholder")}

@@ -33,7 +33,7 @@ def derive(captured: Captured, reading: Reading) -> tuple[list[Law], Coverage]:
     """Every law of a captured model, and the coverage that proves none was guessed."""
     walk = Walk(captured, reading.frozen, reading.patterns, reading.references, reading.through_detach)
     laws = [*laws_of(find_interfaces(walk)), *_shift_laws(find_shifts(walk, softmax=reading.softmax))]
-    return laws, coverage(walk)
+    return laws, coverage(walk).beside({name for law in laws for name in law.parameters})
 
 
 def laws_of(interfaces: Iterable[Interface]) -> list[Law]:
