@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench gallery docs clean
+.PHONY: demo test lint bench gallery docs fuzz clean
 
 demo: $(VENV)/.report
 	$(BIN)/equipoise demo
@@ -37,6 +37,9 @@ gallery: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python -m pytest -q docs README.md
+
+fuzz: $(VENV)/.test  # an hour of mutated checkpoints over all readers
+	$(BIN)/python benchmarks/faults/checkpoints.py --count 100000000 --seconds 3600
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -221,3 +221,25 @@ def test_folder_of_the_users_own(server, cache, monkeypatch):
         (cache / name).write_bytes(packed)
     loads_right()
     assert server.asked == []
+
+
+def test_downloads_are_bounded(server, monkeypatch):
+    monkeypatch.setattr(files, "PACKED", 100)
+    with pytest.raises(InputError, match="bytes"):
+        load("mnist")
+    assert len(server.asked_for(IMAGES)) == 2
+
+
+def test_a_mirror_is_not_asked_for_ever(server, monkeypatch):
+    monkeypatch.setattr(files, "ATTEMPTS", 3)
+    server.cuts = [1] * 50
+    with pytest.raises(InputError, match="ends after"):
+        load("mnist")
+    assert len(server.asked_for(IMAGES)) == 6
+
+
+def test_what_a_gzip_unpacks_to_is_bounded(server, monkeypatch):
+    monkeypatch.setattr(files, "UNPACKED", 1000)
+    server.packed[IMAGES] = gzip.compress(b"\0" * 10**6)
+    with pytest.raises(InputError, match="more"):
+        load("mnist")

@@ -5,7 +5,6 @@ import hashlib
 import http
 import http.client
 import os
-import shutil
 import urllib.error
 import urllib.request
 import zlib
@@ -20,6 +19,12 @@ from equipoise.errors import InputError
 
 TIMEOUT = 30.0
 """Seconds that a download waits for the next bytes."""
+PACKED = 32 << 20
+"""Bytes of the largest file that is downloaded: the images of MNIST take a third of it."""
+UNPACKED = 64 << 20
+"""Bytes that a file may hold once unpacked: those images take 47 million."""
+ATTEMPTS = 20
+"""How often one mirror is asked for the rest of a file; an answer of a few bytes each would go on for ever."""
 
 
 class Download(NamedTuple):
@@ -99,11 +104,14 @@ def _content(archive: Archive, wanted: Download) -> bytes:
 
 def _unpack(path: Path, sha256: str) -> bytes:
     try:
-        content = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            content = file.read(UNPACKED + 1)
     except EOFError:
         raise _bad_file(path, "the whole gzip file", f"a file that ends after {path.stat().st_size} bytes") from None
     except (OSError, zlib.error) as error:
         raise _bad_file(path, "a gzip file", str(error)) from None
+    if len(content) > UNPACKED:
+        raise _bad_file(path, f"at most {UNPACKED >> 20} MB, unpacked,", "more")
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise _bad_file(path, f"content with SHA-256 {sha256}", found)
@@ -157,10 +165,12 @@ def _try_mirrors(urls: list[str], path: Path, sha256: str) -> list[str]:
 def _transfer(url: str, part: Path) -> None:
     """Append to `part` until the answer is complete, asking again for the rest as long as it grows."""
     before, size = -1, _size(part)
-    while size > before:
+    for _ in range(ATTEMPTS):
         if _request(url, part):
             return
         before, size = size, _size(part)
+        if size <= before:
+            break
     raise ConnectionError(f"the answer ends after {size} bytes")
 
 
@@ -180,7 +190,10 @@ def _request(url: str, part: Path) -> bool:
             file.truncate()
         total = file.tell() + int(answer.headers.get("Content-Length", 0))
         with suppress(ConnectionError, TimeoutError, http.client.IncompleteRead):
-            shutil.copyfileobj(answer, file)
+            while (piece := answer.read1(1 << 16)) and total <= PACKED and file.tell() <= PACKED:
+                file.write(piece)
+        if max(total, file.tell()) > PACKED:
+            raise _bad_file(part, f"at most {PACKED >> 20} MB", f"{max(total, file.tell())} bytes")
         file.flush()
         os.fsync(file.fileno())
         return file.tell() >= total
