@@ -62,6 +62,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
     >>> unwrapped(nn.DataParallel(inner)) is inner
     True
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
     while (inner := module._modules.get(_INNER.get(type(module).__name__, ""))) is not None:
         module = inner
     return module
@@ -103,7 +105,7 @@ class Part:
 
     it: Any
     trained: bool = False
-    shape: tuple[int, ...] = ()
+    shape: tuple[Any, ...] = ()  # and the dtype
 
     @property
     def is_parameter(self) -> bool:
@@ -139,7 +141,7 @@ def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, Part]]:
     yield prefix.removesuffix("."), Part(module)
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            yield prefix + name, Part(parameter, parameter.requires_grad, tuple(parameter.shape))
+            yield prefix + name, Part(parameter, parameter.requires_grad, (parameter.dtype, *parameter.shape))
     for name, child in module._modules.items():
         if child is not None:
             yield from _parts(child, f"{prefix}{name}.")
