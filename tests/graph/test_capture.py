@@ -199,3 +199,22 @@ def test_keys_and_values_are_not_asked_for(model, inputs):
 def test_inputs_without_values_are_enough():
     captured = capture(nn.Linear(3, 2), torch.ones(2, 3, device="meta"))
     assert list(captured.parameters.values()) == ["weight", "bias"]
+
+
+class Starred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, *inputs):
+        return self.linear(sum(inputs))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_any_number_of_arguments_may_be_taken(count):
+    model, x = Starred(), torch.randn(4, 3)
+    captured = capture(model, (x,) * count)
+    other = torch.randn(6, 3)
+    torch.testing.assert_close(
+        captured.run(dict(model.named_parameters()), *(other,) * count), model(*(other,) * count)
+    )

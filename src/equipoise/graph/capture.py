@@ -336,7 +336,8 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
 
 def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The batch, left free; export (torch 2.13) cannot do that where something goes into a `**kwargs`."""
-    if not kwargs.keys() <= inspect.signature(model.forward).parameters.keys():
+    signature = inspect.signature(model.forward)
+    if not kwargs.keys() <= signature.parameters.keys():
         return None
     batch = _batch(args, kwargs)
 
@@ -344,7 +345,7 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         shares = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
         return {0: torch.export.Dim.AUTO} if shares else None
 
-    return pytree.tree_map(dims, kwargs or args)
+    return pytree.tree_map(dims, dict(signature.bind(*args, **kwargs).arguments))  # what goes into `*args` is a tuple
 
 
 @contextmanager

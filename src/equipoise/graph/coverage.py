@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from equipoise.graph.exchanges import exchanges
 from equipoise.graph.matchers.pointwise import LAWLESS
 from equipoise.graph.matchers.recurrent import LAWLESS as CELLS
 from equipoise.graph.walk import Unmatched, Walk, operation_name
@@ -17,6 +18,8 @@ class Coverage:
     might have had are missing. `lawless` counts the maps, such as GELU, that commute with no linear flow: the units in
     front of them have no law of their own. `unused` parameters take no part in the output, `frozen` ones in training.
     `in_no_law` are trained parameters that no law found names: what they conserve, if anything, was not derived.
+    Within each group of `exchanges` parameters are added to each other, so that differences of their sums are conserved
+    too; these linear laws are not among those returned.
     """
 
     uses: Mapping[str, tuple[str, ...]]
@@ -24,6 +27,7 @@ class Coverage:
     unused: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     lawless: Mapping[str, int] = field(default_factory=dict)
+    exchanges: tuple[tuple[str, ...], ...] = ()
     in_no_law: tuple[str, ...] = ()
 
     def beside(self, named: Collection[str]) -> "Coverage":
@@ -40,10 +44,12 @@ class Coverage:
         head = f"{sum(map(len, self.uses.values()))} uses of {len(self.uses)} parameters seen"
         missing = [f"{u.operation} at {u.node} (touches {', '.join(u.parameters) or 'none'})" for u in self.unmatched]
         through = [f"{name} ({count})" for name, count in self.lawless.items()]
+        exchanges = [" with ".join(group) for group in self.exchanges]
         parts = [
             ("not read", missing),
             ("no law through", through),
             ("in no law", self.in_no_law),
+            ("no law stated of shifts that cancel", exchanges),
             ("unused", self.unused),
             ("frozen", self.frozen),
         ]
@@ -68,6 +74,7 @@ def coverage(walk: Walk) -> Coverage:
         unused=tuple(name for name, nodes in uses.items() if not nodes),
         frozen=tuple(name for name in uses if name in walk.frozen),
         lawless=dict(Counter(_lawless(walk))),
+        exchanges=exchanges(walk),
     )
 
 

@@ -1,0 +1,346 @@
+"""The zoo: what is derived for architectures that people train, and whether it is true and all that there is.
+
+python benchmarks/zoo.py                     # the table of docs/zoo.md
+python benchmarks/zoo.py --watch             # the same zoo in training: the same laws, and no alarm
+python benchmarks/zoo.py GPT-2 BERT torch    # some of it, by name or family
+
+Every architecture is a small copy with random weights. Its gradients, of random combinations of all its outputs, are
+computed in float64 throughout, and each law is held against them. The null space of a narrow copy, solved for from
+gradients alone (`tests/null_space.py`), says what laws there are beyond those that were found.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import equipoise as eq
+from architectures.entry import Architecture, call
+from equipoise.errors import EquipoiseError
+from equipoise.laws import Law, Laws
+from null_space import InDouble, NoGap, null_space
+
+FAMILIES = {"torch": "plain", "torch_geometric": "geometric", "transformers": "huggingface"}  # and their modules
+PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
+WIDTH, NARROW = 8, 4  # of the copy that is derived, and of that whose null space is solved for
+LARGEST = 2600  # parameters of a copy whose null space is solved for
+SECONDS = 240  # for one architecture
+
+
+@dataclass
+class Row:
+    """What was found of one architecture."""
+
+    name: str
+    family: str
+    parameters: int = 0
+    refused: str = ""
+    laws: int = 0
+    conserved: int = 0
+    share: float = 0.0
+    residual: float = 0.0
+    softened: float = 0.0
+    check: str = ""
+    coverage: str = ""
+    seconds: float = 0.0
+    null: str = ""
+    false: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unsaid: list[str] = field(default_factory=list)
+
+
+def examine(architecture: Architecture, *, null: bool = True) -> Row:
+    """Derive the laws of one architecture, hold them against a gradient, and look for more."""
+    model, inputs = architecture.model(WIDTH), architecture.arguments(WIDTH)
+    row = Row(architecture.name, architecture.family, sum(p.numel() for p in model.parameters()))
+    began = time.perf_counter()
+    try:
+        laws = eq.invariances(model, inputs)
+    except EquipoiseError as error:
+        row.refused = str(error)
+        return row
+    row.seconds = time.perf_counter() - began
+    row.laws, row.conserved, row.coverage = len(laws), laws.conserved, str(laws.coverage)
+    row.share = share(laws, model)
+    row.residual, row.softened = residuals(architecture, laws, model)
+    row.false = [law.name for law in laws if law.exact and law_residual(law, model) > 1e-12]
+    row.check = _said_by(lambda: "" if (audit := laws.check(model, inputs)).passed else str(audit))
+    if null:
+        judge(architecture, row)
+    return row
+
+
+def law_residual(law: Law, model: nn.Module) -> float:
+    gradients = {name: _dense(p) for name, p in model.named_parameters()}
+    return float(law.residual(dict(model.named_parameters()), gradients))
+
+
+def _dense(parameter: Tensor) -> Tensor:
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def share(laws: Laws, model: nn.Module) -> float:
+    """Which part of the trained parameters, entry by entry, some law moves."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    numbers = {name: torch.arange(p.numel()).reshape(p.shape) for name, p in trained.items()}
+    seen: dict[str, set[int]] = {name: set() for name in trained}
+    for law in laws:
+        for member in law.interface.members:
+            seen[member.parameter].update(
+                member._rows(numbers[member.parameter])[member.index.reshape(-1)].flatten().tolist()
+            )
+    return sum(map(len, seen.values())) / sum(p.numel() for p in trained.values())
+
+
+def residuals(architecture: Architecture, laws: Laws, model: nn.Module) -> tuple[float, float]:
+    """The largest residual of exact laws, and of the others with what an `eps` adds taken off."""
+    inputs = architecture.arguments(WIDTH, seed=1)
+    with InDouble():
+        outputs = call(model, inputs)
+        torch.manual_seed(2)
+        weights = [torch.randn_like(output) for output in outputs]
+        sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True)).backward()
+    exact = [law_residual(law, model) for law in laws if law.exact]
+    broken = [law_residual(law, model) for law in laws if not law.exact]
+    return max(exact, default=0.0), max(broken, default=0.0)
+
+
+def judge(architecture: Architecture, row: Row) -> None:
+    """The null space of a narrow copy without `eps`, beside its laws."""
+    model = without_eps(architecture.model(NARROW))
+    if sum(p.numel() for p in model.parameters()) > LARGEST:
+        row.null = "too large"
+        return
+    laws = eq.invariances(model, architecture.arguments(NARROW))
+    exact = [law for law in laws if all(eps < 1e-100 for _, eps in law.interface.breaks)]
+    try:
+        verdict = null_space(model, lambda seed: architecture.arguments(NARROW, seed=seed), call, exact)
+    except NoGap as error:
+        row.null = str(error)
+        return
+    row.null = str(verdict)
+    row.false += [f"{name} (narrow copy)" for name in verdict.false]
+    row.missing = [f"{count} × {', '.join(names)}" for names, count in Counter(verdict.moved).items()]
+    said = str(laws.coverage)
+    row.unsaid = [
+        line for line in row.missing if not any(name.lstrip("+") in said for name in line.split(" × ")[1].split(", "))
+    ]
+
+
+def without_eps(model: nn.Module) -> nn.Module:
+    """Normalisations without their `eps`, as far as they keep it in an attribute (torch refuses zero for BatchNorm)."""
+    for module in model.modules():
+        for name in ("eps", "variance_epsilon", "epsilon"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 1e-300 if "BatchNorm" in type(module).__name__ else 0.0)
+    return model
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Watched:
+    """One architecture in training, under one way of computing."""
+
+    name: str
+    way: str
+    same_laws: bool = False
+    alarms: list[str] = field(default_factory=list)
+    off: dict[str, str] = field(default_factory=dict)
+    trained: str = ""  # why the training itself failed
+
+
+STEPS = 20
+WAYS = ("float32", "autocast", "accelerate")
+
+
+def watched(architecture: Architecture, way: str) -> Watched:
+    """Twenty steps of SGD under `eq.watch`."""
+    row = Watched(architecture.name, way)
+    model = architecture.model(WIDTH).float()
+    narrow = lambda leaf: leaf.float() if leaf.is_floating_point() else leaf  # noqa: E731
+    inputs = torch.utils._pytree.tree_map_only(Tensor, narrow, architecture.arguments(WIDTH))
+    try:
+        expected = [law.name for law in eq.invariances(model, inputs)]
+    except EquipoiseError:
+        expected = None
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    used, stepping = model, optimizer
+    if way == "accelerate":
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        used, stepping = accelerator.prepare(model, optimizer)
+    try:
+        with eq.watch(used, stepping, every=1, quiet=True) as log:
+            for _ in range(STEPS):
+                stepping.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+                    outputs = call(used, inputs)
+                sum(output.float().tanh().square().mean() for output in outputs).backward()
+                stepping.step()
+    except Exception as error:
+        row.trained = f"{type(error).__name__}: {error}"[:300]
+        return row
+    found = None if log.laws is None else [law.name for law in log.laws]
+    row.same_laws = found == expected
+    row.alarms, row.off = [str(alarm) for alarm in log.alarms], dict(log.off)
+    return row
+
+
+# The table ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def deadline(seconds: int) -> Iterator[None]:
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"not within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _said_by(work: Callable[[], str]) -> str:
+    try:
+        return work()
+    except EquipoiseError as error:
+        return str(error)
+
+
+def guarded(architecture: Architecture, work: Callable[[Architecture], Row]) -> Row:
+    """Whatever happens to one architecture stays with it."""
+    try:
+        with deadline(SECONDS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return work(architecture)
+    except Exception as error:
+        return Row(architecture.name, architecture.family, refused=f"CRASH {type(error).__name__}: {error}"[:400])
+
+
+def chosen(names: Sequence[str]) -> list[Architecture]:
+    """All architectures, or those of these names and families; only the libraries that are needed are imported."""
+    families = [family for family in FAMILIES if not names or family in names or not set(names) <= FAMILIES.keys()]
+    everything = [each for family in families for each in import_module(f"architectures.{FAMILIES[family]}").ENTRIES]
+    return [each for each in everything if not names or each.name in names or each.family in names]
+
+
+def summary(rows: Iterable[Row]) -> str:
+    rows = list(rows)
+    read = [row for row in rows if not row.refused]
+    judged = [row for row in read if "generators" in row.null]
+    return (
+        f"{len(rows)} architectures, {len(read)} read; {sum(row.laws for row in read)} laws; "
+        f"{sum(len(row.false) for row in read)} false; "
+        f"{sum(bool(row.check) for row in read)} checks of right gradients failed; null space solved for "
+        f"{len(judged)}, with something missing in {sum(bool(row.missing) for row in judged)}, "
+        f"without a line in the coverage in {sum(bool(row.unsaid) for row in judged)}"
+    )
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Markdown."""
+    lines = ["| architecture | laws | conserved | parameters in a law | largest residual | null space | seconds |"]
+    lines.append("|---|---:|---:|---:|---:|---|---:|")
+    for row in rows:
+        if row.refused:
+            lines.append(f"| {row.name} | | | | | not read: {row.refused} | |")
+            continue
+        figures = f"{row.laws} | {row.conserved} | {row.share:.0%} | {row.residual:.0e}"
+        lines.append(f"| {row.name} | {figures} | {row.null} | {row.seconds:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="architectures or families; all of them if none is named")
+    parser.add_argument("--watch", action="store_true", help="train each under eq.watch")
+    parser.add_argument("--no-null", action="store_true", help="without the null space")
+    parser.add_argument("--json", type=Path, help="write all that was found here")
+    parser.add_argument("--page", action="store_true", help="rewrite the table of docs/zoo.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.watch:
+        found: list[Any] = list(_watch_all(chosen(options.names)))
+    else:
+        found = []
+        for architecture in chosen(options.names):
+            row = guarded(architecture, lambda each: examine(each, null=not options.no_null))
+            found.append(row)
+            _tell(row)
+        print(summary(found))
+        if options.page:
+            _write(found)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
+
+
+def _watch_all(architectures: Iterable[Architecture]) -> Iterator[Watched]:
+    rows = []
+    for architecture in architectures:
+        for way in WAYS:
+            try:
+                with deadline(SECONDS), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    row = watched(architecture, way)
+            except Exception as error:
+                row = Watched(architecture.name, way, trained=f"{type(error).__name__}: {error}"[:300])
+            good = row.same_laws and not row.alarms and not row.off and not row.trained
+            told = "as it should be" if good else f"{row.same_laws=} {row.alarms} {row.off} {row.trained}"
+            print(f"{row.name} | {way} | {told}", flush=True)
+            rows.append(row)
+            yield row
+    print(
+        f"{len(rows)} trainings: {sum(not row.same_laws for row in rows)} with other laws than eq.invariances, "
+        f"{sum(bool(row.alarms) for row in rows)} with alarms, "
+        f"{sum(bool(row.off) for row in rows)} with something off, "
+        f"{sum(bool(row.trained) for row in rows)} that failed"
+    )
+
+
+def _tell(row: Row) -> None:
+    if row.refused:
+        print(f"{row.name} | REFUSED {row.refused}", flush=True)
+        return
+    print(
+        f"{row.name} | {row.laws} laws, {row.conserved} conserved, share {row.share:.2f}, residual {row.residual:.0e}, "
+        f"softened {row.softened:.0e}, {row.seconds:.1f} s | {row.null}",
+        flush=True,
+    )
+    for label in ("false", "missing", "unsaid"):
+        for line in getattr(row, label):
+            print(f"      {label}: {line}", flush=True)
+    if row.check:
+        print(f"      check: {row.check}", flush=True)
+
+
+def _write(rows: Sequence[Row]) -> None:
+    text = PAGE.read_text()
+    begin, end = "<!-- table: python benchmarks/zoo.py --page -->\n", "<!-- end of table -->\n"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    PAGE.write_text(f"{before}{begin}\n{summary(rows)}.\n\n{table(rows)}\n\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Parameters whose shifts cancel are named, and only these; counted beside what the gradients say in `tests/laws`."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from equipoise.graph.capture import capture
+from equipoise.graph.exchanges import exchanges
+from equipoise.graph.walk import Walk
+
+
+class Sums(nn.Module):
+    """Two branches, added to each other by `add`, and read by a third layer."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.a, self.b, self.c, self.add = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 2), add
+
+    def forward(self, x):
+        return self.c(F.relu(self.add(self.a(x), self.b(x.flip(-1)))))
+
+
+class Embeddings(nn.Module):
+    def __init__(self, between):
+        super().__init__()
+        self.words, self.places = nn.Embedding(7, 4), nn.Embedding(3, 4)
+        self.between, self.mix, self.out = between, nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, tokens):
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+        return self.out(F.relu(x + self.mix(self.between(x))))
+
+
+def found(model, *inputs, frozen=()):
+    return exchanges(Walk(capture(model, inputs), frozen))
+
+
+@pytest.mark.parametrize(
+    ("add", "expected"),
+    [
+        (lambda a, b: a + b, (("a.bias", "b.bias"),)),
+        (lambda a, b: 2 * a - b / 3, (("a.bias", "b.bias"),)),
+        (lambda a, b: (a + b).view(-1, 1, 3).mean(1), (("a.bias", "b.bias"),)),
+        (lambda a, b: a + torch.tanh(b), ()),
+        (lambda a, b: a * b, ()),
+        (lambda a, b: (a + b) * a, ()),
+        (lambda a, b: torch.cat([a[:, :1], b[:, :2]], -1), ()),
+    ],
+    ids=["sum", "scaled", "moved", "seen before", "product", "seen twice", "side by side"],
+)
+def test_biases_of_one_sum(add, expected):
+    assert found(Sums(add), torch.ones(4, 2)) == expected
+
+
+@pytest.mark.parametrize("between", [nn.LayerNorm(4), nn.Identity()], ids=["pre-norm", "plain"])
+def test_embeddings_that_are_added_but_not_what_is_added_later(between):
+    tokens = torch.zeros(4, 3, dtype=torch.long)
+    assert found(Embeddings(between), tokens) == (("words.weight", "places.weight"),)
+    assert found(Embeddings(between), tokens, frozen=("places.weight",)) == ()
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.LSTM, nn.GRU])
+def test_the_two_biases_of_recurrent_layers(layer):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer(2, 3, batch_first=True, bidirectional=True)
+
+        def forward(self, x):
+            return self.layer(x)[0]
+
+    assert found(Last(), torch.ones(4, 3, 2)) == (
+        ("layer.bias_ih_l0", "layer.bias_hh_l0"),
+        ("layer.bias_ih_l0_reverse", "layer.bias_hh_l0_reverse"),
+    )

@@ -1,0 +1,74 @@
+"""Nothing but laws in the null space of the gradients, on a sample of the zoo; and the oracle on what is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from architectures.entry import call
+from architectures.plain import ENTRIES
+from cases import noise
+from equipoise.laws import invariances
+from null_space import null_space
+
+SAMPLE = ("MLP, linear tail", "MLP, softmax output", "Autoencoder, tied, linear", "ReGLU", "CReLU", "Squared ReLU")
+
+
+def verdict(model, inputs, laws, **options):
+    draw = lambda seed: torch.manual_seed(seed) and inputs()  # noqa: E731
+    return null_space(model, draw, lambda model, x: [model(*x)], laws, **options)
+
+
+def chain(*layers):
+    return nn.Sequential(*layers).double()
+
+
+def test_the_oracle_counts_what_is_known():
+    relu = chain(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    found = verdict(relu, noise(6, 2), [])
+    assert (found.generators, found.linear, found.conserved, found.identities) == (4, 0, 4, 0)
+    linear = chain(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False))
+    found = verdict(linear, noise(6, 2), [])
+    assert (found.generators, found.conserved, found.identities) == (9, 6, 3)
+    assert set(found.moved) == {("0.weight", "1.weight")}
+
+
+def test_a_law_along_another_is_no_law_of_its_own():
+    """Rows of equal sum: any multiple of a shift, by whatever the weights are, leaves a softmax alone."""
+    model = chain(nn.Linear(2, 3), nn.Softmax(-1))
+    found = verdict(model, noise(6, 2), [])
+    assert (found.linear, found.conserved, found.identities) == (3, 0, 0)
+    assert verdict(model, noise(6, 2), invariances(model, noise(6, 2)())).complete
+
+
+def test_a_false_law_is_named_and_a_missing_one_told():
+    wide = chain(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    deep = chain(nn.Linear(2, 3), nn.Identity(), nn.Linear(3, 2))
+    found = verdict(wide, noise(6, 2), invariances(deep, noise(6, 2)()))
+    assert found.false == ("0.weight → 2.weight",)
+    assert (found.conserved, found.identities) == (3, 0)
+    found = verdict(deep, noise(6, 2), invariances(wide, noise(6, 2)()))
+    assert (found.generators, found.false, found.conserved, found.identities) == (9, (), 3, 3)
+
+
+def examined(name):
+    """An architecture of the zoo: its laws, and the verdict on them."""
+    architecture = next(each for each in ENTRIES if each.name == name)
+    model = architecture.model(4)
+    laws = invariances(model, architecture.arguments(4))
+    return laws, null_space(model, lambda seed: architecture.arguments(4, seed=seed), call, laws)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_laws_of_the_zoo_are_all_there_are(name):
+    laws, found = examined(name)
+    assert laws.coverage.complete
+    assert found.complete, str(found)
+
+
+def test_what_is_missing_has_a_line_in_the_coverage():
+    laws, found = examined("RNN, ReLU")
+    biases = ("1.layer.bias_ih_l0", "1.layer.bias_hh_l0")
+    assert (found.linear, found.conserved, found.identities, found.false) == (4, 0, 0, ())
+    assert {name.removeprefix("+") for names in found.moved for name in names} == set(biases)
+    assert laws.coverage.exchanges == (biases,)
+    assert " with ".join(biases) in str(laws.coverage)
