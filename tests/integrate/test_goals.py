@@ -91,3 +91,51 @@ def test_a_step_that_was_rejected_and_taken_shorter_is_a_step_on_the_way():
     landed_at = landed(again, lambda size: size, lambda size: 0.7 - size, 0.9, 0.7, 1e-9)
     assert len(asked) == 1
     assert landed_at == asked[0] / 2
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "3", None, True, 1j])
+@pytest.mark.parametrize("goal", [eq.LogLoss, eq.Growth, eq.Steps])
+def test_goals_that_are_no_numbers_are_refused(goal, value):
+    with pytest.raises(InputError, match="of a goal to be a"):
+        goal(value)
+
+
+@pytest.mark.parametrize("text", ["log_loss=-inf", "growth=nan", "steps=2.5", "steps=-1", "loss=3", "growth", ""])
+def test_texts_that_are_no_goals_are_refused(text):
+    with pytest.raises(InputError, match=r"of a goal to be a|expected a goal like"):
+        parse_goal(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"until": eq.LogLoss},
+        {"until": None},
+        {"until": -1e6},
+        {"save_at": [3.0]},
+        {"max_steps": 0},
+        {"max_steps": 2.5},
+        {"max_steps": math.nan},
+        {"max_steps": -5},
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(options):
+    with pytest.raises(InputError) as refusal:
+        small_flow(**options)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("goal", [eq.LogLoss(5.0), eq.Growth(0.0), eq.Growth(-1.0), eq.Steps(0)])
+def test_a_goal_that_is_behind_at_the_start_is_reached_there(goal):
+    run = small_flow(until=goal)
+    assert (run.status.value, run.steps) == ("reached", 0)
+    assert all(torch.equal(run.final[name], weight) for name, weight in run.initial.items())
+
+
+def test_weights_that_are_all_zero_are_refused():
+    model = eq.networks.mlp(**SMALL)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    with pytest.raises(InputError, match="expected weights that are not all zero"):
+        eq.flow(model, eq.data.load("separable", n=30, d=5))

@@ -29,6 +29,12 @@ def require_parameters(model: nn.Module) -> None:
                 found=f"NaN or infinite entries in {name}",
                 remedy="initialise the model again",
             )
+    if not any(bool(parameter.any()) for parameter in parameters.values()):
+        raise InputError(
+            expected="weights that are not all zero, where growth has no beginning",
+            found="every parameter zero",
+            remedy="initialise the model, however small: eq.networks.mlp(..., scale=1e-8)",
+        )
     frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
     if frozen:
         raise InputError(

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from equipoise.errors import InputError
+from equipoise.integrate.validation import require_integer, require_real
 
 _SLIDING = 1e-6  # share of the largest |z| of its layer below which a pair sits on its kink, and does not flip
 
@@ -46,6 +47,9 @@ class LogLoss:
     value: float | int
     tolerance: ClassVar[float | None] = 1e-8
 
+    def __post_init__(self):
+        require_real("the loss of a goal", self.value, "pass eq.LogLoss(-1e6), or type --until log_loss=-1e6")
+
     def distance(self, start: Instant, now: Instant) -> float:
         """`(log R - value) / max(1, |value|)`."""
         return (now.log_loss - self.value) / max(1.0, abs(self.value))
@@ -61,6 +65,9 @@ class Growth:
 
     value: float | int
     tolerance: ClassVar[float | None] = 1e-9
+
+    def __post_init__(self):
+        require_real("the growth of a goal", self.value, "pass eq.Growth(3.0), or type --until growth=3")
 
     def distance(self, start: Instant, now: Instant) -> float:
         """`value - s`."""
@@ -81,6 +88,9 @@ class Steps:
 
     value: int
     tolerance: ClassVar[float | None] = None
+
+    def __post_init__(self):
+        require_integer("the steps of a goal", self.value, "pass eq.Steps(100), or type --until steps=100")
 
     def distance(self, start: Instant, now: Instant) -> float:
         """`value - steps`."""
@@ -127,7 +137,7 @@ def _nearest_to_flip(before: Tensor, after: Tensor) -> float:
     return float((after * before.sign())[away].min() / scale) if bool(away.any()) else float("inf")
 
 
-_WRITTEN = {"log_loss": LogLoss, "growth": Growth, "steps": lambda n: Steps(int(n))}
+_WRITTEN = {"log_loss": LogLoss, "growth": Growth, "steps": lambda n: Steps(int(n) if n == round(n) else n)}
 _NAMED = {"separated": Separated, "flip": Flip}
 
 
@@ -141,10 +151,9 @@ def parse_goal(text: str) -> Goal:
     if text.strip() in _NAMED:
         return _NAMED[text.strip()]()
     try:
-        number = float(value)
-        if number != number:
-            raise ValueError
-        return _WRITTEN[name.strip()](number)
+        return _WRITTEN[name.strip()](float(value))
+    except InputError:
+        raise
     except (KeyError, ValueError, OverflowError):
         raise InputError(
             expected="a goal like log_loss=-1e6, growth=3, steps=100, separated or flip",
