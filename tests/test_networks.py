@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from equipoise.data import load
 from equipoise.errors import InputError
+from equipoise.integrate.goals import LogLoss
+from equipoise.integrate.loop import flow
 from equipoise.laws import invariances
 from equipoise.networks import INITS, convnet, mlp, residual_mlp, transformer
 
@@ -112,7 +115,7 @@ def test_senseless_mlp(arguments, message):
     [
         ({"blocks": 0}, "blocks an integer at least 1; found 0"),
         ({"linear_tail": 0}, "linear_tail an integer at least 1; found 0"),
-        ({"skip": "diagonal"}, "skip among identity, dense; found 'diagonal'"),
+        ({"skip": "sparse"}, "skip among identity, dense, diagonal; found 'sparse'"),
         ({"outputs": -1}, "every width an integer at least 1; found -1"),
     ],
 )
@@ -187,3 +190,18 @@ def attended(block, h):
 def test_senseless_transformer():
     with pytest.raises(InputError, match=r"heads that divide the width 8; found 3; pass heads=1"):
         transformer(4, 16, heads=3)
+
+
+def test_diagonal_skips_keep_vertex_laws_only():
+    """T2.5: a trained factor on each coordinate; under a dense skip the same stream has matrix-wise laws."""
+    X = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).double()
+    kinds = {
+        skip: {law.kind for law in invariances(residual_mlp(5, 4, 3, skip=skip, linear_tail=1), X) if law.exact}
+        for skip in ("diagonal", "dense")
+    }
+    assert kinds["diagonal"] == {"vertex"}
+    assert "linear" in kinds["dense"]
+    data = load("separable", n=20, d=5)
+    run = flow(residual_mlp(5, 4, 3, skip="diagonal", linear_tail=1), data, until=LogLoss(-100.0))
+    assert run.last("drift", "relative_drift", "worst vertex") < 1e-14
+    assert float((run.final["block1.skip.weight"] - 1).abs().min()) > 1e-3

@@ -28,7 +28,7 @@ INITS: dict[str, Callable[..., Tensor]] = {
 }
 """How weights may start: N(0, 1/fan_in), N(0, 2/fan_in), and others of `torch.nn.init`."""
 
-SKIPS = ("identity", "dense")
+SKIPS = ("identity", "dense", "diagonal")
 POOLS: dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "maximum": nn.MaxPool2d}
 
 
@@ -101,15 +101,32 @@ def _balance(layers: list[nn.Linear], rectified: int) -> None:
             below.copy_(right[:rank].mT @ (values[:rank, None] * (left @ turn)))
 
 
+class Diagonal(nn.Module):
+    """`h ↦ z ∘ h`, one trained factor `z_j` for each coordinate, all 1 at the start.
+
+    >>> Diagonal(2)(torch.tensor([3.0, 4.0]).double())
+    tensor([3., 4.], dtype=torch.float64, grad_fn=<MulBackward0>)
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, dtype=torch.float64))
+
+    def forward(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Each coordinate times its factor."""
+        return self.weight * h
+
+
 class ResidualBlock(nn.Module):
-    """`h ↦ skip(h) + down(relu(up(h)))`, the skip an identity or a trained dense map (T2.5)."""
+    """`h ↦ skip(h) + down(relu(up(h)))`, the skip an identity, a trained dense map or a trained diagonal one (T2.5)."""
 
     def __init__(self, width: int, hidden: int, skip: str, bias: bool):
         super().__init__()
         self.up = _linear(width, hidden, bias)
         self.relu = nn.ReLU()
         self.down = _linear(hidden, width, bias)
-        self.skip = nn.Identity() if skip == "identity" else _linear(width, width, bias=False)
+        made = {"identity": nn.Identity, "dense": lambda: _linear(width, width, bias=False)}
+        self.skip = made.get(skip, lambda: Diagonal(width))()
 
     def forward(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The residual branch added to the skip."""
@@ -133,7 +150,9 @@ def residual_mlp(
     """A linear embedding, ReLU blocks with skips on a stream of `width`, and a tail of linear layers (T2.5, T3.4).
 
     `embed` maps `inputs` to `width`; `block1`, `block2`, … add `down(relu(up(h)))`, through `hidden` neurons, to `h`
-    (`skip="identity"`) or to a trained `Z h` (`skip="dense"`); `layer1`, … are the `linear_tail` last matrices.
+    (`skip="identity"`), to a trained `Z h` (`skip="dense"`), or to `z ∘ h` with a trained factor for each coordinate
+    (`skip="diagonal"`), under which the stream keeps its laws vertex by vertex only; `layer1`, … are the `linear_tail`
+    last matrices.
     Weights start as in `mlp`. An identity skip breaks homogeneity.
 
     >>> model = residual_mlp(4, 8, 16)
@@ -312,6 +331,9 @@ def _start(model: nn.Module, seed: int, init: str, scale: float | int) -> None:
         raise InputError(expected="a positive finite scale", found=str(scale), remedy="pass scale=1.0")
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
+        if isinstance(layer, Diagonal):
+            with torch.no_grad():
+                layer.weight.mul_(scale)
         if isinstance(layer, nn.Linear | nn.Conv2d):
             INITS[init](layer.weight, generator=generator)
             with torch.no_grad():

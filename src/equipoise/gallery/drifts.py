@@ -1,6 +1,6 @@
 """What several claims measure of laws along a flow: the worst drift of those of one kind."""
 
-from equipoise.gallery.case import Case, Trail
+from equipoise.gallery.case import Case, Recipe, Trail
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.recipes import RELU
 from equipoise.laws import invariances
@@ -9,18 +9,20 @@ ROUNDING = 1e-13
 """Drift that rounding explains: a step keeps a law to about 1e-16 of ‖w‖² (T6.2), a flow here takes some hundred."""
 
 
-def claim_of_laws(kind: str, name: str, title: str, statement: str) -> Claim:
-    """A claim that the laws of one kind are conserved along the flow of a ReLU network (T2)."""
+def claim_of_laws(
+    kind: str, name: str, title: str, statement: str, recipe: Recipe = RELU, theorem: str = "T2"
+) -> Claim:
+    """A claim that the laws of one kind are conserved along the flow of a network (T2), by default a ReLU network."""
 
     def measure(case: Case) -> Finding:
         """The worst drift of these laws over the flow."""
-        return worst_drift(case.train(RELU), kind)
+        return worst_drift(case.train(recipe), kind)
 
     return Claim(
         name=name,
         title=title,
         statement=statement,
-        theorem="T2",
+        theorem=theorem,
         sources=("du2018algorithmic", "le2022training"),
         statistic="largest ‖C - C₀‖_F / ‖w‖², over laws and time",
         threshold=ROUNDING,

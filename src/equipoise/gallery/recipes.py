@@ -71,6 +71,10 @@ def _skips(example: Tensor, seed: int) -> nn.Module:
     return residual_mlp(example.numel(), WIDTH, WIDTH, linear_tail=2, seed=seed)
 
 
+def _diagonal(example: Tensor, seed: int) -> nn.Module:
+    return residual_mlp(example.numel(), WIDTH, WIDTH, skip="diagonal", linear_tail=1, seed=seed)
+
+
 def _convolutional(example: Tensor) -> nn.Module:
     height = max(side for side in range(1, 29) if example.numel() % side == 0 and side**2 <= example.numel())
     width, stride = example.numel() // height, 2 if height > 10 else 1
@@ -112,6 +116,9 @@ def several_classes(case: Case) -> tuple[Tensor, Tensor]:
 
 SKIPS = Recipe(_skips, until=LogLoss(-1e6))
 """An identity skip around a ReLU block, below a linear tail."""
+
+DIAGONAL = Recipe(_diagonal, until=LogLoss(-1e4))
+"""A trained factor on every coordinate of the skip around a ReLU block, and one layer above."""
 
 CONVOLUTIONAL = Recipe(_seeded(_convolutional), until=LogLoss(-1e4))
 """A convolution, ReLU and average pooling, below a linear tail."""
