@@ -111,11 +111,15 @@ def test_a_killed_descent_resumes_with_its_stepper(tmp_path):
     ("make", "message"),
     [
         (lambda: eq.steppers.GradientDescent(0.1, "cosine"), "a schedule among constant, loss_scaled, normalised"),
-        (lambda: eq.steppers.GradientDescent(-1.0), "a positive finite learning rate; found lr=-1.0"),
-        (lambda: eq.steppers.SGD(batch_size=0), "a batch size of at least 1"),
+        (lambda: eq.steppers.GradientDescent(-1.0), "the learning rate lr to be a finite number above 0; found -1.0"),
+        (lambda: eq.steppers.SGD(batch_size=0), "batch_size to be a whole number, at least 1"),
         (lambda: eq.steppers.ExplicitRK(method="Euler"), "method RK23 or RK45"),
         (lambda: eq.steppers.EntropicMidpoint(order=3), "order 1 or 2"),
-        (lambda: eq.steppers.EntropicGauss(step_size=2.0), "step_size above smallest, at most 1"),
+        (lambda: eq.steppers.EntropicMidpoint(rtol=float("nan")), "rtol to be a finite number above 0; found nan"),
+        (lambda: eq.steppers.ExplicitRK(step_size=float("inf")), "step_size to be a finite number"),
+        (lambda: eq.steppers.SGD(weight_decay=float("nan")), "weight_decay to be a finite number"),
+        (lambda: eq.steppers.SGD(seed=0.5), "seed to be a whole number"),
+        (lambda: eq.steppers.EntropicGauss(step_size=2.0), "step_size to be a finite number above 0 and at most 1"),
         (
             lambda: descent(eq.steppers.EntropicGauss(), steps=1),
             r"a network without kinks.*found 1 layers with ReLU.*EntropicMidpoint\(\)",
@@ -125,3 +129,83 @@ def test_a_killed_descent_resumes_with_its_stepper(tmp_path):
 def test_senseless_steppers_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_schedule_of_ones_own_is_followed_step_by_step():
+    rates = [0.1, 0.05, 0.2]
+    runs = [descent(eq.steppers.GradientDescent(lr), 3) for lr in (rates, lambda step: rates[step])]
+    model = eq.networks.mlp(**NETWORK)
+    for rate in rates:
+        loss = torch.exp(-runs[0].data.y * model(runs[0].data.X).squeeze(1)).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for weight, gradient in zip(model.parameters(), gradients, strict=True):
+                weight -= rate * gradient
+    for run in runs:
+        assert all(torch.allclose(a, run.final[name], rtol=1e-12) for name, a in model.named_parameters())
+
+
+def test_a_schedule_that_ends_too_soon_is_refused():
+    with pytest.raises(
+        InputError, match=r"a learning rate for step 2; found a sequence of 2; pass until=eq.Steps\(2\)"
+    ):
+        descent(eq.steppers.GradientDescent([0.1, 0.1]), 3)
+
+
+def test_a_descent_with_its_own_schedule_resumes(tmp_path):
+    stepper, data = eq.steppers.GradientDescent([0.1, 0.2, 0.1, 0.05]), eq.data.load("separable", n=30, d=5)
+    known = {"out": tmp_path / "run", "arguments": {"network": NETWORK, "seed": 0}}
+    eq.flow(eq.networks.mlp(**NETWORK), data, until=eq.Steps(4), stepper=stepper, observe=[], max_steps=2, **known)
+    again, whole = eq.resume(tmp_path / "run", max_steps=10), descent(stepper, 4)
+    assert all(torch.equal(again.final[name], whole.final[name]) for name in whole.final)
+
+
+def test_a_step_size_that_is_appropriate_shows_in_the_decrease():
+    """On a quadratic of curvature λ, `(R - R') / (η ‖∇R‖²) = 1 - ηλ/2`: the descent lemma holds with equality."""
+    X, y = torch.tensor([[1.0], [-1.0]]).double(), [1, -1]
+    for lr in (0.1, 0.9, 1.9, 2.5):
+        model = eq.networks.mlp([1, 1])
+        run = eq.flow(
+            model, (X, y), "squared", eq.Steps(1), stepper=eq.steppers.GradientDescent(lr), observe=[], save_at=[]
+        )
+        assert run.last("flow", "decrease") == pytest.approx(1 - lr / 2, rel=1e-9)
+    small, large = (descent(eq.steppers.GradientDescent(lr), 20) for lr in (0.01, 20.0))
+    assert small.table().query("quantity == 'decrease'").value.min() > 0.9
+    assert large.table().query("quantity == 'decrease'").value.min() < 0.5
+
+
+def on_a_kink():
+    """One neuron whose pre-activation is exactly zero for the second example."""
+    model = eq.networks.mlp([2, 1, 1])
+    with torch.no_grad():
+        model.layer1.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        model.layer2.weight.fill_(1.0)
+    return model, (torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double(), [1, -1])
+
+
+@pytest.mark.parametrize(("chosen", "slope"), [(0, 0.0), (1.0, 1.0), (0.5, 0.5), ("minimum_norm", 0.0)])
+def test_the_slope_at_a_kink_is_the_one_asked_for(chosen, slope):
+    model, data = on_a_kink()
+    run = eq.flow(model, data, until=eq.Steps(1), stepper=eq.steppers.GradientDescent(0.1, at_kinks=chosen), observe=[])
+    assert float(run.final["layer1.weight"][0, 1]) == pytest.approx(-0.1 * slope * 0.5, abs=1e-15)
+
+
+def test_the_least_norm_is_that_of_all_selections():
+    """Two examples on the kink pull opposite ways, one of them harder: their shares cancel."""
+    model = eq.networks.mlp([3, 1, 1])
+    with torch.no_grad():
+        model.layer1.weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
+        model.layer2.weight.fill_(1.0)
+    X = torch.tensor([[1.0, 0, 0], [0, 1, 0.2], [0, 2, -0.1]]).double()
+    moved = {}
+    for chosen in (0.0, 0.25, 0.5, 1.0, "minimum_norm"):
+        stepper = eq.steppers.GradientDescent(1e-3, at_kinks=chosen)
+        run = eq.flow(model, (X, [1, 1, -1]), until=eq.Steps(1), stepper=stepper, observe=[])
+        moved[chosen] = run.last("flow", "step_size")
+    assert moved.pop("minimum_norm") <= min(moved.values()) + 1e-15
+
+
+@pytest.mark.parametrize("chosen", [-0.1, 1.5, float("nan"), "left"])
+def test_selections_that_make_no_sense_are_refused(chosen):
+    with pytest.raises(InputError, match="at_kinks"):
+        eq.steppers.GradientDescent(0.1, at_kinks=chosen)

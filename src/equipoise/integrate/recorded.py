@@ -46,7 +46,8 @@ def manifest_of(
 
 def course_from(problem: Problem, asked: Mapping[str, Any]) -> Course:
     """The course of the arguments of a manifest."""
-    return Course(problem, parse_goal(asked["until"]), tuple(map(parse_goal, asked["save_at"])), asked["max_steps"])
+    points, continuous = tuple(map(parse_goal, asked["save_at"])), stepper_from(asked["stepper"]).continuous
+    return Course(problem, parse_goal(asked["until"]), points, asked["max_steps"], continuous)
 
 
 def described(value: Any) -> dict[str, Any]:
@@ -55,14 +56,26 @@ def described(value: Any) -> dict[str, Any]:
     >>> described(observers.Spectrum(r=2))["r"]
     2
     """
-    given = {field.name: getattr(value, field.name) for field in fields(value)}
-    plain = all(isinstance(each, _PLAIN) for each in given.values())
+    given = {field.name: _listed(getattr(value, field.name)) for field in fields(value)}
+    plain = all(
+        isinstance(one, _PLAIN) for each in given.values() for one in (each if isinstance(each, list) else [each])
+    )
     return {"name": type(value).__name__, **(given if plain else {"fields": None})}
 
 
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def stepper_from(told: Mapping[str, Any]) -> Stepper:
-    """The stepper of a manifest."""
+    """The stepper of a manifest. Raises `InputError` for one that holds a function."""
     given = dict(told)
+    if given.get("fields", ()) is None:
+        raise InputError(
+            expected="a stepper whose fields the manifest holds",
+            found=f"{given['name']} with a function",
+            remedy="start the flow again, with its learning rates as a sequence",
+        )
     return STEPPERS[given.pop("name", "EntropicMidpoint")](**given)
 
 

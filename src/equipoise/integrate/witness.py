@@ -1,5 +1,6 @@
 """What the observers of a flow are told, once and at every step, and what they say of it."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -104,7 +105,9 @@ def _told(step: Step | None, state: State) -> list[tuple[str, float]]:
     if step is None:
         return []
     told = {"step_size": step.size, "error": step.error, "active": step.active, "rejected": step.rejected}
-    return [(name, float(value)) for name, value in (told | {"temperature": state.temperature}).items()]
+    told |= {"temperature": state.temperature, "mismatch": step.mismatch}
+    told |= {} if math.isnan(step.decrease) else {"decrease": step.decrease}
+    return [(name, float(value)) for name, value in told.items()]
 
 
 @dataclass(frozen=True)

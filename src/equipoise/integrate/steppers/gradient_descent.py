@@ -1,15 +1,20 @@
 """Gradient descent on the whole data set: the discrete method whose every change of a law is predicted (T2.2)."""
 
 import math
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
 
 from equipoise.errors import InputError
 from equipoise.integrate.margins import Weights, local_slopes
 from equipoise.integrate.objective import Objective
+from equipoise.integrate.steppers.selection import check_selection, selected_slopes
 from equipoise.integrate.steppers.state import State, Step, Update, later, velocity
+from equipoise.integrate.validation import require_real
 
 SCHEDULES = ("constant", "loss_scaled", "normalised")
 
@@ -18,13 +23,27 @@ SCHEDULES = ("constant", "loss_scaled", "normalised")
 class GradientDescent:
     """`w ← w - η ∇R`, with `η = lr` (`constant`), `lr / R` (`loss_scaled`) or `lr / ‖∇R‖` (`normalised`).
 
+    `lr` is a number, a sequence with a number for each step, or a function from the index of a step (from 0) to one.
     Loss-scaled steps are Euler's method on the flow of `log R` (Lyu & Li 2020). Everything is formed from `∇ log R` and
-    `log R`: nothing underflows but a constant step's own size. Raises `InputError` for another schedule, or a learning
-    rate that is not positive and finite.
+    `log R`: nothing underflows but a constant step's own size.
+
+    Whether a step was short enough is on record with it, as `decrease`: `(R(w) - R(w')) / (η ‖∇R‖²)` is 1 for steps
+    that follow the flow, and at least ½ wherever `η` is at most `1/L`, `L` the smoothness on the way (the descent
+    lemma, Nesterov 2004, §1.2.3); below 0 the loss rose, as where `η` exceeds 2 over the sharpness along the gradient.
+
+    `at_kinks` is the slope of a ReLU at `z = 0`, as a share of the way from its left slope (0, as in PyTorch) to its
+    right (1); `"minimum_norm"` takes the element of least norm that such shares give (the Clarke subdifferential's, for
+    kinks of one layer). A maximum that is tied keeps its first place.
+
+    Raises `InputError` for another schedule, and for rates that are not positive and finite.
+
+    >>> GradientDescent([0.1, 0.05, 0.025]).lr
+    (0.1, 0.05, 0.025)
     """
 
-    lr: float = 0.1
+    lr: float | Sequence[float] | Callable[[int], float] = 0.1
     schedule: str = "constant"
+    at_kinks: float | str = 0.0
     continuous: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -34,7 +53,26 @@ class GradientDescent:
                 found=repr(self.schedule),
                 remedy='pass schedule="constant"',
             )
-        check_rate(self.lr)
+        check_selection(self.at_kinks)
+        if not callable(self.lr) and not isinstance(self.lr, Real | str):
+            object.__setattr__(self, "lr", tuple(self.lr))
+            for rate in self.lr:
+                check_rate(rate)
+        elif not callable(self.lr):
+            check_rate(self.lr)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0. Raises `InputError` where there is none."""
+        if isinstance(self.lr, tuple) and step >= len(self.lr):
+            raise InputError(
+                expected=f"a learning rate for step {step}",
+                found=f"a sequence of {len(self.lr)}",
+                remedy=f"pass until=eq.Steps({len(self.lr)}), a longer sequence, or a function of the step",
+            )
+        rate: Any = self.lr[step] if isinstance(self.lr, tuple) else self.lr
+        rate = rate(step) if callable(rate) else rate
+        check_rate(rate)
+        return float(rate)
 
     def init(self, objective: Objective, weights: Weights) -> State:
         """The state at the start of a run."""
@@ -42,38 +80,51 @@ class GradientDescent:
 
     def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
         """One step, always whole; `None` where it moves nothing."""
+        state = replace(state, slopes=selected_slopes(objective, state, self.at_kinks))
         gradient = -velocity(objective, state)  # of log R
+        lr = self.rate(state.taken)
         log_risk, norm = objective.log_risk(state.evaluation), float(gradient.norm())
         if not 0 < norm < math.inf:
             return None
         log_rate = {
-            "constant": math.log(self.lr) + log_risk,
-            "loss_scaled": math.log(self.lr),
-            "normalised": math.log(self.lr / norm),
+            "constant": math.log(lr) + log_risk,
+            "loss_scaled": math.log(lr),
+            "normalised": math.log(lr / norm),
         }[self.schedule]
-        return descended(objective, state, Update(gradient, math.exp(min(log_rate, 700.0))), log_rate - log_risk)
+        return descended(objective, state, Update(gradient, math.exp(min(log_rate, 700.0))), log_rate - log_risk, norm)
 
 
 def check_rate(lr: float) -> None:
     """Refuse a learning rate that is not positive and finite."""
-    if not 0 < lr < math.inf:
-        raise InputError(expected="a positive finite learning rate", found=f"lr={lr}", remedy="pass lr=0.1")
+    require_real("the learning rate lr", lr, "pass lr=0.1", above=0)
 
 
-def descended(objective: Objective, state: State, update: Update, log_span: float) -> tuple[State, Step] | None:
-    """The state after an update that takes `exp(log_span)` of physical time; `None` where it moves nothing."""
+def descended(
+    objective: Objective, state: State, update: Update, log_span: float, steepness: float, full: bool = True
+) -> tuple[State, Step] | None:
+    """The state after an update that takes `exp(log_span)` of physical time; `None` where it moves nothing.
+
+    `steepness` is that of `log R` where the gradient was taken: known without another one, a step late. `full` says
+    that the gradient is that of the whole loss, with which its decrease can be compared.
+    """
     weights = (1 - update.decay) * state.weights - update.rate * update.gradient
     at = objective.margins.evaluate(weights)
     moved = float((weights - state.weights).norm() / state.weights.norm())
     if not 0 < moved < math.inf or not bool(torch.isfinite(at.margins).all()):
         return None
+    fall, size = (
+        objective.log_risk(state.evaluation) - objective.log_risk(at),
+        update.rate * float(update.gradient.norm()),
+    )
+    decrease = -math.expm1(min(-fall, 700.0)) / max(size * steepness, sys.float_info.min) if full else math.nan
     after = replace(
         state,
         weights=weights,
+        steepness=steepness,
         evaluation=at,
         slopes=local_slopes(objective.margins, at),
         log_time=later(state.log_time, log_span),
         examples_visited=state.examples_visited + objective.count,
         taken=state.taken + 1,
     )
-    return after, Step("descent", moved, moved, update=update)
+    return after, Step("descent", moved, moved, update=update, decrease=decrease)

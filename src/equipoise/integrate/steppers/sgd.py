@@ -1,7 +1,7 @@
 """Stochastic gradient descent with weight decay."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,9 @@ from equipoise.errors import InputError
 from equipoise.integrate.margins import Weights
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.steppers.gradient_descent import check_rate, descended
+from equipoise.integrate.steppers.selection import check_selection, selected_slopes
 from equipoise.integrate.steppers.state import State, Step, Update
+from equipoise.integrate.validation import require_integer, require_real
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,28 @@ class SGD:
     """`w ← (1 - η λ) w - η ∇R_B`, `B` a batch without replacement from an order shuffled anew in every epoch.
 
     `η = lr`, `λ = weight_decay` (coupled, as in `torch.optim.SGD`). The order depends on `seed` and the epoch alone, so
-    that a resumed run takes the same batches. Raises `InputError` for a batch size under 1 and senseless rates.
+    that a resumed run takes the same batches. `at_kinks` is as of `GradientDescent`. Raises `InputError` for a batch
+    size under 1 and senseless rates.
     """
 
     lr: float = 0.1
     batch_size: int = 32
     weight_decay: float = 0.0
     seed: int = 0
+    at_kinks: float | str = 0.0
     continuous: ClassVar[bool] = False
 
     def __post_init__(self):
         check_rate(self.lr)
-        if self.batch_size < 1 or not 0 <= self.weight_decay * self.lr < 1:
+        check_selection(self.at_kinks)
+        require_integer("batch_size", self.batch_size, "pass batch_size=32", least=1)
+        require_integer("seed", self.seed, "pass seed=0")
+        require_real("weight_decay", self.weight_decay, "pass weight_decay=0.0", below=1 / self.lr)
+        if self.weight_decay < 0:
             raise InputError(
-                expected="a batch size of at least 1 and a weight decay from 0 to below 1 / lr",
-                found=f"batch_size={self.batch_size}, weight_decay={self.weight_decay}",
-                remedy="pass batch_size=32, weight_decay=0.0",
+                expected="a weight decay of at least 0",
+                found=f"weight_decay={self.weight_decay}",
+                remedy="pass weight_decay=0.0",
             )
 
     def init(self, objective: Objective, weights: Weights) -> State:
@@ -47,11 +55,13 @@ class SGD:
         per_example = objective.per_example
         rows = (examples[:, None] * per_example + torch.arange(per_example, device=examples.device)).flatten()
         on = objective.restricted(rows)
+        state = replace(state, slopes=selected_slopes(objective, state, self.at_kinks))
         at = state.evaluation.take(examples)
         here = on.linearise(state.weights, tuple(slope[examples] for slope in state.slopes))
         scale = math.exp(min(on.log_risk(at), 700.0))
-        update = Update(-scale * here.pullback(on.forces(at)), self.lr, self.lr * self.weight_decay)
-        return descended(objective, state, update, math.log(self.lr))
+        flow = here.pullback(on.forces(at))
+        update = Update(-scale * flow, self.lr, self.lr * self.weight_decay)
+        return descended(objective, state, update, math.log(self.lr), float(flow.norm()), full=False)
 
     def batch(self, count: int, taken: int) -> Tensor:
         """The examples of the step after `taken` ones, ascending.
