@@ -16,6 +16,7 @@ from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
 from equipoise.theorems.decomposition import Decomposition, decompose, sign_changes
+from equipoise.theorems.forecast import forecast
 from equipoise.theorems.limits import limit_direction, undecided_pairs
 
 __version__ = version("equipoise")
@@ -46,6 +47,7 @@ __all__ = [
     "data",
     "decompose",
     "flow",
+    "forecast",
     "invariances",
     "limit_direction",
     "networks",

@@ -108,15 +108,17 @@ def laws_conserved(evidence: Evidence) -> Assumption:
     statement = f"every law of the network is what it was at initialisation{predicted}"
     if evidence.initial is None:
         return Assumption("laws conserved", statement, "observed", None, None, "not measured: no initial weights given")
-    worst = max(evidence.drifts, key=evidence.drifts.__getitem__, default=None)
-    drift = 0.0 if worst is None else evidence.drifts[worst]
+    rounding = law_tolerance(evidence)
+    allowed = {name: rounding + evidence.slack(name) for name in evidence.drifts}
+    worst = max(evidence.drifts, key=lambda name: evidence.drifts[name] / allowed[name], default=None)
+    drift, tolerance = (0.0, rounding) if worst is None else (evidence.drifts[worst], allowed[worst])
     formula = "‖C - C₀ - Σ η²(…)‖/‖w‖² (T2.2)" if evidence.predicted else "‖C - C₀‖/‖w‖²"
     return Assumption(
         "laws conserved",
         statement,
-        "verified" if drift <= law_tolerance(evidence) else "failed",
+        "verified" if drift <= tolerance else "failed",
         drift,
-        law_tolerance(evidence),
+        tolerance,
         "there are none" if worst is None else f"{formula}, the worst of {len(evidence.drifts)} laws: {worst}",
     )
 

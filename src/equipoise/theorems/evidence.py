@@ -21,6 +21,10 @@ Named = dict[str, Tensor]
 Recorded = Callable[[str, str, str], float | None]  # the last value of (observer, quantity, place)
 
 
+def _norm(weights: Named) -> float:
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in weights.values()))
+
+
 @dataclass(frozen=True)
 class Point:
     """The weights at one instant of a run, and its growth `s = log(‖w‖/‖w₀‖)`."""
@@ -57,6 +61,7 @@ class Evidence:
     dtype: torch.dtype = torch.float64
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
     saved: Mapping[str, Named] = field(default_factory=dict)
+    missed: float = 0.0  # by how much the steps of a flow missed their midpoints, all together: see `slack`
     recorded: Recorded = _nothing
 
     @property
@@ -150,6 +155,17 @@ class Evidence:
     def square(self) -> float:
         """`‖w‖²` at the final weights."""
         return sum(float(tensor.square().sum()) for tensor in self.final.values())
+
+    def slack(self, name: str) -> float:
+        """What the drift of a law may be, in its own units, because steps missed their midpoints: exact ones have none.
+
+        A remainder `r` of a step changes a quadratic law by at most `2 ‖w‖ ‖r‖`, one that is linear in `w` by `‖r‖` for
+        each row summed. A run records `Σ ‖r‖`, as far as its iterations saw it; twice that is granted.
+        """
+        norm, largest = math.sqrt(self.square), max(map(_norm, (point.weights for point in self.points)))
+        if next(law for law in self.exact_laws if law.name == name).kind == "shift":
+            return ratio(2 * self.missed * math.sqrt(max(map(len, self.final.values()))), norm)
+        return ratio(4 * self.missed * largest, self.square)
 
     def _drift(self, law: Law, initial: Named) -> float:
         change = law.value(self.final) - law.value(initial)

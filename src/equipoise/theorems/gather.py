@@ -74,7 +74,8 @@ def gather_run(run: FinishedRun) -> Evidence:
     """The evidence of a run."""
     known: dict[str, Any] = {"initial": run.initial, "saved": run.saved, "predicted": run.defects}
     known["example_weights"] = getattr(run, "example_weights", None)  # of a run that has any
-    return replace(gather(run.model, run.final, run.data, run.loss, **known), recorded=run.last)
+    missed = getattr(run, "missed", 0.0)  # of a flow
+    return replace(gather(run.model, run.final, run.data, run.loss, **known), recorded=run.last, missed=missed)
 
 
 def run_points(run: FinishedRun) -> tuple[Point, ...]:
@@ -110,7 +111,7 @@ def gather(
         captured=captured,
         laws=read if laws is None else laws,
         chain=_chain(captured),
-        tail=tail.Tail.of(_lawful(read_tail(captured), read), weights),
+        tail=tail.Tail.of(lawful(read_tail(captured), read), weights),
         points=points_along(weights, start, saved or {}),
         initial=start,
         X=X,
@@ -154,7 +155,7 @@ def _chain(captured: Any) -> tuple[Layer, ...] | None:
         return None
 
 
-def _lawful(layers: tuple[Layer, ...], laws: Laws) -> tuple[Layer, ...]:
+def lawful(layers: tuple[Layer, ...], laws: Laws) -> tuple[Layer, ...]:
     """The last layers between every two of which a law was derived: one frozen layer, or a tied one, ends the tail."""
     known = {(frozenset(law.producers), frozenset(law.consumers)) for law in laws}
     kept = layers[-1:]
