@@ -18,6 +18,8 @@ class Progress:
     state: State
     memories: tuple[Memory, ...]
     falls: tuple[float, ...] = ()  # log-losses of the last steps, to see a stall
+    slopes: tuple[float, ...] = ()  # ‖∇ log R‖ ‖w‖ at the same points
+    sizes: tuple[float, ...] = ()  # ‖Δw‖/‖w‖ of the last steps
     records: list[Record] = field(default_factory=list, repr=False)  # a log, only ever appended to
     written: int = 0  # records that are on disk
     saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # likewise only ever added to
@@ -40,7 +42,11 @@ def packed(progress: Progress) -> Checkpoint:
         "temperature": state.temperature,
         "examples_visited": state.examples_visited,
         "taken": state.taken,
+        "missed": state.missed,
         "falls": list(progress.falls),
+        "slopes": list(progress.slopes),
+        "sizes_taken": list(progress.sizes),
+        "steepness": state.steepness,
         "seconds": progress.seconds,
     }
     return Checkpoint(progress.step, {name: tensor.contiguous() for name, tensor in tensors.items()}, told)
@@ -55,11 +61,13 @@ def state_of(saved: Checkpoint, kinks: int, problem: Problem) -> State:
         slopes=tuple(tensors[f"slopes/{index}"] for index in range(kinks)),
         dual=tensors["dual"],
         velocity=tensors.get("velocity"),
+        steepness=told["steepness"],
         sizes=told["sizes"],
         log_time=told["log_time"],
         temperature=told["temperature"],
         examples_visited=told["examples_visited"],
         taken=told["taken"],
+        missed=told["missed"],
     )
 
 

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from equipoise.integrate.checkpoints import Progress
 from equipoise.integrate.goals import EVERY_QUARTER, Goal, Instant, LogLoss
 from equipoise.integrate.landing import landed
-from equipoise.integrate.problem import Problem, why_not_separable, why_stalled, why_unresolved
+from equipoise.integrate.problem import Problem, why_not_separable, why_unresolved
 from equipoise.integrate.run import Status
+from equipoise.integrate.stalling import driven, escaping, unstable, why_stalled
 from equipoise.integrate.steppers import State, Step, Stepper
 
 STALL_STEPS = 60
 """Steps over which the loss must fall by more than a millionth of itself."""
 _STALL_FALL = 1e-6
+
+_ASKED = 20  # steps between two linearisations of a flow that does not fall
+_MOVING = 1e-3  # ‖Δw‖/‖w‖ of the last steps together, below which the weights stand still
 
 Taken = tuple[State, Step]
 
@@ -26,6 +30,7 @@ class Course:
     goal: Goal
     save_at: tuple[Goal, ...]
     max_steps: int
+    continuous: bool = True  # whether the stepper follows the flow
 
     def hopeless(self) -> Status | None:
         """`not_separable` where a goal of loss is proved out of reach."""
@@ -38,15 +43,30 @@ class Course:
             return Status.precision_floor if now.state.temperature > 1 else Status.reached
         if now.step >= self.max_steps:
             return Status.step_limit
+        return Status.stalled if self._flat(now) and not escaping(now.slopes) and not self._leaving(now) else None
+
+    def _flat(self, now: Progress) -> bool:
+        """Whether the loss stood still over the last steps; of a discrete method, whether longer ones would not help.
+
+        `‖∇ log R‖ ‖w‖` is the fall that the weights would bring if they moved by their own size.
+        """
         fell = now.falls
-        if len(fell) == STALL_STEPS and fell[0] - fell[-1] < _STALL_FALL * max(1.0, abs(fell[-1])):
-            return Status.stalled
-        return None
+        if len(fell) < STALL_STEPS:
+            return False
+        least = _STALL_FALL * max(1.0, abs(fell[-1]))
+        return fell[0] - fell[-1] < least if self.continuous else max(now.slopes) < least
+
+    def _leaving(self, now: Progress) -> bool:
+        """Whether the weights move under forces that do not cancel, or pass a saddle; asked now and then."""
+        if not self.continuous:
+            return False
+        moves = sum(now.sizes) > _MOVING and driven(self.problem, now.state)
+        return now.step % _ASKED != 0 or moves or unstable(self.problem.objective, now.state)
 
     def reason(self, status: Status, state: State) -> str | None:
         """What was found where a run ended short of its goal, in words."""
         if status == Status.stalled:
-            return why_stalled(self.problem, state.evaluation)
+            return why_stalled(self.problem, state)
         if status == Status.precision_floor:
             return why_unresolved(self.problem, state.evaluation)
         return why_not_separable(self.problem) if status == Status.not_separable else None

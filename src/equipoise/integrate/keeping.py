@@ -58,6 +58,8 @@ class Keeper:
             state=state_of(saved, len(self.problem.margins.kinks), self.problem),
             memories=tuple(memory_of(saved, index) for index in range(observers)),
             falls=tuple(told["falls"]),
+            slopes=tuple(told["slopes"]),
+            sizes=tuple(told["sizes_taken"]),
             records=records,
             written=len(records),
             saved={name: self.store.load_weights(name)[0] for name in self.store.between()},
@@ -91,4 +93,5 @@ class Keeper:
             folder=None if self.store is None else Path(self.store.folder),
             saved=progress.saved,
             reason=reason,
+            missed=state.missed,
         )

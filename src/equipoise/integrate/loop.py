@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from equipoise.errors import Interrupted
+from equipoise.errors import InputError, Interrupted
 from equipoise.integrate.checkpoints import Progress
 from equipoise.integrate.course import STALL_STEPS, Course
 from equipoise.integrate.goals import EVERY_QUARTER, Goal, LogLoss, parse_goal
@@ -21,6 +21,7 @@ from equipoise.integrate.problem import Problem, build_problem, require_tail
 from equipoise.integrate.recorded import course_from, manifest_of, observers_from, stepper_from
 from equipoise.integrate.run import Run, Status, manifest_of_flow, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
+from equipoise.integrate.validation import require_integer
 from equipoise.integrate.witness import Witness
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
 from equipoise.store import Store
@@ -71,16 +72,36 @@ def flow(
     >>> run.status.value, -1.00001e4 < run.log_loss <= -1e4
     ('reached', True)
     """
-    goal = parse_goal(until) if isinstance(until, str) else until
+    goal, points = _goal("until", until), _goals(save_at)
+    require_integer("max_steps", max_steps, "pass max_steps=10_000", least=1)
     problem = build_problem(model, data, loss, example_weights, dtype)
     require_tail(problem.loss, goal)
     stepper = stepper or EntropicMidpoint()
     observers = default_observers(stepper) if observe is None else tuple(observe)
-    course = Course(problem, goal, tuple(save_at), max_steps)
+    course = Course(problem, goal, points, max_steps, stepper.continuous)
     manifest = manifest_of(course, stepper, observers, arguments or {})
     with nullcontext() if out is None else Store.create(out, manifest, {"initial": problem.initial}) as store:
         loop = _Loop(stepper, course, Witness(problem, observers), Keeper(problem, store), watcher)
         return loop.run(None)
+
+
+def _goal(name: str, value: Any) -> Goal:
+    """A goal, or its text. Raises `InputError` for anything else."""
+    goal = parse_goal(value) if isinstance(value, str) else value
+    if isinstance(goal, Goal) and not isinstance(goal, type):
+        return goal
+    raise InputError(
+        expected=f"{name} to be a goal like eq.LogLoss(-1e6), or its text",
+        found=repr(value),
+        remedy='pass until=eq.LogLoss(-1e6), or until="log_loss=-1e6"',
+    )
+
+
+def _goals(save_at: Any) -> tuple[Goal, ...]:
+    """The goals of `save_at`, one or several."""
+    if isinstance(save_at, str) or not isinstance(save_at, Iterable):
+        save_at = (save_at,)
+    return tuple(_goal("each point of save_at", point) for point in save_at)
 
 
 def resume(
@@ -129,8 +150,9 @@ def resume(
 
 def _changed(until: Goal | str | None, max_steps: int | None) -> dict[str, Any]:
     """The arguments of the manifest that are to be others."""
-    goal = parse_goal(until) if isinstance(until, str) else until
-    asked = {"until": None if goal is None else goal.describe(), "max_steps": max_steps}
+    if max_steps is not None:
+        require_integer("max_steps", max_steps, "pass max_steps=10_000", least=1)
+    asked = {"until": None if until is None else _goal("until", until).describe(), "max_steps": max_steps}
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -153,8 +175,8 @@ class _Loop:
         """Before the first step, with the initial weights observed."""
         problem = self.course.problem
         state = self.stepper.init(problem.objective, problem.weights)
-        falls = (problem.log_loss(state.evaluation),)
-        progress = Progress(0, state, self.witness.memories(), falls)
+        falls, slopes = (problem.log_loss(state.evaluation),), (_slope(state),)
+        progress = Progress(0, state, self.witness.memories(), falls, slopes)
         return self._looked(progress, None, final=self.course.status(progress, progress) is not None)
 
     def finish(self, progress: Progress) -> Run:
@@ -179,8 +201,10 @@ class _Loop:
 
     def _moved(self, progress: Progress, state: State, step: Step, seconds: float) -> Progress:
         falls = (*progress.falls, self.course.problem.log_loss(state.evaluation))[-STALL_STEPS:]
-        memories = self.witness.foresee(progress, step)
-        return replace(progress, step=progress.step + 1, state=state, memories=memories, falls=falls, seconds=seconds)
+        slopes = (*progress.slopes, _slope(state))[-STALL_STEPS:]
+        sizes = (*progress.sizes, step.size)[-STALL_STEPS:]
+        known = {"state": state, "falls": falls, "slopes": slopes, "sizes": sizes, "seconds": seconds}
+        return replace(progress, step=progress.step + 1, memories=self.witness.foresee(progress, step), **known)
 
     def _passed(self, before: Progress, now: Progress, pending: list[Goal]) -> list[Goal]:
         """Keep the weights at goals just reached; the goals that remain."""
@@ -194,6 +218,11 @@ class _Loop:
             growth = self.course.problem.growth(progress.state.weights)
             self.watcher(progress.step, progress.falls[-1], growth, _tail_residual(self.course.problem, seen))
         return seen
+
+
+def _slope(state: State) -> float:
+    """`‖∇ log R‖ ‖w‖`: by how much the loss would fall if the weights moved by their own size."""
+    return state.steepness * float(state.weights.norm())
 
 
 def _tail_residual(problem: Problem, progress: Progress) -> float | None:

@@ -17,7 +17,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, channel_axis, read_chain
 from equipoise.graph.degree import homogeneity
-from equipoise.graph.evaluate import Kink, kinks, recorded, unfollowed
+from equipoise.graph.evaluate import Kink, kinks, recorded
 from equipoise.graph.rectified import rectified
 from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
 from equipoise.integrate.entropic import precision_floor, resolved_temperature
@@ -229,21 +229,6 @@ def require_tail(loss: Loss, goal: Goal) -> None:
             found=f"the {loss.name} loss, whose gradient vanishes at finite weights, and the goal {goal.describe()}",
             remedy="pass until=eq.Steps(200) or eq.Growth(...) for its laws and trajectories, or another loss",
         )
-
-
-def why_stalled(problem: Problem, at: Evaluation) -> str | None:
-    """Examples that no neuron of some layer answers, or kinks that are not followed, in words; `None` without either.
-
-    No gradient comes from such examples, and the midpoint rule does not pass such kinks.
-    """
-    for name, k in zip(problem.kink_names, problem.rectifiers, strict=True):
-        dead = (at.preactivations[k].flatten(1) <= 0).all(1)
-        if problem.margins.kinks[k].negative_slope == 0 and bool(dead.any()):
-            share = "every example" if bool(dead.all()) else f"{int(dead.sum())} of {len(dead)} examples"
-            return f"every neuron of {name} is off for {share}: they have no gradient left (dead neurons)"
-    if bends := unfollowed(problem.captured):
-        return f"{', '.join(bends)} bends where no kink is followed: write it by relu, maximum, amax or max_pool2d"
-    return None
 
 
 def why_unresolved(problem: Problem, at: Evaluation) -> str:

@@ -89,6 +89,7 @@ class Run:
     slid: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by layer: example, neuron, first, last step
     example_weights: Tensor | None = field(default=None, repr=False)  # `w_i` of `R = Σ w_i ℓ_i`; all 1/n without
     reason: str | None = None  # what was found where a run stalled, or why no weights can fit
+    missed: float = 0.0  # Σ ‖w₁ - w₀ - h J(w_mid)ᵀ f‖ over the steps: all that laws may drift by, twice, times ‖w‖
 
     def table(self) -> pd.DataFrame:
         """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""
@@ -153,6 +154,7 @@ class Run:
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
             "seconds": self.seconds,
+            "missed": self.missed,
             "precision": str(next(iter(self.final.values())).dtype).removeprefix("torch."),
             "layers": [self._layer(layer) for layer in self.chain or ()],
             "laws": {
@@ -220,6 +222,7 @@ class Run:
             reason=result.get("reason"),
             saved=known,
             example_weights=None if shares is None else torch.tensor(shares, dtype=torch.float64),
+            missed=result.get("missed", 0.0),
             **{name: result[name] for name in names},
         )
 

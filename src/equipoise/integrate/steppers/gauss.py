@@ -16,7 +16,7 @@ from equipoise.integrate.readout import Rows
 from equipoise.integrate.steppers.coupling import active, missed
 from equipoise.integrate.steppers.passes import Outlook
 from equipoise.integrate.steppers.settling import exact
-from equipoise.integrate.steppers.state import State, Step, later, physical_time
+from equipoise.integrate.steppers.state import State, Step, check_steps, elapsed, velocity_at
 
 _NODES = ((1 / 4, 1 / 4 - 3**0.5 / 6), (1 / 4 + 3**0.5 / 6, 1 / 4))  # Butcher matrix; both weights are ½
 _PASSES = 40  # passes after which a step is given up
@@ -51,12 +51,7 @@ class EntropicGauss:
     continuous: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not (self.rtol > 0 and 0 < self.smallest < self.step_size <= 1):
-            raise InputError(
-                expected="rtol above 0, and step_size above smallest, at most 1",
-                found=f"rtol={self.rtol}, step_size={self.step_size}, smallest={self.smallest}",
-                remedy="pass rtol=0.01, step_size=0.05",
-            )
+        check_steps(self.rtol, self.step_size, self.smallest)
 
     def init(self, objective: Objective, weights: Weights) -> State:
         """The state at the start of a run."""
@@ -199,21 +194,26 @@ def _advanced(
     visited: int,
 ) -> tuple[State, Step]:
     evaluation, moved = objective.margins.evaluate(taken.end), taken.end - state.weights
+    here = evaluation.take(objective.examples(taken.rows))
+    length = float(moved.norm())
+    flow = velocity_at(objective.restricted(taken.rows), taken.end, (), here)
     after = State(
+        steepness=float(flow.norm()),
         weights=taken.end,
         evaluation=evaluation,
         slopes=state.slopes,
         dual=torch.zeros_like(state.dual).index_copy(0, taken.rows, taken.dual.clamp(min=0)),
         velocity=moved / taken.span,
         sizes=sizes,
-        log_time=later(state.log_time, physical_time(objective, state.evaluation, evaluation, taken.span)),
+        log_time=elapsed(objective, state, evaluation, length, (length / taken.span, float(flow.norm()))),
         temperature=taken.temperature,
         examples_visited=visited,
         taken=state.taken + 1,
+        missed=state.missed + taken.mismatch * float(taken.end.norm()),
     )
     step = Step(
         "gauss",
-        float(moved.norm() / state.weights.norm()),
+        length / float(state.weights.norm()),
         size,
         taken.error,
         rejected,

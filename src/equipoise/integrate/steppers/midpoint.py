@@ -11,14 +11,17 @@ from equipoise.integrate.margins import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.steppers.averages import entropic, trapezoid
 from equipoise.integrate.steppers.coupling import implicit_operations
+from equipoise.integrate.steppers.escape import LONGEST, Escape, escape, stands_still
 from equipoise.integrate.steppers.passes import Outlook, Stretch
 from equipoise.integrate.steppers.settling import Attempt, converged
-from equipoise.integrate.steppers.state import State, Step, later, physical_time
+from equipoise.integrate.steppers.state import State, Step, check_steps, elapsed, later, velocity_at
 
 _PASSES = {"trapezoid": 25, "entropic": 40}  # passes above which the next step is smaller
 _REACH = 2.0  # how far the fastest margin may move in a step of the explicit route
 _CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
 _RETRIED = 1.2  # factor on the size of the route not taken, which no success of its own would ever let grow again
+_FAR = 2.0  # times `step_size`, from which a step of the escape is worth its passes
+_LONGER = 1.3  # factor on its size after every other step
 _ROUTES = {"trapezoid": trapezoid, "entropic": entropic}
 
 
@@ -43,31 +46,44 @@ class EntropicMidpoint:
     continuous: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.order not in (1, 2) or not (self.rtol > 0 and 0 < self.smallest < self.step_size <= 1):
+        check_steps(self.rtol, self.step_size, self.smallest)
+        if self.order not in (1, 2):
             raise InputError(
-                expected="order 1 or 2, rtol above 0, and step_size above smallest, at most 1",
-                found=f"order={self.order}, rtol={self.rtol}, step_size={self.step_size}, smallest={self.smallest}",
-                remedy="pass order=2, rtol=0.01, step_size=0.05",
+                expected="order 1 or 2",
+                found=f"order={self.order!r}",
+                remedy="pass order=2",
             )
 
     def init(self, objective: Objective, weights: Weights) -> State:
         """The state at the start of a run."""
-        return State.start(objective, weights, {"trapezoid": self.step_size, "entropic": self.step_size})
+        return State.start(objective, weights, dict.fromkeys((*_ROUTES, "escape"), self.step_size))
 
     def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
         outlook = Outlook.of(objective, state)
         sizes, rejected, visited = dict(state.sizes), 0, state.examples_visited + objective.count
         while outlook.speed > 0 and math.isfinite(outlook.speed):
+            far = min(sizes.get("escape", 0.0), most)
+            if far >= _FAR * self.step_size and stands_still(outlook, far):
+                tried = escape(objective, state, outlook, far, self.step_size**3 / 12)
+                visited += tried.passes * objective.count
+                if tried.accepted and tried.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
+                    longer = sizes["escape"] if far < sizes["escape"] else min(LONGEST, far * tried.factor)
+                    return _escaped(objective, state, tried, sizes | {"escape": longer}, rejected, visited)
+                sizes["escape"], rejected = far * min(tried.factor, 0.7), rejected + 1
+                continue
             route = self._cheaper(objective, state, outlook, sizes)
             size = min(sizes[route], most)
             stretch = Stretch(objective, state, outlook, size / outlook.speed, self.order, precise=most < math.inf)
             attempt = _ROUTES[route](stretch)
             visited += attempt.visited
+            if torch.equal(attempt.weights, state.weights):  # no force is left, though one was over the last step
+                break
             if attempt.settled and attempt.error <= self.rtol:
                 if size == sizes[route]:
                     sizes[route] = min(self.step_size, size * self._growth(attempt, _PASSES[route]))
-                other = {name: min(self.step_size, _RETRIED * one) for name, one in sizes.items() if name != route}
+                other = {name: min(self.step_size, _RETRIED * sizes[name]) for name in _ROUTES if name != route}
+                other["escape"] = self._far(outlook, sizes)
                 after, step = _advanced(stretch, attempt, route, sizes | other, rejected, visited)
                 if step.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
                     return after, step
@@ -76,6 +92,11 @@ class EntropicMidpoint:
             if sizes[route] < self.smallest:
                 break
         return None
+
+    def _far(self, outlook: Outlook, sizes: dict[str, float]) -> float:
+        """The size of a step of the escape, which is not taken until far longer than others."""
+        far = sizes.get("escape", self.step_size)
+        return min(LONGEST, _LONGER * far) if stands_still(outlook, far) else self.step_size
 
     def _growth(self, attempt: Attempt, most: int) -> float:
         """The factor on the next step's size: many passes, or an error near `rtol`, are the end of a step's reach."""
@@ -106,22 +127,49 @@ def _advanced(
     state, objective, span = stretch.state, stretch.objective, stretch.span
     weights, mismatch, iterations = converged(state, attempt, span)
     evaluation = objective.margins.evaluate(weights)
-    moved = weights - state.weights
+    moved, length = weights - state.weights, float((weights - state.weights).norm())
+    examples = None if attempt.rows is None else objective.examples(attempt.rows)
+    here = evaluation if examples is None else evaluation.take(examples)
+    flow = velocity_at(attempt.on, weights, attempt.slopes, here)
     after = State(
         weights=weights,
         evaluation=evaluation,
         slopes=_merged(local_slopes(objective.margins, evaluation), objective, attempt),
         dual=torch.softmax(-objective.potential(evaluation), 0) if attempt.rows is None else attempt.dual,
-        velocity=None if attempt.rows is None else moved / span,
+        velocity=flow if attempt.rows is None else moved / span,
+        steepness=float(flow.norm()),
         sizes=sizes,
-        log_time=later(state.log_time, physical_time(objective, state.evaluation, evaluation, span)),
+        log_time=elapsed(objective, state, evaluation, length, (length / span, float(flow.norm()))),
         temperature=attempt.temperature,
         examples_visited=visited + iterations * attempt.on.count,
         taken=state.taken + 1,
+        missed=state.missed + mismatch * float(weights.norm()),
     )
     active = len(attempt.dual if attempt.rows is None else attempt.rows)
-    size = float(moved.norm() / state.weights.norm())
+    size = length / float(state.weights.norm())
     return after, Step(route, size, stretch.size, attempt.error, rejected, active, mismatch)
+
+
+def _escaped(
+    objective: Objective, state: State, taken: Escape, sizes: dict[str, float], rejected: int, visited: int
+) -> tuple[State, Step]:
+    """The state at the end of a step of the escape."""
+    after = State(
+        weights=taken.end,
+        evaluation=taken.evaluation,
+        slopes=state.slopes,
+        dual=torch.softmax(-objective.potential(taken.evaluation), 0),
+        velocity=taken.velocity,
+        steepness=float(taken.velocity.norm()),
+        sizes=sizes,
+        log_time=later(state.log_time, math.log(taken.span) - objective.log_risk(taken.evaluation)),
+        temperature=state.temperature,
+        examples_visited=visited,
+        taken=state.taken + 1,
+        missed=state.missed + taken.mismatch * float(taken.end.norm()),
+    )
+    step = Step("escape", taken.size, taken.size, taken.error, rejected, len(after.dual), taken.mismatch)
+    return after, step
 
 
 def _merged(local: Slopes, objective: Objective, attempt: Attempt) -> Slopes:

@@ -10,7 +10,7 @@ from scipy.integrate import RK23, RK45
 from equipoise.errors import InputError
 from equipoise.integrate.margins import Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.steppers.state import State, Step, later, physical_time
+from equipoise.integrate.steppers.state import State, Step, check_steps, elapsed, velocity_at
 
 METHODS = {"RK23": RK23, "RK45": RK45}
 _GROWS, _SHRINKS, _SAFETY = 5.0, 0.2, 0.9  # scipy's own step control
@@ -32,7 +32,8 @@ class ExplicitRK:
     continuous: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.method not in METHODS or not 0 < self.rtol < 1:
+        check_steps(self.rtol, self.step_size, self.smallest)
+        if self.method not in METHODS or not self.rtol < 1:
             raise InputError(
                 expected="method RK23 or RK45 and rtol in (0, 1)",
                 found=f"method={self.method!r}, rtol={self.rtol}",
@@ -50,13 +51,13 @@ class ExplicitRK:
         first = direction(objective, state.weights)
         while first is not None:
             size = min(wanted, most)
-            weights, error, speed = self._tried(objective, state.weights, first, size)
+            weights, error, mean = self._tried(objective, state.weights, first, size)
             visited += METHODS[self.method].n_stages * objective.count
             factor = _GROWS if error == 0 else min(_GROWS, max(_SHRINKS, _SAFETY * (self.rtol / error) ** (1 / order)))
             if error <= self.rtol:
                 grown = min(self.step_size, size * factor)
                 return self._accepted(
-                    objective, state, weights, max(grown, wanted) if size < wanted else grown, visited, size / speed
+                    objective, state, weights, max(grown, wanted) if size < wanted else grown, visited, mean
                 ), Step(
                     "explicit", float((weights - state.weights).norm() / state.weights.norm()), size, error, rejected
                 )
@@ -68,42 +69,50 @@ class ExplicitRK:
     def _tried(
         self, objective: Objective, start: Weights, first: tuple[Weights, float], size: float
     ) -> tuple[Weights, float, float]:
-        """The end of a step, its error relative to `‖w‖`, and the speed `ds/dτ` at its start."""
+        """The end of a step, its error relative to `‖w‖`, and the mean of `‖∇ log R‖` over it."""
         method = METHODS[self.method]
-        stages, norm = [first[0]], float(start.norm())
+        stages, norm, speeds = [first[0]], float(start.norm()), [first[1]]
         for row in method.A[1:]:
             middle = start + size * sum(float(a) * k for a, k in zip(row, stages, strict=False))
             stage = direction(objective, middle)
             if stage is None:
                 return start, math.inf, 1.0
             stages.append(stage[0])
+            speeds.append(stage[1])
         end = start + size * sum(float(b) * k for b, k in zip(method.B, stages, strict=True))
         last = direction(objective, end)
         if last is None:
             return start, math.inf, 1.0
         doubt = size * sum(float(e) * k for e, k in zip(method.E, [*stages, last[0]], strict=True))
-        return end, float(torch.as_tensor(doubt).norm()) / norm, first[1]
+        return (
+            end,
+            float(torch.as_tensor(doubt).norm()) / norm,
+            1 / sum(float(b) / speed for b, speed in zip(method.B, speeds, strict=True)),
+        )
 
     def _accepted(
-        self, objective: Objective, state: State, weights: Weights, size: float, visited: int, span: float
+        self, objective: Objective, state: State, weights: Weights, size: float, visited: int, mean: float
     ) -> State:
-        at = objective.margins.evaluate(weights)
+        at, length = objective.margins.evaluate(weights), float((weights - state.weights).norm())
+        slopes = local_slopes(objective.margins, at)
+        steepness = float(velocity_at(objective, weights, slopes, at).norm())
         return replace(
             state,
+            steepness=steepness,
             weights=weights,
             evaluation=at,
-            slopes=local_slopes(objective.margins, at),
+            slopes=slopes,
             sizes={"explicit": size},
-            log_time=later(state.log_time, physical_time(objective, state.evaluation, at, span)),
+            log_time=elapsed(objective, state, at, length, (mean, steepness)),
             examples_visited=state.examples_visited + visited,
             taken=state.taken + 1,
         )
 
 
 def direction(objective: Objective, weights: Weights) -> tuple[Weights, float] | None:
-    """`‖w‖ v/‖v‖` with `v = -∇ log R`, and `‖v‖/‖w‖`; `None` where that is no direction."""
+    """`‖w‖ v/‖v‖` with `v = -∇ log R`, and `‖v‖`; `None` where that is no direction."""
     at = objective.margins.evaluate(weights)
     here = objective.linearise(weights, local_slopes(objective.margins, at))
     flow = here.pullback(objective.forces(at))
     speed, norm = float(flow.norm()), float(weights.norm())
-    return (flow * (norm / speed), speed / norm) if 0 < speed < math.inf else None
+    return (flow * (norm / speed), speed) if 0 < speed < math.inf else None

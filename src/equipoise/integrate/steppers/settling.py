@@ -119,15 +119,19 @@ def converged(state: State, attempt: Attempt, span: float) -> tuple[Weights, flo
     """`w_mid` alone iterated to rounding, with all else frozen: the only source of drift in the laws (T6.2).
 
     Accelerated, for where forces nearly cancel a step of moderate length is long against the curvature of the margins,
-    and the map of `w_mid` onto itself hardly contracts, or does not.
+    and the map of `w_mid` onto itself hardly contracts, or does not. Over a long time `h` the rounding of `h Jᵀf` is
+    all that is left, a random amount in every pass: the end that misses itself least is returned, with by how much.
     """
     rounding, history, entered, mismatches = torch.finfo(state.weights.dtype).eps, Anderson(), attempt.weights, []
+    nearest = entered
     while True:
         here = attempt.on.margins.linearise((state.weights + entered) / 2, attempt.slopes)
         end = state.weights + span * here.pullback(attempt.forces)
         mismatches.append(float((end - entered).norm() / end.norm()))
+        if mismatches[-1] <= min(mismatches):
+            nearest = end
         if exact(mismatches, rounding) or _given_up(mismatches, _CONVERGING):
-            return end, mismatches[-1], len(mismatches)
+            return nearest, min(mismatches), len(mismatches)
         history, (entered,) = history.mixed(entered, (end,))
 
 
