@@ -135,29 +135,48 @@ class Algebra:
         self.symmetry.relate(a.numpy(), b.numpy(), float(ratio))
 
     def vanish(self, roles: Sequence[Role]) -> None:
-        """The generators sum to zero on every element."""
+        """The generators of one tensor sum to zero on every element: `A = -B`, never the contragredient `A = -Bᵀ`.
+
+        A ratio of -1 between cells means the contragredient, so only rates are compared, without mixing.
+        """
         moving = self.reduced(roles)
-        if not moving:
-            return
+        if len(moving) > 1:
+            self._unmixed(*moving)
+        self._cancelled(moving)
+
+    def cancel(self, left: Sequence[Role], right: Sequence[Role]) -> None:
+        """Generators of the two sides of a sum of products cancel: `A = -Bᵀ`."""
+        self._cancelled(self._without_opposites([*left, *right]))
+
+    def _cancelled(self, moving: Sequence[Role]) -> None:
         if len(moving) == 1:
             self.pin(moving[0])
         elif len(moving) == 2:
             self.agree(moving[0], moving[1], -1)
-        else:
+        elif moving:
             self._balance(moving)
+
+    def _unmixed(self, *roles: Role) -> None:
+        for role in roles:
+            self.symmetry.single(role.acting.numpy())
 
     def _balance(self, roles: Sequence[Role], weights: Sequence[float] | None = None) -> None:
         labels = torch.stack([role.coordinates.reshape(-1) for role in roles])
         labels = torch.unique(labels[:, (labels != ZERO).all(0)], dim=1)
-        for role in roles:
-            self.symmetry.single(role.acting.numpy())
+        self._unmixed(*roles)
         roots, ratios = self.symmetry.find(labels.clamp(min=STILL).numpy())
         ratios = ratios * np.asarray(weights or [1.0] * len(roles))[:, None]
         for terms in zip(roots.T.tolist(), ratios.T.tolist(), strict=True):
             self.symmetry.balance(list(zip(*terms, strict=True)))
 
     def reduced(self, roles: Sequence[Role]) -> tuple[Role, ...]:
-        """Roles that move something, without pairs that cancel."""
+        """Roles of one tensor that move something, without pairs that cancel."""
+        kept = self._without_opposites(roles)
+        dropped = [role for role in roles if all(role is not other for other in kept)]
+        self._unmixed(*dropped)  # opposite rates are contragredient matrices, which cancel only as rates
+        return kept
+
+    def _without_opposites(self, roles: Sequence[Role]) -> tuple[Role, ...]:
         kept: list[tuple[Role, np.ndarray, np.ndarray]] = []
         for role in roles:
             roots, ratios = self.symmetry.find(role.compact.clamp(min=STILL).numpy())
@@ -183,6 +202,24 @@ class Algebra:
             self._balance([*a, *b], [1.0] * len(a) + [-1.0] * len(b))
 
     # Operations -----------------------------------------------------------------------------------------------------
+
+    def added(self, left: Signal, right: Signal) -> list[Role]:
+        """The roles of a sum of two tensors of one shape: they move alike, and where one is zero like the other."""
+        if left.roles or right.roles:
+            self.equal(left, right)
+        if not left.roles or not right.roles or _wild(left) or _wild(right):
+            kept = right if _wild(left) or (not left.roles and not _wild(right)) else left
+            return [self.renewed(role) for role in kept.roles]
+        kept, other = sorted((left.roles, right.roles), key=len)
+        if not any(bool((role.compact == ZERO).any()) for role in kept):
+            return [self.renewed(role) for role in kept]
+        kept, other = sorted((self.reduced(kept), self.reduced(other)), key=len)
+        partners = _matched(kept, other)
+        if partners is None:  # ambiguous: nothing moves
+            for role in (*kept, *other):
+                self.pin(role)
+            return []
+        return [self.renewed(_filled(*pair)) for pair in partners]
 
     def scaled(self, signal: Signal, degree: Fraction) -> Signal:
         """The roles of a power of a tensor: every rate times the degree."""
@@ -256,11 +293,19 @@ class Algebra:
             first = role.moved(lambda labels, axis=axis: labels.narrow(axis, 0, 1))
             if labels.shape[axis] > 1 and labels.stride(axis) != 0:
                 rest = role.moved(lambda labels, axis=axis: labels.narrow(axis, 1, labels.shape[axis] - 1))
+                if bool((compact(first.coordinates) == ZERO).any()):
+                    first, rest = _first_moving(role, axis), role
                 copies = first.moved(lambda labels, like=rest.coordinates: labels.expand_as(like))
                 told_apart = _pair(copies.fibres, rest.fibres).reshape(rest.fibres.shape)
                 self.agree(rest, Role(copies.coordinates, told_apart), 1)
             role = first
         return role
+
+
+def _first_moving(role: Role, axis: int) -> Role:
+    """The role at the first index along an axis at which it is not that of a zero."""
+    place = (role.coordinates != ZERO).int().argmax(axis, keepdim=True)
+    return role.moved(lambda labels: labels.gather(axis, place))
 
 
 def _matched(a: Sequence[Role], b: Sequence[Role]) -> list[tuple[Role, Role]] | None:
@@ -275,6 +320,18 @@ def _matched(a: Sequence[Role], b: Sequence[Role]) -> list[tuple[Role, Role]] | 
         return None
     pairs = [(role, by_axes.pop(axes, blank(role.coordinates.shape))) for role, axes in zip(a, axes_a, strict=True)]
     return pairs + [(role, blank(role.coordinates.shape)) for role in by_axes.values()]
+
+
+def _wild(signal: Signal) -> bool:
+    """Whether a tensor is zero everywhere, and so moves with anything."""
+    return bool(signal.roles) and all(bool((role.compact == ZERO).all()) for role in signal.roles)
+
+
+def _filled(role: Role, other: Role) -> Role:
+    """A role, with the labels of another where it is that of a zero."""
+    zero = role.coordinates == ZERO
+    fibres = _pair(role.fibres.reshape(-1), other.fibres.reshape(-1)).reshape(zero.shape)
+    return Role(torch.where(zero, other.coordinates, role.coordinates), fibres)
 
 
 def _axes(role: Role) -> tuple[int, ...]:

@@ -303,6 +303,7 @@ def _exported(
     if shapes is not None and _fixed(program, _batch(args, kwargs)):
         with suppress(Exception):  # the model wants this batch and no other
             program = export(strict=True)
+    _cut_off(program.graph_module)
     return program.run_decompositions(dict(in_other_words)), _casts(program.graph_module)
 
 
@@ -388,6 +389,31 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
         user.replace_all_uses_with(results[user.args[1]])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
+
+
+def _cut_off(module: fx.GraphModule) -> None:
+    """What `no_grad` computes is a constant of the backward pass; decompositions forget that."""
+    for body in [part for part in module.modules() if isinstance(part, fx.GraphModule)]:
+        for node in [node for node in body.graph.nodes if "set_grad_enabled" in str(node.target)]:
+            if node.args[0] is False and _reads_parameters(node):
+                for result in list(node.users):
+                    with body.graph.inserting_after(result):
+                        cut = body.graph.call_function(torch.ops.aten.detach.default, (result,))
+                    cut.meta = dict(result.meta)
+                    result.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
+        body.recompile()
+
+
+def _reads_parameters(node: fx.Node) -> bool:
+    queue, seen = [node], {node}
+    while queue:
+        fresh = [source for source in queue.pop().all_input_nodes if source not in seen]
+        queue += fresh
+        seen.update(fresh)
+    return any(node.op == "placeholder" and not node.name.startswith(_NEVER_TRAINED) for node in seen)
+
+
+_NEVER_TRAINED = ("b_", "c_")  # how export names the placeholders of buffers and constants
 
 
 def _strip_guards(graph: fx.Graph) -> None:

@@ -139,7 +139,7 @@ def find_interfaces(walk: Walk) -> list[Interface]:
     groups: dict[tuple, list[tuple[Block, dict]]] = defaultdict(list)
     for number, block in enumerate(solution.blocks):
         slots = places.get(number, {})
-        if slots and (block.skew or not read.isdisjoint(block.rates)):
+        if slots and (block.skew or not read.isdisjoint(block.rates)) and not _idle(leaves, block, slots):
             shape = tuple((leaf, degree, len(found) // block.width) for (leaf, degree), found in slots.items())
             lost = tuple(sorted({note for root in block.rates for note in breaks.get(root, ())}))
             groups[block.width, block.skew, shape, lost].append((block, slots))
@@ -164,6 +164,29 @@ def _places(solution: Solution, leaves: Sequence[Leaf]) -> dict[int, Slots]:
                 copy = cell if solution.blocks[block].width > 1 else position
                 places[block][number, ratio * rate].append((copy, component, position))
     return places
+
+
+def _idle(leaves: Sequence[Leaf], block: Block, slots: "Slots") -> bool:
+    """Whether a rate moves no parameter, because its roles on each cancel: anything satisfies such a law."""
+    roles: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for number, degree in slots:
+        roles[leaves[number].parameter].append((number, degree))
+    if block.width > 1 or any(len({degree > 0 for _, degree in each}) < 2 for each in roles.values()):
+        return False
+    return all(not bool(_rates(leaves, each, slots).any()) for each in roles.values())
+
+
+def _rates(leaves: Sequence[Leaf], roles: Sequence[tuple[int, float]], slots: "Slots") -> Tensor:
+    """The rate at which each element of a parameter moves, all its roles together."""
+    total = torch.zeros(())
+    for number, degree in roles:
+        leaf = leaves[number]
+        sizes = [size if axis in leaf.axes else 1 for axis, size in enumerate(leaf.view)]
+        rates = torch.zeros(math.prod(sizes))
+        for *_, position in slots[number, degree]:
+            rates[position] += degree
+        total = total + rates.reshape(sizes).expand(leaf.view).reshape(-1)
+    return total
 
 
 def _breaks(walk: Walk, solution: Solution) -> Mapping[int, list[tuple[str, float]]]:

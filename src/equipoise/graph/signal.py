@@ -66,13 +66,14 @@ class Signal:
     """A tensor of the graph: the generator of each element is the sum of its `roles`; no roles, no motion.
 
     `value` is the tensor itself where it depends on neither inputs nor parameters. `weights` names the parameters of
-    a tensor made of parameters alone.
+    a tensor made of parameters alone. Along the axes in `alike` it is known to be constant.
     """
 
     shape: tuple[int, ...]
     roles: tuple[Role, ...] = ()
     value: Tensor | None = None
     weights: frozenset[str] = frozenset()
+    alike: frozenset[int] = frozenset()
 
     @property
     def ndim(self) -> int:

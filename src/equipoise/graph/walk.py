@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.capture import Captured, fetched, placeholders
 from equipoise.graph.matchers import MATCHERS
-from equipoise.graph.matchers.contraction import dot
+from equipoise.graph.matchers.contraction import dot, einsum_terms
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import FLOOR, TINY
 from equipoise.graph.matchers.recurrent import LAWLESS, REFERENCES
+from equipoise.graph.matchers.registry import Unreadable
 from equipoise.graph.signal import Signal
 
 BATCH = 2  # what a free batch dimension is walked with
@@ -123,15 +124,21 @@ class Walk:
             return Signal(factors[0].shape)
         if name in _SUMS and node.args[0] in self._products:
             return dot(self.algebra, *self._products[node.args[0]], *_summed(node))
+        reason = ""
         if name in MATCHERS:
             try:
-                return MATCHERS[name](self.algebra, *args, **kwargs)
+                found = MATCHERS[name](self.algebra, *args, **kwargs)
+                if _fits(found, node.meta.get("val")):
+                    return found
+            except Unreadable as error:
+                reason = f" ({error})"
             except (RuntimeError, ValueError, IndexError):  # an unknown form, or a batch that must not be BATCH
-                for role in (role for signal in signals for role in signal.roles):
-                    self.algebra.pin(role)
+                pass
+            for role in (role for signal in signals for role in signal.roles):
+                self.algebra.pin(role)
         touched = self.upstream(node)
         if name not in LAWLESS and touched:
-            self.unmatched.append(Unmatched(node.name, name, touched))
+            self.unmatched.append(Unmatched(node.name, name + reason, touched))
         return self._held(node, signals)
 
     def _factors_of_sums(self, node: fx.Node, args: tuple[Any, ...]) -> list[Signal]:
@@ -249,6 +256,13 @@ def _summed(node: fx.Node) -> tuple[list[int], bool]:
     return [axis % ndim for axis in axes], len(node.args) > 2 and bool(node.args[2])
 
 
+def _fits(found: Any, value: Any) -> bool:
+    """Whether what a matcher returns has the shape of what the operation does (of its first result, if several)."""
+    first = found[0] if isinstance(found, (tuple, list)) else found
+    like = value[0] if isinstance(value, (tuple, list)) and value else value
+    return not isinstance(like, Tensor) or not isinstance(first, Signal) or first.shape == _shape(like)
+
+
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     """The shape with every free dimension at the batch that is walked."""
     return tuple(size if isinstance(size, int) else _concrete(size) for size in tensor.shape)
@@ -264,11 +278,15 @@ def _leaf_axes(
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """How a parameter may be acted on, by its use: `(view, axes)` of each role.
 
-    A matrix by its rows and by its columns (a stack of matrices each by its own), a convolution by output and input
-    channels of each group, anything else as one vector.
+    A matrix by its rows and by its columns (a stack of matrices each by its own), an operand of an einsum by the axes
+    that it writes and by those that it reads, a convolution by output and input channels of each group, anything else
+    as one vector.
     """
     use = _first_use(node, references)
     yield from ((shape, (axis,)) for axis in _normed_axes(node) if axis > 1)
+    if use is not None and len(shape) >= 2 and (sides := list(_einsum_axes(node, use))):
+        yield from ((shape, axes) for axes in sides)
+        return
     if use is not None and "conv" in operation_name(use.target) and len(shape) >= 3:
         yield from _convolution_axes(use, shape)
     elif use is not None and operation_name(use.target) == "bilinear" and len(shape) == 3:
@@ -287,6 +305,19 @@ def _normed_axes(node: fx.Node) -> Iterator[int]:
         if operation_name(user.target) in ("_weight_norm", "_weight_norm_interface") and user.args[0] is node:
             dim: Any = user.args[2] if len(user.args) > 2 else 0
             yield int(dim)
+
+
+def _einsum_axes(node: fx.Node, use: fx.Node) -> Iterator[tuple[int, ...]]:
+    """Axes that an operand of an einsum gives to the output, and those that are summed over; shared ones with both."""
+    operands: Any = use.args[1] if operation_name(use.target) == "einsum" else ()
+    if list(operands).count(node) != 1:
+        return
+    terms, output = einsum_terms(str(use.args[0]), [operand.meta["val"].ndim for operand in operands])
+    own = terms.pop(list(operands).index(node))
+    shared = [axis in "".join(terms) for axis in own]
+    written = tuple(place for place, axis in enumerate(own) if axis in output)
+    read = tuple(place for place, axis in enumerate(own) if shared[place])
+    yield from dict.fromkeys(axes for axes in (written, read) if axes)
 
 
 def _first_use(node: fx.Node, references: Collection[str]) -> fx.Node | None:

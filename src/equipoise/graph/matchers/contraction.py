@@ -1,8 +1,8 @@
 """Linear maps, convolutions and matrix products: generators of what is summed over cancel, the others pass on."""
 
 import math
-from collections.abc import Sequence
-from string import ascii_lowercase
+from collections.abc import Mapping, Sequence
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     out += [_placed(role, (batch, 1, columns), shape) for role in (_swapped(role) for role in carried[1])]
     sums = [*summed[0], *summed[1]]
     if summed[0] and summed[1]:
-        algebra.vanish(sums)
+        algebra.cancel(summed[0], summed[1])
     elif sums:
         out += _passed_on(algebra, sums, (left, right)[0 if summed[0] else 1], shape)
     roles = [algebra.distinct(role) for role in out]
@@ -136,21 +136,71 @@ def addmm(algebra: Algebra, bias: Signal, left: Signal, right: Signal, **kwargs:
 
 @matches("einsum")
 def einsum(algebra: Algebra, equation: str, operands: Sequence[Signal], **kwargs: Any) -> Signal:
-    """Two operands as a batched matrix product; one as a permutation and a sum."""
-    inputs, _, output = equation.replace(" ", "").partition("->")
+    """Products of two operands at a time, as batched matrix products; of one, a diagonal, a sum and a permutation."""
+    terms, output = einsum_terms(equation, [signal.ndim for signal in operands])
+    sizes = _sizes(terms, operands)
+    if any(is_zero(signal) for signal in operands):
+        shape = tuple(sizes[axis] for axis in output)
+        return Signal(shape, value=torch.zeros(()).expand(shape))
+    pairs = [_one_of_each(algebra, term, signal, sizes) for term, signal in zip(terms, operands, strict=True)]
+    while len(pairs) > 1:
+        (left, a), (right, b), *pairs = pairs
+        needed = output + "".join(term for term, _ in pairs)
+        pairs.insert(0, _einsum_pair(algebra, (left, right), (a, b), needed))
+    [(term, signal)] = pairs
+    kept = algebra.total(signal, [place for place, axis in enumerate(term) if axis not in output])
+    return _permuted(kept, "".join(axis for axis in term if axis in output), list(output))
+
+
+def einsum_terms(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]:
+    """The axes of each operand and of the output, one letter each; an ellipsis stands for letters of its own.
+
+    >>> einsum_terms("...i,oi", [3, 2])
+    (['ABi', 'oi'], 'ABo')
+    """
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    if len(operands) != 2 or "." in equation or any(len(set(term)) < len(term) for term in terms):
-        algebra.still(*operands)
-        sizes = {axis: s for term, op in zip(terms, operands, strict=True) for axis, s in zip(term, op.shape)}  # noqa: B905
-        return Signal(tuple(sizes.get(axis, 1) for axis in output))
-    return _einsum_pair(algebra, terms, output, operands)
+    hidden = [n - len(term.replace("...", "")) for term, n in zip(terms, ndims, strict=True)]
+    unused = [letter for letter in ascii_uppercase + ascii_lowercase if letter not in equation]
+    letters = "".join(unused[: max((h for h, term in zip(hidden, terms, strict=True) if "..." in term), default=0)])
+    terms = [t.replace("...", letters[len(letters) - h :] if h else "") for t, h in zip(terms, hidden, strict=True)]
+    if not arrow:
+        every = "".join(terms)
+        output = letters + "".join(sorted(a for a in set(every) if every.count(a) == 1 and a not in letters))
+    return terms, output.replace("...", letters)
 
 
-def _einsum_pair(algebra: Algebra, terms: Sequence[str], output: str, operands: Sequence[Signal]) -> Signal:
+def _sizes(terms: Sequence[str], operands: Sequence[Signal]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for term, signal in zip(terms, operands, strict=True):
+        for axis, size in zip(term, signal.shape, strict=True):
+            sizes[axis] = max(size, sizes.get(axis, 1))
+    return sizes
+
+
+def _one_of_each(algebra: Algebra, term: str, signal: Signal, sizes: Mapping[str, int]) -> tuple[str, Signal]:
+    """An operand broadcast to the common sizes, with the diagonal of axes that bear the same letter."""
+    shape = tuple(sizes[axis] for axis in term)
+    if shape != signal.shape:
+        signal = Signal(shape, tuple(algebra.expanded(role, shape) for role in signal.roles), None, signal.weights)
+    while repeated := next((axis for axis in term if term.count(axis) > 1), None):
+        first, second = term.index(repeated), term.rindex(repeated)
+        move = lambda labels, i=first, j=second: labels.diagonal(0, i, j)  # noqa: E731
+        roles = tuple(algebra.close(role.moved(move)) for role in signal.roles)
+        term = (
+            term.replace(repeated, "") + repeated if term.count(repeated) == 2 else term[:second] + term[second + 1 :]
+        )
+        signal = Signal(tuple(sizes[axis] for axis in term), roles, None, signal.weights)
+    return term, signal
+
+
+def _einsum_pair(
+    algebra: Algebra, terms: tuple[str, str], operands: tuple[Signal, Signal], needed: str
+) -> tuple[str, Signal]:
     left, right = terms
-    sizes = {axis: s for term, op in zip(terms, operands, strict=True) for axis, s in zip(term, op.shape, strict=True)}
-    batch = [axis for axis in left if axis in right and axis in output]
-    inner = [axis for axis in left if axis in right and axis not in output]
+    sizes = _sizes(terms, operands)
+    batch = [axis for axis in left if axis in right and axis in needed]
+    inner = [axis for axis in left if axis in right and axis not in needed]
     alone = [[axis for axis in term if axis not in other] for term, other in ((left, right), (right, left))]
     size = lambda axes: math.prod(sizes[axis] for axis in axes)  # noqa: E731
     sides = [
@@ -159,8 +209,9 @@ def _einsum_pair(algebra: Algebra, terms: Sequence[str], output: str, operands: 
     ]
     order = [*batch, *alone[0], *alone[1]]
     out = _flat_back(contract(algebra, *sides), [sizes[axis] for axis in order])
-    kept = algebra.total(out, [place for place, axis in enumerate(order) if axis not in output], keep=False)
-    return _permuted(kept, "".join(axis for axis in order if axis in output), list(output))
+    unneeded = [place for place, axis in enumerate(order) if axis not in needed]
+    kept = algebra.total(out, unneeded) if unneeded else out
+    return "".join(axis for axis in order if axis in needed), kept
 
 
 def _permuted(signal: Signal, term: str, order: Sequence[str]) -> Signal:
@@ -202,8 +253,8 @@ def convolution(
     groups: int = 1,
 ) -> Signal:
     """A linear map on channels, the same at every position; zero padding moves with anything."""
-    shape = _shape_of("conv", x, weight, stride, padding, dilation, groups)
-    return _convolved(algebra, x, weight, bias, shape, groups, transposed=False)
+    settings = stride, padding, dilation, groups
+    return _convolution("conv", algebra, x, weight, bias, settings, groups)
 
 
 @matches("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -219,14 +270,27 @@ def transposed_convolution(
     dilation: Any = 1,
 ) -> Signal:
     """The transposed map on channels."""
-    shape = _shape_of("conv_transpose", x, weight, stride, padding, output_padding, groups, dilation)
-    return _convolved(algebra, x, weight, bias, shape, groups, transposed=True)
+    settings = stride, padding, output_padding, groups, dilation
+    return _convolution("conv_transpose", algebra, x, weight, bias, settings, groups)
 
 
-def _shape_of(family: str, x: Signal, weight: Signal, *settings: Any) -> torch.Size:
-    """What a convolution of as many axes as the weight has returns."""
+def _convolution(
+    family: str,
+    algebra: Algebra,
+    x: Signal,
+    weight: Signal,
+    bias: Signal | None,
+    settings: Sequence[Any],
+    groups: int,
+) -> Signal:
+    """A convolution of as many axes as the weight has; one example may come without a batch axis."""
+    if x.ndim < weight.ndim:
+        one = Signal((1, *x.shape), tuple(role.moved(lambda labels: labels[None]) for role in x.roles))
+        out = _convolution(family, algebra, one, weight, bias, settings, groups)
+        return Signal(out.shape[1:], tuple(role.moved(lambda labels: labels[0]) for role in out.roles))
     function = getattr(torch.nn.functional, f"{family}{weight.ndim - 2}d")
-    return function(*(torch.empty(signal.shape, device="meta") for signal in (x, weight)), None, *settings).shape
+    shape = function(*(torch.empty(signal.shape, device="meta") for signal in (x, weight)), None, *settings).shape
+    return _convolved(algebra, x, weight, bias, shape, groups, transposed=family == "conv_transpose")
 
 
 def _convolved(

@@ -1,6 +1,8 @@
 """Operations that only move elements: labels are moved by the operation itself."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.registry import matches, rest
+from equipoise.graph.matchers.registry import Unreadable, matches, rest
 from equipoise.graph.signal import ZERO, Role, Signal, blank, is_zero, reshaped
 
 aten = torch.ops.aten
@@ -53,6 +55,7 @@ DROPPING = [
     "unsafe_split",
 ]
 COPYING = ["expand", "repeat", "repeat_interleave", "tile", "unfold", "expand_as"]
+_LIKE = ["expand_as", "view_as"]
 _CASTING = ["_to_copy", "to", "type_as", "positive", "detach"]
 
 
@@ -63,9 +66,27 @@ def _moved(algebra: Algebra, name: str, args: Sequence[Any], kwargs: dict[str, A
         shape = tuple(torch.empty(signal.shape, device="meta").reshape(others[0]).shape)
         return _relabelled(algebra, signal, lambda labels: reshaped(labels, shape))
     operation = getattr(aten, name)
-    others = pytree.tree_map_only(Signal, lambda other: torch.empty(other.shape), others)
+    others = pytree.tree_map_only(Signal, _plain if name not in _LIKE else _like, others)
     move = lambda labels: operation(labels, *others, **kwargs)  # noqa: E731
-    return _relabelled(algebra, signal, move, drops=name in DROPPING, copies=name in COPYING)
+    moved = _relabelled(algebra, signal, move, drops=name in (*DROPPING, "unfold"), copies=name in COPYING)
+    return replace(moved, alike=_added_axes(signal, moved)) if name in ("expand", "expand_as") else moved
+
+
+def _added_axes(signal: Signal, expanded: Signal) -> frozenset[int]:
+    """The axes that broadcasting adds."""
+    sizes = (1,) * (expanded.ndim - signal.ndim) + signal.shape
+    return frozenset(axis for axis, size in enumerate(sizes) if size == 1)
+
+
+def _like(signal: Signal) -> Tensor:
+    return torch.empty(signal.shape, device="meta")
+
+
+def _plain(signal: Signal) -> Tensor:
+    """A tensor that says how elements are moved; it must not depend on the data."""
+    if signal.value is None:
+        raise Unreadable("by the data")
+    return signal.value
 
 
 def _relabelled(
@@ -148,7 +169,8 @@ def pad(
             )
             for role in signal.roles
         ]
-        return Signal(tuple(like.shape), tuple(roles))
+        cropped = any(side < 0 for side in width)
+        return Signal(tuple(like.shape), tuple(algebra.close(role) if cropped else role for role in roles))
     floating = lambda labels: torch.nn.functional.pad(labels.double(), list(width), mode=mode).long()  # noqa: E731
     return _relabelled(algebra, signal, floating, copies=True)
 
@@ -184,19 +206,42 @@ def index_select(algebra: Algebra, signal: Signal, dim: int, positions: Signal) 
 @matches("gather")
 def gather(algebra: Algebra, signal: Signal, dim: int, positions: Signal, **kwargs: Any) -> Signal:
     """Elements along one axis."""
+    _one_by_one(algebra, signal, signal.axis(dim), positions)
     zeros = torch.zeros(positions.shape, dtype=torch.int64)
     return _picked(algebra, signal, [signal.axis(dim)], lambda labels: aten.gather(labels, dim, zeros))
+
+
+def _one_by_one(algebra: Algebra, signal: Signal, axis: int, positions: Signal) -> None:
+    """No mixing between elements that come from, or go to, different places along an axis."""
+    along = [other == axis or other in positions.alike for other in range(signal.ndim)]
+    sizes = [1 if same else size for same, size in zip(along, signal.shape, strict=True)]
+    key = torch.arange(math.prod(sizes)).reshape(sizes).expand(signal.shape)
+    for role in signal.roles:
+        algebra.separate(role, key)
 
 
 def _picked(algebra: Algebra, signal: Signal, axes: Sequence[int], pick: Callable[[Tensor], Tensor]) -> Signal:
     alike = [algebra.uniform(role, axes) for role in signal.roles]
     spread = [role.moved(lambda labels: labels.expand(signal.shape)) for role in alike]
-    return _relabelled(algebra, signal.with_roles(spread), pick, copies=True)
+    return _relabelled(algebra, signal.with_roles(spread), pick, drops=True, copies=True)
 
 
 @matches("embedding")
-def embedding(algebra: Algebra, table: Signal, positions: Signal, *args: Any) -> Signal:
-    """Rows of a table, chosen by the data: no action on the rows, any on the columns."""
+def embedding(
+    algebra: Algebra,
+    table: Signal,
+    positions: Signal,
+    padding: int = -1,
+    by_frequency: Any = False,
+    sparse: Any = False,
+) -> Signal:
+    """Rows of a table, chosen by the data: no action on the rows, any on the columns.
+
+    Autograd drops the gradient of the row `padding_idx` and divides others by their frequency if asked to: what it
+    returns is then not the gradient of the function, and obeys none of its laws.
+    """
+    if table.weights and (padding >= 0 or by_frequency):
+        raise Unreadable(f"padding_idx={padding}" if padding >= 0 else "scale_grad_by_freq")
     for role in table.roles:
         if role.varies(0):
             algebra.pin(role)
@@ -215,10 +260,19 @@ def scatter_reduce(
     if reduce not in ("sum", "mean", "amax", "amin"):
         return rest(algebra, target.shape, target, source)
     source = algebra.diagonal(source) if reduce.startswith("a") else source
+    return scatter_add(algebra, target, dim, positions, source)
+
+
+@matches("scatter_add")
+def scatter_add(
+    algebra: Algebra, target: Signal, dim: int, positions: Signal, source: Signal, *args: Any, **kwargs: Any
+) -> Signal:
+    """Sums into places chosen for each element by itself."""
+    _one_by_one(algebra, source, source.axis(dim), positions)
     return scatter(algebra, target, dim, positions, source)
 
 
-@matches("scatter_add", "index_add")
+@matches("index_add")
 def scatter(
     algebra: Algebra, target: Signal, dim: int, positions: Signal, source: Signal, *args: Any, **kwargs: Any
 ) -> Signal:

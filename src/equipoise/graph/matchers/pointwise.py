@@ -136,15 +136,7 @@ def add(algebra: Algebra, left: Any, right: Any, *, alpha: Any = 1) -> Signal:
 
 def _sum(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     left, right = (_as_wildcard(signal) for signal in algebra.broadcast(left, right))
-    if left.roles or right.roles:
-        algebra.equal(left, right)
-    richer = left if len(left.roles) <= len(right.roles) and left.roles else right
-    richer = richer if richer.roles and not _wild(richer) else left if _wild(right) else right
-    return Signal(left.shape, tuple(algebra.renewed(role) for role in richer.roles), None, left.weights & right.weights)
-
-
-def _wild(signal: Signal) -> bool:
-    return bool(signal.roles) and all(bool((role.compact == ZERO).all()) for role in signal.roles)
+    return Signal(left.shape, tuple(algebra.added(left, right)), None, left.weights & right.weights)
 
 
 def _as_wildcard(signal: Signal) -> Signal:

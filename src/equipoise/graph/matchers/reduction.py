@@ -10,7 +10,7 @@ from torch import Tensor
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.matchers.pointwise import add
 from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import Role, Signal
+from equipoise.graph.signal import ZERO, Role, Signal
 
 Axes = int | Sequence[int] | None
 
@@ -33,7 +33,13 @@ def extremum(algebra: Algebra, signal: Signal, dim: Axes = None, keepdim: Any = 
     return algebra.total(algebra.diagonal(signal), _axes(signal, dim), keep=bool(keepdim))
 
 
-@matches("max", "min", "median", "mode", "kthvalue")
+@matches("kthvalue")
+def kth_value(algebra: Algebra, signal: Signal, k: int, dim: int = -1, keepdim: Any = False) -> Any:
+    """The k-th smallest of elements that all scale alike, and its place."""
+    return extremum_with_place(algebra, signal, dim, keepdim)
+
+
+@matches("max", "min", "median", "nanmedian", "mode")
 def extremum_with_place(algebra: Algebra, signal: Signal, dim: Any = None, keepdim: Any = False) -> Any:
     """`max` of a tensor, along an axis (with the place of the maximum), or of two tensors."""
     if isinstance(dim, Signal):
@@ -53,7 +59,9 @@ def larger(algebra: Algebra, left: Signal, right: Signal) -> Signal:
 def vector_norm(
     algebra: Algebra, signal: Signal, order: Any = 2, dim: Axes = None, keepdim: Any = False, **kwargs: Any
 ) -> Signal:
-    """A norm is homogeneous of degree one."""
+    """A norm is homogeneous of degree one; the number of elements that are not zero is no norm."""
+    if order == 0:
+        algebra.still(signal)
     return extremum(algebra, signal, dim, keepdim)
 
 
@@ -169,11 +177,28 @@ def _pool_axis(
     inside = (places >= 0) & (places < length)
     first = torch.where(inside, places, length).min(1).values
     pooled = role.moved(lambda labels: labels.index_select(axis, first))
+    if bool((role.compact == ZERO).any()):
+        pooled = _first_moving(role, axis, places, inside)
     for tap in range(window):
         valid = inside[:, tap]
         other = role.moved(lambda labels, tap=tap, valid=valid: labels.index_select(axis, places[valid, tap]))
         algebra.agree(other, pooled.moved(lambda labels, valid=valid: _kept(labels, axis, valid)), 1)
     return pooled
+
+
+def _first_moving(role: Role, axis: int, places: Tensor, inside: Tensor) -> Role:
+    """Of each window the first element that is not a zero."""
+    chosen: Role | None = None
+    for tap in reversed(range(places.shape[1])):
+        place = torch.where(inside[:, tap], places[:, tap], 0)
+        own = role.moved(lambda labels, place=place: labels.index_select(axis, place))
+        chosen = own if chosen is None else chosen
+        better = (own.coordinates != ZERO) & inside[:, tap].reshape(-1, *([1] * (own.coordinates.ndim - 1 - axis)))
+        chosen = Role(
+            torch.where(better, own.coordinates, chosen.coordinates), torch.where(better, own.fibres, chosen.fibres)
+        )
+    assert chosen is not None
+    return chosen
 
 
 def _kept(labels: Tensor, axis: int, valid: Tensor) -> Tensor:

@@ -7,6 +7,12 @@ from equipoise.graph.algebra import Algebra
 from equipoise.graph.signal import Signal
 
 Matcher = Callable[..., Any]
+
+
+class Unreadable(ValueError):
+    """What an operation is asked to do that its matcher does not read; nothing that it reads may then move."""
+
+
 MATCHERS: dict[str, Matcher] = {}
 
 
