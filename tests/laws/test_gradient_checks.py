@@ -36,9 +36,10 @@ def test_there_are_at_least_twenty_bugs_to_find():
 def test_a_planted_bug_is_caught_and_its_parameter_named(name):
     found = audited(planted(name))
     assert not found.passed
-    if suspect := planted(name).suspect:
-        assert found.suspects == (suspect,)
-        assert f"suspect the gradient of {suspect}" in str(found)
+    if blamed := planted(name).blamed:
+        assert set(blamed) & set(found.suspects)
+    if isinstance(planted(name).suspect, str):
+        assert f"suspect the gradient of {planted(name).suspect}" in str(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -62,7 +63,7 @@ def test_a_wrong_reduction_over_two_processes(tmp_path):
     assert found[right]["passed"]
     assert not any(found[way]["passed"] for way in wrong)
     left_out, averaged, _ = wrong
-    assert found[left_out]["suspects"] == found[averaged]["suspects"] == [reduced_gradients.ONE]
+    assert found[left_out]["suspects"][0] == found[averaged]["suspects"][0] == reduced_gradients.ONE
 
 
 class Halved(torch.autograd.Function):

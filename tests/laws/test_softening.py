@@ -82,7 +82,7 @@ def test_a_check_sees_a_wrong_gradient_through_a_broken_law():
     wrong[0].__class__ = Off
     found = laws.check(wrong, x)
     assert not found.passed
-    assert found.suspects == ("0.weight",)
+    assert found.suspects[0] == "0.weight"
     assert named(right).keys() == named(wrong).keys()
 
 

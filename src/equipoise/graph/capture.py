@@ -6,7 +6,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -150,7 +150,9 @@ def capture(model: nn.Module, example_inputs: Inputs, in_other_words: Decomposit
         module=module,
         parameters=parameters,
         buffers=_targets(signature, InputKind.BUFFER),
-        constants=_constants(program),
+        constants=_constants(
+            program, {name for name, buffer in model.named_buffers(remove_duplicate=False) if buffer.is_meta}
+        ),
         inputs=tuple(_input_names(graph, signature)),
         examples=tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)),
         aliases={name: canonical for name, canonical in names.items() if name != canonical},
@@ -481,11 +483,12 @@ def _targets(signature: ExportGraphSignature, kind: InputKind) -> dict[str, str]
     return {spec.arg.name: str(spec.target) for spec in signature.input_specs if spec.kind is kind}
 
 
-def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
+def _constants(program: torch.export.ExportedProgram, unknown: Collection[str]) -> dict[str, Tensor]:
+    """Buffers and constants by their placeholder; the values of those `unknown` are on the meta device."""
     stored = {**dict(program.named_buffers()), **program.constants}
     kinds = (InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     return {
-        spec.arg.name: stored[spec.target]
+        spec.arg.name: stored[spec.target].to("meta") if spec.target in unknown else stored[spec.target]
         for spec in program.graph_signature.input_specs
         if spec.kind in kinds and spec.target in stored
     }

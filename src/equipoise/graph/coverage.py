@@ -11,6 +11,18 @@ from equipoise.graph.walk import Unmatched, Walk, operation_name
 
 
 @dataclass(frozen=True)
+class Refuted:
+    """A law that a backward pass at random weights shows to be false, and the operations between its members."""
+
+    law: str
+    residual: float
+    operations: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.law} (residual {self.residual:.1e}; one of {', '.join(self.operations)} is misread)"
+
+
+@dataclass(frozen=True)
 class Coverage:
     """Uses of parameters that were matched, and what was not.
 
@@ -20,6 +32,7 @@ class Coverage:
     `in_no_law` are trained parameters that no law found names: what they conserve, if anything, was not derived.
     Within each group of `exchanges` parameters are added to each other, so that differences of their sums are conserved
     too; these linear laws are not among those returned.
+    `refuted` laws were dropped by the self-test; `untested` says why there was none, empty if there was.
     """
 
     uses: Mapping[str, tuple[str, ...]]
@@ -29,6 +42,8 @@ class Coverage:
     lawless: Mapping[str, int] = field(default_factory=dict)
     exchanges: tuple[tuple[str, ...], ...] = ()
     in_no_law: tuple[str, ...] = ()
+    refuted: tuple[Refuted, ...] = ()
+    untested: str = ""
 
     def beside(self, named: Collection[str]) -> "Coverage":
         """The same, beside laws that name these parameters."""
@@ -52,6 +67,8 @@ class Coverage:
             ("no law stated of shifts that cancel", exchanges),
             ("unused", self.unused),
             ("frozen", self.frozen),
+            ("dropped as false", [str(each) for each in self.refuted]),
+            ("not tested", [self.untested] if self.untested else []),
         ]
         return "; ".join([head, *(f"{label}: {', '.join(names)}" for label, names in parts if names)])
 

@@ -1,7 +1,7 @@
 """Laws of training: every conserved quantity of a model, derived from how it computes."""
 
 from equipoise.laws.audit import Audit, Finding
-from equipoise.laws.collection import Laws, invariances
+from equipoise.laws.collection import FalseLaw, Laws, invariances
 from equipoise.laws.combined import Intersection, Product
 from equipoise.laws.commutant import (
     Antisymmetric,
@@ -26,6 +26,7 @@ __all__ = [
     "Commutant",
     "ComplexPlanes",
     "Diagonal",
+    "FalseLaw",
     "Finding",
     "Full",
     "Intersection",

@@ -1,5 +1,6 @@
 """An exact check of a gradient by the laws it must satisfy (THEORY T1), and the parameter to suspect if it fails."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,24 +54,48 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """The residual of every law, and the parameters whose gradient to look at first."""
+    """The residual of every law, and the parameters whose gradient to look at first.
+
+    `suspects` are the members of the failing laws (those in most of them, where several fail), the likeliest first.
+    `unjudged` names the laws that an `eps` breaks by an amount that is not known, `unseen` the trained parameters that
+    are in no law: of these nothing is said.
+    """
 
     findings: tuple[Finding, ...]
     suspects: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether no law raised an alarm."""
         return all(finding.passed for finding in self.findings)
 
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Laws that raise no alarm, whatever the gradient."""
+        return tuple(finding.law for finding in self.findings if not finding.exact)
+
     def __str__(self) -> str:
         failed = [finding for finding in self.findings if not finding.passed]
+        judged = [finding for finding in self.findings if finding.exact]
+        notes = [("not judged, for an eps breaks them", self.unjudged), ("in no law", self.unseen)]
+        said = "".join(f"; {label}: {_listed(names, SHOWN)}" for label, names in notes if names)
         if not failed:
-            worst = max((finding.residual for finding in self.findings if finding.exact), default=0.0)
-            return f"{len(self.findings)} laws hold; largest residual {worst:.1e}"
+            worst = max((finding.residual for finding in judged), default=0.0)
+            return f"{len(judged)} laws hold; largest residual {worst:.1e}{said}"
         lines = [f"  {f.law}: residual {f.residual:.1e}, expected below {f.tolerance:.1e}" for f in failed]
-        head = f"{len(failed)} of {len(self.findings)} laws fail; suspect the gradient of {', '.join(self.suspects)}"
+        first, *others = self.suspects
+        then = f", then of {_listed(others, SHOWN)}" if others else ""
+        head = f"{len(failed)} of {len(judged)} laws fail; suspect the gradient of {first}{then}{said}"
         return "\n".join([head, *lines])
+
+
+SHOWN = 8  # names in one line
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def audit(
@@ -79,10 +104,12 @@ def audit(
     gradients: Mapping[str, Tensor],
     defects: Mapping[int, Tensor] | None = None,
     casts: Iterable[torch.dtype] = (),
+    slack: float = 0.0,
 ) -> Audit:
     """Compare every law's residual with rounding, known `defects` (by the number of a law) taken off.
 
-    Rounding is that of the narrowest among the gradients' dtypes, the law's own `precision` and `casts`.
+    Rounding is that of the narrowest among the gradients' dtypes, the law's own `precision` and `casts`. Where defects
+    are known of a part of the gradient only, a law may be off by `slack` times its own.
 
     >>> from torch import nn
     >>> from equipoise.laws import invariances
@@ -103,32 +130,32 @@ def audit(
     for number, residual in enumerate(residuals(laws, plan(laws), parameters, gradients, defects)):
         law = laws[number]
         limit = tolerance(law.precision, *(gradients[name].dtype for name in law.parameters), *casts)
+        if slack and number in defects and float(scale := law.scale(parameters, gradients)) > 0:
+            limit = max(limit, slack * float(defects[number].norm() / scale))
         findings.append(Finding(law.name, float(residual), limit, law.exact or number in defects))
     failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
-    return Audit(tuple(findings), _suspects(laws, failed, parameters, gradients))
+    judged = [law for law, finding in zip(laws, findings, strict=True) if finding.exact]
+    members = {name for law in laws for name in law.parameters}
+    unseen = tuple(name for name in gradients if name not in members)
+    return Audit(tuple(findings), _suspects(judged, failed, parameters, gradients), unseen)
 
 
 def _suspects(
     laws: Sequence[Law], failed: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
-    """Parameters in most of the failing laws and fewest of the others; among equals, whose terms look like the defect.
+    """Parameters in most of the failing laws: those in fewest others first, then whose terms look like the defect.
 
     A gradient off by a factor makes the defect of every law proportional to its own term.
     """
-    if not failed:
-        return ()
-    names = list(dict.fromkeys(name for law in failed for name in law.parameters))
-    scores = {name: _incidence(name, laws, failed) for name in names}
-    best = max(scores.values())
-    tied = [name for name in names if scores[name] >= best - 1e-9]
-    likeness = {name: _likeness(name, failed, parameters, gradients) for name in tied}
-    top = max(likeness.values())
-    return tuple(name for name in tied if likeness[name] >= top - 1e-6)
+    counts = Counter(name for law in failed for name in law.parameters)
+    names = [name for name, count in counts.items() if count == max(counts.values())]
+    rank = {name: (_incidence(name, laws, failed), _likeness(name, failed, parameters, gradients)) for name in names}
+    return tuple(sorted(names, key=lambda name: [-round(figure, 6) for figure in rank[name]]))
 
 
 def _incidence(name: str, laws: Sequence[Law], failed: Sequence[Law]) -> float:
     among = sum(name in law.parameters for law in failed)
-    total = sum(name in law.parameters and law.exact for law in laws)
+    total = sum(name in law.parameters for law in laws)
     return among / len(failed) * among / max(total, 1)
 
 

@@ -1,6 +1,7 @@
 """What a check differentiates: a loss of the outputs, by name or callable, or a fixed combination of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,55 @@ def run_backward(model: nn.Module, data: Any, loss: LossLike) -> None:
             remedy="pass the input, or (input, target) and a loss of both",
         ) from error
     value.backward()
+
+
+class OutputGradients:
+    """A forward hook that records, of each call of a model, its inputs and the gradient that reaches its outputs.
+
+    `⟨output, gradient⟩` then is a loss with the same backward pass, whatever it was that computed it.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.calls: list[tuple[Any, list[Tensor | None]]] = []
+        self.handle = model.register_forward_hook(self._record, with_kwargs=True)
+
+    def __enter__(self) -> "OutputGradients":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        leaves = [leaf for leaf in pytree.tree_leaves(_plain(output)) if isinstance(leaf, Tensor)]
+        found: list[Tensor | None] = [None] * len(leaves)
+        for place, leaf in enumerate(leaves):
+            if leaf.requires_grad:
+                leaf.register_hook(partial(_keep, found, place))
+        inputs = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), (args, kwargs))
+        self.calls.append((inputs, found))
+
+    def losses(self) -> Iterator[tuple[Any, Callable[[Any], Tensor]]]:
+        """The inputs of each call and a function of its outputs."""
+        for inputs, found in self.calls:
+            if any(gradient is not None for gradient in found):
+                yield inputs, partial(_against, found)
+
+
+def _keep(found: list[Tensor | None], place: int, gradient: Tensor) -> None:
+    before = found[place]
+    found[place] = gradient.detach() if before is None else before + gradient.detach()
+
+
+def _against(found: Sequence[Tensor | None], output: Any) -> Tensor:
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    if len(leaves) != len(found):
+        raise InputError(
+            expected=f"{len(found)} outputs, as the model returns",
+            found=str(len(leaves)),
+            remedy="derive the laws with the inputs that the backward pass uses",
+        )
+    pairs = zip(leaves, found, strict=True)
+    return torch.stack([(leaf * gradient.to(leaf)).sum() for leaf, gradient in pairs if gradient is not None]).sum()
 
 
 def objective(data: Any, loss: LossLike) -> tuple[Any, Callable[[Any], Tensor]]:
