@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench gallery docs fuzz clean
+.PHONY: demo test lint bench gallery docs faults fuzz clean
 
 demo: $(VENV)/.report
 	$(BIN)/equipoise demo
@@ -37,6 +37,12 @@ gallery: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python -m pytest -q docs README.md
+
+faults: $(VENV)/.test  # the whole campaign; tests/test_faults.py runs a sample
+	$(BIN)/python benchmarks/faults/runs.py kills --count 1000
+	$(BIN)/python benchmarks/faults/runs.py folders --count 10000
+	$(BIN)/python benchmarks/faults/checkpoints.py --count 10000 --seconds 3600
+	$(BIN)/python benchmarks/faults/watch_loops.py
 
 fuzz: $(VENV)/.test  # an hour of mutated checkpoints over all readers
 	$(BIN)/python benchmarks/faults/checkpoints.py --count 100000000 --seconds 3600
