@@ -38,7 +38,7 @@ FAMILIES = {"torch": "plain", "torch_geometric": "geometric", "transformers": "h
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 WIDTH, NARROW = 8, 4  # of the copy that is derived, and of that whose null space is solved for
 LARGEST = 2600  # parameters of a copy whose null space is solved for
-SECONDS = 240  # for one architecture
+SECONDS = 120  # for one architecture
 
 
 @dataclass
