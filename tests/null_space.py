@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from equipoise.laws.law import Law
 
+LARGEST = 1e8  # norm of a gradient that rounding leaves something of
 MIXED = 150  # entries of a matrix along axes, at most; longer axes are scaled entry by entry
 COTANGENTS = 8  # gradients from each forward pass
 FIRST = 96  # gradients to begin with, to see which entries move at all, and to confirm what was found
@@ -135,7 +136,9 @@ class _Draws:
         """At least so many pairs of weights and gradients, of length one, by parameter."""
         weights: dict[str, list[Tensor]] = {name: [] for name in self.trained}
         gradients: dict[str, list[Tensor]] = {name: [] for name in self.trained}
-        for _ in range(-(-count // COTANGENTS)):
+        for _ in range(4 * count):
+            if sum(map(len, next(iter(weights.values())))) >= count:
+                break
             with torch.no_grad():
                 for parameter in self.model.parameters():
                     parameter.copy_(self.spread * self._normal(parameter))
@@ -144,9 +147,13 @@ class _Draws:
                 outputs = self.outputs(self.model, self.inputs(drawn))
             found = self._pulled(outputs)
             norm = torch.stack([g.flatten(1).norm(dim=1) for g in found]).norm(dim=0).clamp(min=1e-300)
+            if not norm.max() < LARGEST:  # a normalised channel without variance, and no `eps`
+                continue
             for (name, parameter), gradient in zip(self.trained.items(), found, strict=True):
                 weights[name].append(parameter.detach().clone().expand_as(gradient))
                 gradients[name].append(gradient / norm.reshape(-1, *(1 for _ in parameter.shape)))
+        if sum(map(len, next(iter(weights.values())))) < count:
+            raise NoGap("no finite gradients")
         together = lambda rows: {name: torch.cat(mine) for name, mine in rows.items()}  # noqa: E731
         return together(weights), together(gradients)
 

@@ -72,3 +72,22 @@ def test_what_is_missing_has_a_line_in_the_coverage():
     assert {name.removeprefix("+") for names in found.moved for name in names} == set(biases)
     assert laws.coverage.exchanges == (biases,)
     assert " with ".join(biases) in str(laws.coverage)
+
+
+def test_the_keys_of_one_layer_for_queries_keys_and_values():
+    """A part of a layer that is split has the shift laws of a layer of its own."""
+
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(2, 6)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return torch.softmax(q @ k.mT, -1) @ v
+
+    model = Fused().double()
+    laws = invariances(model, noise(3, 4, 2)())
+    assert "shift of qkv.bias[2:4]" in [law.name for law in laws]
+    found = verdict(model, noise(3, 4, 2), laws)
+    assert found.complete, str(found)

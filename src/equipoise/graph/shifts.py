@@ -65,7 +65,7 @@ def find_shifts(walk: Walk, *, softmax: bool = False) -> list[Member]:
             found[name] = [replace(member, precision=below[node]) for member in members]
         elif node.op == "call_function" and operation_name(node.target) not in _SPLITTING:
             for source, groups in _sources(node, walk, common(uses, shape)):
-                seen.setdefault(source, {})[node] = groups if _reads(node, source) == 1 else None
+                seen.setdefault(source, {})[node] = groups if _reads(node, source) <= 1 else None
     return [member for name in walk.captured.parameters.values() for member in found.get(name, ())]
 
 
