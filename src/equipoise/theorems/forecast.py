@@ -52,7 +52,7 @@ def forecast(
     >>> from equipoise.networks import mlp
     >>> table = forecast(mlp([5, 4, 4, 1], linear_tail=3), 0.01, torch.ones(2, 5).double())
     >>> table.growth.round(2).tolist()
-    [2.6, 2.36, 0.0]
+    [2.43, 2.27, 0.0]
     """
     require_real("residual", residual, "pass residual=1e-2", above=0, below=1)
     tail, start, final = _read(model, example_inputs, initial)
