@@ -194,7 +194,7 @@ def test_the_slope_at_a_kink_is_the_one_asked_for(chosen, slope):
 
 @pytest.mark.parametrize("pull", [-1.0, -0.1, 0.2])
 def test_the_least_norm_is_that_of_all_selections(pull):
-    """What one example pulls along the second input, the one on its kink gives back, as far as a slope in [0, 1] may."""
+    """What one example pulls along the second input, the one on its kink gives back as far as slopes in [0, 1] may."""
     model = eq.networks.mlp([2, 1, 1])
     with torch.no_grad():
         model.layer1.weight.copy_(torch.tensor([[1.0, 0.0]]))

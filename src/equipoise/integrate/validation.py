@@ -18,7 +18,7 @@ def require_real(
     equipoise.errors.InputError: expected rtol to be a finite number above 0; found nan; pass rtol=0.01
     """
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if real and math.isfinite(value) and above < value < below and value <= most:
+    if real and math.isfinite(value) and above < float(value) < below and float(value) <= most:
         return
     raise InputError(
         expected=f"{name} to be a finite number{_bounds(above, below, most)}", found=repr(value), remedy=remedy

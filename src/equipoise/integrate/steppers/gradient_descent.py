@@ -2,9 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -54,12 +53,12 @@ class GradientDescent:
                 remedy='pass schedule="constant"',
             )
         check_selection(self.at_kinks)
-        if not callable(self.lr) and not isinstance(self.lr, Real | str):
-            object.__setattr__(self, "lr", tuple(self.lr))
-            for rate in self.lr:
+        given: Any = self.lr
+        if isinstance(given, Iterable) and not isinstance(given, str):
+            object.__setattr__(self, "lr", given := tuple(given))
+        if not callable(given):
+            for rate in given if isinstance(given, tuple) else (given,):
                 check_rate(rate)
-        elif not callable(self.lr):
-            check_rate(self.lr)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0. Raises `InputError` where there is none."""
@@ -94,7 +93,7 @@ class GradientDescent:
         return descended(objective, state, Update(gradient, math.exp(min(log_rate, 700.0))), log_rate - log_risk, norm)
 
 
-def check_rate(lr: float) -> None:
+def check_rate(lr: Any) -> None:
     """Refuse a learning rate that is not positive and finite."""
     require_real("the learning rate lr", lr, "pass lr=0.1", above=0)
 

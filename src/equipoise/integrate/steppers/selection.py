@@ -20,11 +20,11 @@ _STILL = 1e-12
 
 def check_selection(at_kinks: Any) -> None:
     """Refuse what is neither a share from 0 to 1 nor `"minimum_norm"`."""
-    if isinstance(at_kinks, str) and at_kinks == MINIMUM_NORM:
+    if at_kinks == MINIMUM_NORM:
         return
     remedy = 'pass at_kinks=0.0, 0.5, 1.0 or "minimum_norm"'
     require_real("at_kinks", at_kinks, remedy, most=1)
-    if at_kinks < 0:
+    if float(at_kinks) < 0:
         raise InputError(expected="at_kinks to be at least 0", found=repr(at_kinks), remedy=remedy)
 
 
@@ -48,8 +48,8 @@ def selected_slopes(objective: Objective, state: State, at_kinks: float | str) -
 def _least(objective: Objective, state: State, slopes: Slopes, bends: list[Any]) -> Slopes:
     """The slopes within their bounds whose gradient is shortest, by bounded least squares of what each adds to it.
 
-    The gradient is affine in the slopes of one layer, and the first solution final; with kinks in several it is repeated
-    for as long as the gradient becomes shorter.
+    The gradient is affine in the slopes of one layer, and the first solution final; with kinks in several it is
+    repeated for as long as the gradient becomes shorter.
     """
     places = [
         (k, place)
