@@ -180,7 +180,7 @@ def test_archives_that_are_not_what_torch_writes(tmp_path):
         zipfile.ZipFile(archive(good, tmp_path / "two.pt"), "a") as file,
     ):
         file.writestr("m/data.pkl", good)
-    refused(tmp_path / "two.pt", "overlap")
+    refused(tmp_path / "two.pt", "two parts of the same name")
     with zipfile.ZipFile(tmp_path / "none.pt", "w") as file:
         file.writestr("readme.txt", "hello")
     refused(tmp_path / "none.pt", "an archive of something else")

@@ -216,7 +216,7 @@ class Rules:
         return _parts(stored, "attention" if fused else "linear", parts, turned)
 
 
-def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _sections(config: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
     """The configuration, and those of its parts, as `text_config`."""
     return [config, *(its for its in config.values() if isinstance(its, Mapping))]
 

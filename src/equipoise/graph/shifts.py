@@ -228,8 +228,9 @@ def _movement(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
     elif isinstance(groups, Rows) and (kept := _rows_moved(node, groups, shape, _shape(walk, node))) is not None:
         yield source, kept
     else:
-        labels = dense(groups, _shape(walk, node))
-        yield source, None if labels is None else pull(labels, _numbers(node, source, walk), shape)
+        labels, numbers = dense(groups, _shape(walk, node)), _numbers(node, source, walk)
+        fits = labels is not None and labels.numel() == numbers.numel()  # not where a slice cuts the batch that is read
+        yield source, pull(labels, numbers, shape) if labels is not None and fits else None
 
 
 def _part(node: fx.Node, source: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:

@@ -91,6 +91,13 @@ class Signal:
         count = int(torch.Size(self.shape).numel())
         return torch.arange(count).reshape(self.shape)
 
+    def constant_axes(self) -> frozenset[int]:
+        """The axes along which it is known to be constant, by its making or by its value."""
+        if self.value is None or not self.value.numel():
+            return self.alike
+        value = self.value
+        return self.alike | {axis for axis in range(self.ndim) if bool((value == value.narrow(axis, 0, 1)).all())}
+
     def axis(self, axis: int) -> int:
         """The axis counted from the front."""
         return axis % max(self.ndim, 1)

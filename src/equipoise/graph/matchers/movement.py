@@ -213,7 +213,8 @@ def gather(algebra: Algebra, signal: Signal, dim: int, positions: Signal, **kwar
 
 def _one_by_one(algebra: Algebra, signal: Signal, axis: int, positions: Signal) -> None:
     """No mixing between elements that come from, or go to, different places along an axis."""
-    along = [other == axis or other in positions.alike for other in range(signal.ndim)]
+    same_places = positions.constant_axes()
+    along = [other == axis or other in same_places for other in range(signal.ndim)]
     sizes = [1 if same else size for same, size in zip(along, signal.shape, strict=True)]
     key = torch.arange(math.prod(sizes)).reshape(sizes).expand(signal.shape)
     for role in signal.roles:
