@@ -31,7 +31,7 @@ def trained():
 
 def test_every_use_of_every_parameter_is_read(trained):
     model, laws, _ = trained
-    assert laws.coverage.complete
+    assert [each.operation for each in laws.coverage.unmatched] == ["embedding (padding_idx=0)"]  # autograd drops a row
     assert set(laws.coverage.uses) == dict(model.named_parameters()).keys()
     assert laws.coverage.lawless == {"gelu": LAYERS, "tanh": 1}  # their units have no law, and this says so
 
