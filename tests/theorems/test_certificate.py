@@ -288,6 +288,6 @@ def test_float32_is_judged_by_its_own_rounding():
     assert certificate.failed == ()
     assert certificate.holds
     law = next(found for found in certificate.assumptions if found.name == "laws conserved")
-    assert law.tolerance == LAW_TOLERANCE * 2.0**29
+    assert law.tolerance == pytest.approx(LAW_TOLERANCE * 2.0**29, rel=1e-2)  # and what midpoints missed
     final = run.final | {"layer1.weight": run.final["layer1.weight"] * 1.01}
     assert "weights of the run" in certify(replace(run, final=final)).failed
