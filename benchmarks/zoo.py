@@ -1,6 +1,6 @@
 """The zoo: what is derived for architectures that people train, and whether it is true and all that there is.
 
-python benchmarks/zoo.py                     # the table of docs/zoo.md
+python benchmarks/zoo.py --json found.json   # derive, check and look for more; --page found.json writes docs/zoo.md
 python benchmarks/zoo.py --watch             # the same zoo in training: the same laws, and no alarm
 python benchmarks/zoo.py GPT-2 BERT torch    # some of it, by name or family
 
@@ -251,7 +251,8 @@ def summary(rows: Iterable[Row]) -> str:
     judged = [row for row in read if "generators" in row.null]
     return (
         f"{len(rows)} architectures, {len(read)} read; {sum(row.laws for row in read)} laws; "
-        f"{sum(len(row.false) for row in read)} false; "
+        f"{sum(len(row.false) for row in read)} false, and some dropped as false by the self-test in "
+        f"{sum('dropped as false' in row.coverage for row in read)}; "
         f"{sum(bool(row.check) for row in read)} checks of right gradients failed; null space solved for "
         f"{len(judged)}, with something missing in {sum(bool(row.missing) for row in judged)}, "
         f"without a line in the coverage in {sum(bool(row.unsaid) for row in judged)}"
@@ -267,7 +268,8 @@ def table(rows: Iterable[Row]) -> str:
             lines.append(f"| {row.name} | | | | | not read: {row.refused} | |")
             continue
         figures = f"{row.laws} | {row.conserved} | {row.share:.0%} | {row.residual:.0e}"
-        lines.append(f"| {row.name} | {figures} | {row.null} | {row.seconds:.1f} |")
+        null = row.null or "not asked"
+        lines.append(f"| {row.name} | {figures} | {null} | {row.seconds:.1f} |")
     return "\n".join(lines)
 
 
@@ -278,8 +280,11 @@ def main() -> None:
     parser.add_argument("--watch", action="store_true", help="train each under eq.watch")
     parser.add_argument("--no-null", action="store_true", help="without the null space")
     parser.add_argument("--json", type=Path, help="write all that was found here")
-    parser.add_argument("--page", action="store_true", help="rewrite the table of docs/zoo.md")
+    parser.add_argument("--page", type=Path, nargs="+", help="rewrite docs/zoo.md from files that --json wrote")
     options = parser.parse_args()
+    if options.page:
+        _write([Row(**row) for file in options.page for row in json.loads(file.read_text())])
+        return
     torch.set_num_threads(1)
     if options.watch:
         found: list[Any] = list(_watch_all(chosen(options.names)))
@@ -289,10 +294,10 @@ def main() -> None:
             row = guarded(architecture, lambda each: examine(each, null=not options.no_null))
             found.append(row)
             _tell(row)
+            if options.json:
+                options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
         print(summary(found))
-        if options.page:
-            _write(found)
-    if options.json:
+    if options.watch and options.json:
         options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
 
 
@@ -337,7 +342,7 @@ def _tell(row: Row) -> None:
 
 def _write(rows: Sequence[Row]) -> None:
     text = PAGE.read_text()
-    begin, end = "<!-- table: python benchmarks/zoo.py --page -->\n", "<!-- end of table -->\n"
+    begin, end = "<!-- table: python benchmarks/zoo.py --page found.json -->\n", "<!-- end of table -->\n"
     before, after = text.split(begin)[0], text.split(end)[1]
     PAGE.write_text(f"{before}{begin}\n{summary(rows)}.\n\n{table(rows)}\n\n{end}{after}")
 

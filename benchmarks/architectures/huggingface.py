@@ -265,7 +265,7 @@ _DECODERS = (
     _entry("Llama, ReLU, tied", "LlamaConfig", _decoder, head=_LM, hidden_act="relu", tie_word_embeddings=True),
     _entry("Mistral", "MistralConfig", _decoder),
     _entry(
-        "Mixtral", "MixtralConfig", _decoder, num_local_experts=2, num_experts_per_tok=2, experts_implementation="eager"
+        "Mixtral", "MixtralConfig", _decoder, num_local_experts=2, num_experts_per_tok=2, experts_implementation="batched_mm"
     ),
     _entry("Qwen2", "Qwen2Config", _decoder),
     _entry(
@@ -274,7 +274,7 @@ _DECODERS = (
         _decoder,
         num_experts=2,
         num_experts_per_tok=2,
-        experts_implementation="eager",
+        experts_implementation="batched_mm",
         moe_intermediate_size=lambda w: w,
         shared_expert_intermediate_size=lambda w: w,
     ),
