@@ -265,7 +265,12 @@ _DECODERS = (
     _entry("Llama, ReLU, tied", "LlamaConfig", _decoder, head=_LM, hidden_act="relu", tie_word_embeddings=True),
     _entry("Mistral", "MistralConfig", _decoder),
     _entry(
-        "Mixtral", "MixtralConfig", _decoder, num_local_experts=2, num_experts_per_tok=2, experts_implementation="batched_mm"
+        "Mixtral",
+        "MixtralConfig",
+        _decoder,
+        num_local_experts=2,
+        num_experts_per_tok=2,
+        experts_implementation="batched_mm",
     ),
     _entry("Qwen2", "Qwen2Config", _decoder),
     _entry(
