@@ -190,11 +190,8 @@ def _without_cache(
 @contextmanager
 def _caches_off(model: nn.Module) -> Iterator[None]:
     """The same for what the configurations of its parts ask for."""
-    found = {
-        id(each): each
-        for module in model.modules()
-        if getattr(each := getattr(module, "config", None), "use_cache", None)
-    }
+    configurations: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    found = {id(each): each for each in configurations if getattr(each, "use_cache", None)}
     for configuration in found.values():
         configuration.use_cache = False
     try:

@@ -85,7 +85,7 @@ def _to_one_place(node: fx.Node) -> bool:
 
 def _mixing(node: fx.Node) -> bool:
     """Whether this is a convolution of all channels."""
-    return node.target in _CONVOLUTIONS and (node.args[6] if len(node.args) > 6 else 1) == 1
+    return node.target in _CONVOLUTIONS and bool(len(node.args) <= 6 or node.args[6] == 1)
 
 
 def _features(node: fx.Node) -> int:

@@ -123,7 +123,8 @@ class Walk:
             self._products[node] = factors
             return Signal(factors[0].shape)
         if name in _SUMS and node.args[0] in self._products:
-            return dot(self.algebra, *self._products[node.args[0]], *_summed(node))
+            left, right = self._products[node.args[0]]
+            return dot(self.algebra, left, right, *_summed(node))
         reason = ""
         if name in MATCHERS:
             try:
@@ -258,8 +259,8 @@ def _summed(node: fx.Node) -> tuple[list[int], bool]:
 
 def _fits(found: Any, value: Any) -> bool:
     """Whether what a matcher returns has the shape of what the operation does (of its first result, if several)."""
-    first = found[0] if isinstance(found, (tuple, list)) else found
-    like = value[0] if isinstance(value, (tuple, list)) and value else value
+    first = next(iter(found), None) if isinstance(found, (tuple, list)) else found
+    like = next(iter(value), None) if isinstance(value, (tuple, list)) else value
     return not isinstance(like, Tensor) or not isinstance(first, Signal) or first.shape == _shape(like)
 
 

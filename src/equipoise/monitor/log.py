@@ -29,7 +29,7 @@ class Log:
     """
 
     keeper: Keeper
-    sinks: list[Sink]
+    sinks: Sequence[Sink]
     rules: Sequence[Rule]
     on_alarm: Callable[[Alarm], Any] | None = None
     leads: bool = True

@@ -283,7 +283,7 @@ def _is_plain(kind: type) -> bool:
     """Whether the state of an object is its `__dict__`, and nothing of its own runs when it is made."""
     return (
         not issubclass(kind, (type, ModuleType))
-        and kind.__flags__ & _HEAP
+        and bool(kind.__flags__ & _HEAP)
         and hasattr(kind, "__dict__")
         and kind.__new__ is object.__new__
         and kind.__reduce__ is object.__reduce__

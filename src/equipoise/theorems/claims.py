@@ -178,7 +178,8 @@ def _growths(evidence: Evidence, claim: Claimer) -> list[Claim]:
 def _limit(evidence: Evidence, ranks: list[Claim], claim: Claimer) -> Claim:
     """What gradient flow does from here on: growth and convergence are hypotheses where f is not homogeneous (§0)."""
     rests_on = (*(LIMIT[1:] if evidence.homogeneity.degree is None else LIMIT), "directional convergence")
-    worst = [max(figures) for figures in zip(*((c.measured, c.bound, c.trivial) for c in ranks), strict=True)]
+    measured = max(found.measured for found in ranks)
+    bound, trivial = max(found.bound for found in ranks), max(found.trivial for found in ranks)
     name = f"distance of the limit from {from_rank(evidence.tail.rank)}"
     quantity = f"worst {beyond_rank(evidence.tail.rank)} so far"
-    return claim(name, "T3.4", quantity, worst[0], "≤", *worst[1:], rests_on)
+    return claim(name, "T3.4", quantity, measured, "≤", bound, trivial, rests_on)

@@ -320,8 +320,9 @@ def _quantised(storage: Any, offset: Any, shape: Any, strides: Any, how: Any, *_
     held = _tensor(storage, offset, shape, strides)
     scheme = how[0].name.removeprefix("torch.") if how and isinstance(how[0], _Global) else ""
     scale, zero = how[1:3] if len(how) > 2 else (None, None)
+    axis = None  # one scale for all
     if _number(scale) and _number(zero) and scheme.startswith("per_tensor"):
-        axis = None
+        pass
     elif isinstance(scale, Held) and isinstance(zero, Held) and len(how) == 4 and _natural(how[3]):
         axis = how[3]
         if axis >= len(shape) or scale.shape != (shape[axis],) or zero.shape != scale.shape:
