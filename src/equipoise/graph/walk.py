@@ -253,7 +253,7 @@ def _summed(node: fx.Node) -> tuple[list[int], bool]:
     """The axes that a sum or mean names, and whether it keeps them; none where it takes all."""
     dims: Any = node.args[1] if len(node.args) > 1 else []
     axes = [dims] if isinstance(dims, int) else list(dims or [])
-    ndim = node.args[0].meta["val"].ndim  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    ndim = node.all_input_nodes[0].meta["val"].ndim
     return [axis % ndim for axis in axes], len(node.args) > 2 and bool(node.args[2])
 
 
