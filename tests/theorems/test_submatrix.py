@@ -144,3 +144,16 @@ def test_a_linear_layer_below_a_relu_tends_to_the_rank_of_its_classes():
     (claim,) = (claim for claim in of_theorem(certificate, "T3.1") if "0.weight" in claim.name)
     assert claim.name == f"distance of 0.weight from rank {len(classes)}"
     assert 0 < claim.measured <= claim.bound
+
+
+def test_classes_read_by_neurons_that_are_all_off_have_no_directions_to_align():
+    """A second ReLU layer that no example turns on: of rank zero on the data, and nothing is said of its alignment."""
+    X = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).double() + 0.1
+    y = torch.tensor([1.0, -1, 1, -1, 1, -1], dtype=torch.float64)
+    model = mlp([3, 4, 4, 1], linear_tail=1, seed=0)
+    with torch.no_grad():
+        model.layer1.weight.abs_()
+        model.layer2.weight.abs_().neg_()
+    certificate = certify(model, (X, y), initial=dict(model.named_parameters()))
+    assert of_theorem(certificate, "T4.2")
+    assert not of_theorem(certificate, "T4.6")

@@ -86,10 +86,11 @@ def submatrix_claims(evidence: Evidence, layers: Sequence[Descended], claim: Cla
         for bounded in bounded_classes(evidence, one):
             members = bounded.found.members
             yield _of_class(one, bounded, rows[members], claim, start)
-            yield _turned(one, bounded.found, bounded.rank, (rows[members], columns[members].T), claim, start)
+            if bounded.rank:  # what reads the class may all be off, and has no directions then
+                yield _turned(one, bounded.found, bounded.rank, (rows[members], columns[members].T), claim, start)
         if one.written is not None and one.written.rank < min(rows.shape):
             yield _of_layer(one, one.written, rows, claim, start)
-        if one.layer.linear and one.read is not None:
+        if one.layer.linear and one.read is not None and one.read.rank:
             yield _turned(one, one.layer.classes[0], one.read.rank, (rows, columns.T), claim, start)
 
 
