@@ -350,14 +350,13 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch 2.13 says of itself, and the graph it prints when it refuses: the reason is raised in one line."""
+    """Hide what torch logs, warns of and prints while it traces: a refusal is raised in one line."""
     names = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
     disabled = {logger: logger.disabled for logger in map(logging.getLogger, names)}
     for logger in disabled:
         logger.disabled = True
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
+        warnings.simplefilter("ignore")  # where warnings are errors, none of tracing may end it
         try:
             yield
         finally:
