@@ -149,13 +149,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class Opaque:
     """What holds numbers and is no tensor, with the reason why they are not read."""
 
     reason: str
 
 
-def as_tensor(value: Any) -> Tensor | Foreign | None:
+def as_tensor(value: Any) -> Tensor | Opaque | None:
     """A tensor or an array as a tensor; what holds numbers that cannot be read; None for everything else.
 
     >>> as_tensor(np.ones((2, 3))).shape, as_tensor("text"), as_tensor(np.array(["a"])).reason
@@ -164,7 +164,7 @@ def as_tensor(value: Any) -> Tensor | Foreign | None:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, torch.ScriptObject):
-        return Foreign(
+        return Opaque(
             f"a {str(value._type()).rpartition('.')[2]}, whose weights only its module can unpack: pass the model"
         )
     if isinstance(value, np.generic) or not hasattr(value, "__array__") or not hasattr(value, "dtype"):
@@ -175,11 +175,11 @@ def as_tensor(value: Any) -> Tensor | Foreign | None:
             return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     except (TypeError, ValueError, RuntimeError):
-        return Foreign(f"a {type(value).__module__.partition('.')[0]} array of {str(value.dtype).removeprefix('>')}")
+        return Opaque(f"a {type(value).__module__.partition('.')[0]} array of {str(value.dtype).removeprefix('>')}")
 
 
 def stored(
-    tensors: Mapping[str, Tensor | Foreign], read: Callable[[str], Callable[..., Any]], mapped: bool = False
+    tensors: Mapping[str, Tensor | Opaque], read: Callable[[str], Callable[..., Any]], mapped: bool = False
 ) -> tuple[Stored, ...]:
     """Each tensor once, with all names of those that share their numbers; `read(name)` says how to get it later.
 
@@ -189,12 +189,12 @@ def stored(
     """
     named: dict[object, list[str]] = {}
     for name, tensor in tensors.items():
-        key = name if isinstance(tensor, Foreign) else _place(tensor) or name
+        key = name if isinstance(tensor, Opaque) else _place(tensor) or name
         named.setdefault(key, []).append(name)
     found: list[Stored] = []
     for name, *aliases in named.values():
         tensor = tensors[name]
-        if isinstance(tensor, Foreign):
+        if isinstance(tensor, Opaque):
             found.append(Stored(name, (), "", Tensor, reason=tensor.reason))
             continue
         shape, reason = tuple(tensor.shape), unreadable(tensor)

@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from equipoise.checkpoint.readers.paths import tensors_in
-from equipoise.checkpoint.stored import Foreign, Stored, Use, dtype_name, stored, unreadable
+from equipoise.checkpoint.stored import Opaque, Stored, Use, dtype_name, stored, unreadable
 from equipoise.errors import one_line
 
 _EVALUATING = RLock()  # a parametrization is put into evaluation mode while its value is taken
@@ -63,7 +63,7 @@ def read_module(model: nn.Module) -> tuple[Stored, ...]:
     )
 
 
-def read_state(state: Mapping[str, Tensor | Foreign]) -> tuple[Stored, ...]:
+def read_state(state: Mapping[str, Tensor | Opaque]) -> tuple[Stored, ...]:
     """The tensors of a state dict.
 
     >>> [entry.names for entry in read_state({"a": torch.ones(2)})]
@@ -84,7 +84,7 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _use(name: str, owners: Mapping[str, nn.Module], value: Tensor | Foreign | None) -> Use:
+def _use(name: str, owners: Mapping[str, nn.Module], value: Tensor | Opaque | None) -> Use:
     """What the owner of a tensor says of it."""
     prefix, _, last = name.rpartition(".")
     module = owners.get(prefix)
