@@ -126,7 +126,11 @@ def _sources(node: fx.Node, walk: Walk, groups: Groups | Rows | None) -> Sources
     if groups is not None:
         for names, through in _THROUGH:
             if name in names and (not ignored or through is _affine):
-                yield from through(node, walk, groups)
+                try:
+                    found = list(through(node, walk, groups))
+                except (RuntimeError, ValueError, IndexError):  # an unknown form, or a batch that must not be BATCH
+                    found = [(source, None) for source in node.all_input_nodes]
+                yield from found
 
 
 def _inputs(node: fx.Node, count: int = 2) -> Iterator[fx.Node]:
@@ -228,9 +232,8 @@ def _movement(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
     elif isinstance(groups, Rows) and (kept := _rows_moved(node, groups, shape, _shape(walk, node))) is not None:
         yield source, kept
     else:
-        labels, numbers = dense(groups, _shape(walk, node)), _numbers(node, source, walk)
-        fits = labels is not None and labels.numel() == numbers.numel()  # not where a slice cuts the batch that is read
-        yield source, pull(labels, numbers, shape) if labels is not None and fits else None
+        labels = dense(groups, _shape(walk, node))
+        yield source, None if labels is None else pull(labels, _numbers(node, source, walk), shape)
 
 
 def _part(node: fx.Node, source: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
