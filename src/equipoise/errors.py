@@ -4,12 +4,12 @@ _LONGEST = 2000  # characters of what was expected, found, or is to be typed
 
 
 def visible(text: str) -> str:
-    """The text with everything that does not show escaped: control characters, marks of direction, lone surrogates.
+    r"""The text with everything that does not show escaped: control characters, marks of direction, lone surrogates.
 
     What is left is what a terminal prints as it stands, on one line, and what any encoding of Unicode can write.
 
-    >>> visible("layer.0 \x1b[2J\u202e ok")
-    'layer.0 \\x1b[2J\\u202e ok'
+    >>> print(visible("layer.0 \x1b[2J\u202e ok"))
+    layer.0 \x1b[2J\u202e ok
     """
     if text.isprintable():
         return text

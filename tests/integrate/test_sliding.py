@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -210,3 +211,13 @@ def test_vertex_and_pair_laws_of_handwritten_digits_while_pairs_slide():
     assert int(pairs.sum()) >= 2
     assert float(drift[pairs].max()) < 1e-12
     assert float(drift[~agree].max()) > 1e-6
+
+
+def test_no_step_keeps_the_slopes_of_the_step_before_where_that_raises_the_loss():
+    """Two narrow layers of ReLUs: a pair that has left its kink moves nothing by its old slope, and seems settled."""
+    model, examples = eq.networks.mlp([20, 2, 2, 1], linear_tail=1, seed=1), eq.data.load("separable", n=40, seed=1)
+    run = eq.flow(model, examples, until=eq.LogLoss(-1000), max_steps=300)
+    losses = list(dict.fromkeys(record.log_loss for record in run.records))
+    assert run.status == "stalled"
+    assert len(losses) > 200
+    assert max(after - before for before, after in pairwise(losses)) < 5e-6

@@ -44,7 +44,7 @@ def test_slackness_is_that_of_the_softmax_and_below_its_bound(run):
 
 
 def test_stationarity_is_compared_with_a_unit_of_growth_before(run):
-    found = claims(run)["stationarity of the direction"]
+    found = claims(run)["residual of stationarity"]
     assert found.standing == "observed"
     assert found.holds
     assert found.measured < 0.5 * found.bound  # it falls about as e^-s

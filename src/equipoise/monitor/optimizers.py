@@ -16,7 +16,7 @@ def hooked(optimizer: Any) -> list[Optimizer]:
 
     >>> class Wrapper:
     ...     def __init__(self, optimizer):
-    ...         self.optimizer = optimizer
+    ...         self.optimizer, self.step = optimizer, optimizer.step
     >>> inner = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     >>> hooked(Wrapper(Wrapper(inner))) == [inner], hooked("no optimizer")
     (True, [])

@@ -53,9 +53,10 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
     )
     while True:
         changes.append(float((last.end - entered).norm()) / norm)
-        if _ends(changes, enough := _PRECISE if stretch.precise else _enough(changes[0], stretch.size)):
+        enough = _PRECISE if stretch.precise else _enough(changes[0], stretch.size)
+        # The first pass kept the slopes of the step before: no iterate of the same map, nor ever the last.
+        if _ends(changes, enough) and not (ways is None and on.margins.kinks and changes[-1] < 1):
             break
-        # The first pass kept its slopes, so it is no iterate of the same map.
         history, guess = (history, last) if ways is None else last.mixed(history, entered, on.margins)
         entered, after = guess.end, on.margins.evaluate(guess.end)
         ways = ways or Ways.of(part, guess, after)
