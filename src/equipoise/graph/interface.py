@@ -143,11 +143,17 @@ def find_interfaces(walk: Walk) -> list[Interface]:
             shape = tuple((leaf, degree, len(found) // block.width) for (leaf, degree), found in slots.items())
             lost = tuple(sorted({note for root in block.rates for note in breaks.get(root, ())}))
             groups[block.width, block.skew, shape, lost].append((block, slots))
-    found = [_interface(leaves, key, members, computed_in) for key, members in groups.items()]
+    found = [_interface(leaves, key, _in_order(blocks, key), computed_in) for key, blocks in groups.items()]
     return sorted(found, key=lambda interface: [order[member.parameter] for member in interface.members])
 
 
 Slots = dict[tuple[int, float], list[tuple[int, int, int]]]
+
+
+def _in_order(blocks: list[tuple[Block, Slots]], key: tuple) -> list[tuple[Block, Slots]]:
+    """Blocks in the order of the slices that they move of the first member: unit i is neuron i of that layer."""
+    leaf, degree, _ = key[2][0]
+    return sorted(blocks, key=lambda block: min(position for *_, position in block[1][leaf, degree]))
 
 
 def _places(solution: Solution, leaves: Sequence[Leaf]) -> dict[int, Slots]:
