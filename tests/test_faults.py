@@ -1,5 +1,6 @@
 """A sample of the fault campaigns: `make faults` runs them whole."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,24 @@ def test_no_run_is_lost_and_no_value_changes_in_silence(campaign):
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.startswith("| ")  # the table, and no complaint before it
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer: lars",  # which steps twice
+        "optimizer: schedule_free",
+        "sam_with_closure",
+        "scaler, fp16",
+        "weights assigned",
+        "model: willful",  # whose copies have side effects
+        "divergence",
+        "nested_input",
+        "a folder, removed",
+        "alarms_that_raise",
+    ],
+)
+def test_a_watched_training_ends_with_the_same_bits(name, monkeypatch):
+    monkeypatch.syspath_prepend(FAULTS)
+    loops = importlib.import_module("watch_loops")
+    assert loops.outcome(loops.RECIPES[name]).faults == []

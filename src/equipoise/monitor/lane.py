@@ -1,10 +1,12 @@
 """One optimizer under watch: its hooks, its steps, and the looks around some of them."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial, wraps
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +81,8 @@ class Lane:
     comparing: bool = False  # and will be at every look: a law was broken once
     stepping: Optimizer | None = None  # whose step is under way
     judged: frozenset[str] = frozenset()  # the laws that this optimizer holds all of
+    _frame: FrameType | None = None  # of that step
+    _inner: int = 0  # steps of the same optimizer that are under way within it
     _revision: int = 0
     _crashed: set[int] = field(default_factory=set)
 
@@ -135,7 +139,10 @@ class Lane:
     def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.stepping is not None and self.stepping is not optimizer and self._is_inside(optimizer):
             return None
-        self.stepping = optimizer
+        if self.stepping is optimizer and _is_running(self._frame):  # `super().step()` of a subclass runs hooks as well
+            self._inner += 1
+            return None
+        self.stepping, self._frame, self._inner = optimizer, _frame_of_step(), 0
         self.step += 1
         if self.abandoned or self.step < self.due or (self.scene is not None and not self.memories):
             return None
@@ -157,12 +164,15 @@ class Lane:
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.stepping is not optimizer:
             return
+        if self._inner:
+            self._inner -= 1
+            return
         if not self.abandoned and self.step >= self.due:
             if self.memories:
                 self._safely(self._look_after)
             if not self.abandoned:
                 self._safely(self._decide)
-        self.stepping = None
+        self.stepping = self._frame = None
         if (
             not self.abandoned
             and self._may_confirm
@@ -383,6 +393,22 @@ class Lane:
         if not isinstance(error, Unavailable):
             self._crashed.add(position)
             warn(f"{name} is off: {self.off[name]}")
+
+
+def _frame_of_step() -> FrameType | None:
+    """The frame that runs the hooks of a step, and then the step."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return frame
+
+
+def _is_running(frame: FrameType | None) -> bool:
+    """Whether a frame is among those that led here; a step that raised is not."""
+    above = inspect.currentframe()
+    while above is not None and above is not frame:
+        above = above.f_back
+    return above is not None
 
 
 def _skipped(optimizer: Optimizer) -> bool:

@@ -18,7 +18,7 @@ from equipoise.monitor.lane import Lane
 from equipoise.monitor.log import Log
 from equipoise.monitor.meter import Cadence
 from equipoise.monitor.optimizers import held, hooked
-from equipoise.monitor.scenery import Scenery
+from equipoise.monitor.scenery import Scenery, untouched_generators
 from equipoise.monitor.unwrap import own_parameters
 from equipoise.observers import Alignment, Drift, Observer, Residual, Spectrum
 from equipoise.sinks import Call, Disk, Keeper, Memory, Sink
@@ -85,7 +85,8 @@ def watch(
     crew = Crew.present()
     observers = default_observers() if observe is None else tuple(observe)
     with ExitStack() as stack:
-        keeper: Keeper = Disk(out, _asked(every, budget, observers)) if out and crew.leads else Memory()
+        with untouched_generators():
+            keeper: Keeper = Disk(out, _asked(every, budget, observers)) if out and crew.leads else Memory()
         others = [Background(sink) if isinstance(sink, Sink) else Call(sink) for sink in sinks]
         log = Log(keeper, others, default_rules() if alarms is None else alarms, on_alarm, crew.leads)
         given = example_inputs is not None
@@ -109,9 +110,10 @@ def watch(
 def _end(log: Log, quiet: bool, raised: type[BaseException] | None, *_: Any) -> None:
     """Whatever fails here, as the disk that is full, must not end the training."""
     try:
-        log.close("finished" if raised is None else "interrupted")
-        if log.leads and not quiet:
-            print(log.summary())
+        with untouched_generators():
+            log.close("finished" if raised is None else "interrupted")
+            if log.leads and not quiet:
+                print(log.summary())
     except Exception as error:
         log.off["summary"] = one_line(error)
 

@@ -44,13 +44,17 @@ class Drift:
         return memory, readings
 
 
-def _rounding(panel: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
-    """What rounding of the weights, of the new weights, and of the gradient may make of a predicted change, by law."""
+def _rounding(panel: Panel, after: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
+    """What rounding of the weights, of the new weights, and of the gradient may make of a predicted change, by law.
+
+    `Σ |degree| max(‖W‖², ‖W_after‖²) ε` and twice `η Σ |degree| ‖W‖ ‖G‖` times the tolerance of a gradient; the new
+    weights are the larger ones where a training diverges.
+    """
     assert panel.scales is not None
     eta = np.array([rate[0] if rate else 0.0 for rate in rates])
     weights = np.array([ALARM * torch.finfo(dtype).eps for dtype in panel.dtypes])
     gradients = np.array(_tolerances(panel, snapshot))
-    return weights * panel.sizes + 2 * eta * gradients * panel.scales
+    return weights * np.maximum(panel.sizes, after.sizes) + 2 * eta * gradients * panel.scales
 
 
 def _tolerances(panel: Panel, snapshot: Snapshot) -> list[float]:
@@ -79,7 +83,7 @@ def _mismatches(dials: Dials, snapshot: Snapshot) -> list[tuple[float, float] | 
     known = zip(panel.laws, before.residuals, _tolerances(before, snapshot), strict=True)  # T2.2 rests on T1
     rates = [snapshot.rate(law) if law.exact and residual <= limit else None for law, residual, limit in known]
     mismatches = panel.layout.lengths(panel.values - before.values - before.predicted(rates))
-    found = zip(mismatches, _rounding(before, rates, snapshot).tolist(), rates, strict=True)
+    found = zip(mismatches, _rounding(before, panel, rates, snapshot).tolist(), rates, strict=True)
     return [None if rate is None else (mismatch, rounding) for mismatch, rounding, rate in found]
 
 
