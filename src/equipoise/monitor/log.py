@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from equipoise.monitor.alarms import Alarm, Rule, warn
 from equipoise.monitor.meter import Meter
 from equipoise.monitor.present import figure, summary
 from equipoise.observers import Reading
-from equipoise.sinks import Keeper, Memory, Sink
+from equipoise.sinks import Disk, Keeper, Memory, Sink
 from equipoise.sinks.background import Background
 from equipoise.store import Record
 
@@ -151,11 +150,11 @@ class Log:
                 self._keep_in_memory()
 
     def _keep_in_memory(self) -> None:
-        """Where the folder can take no more: what was kept, as far as it can be read, and what comes."""
+        """Where the folder can take no more: what was recorded, as far as it can be read, and what comes."""
         kept = Memory()
         kept.steps_before = self.keeper.steps_before
-        with suppress(Exception):
-            kept.write([Record(*row) for row in self.keeper.table().itertuples(index=False, name=None)])
+        if isinstance(self.keeper, Disk):
+            kept.write(self.keeper.give_up())
         self.keeper = kept
 
     def _raise(self, alarm: Alarm, moment: tuple[int, float, float, float]) -> None:

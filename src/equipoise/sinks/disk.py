@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from equipoise.store import MANIFEST, Record, Store
+from equipoise.errors import StoreError
+from equipoise.store import MANIFEST, RECORDS, Record, Store, place
 
 PARQUET = "records.parquet"
 _COMMIT_SECONDS = 2.0  # records of the last looks that a kill may lose
@@ -27,6 +29,7 @@ class Disk:
     def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None):
         self.store, self.steps_before = _opened(Path(folder), {"kind": KIND, **(manifest or {})})
         self.status = "finished"
+        self._open = True
         self._pending: list[Record] = []
         self._committed = time.monotonic()
 
@@ -42,22 +45,45 @@ class Disk:
             self._commit()
 
     def table(self) -> pd.DataFrame:
-        """All records."""
-        if self._pending:
-            self._commit()
-        with Store.open(self.folder) as reader:
-            return reader.table()
+        """All records: while the training runs, from what is open, whatever has become of the folder since."""
+        if not self._open:
+            with Store.open(self.folder) as reader:
+                return reader.table()
+        committed = self.store.table()
+        if not self._pending:
+            return committed
+        rows = [*committed.itertuples(index=False, name=None), *self._pending]
+        return pd.DataFrame(rows, columns=committed.columns).astype(committed.dtypes)
 
     def close(self) -> None:
         """Commit, and write the Parquet file."""
         self._commit()
-        self.store.table().to_parquet(self.folder / PARQUET, index=False)
+        place(self.folder / PARQUET, self.store.table().to_parquet(index=False))
         self.store.finish({"status": self.status})
-        self.store.close()
+        self._let_go()
+
+    def give_up(self) -> list[Record]:
+        """Let go of a folder that can take no more, and return all records, as far as they can be read."""
+        found = list(self._pending)
+        with suppress(Exception):
+            found = [Record(*row) for row in self.table().itertuples(index=False, name=None)]
+        with suppress(Exception):
+            self._let_go()
+        return found
 
     def _commit(self) -> None:
+        if not (self.folder / RECORDS).is_file():  # what is open would be written to, and be gone with it
+            raise StoreError(
+                expected=f"the records of this training in {self.folder}",
+                found=f"that {RECORDS} was removed",
+                remedy="records are kept in memory from here on: save log.table()",
+            )
         self.store.commit(self._pending)
         self._pending, self._committed = [], time.monotonic()
+
+    def _let_go(self) -> None:
+        self._open = False
+        self.store.close()
 
 
 def _opened(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, int]:
