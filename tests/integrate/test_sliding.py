@@ -217,14 +217,15 @@ def test_no_step_keeps_the_slopes_of_the_step_before_where_that_raises_the_loss(
     """Two narrow layers of ReLUs: a pair that has left its kink moves nothing by its old slope, and seems settled."""
     model, examples = eq.networks.mlp([20, 2, 2, 1], linear_tail=1, seed=1), eq.data.load("separable", n=40, seed=1)
     run = eq.flow(model, examples, until=eq.LogLoss(-1000), max_steps=300)
-    losses = list(dict.fromkeys(record.log_loss for record in run.records))
+    steps = [record for record in run.records if record.quantity == "step_size"]
     assert run.status == "stalled"
-    assert len(losses) > 100
-    assert max(after - before for before, after in pairwise(losses)) < 5e-6
+    assert len(steps) > 100
+    for before, after in pairwise(steps):  # a step may miss by what a second-order step neglects
+        assert after.log_loss - before.log_loss < 2e-6 + 0.1 * after.value**2
 
 
 def test_pairs_that_feed_pairs_near_their_own_kinks_cost_few_steps():
-    """Escape from small weights through two layers of ReLUs: deep pairs move with the slopes of those that feed them."""
+    """Escape from small weights through two layers: deep pairs move with the slopes of those that feed them."""
     model = eq.networks.mlp([5, 8, 8, 1], seed=1)
     with torch.no_grad():
         for weight in model.parameters():
