@@ -44,6 +44,8 @@ def test_a_run_tells_its_figures():
     assert run.status == "reached"
     assert run.log_loss <= -1e5
     assert max(summary["laws"].values()) < 1e-14
+    assert repr(run).startswith(f"Run(status='reached', log_loss={run.log_loss:.6g}, ")
+    assert len(repr(run)) < 200
     last = table[table.step == run.steps]
     assert set(last.observer) == {"spectrum", "alignment", "drift", "activity", "signs", "margin", "flow"}
     residual = last[(last.quantity == "rank_one_residual") & (last.place == "layer2.weight")].value.item()

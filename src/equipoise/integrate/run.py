@@ -91,6 +91,13 @@ class Run:
     reason: str | None = None  # what was found where a run stalled, or why no weights can fit
     missed: float = 0.0  # Σ ‖w₁ - w₀ - h J(w_mid)ᵀ f‖ over the steps: all that laws may drift by, twice, times ‖w‖
 
+    def __repr__(self) -> str:
+        where = "" if self.folder is None else f", folder={str(self.folder)!r}"
+        ended = (
+            f"log_loss={self.log_loss:.6g}, growth={self.growth:.4g}, steps={self.steps}, seconds={self.seconds:.3g}"
+        )
+        return f"Run(status={self.status.value!r}, {ended}, records={len(self.records)}{where})"
+
     def table(self) -> pd.DataFrame:
         """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""
         return pd.DataFrame(self.records, columns=list(Record._fields))
