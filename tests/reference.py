@@ -7,7 +7,7 @@ import torch
 
 
 def spectrum_measures(matrix: torch.Tensor) -> dict[str, float]:
-    """Every measure of THEORY §6 from its formula as printed, in numpy and float64; right when nothing cancels."""
+    """Every measure of docs/theory.md §6 from its formula, in numpy and float64; right when nothing cancels."""
     sigma = np.linalg.svd(matrix.double().flatten(1).numpy(), compute_uv=False)
     p = sigma / sigma.sum()
     p = p[p > 0]

@@ -85,7 +85,7 @@ def deflated_residual(
     values: Float[Tensor, "*batch r"],
     right: Float[Tensor, "*batch columns r"],
 ) -> Float[Tensor, "*batch"]:
-    """`‖W - U S Vᵀ‖_F²`, from the deflated matrix itself (THEORY §6).
+    """`‖W - U S Vᵀ‖_F²`, from the deflated matrix itself (docs/theory.md §6).
 
     For any orthonormal `U`, `V` this is at least `Δ = Σ_{i>r} σ_i²`, with equality at the leading triplets. Subtracting
     `Σ_{i≤r} σ_i²` from `‖W‖_F²` instead loses everything below `eps · ‖W‖_F²`; this keeps `Δ` down to `eps² · ‖W‖_F²`.

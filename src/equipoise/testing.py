@@ -18,7 +18,7 @@ def assert_laws(
     target: Any = None,
     backward: Callable[[nn.Module], object] | None = None,
 ) -> Audit:
-    """Fail unless the gradient of `model` satisfies every law that its forward pass implies (THEORY T1).
+    """Fail unless the gradient of `model` satisfies every law that its forward pass implies (T1).
 
     One backward pass runs on a copy of the model, in its own dtype, and the residual of every law is compared with
     rounding. Without a `loss` a fixed random combination of the outputs is differentiated; with one,

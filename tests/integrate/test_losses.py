@@ -13,7 +13,7 @@ CLASSES = [name for name, loss in LOSSES.items() if loss.multiclass]
 
 
 def exact_potential(name, margins):
-    """`u_c` and `D` of one example in 60 digits, from the formulas of THEORY §0 and T6.3 alone."""
+    """`u_c` and `D` of one example in 60 digits, from the formulas of docs/theory.md §0 and T6.3 alone."""
     margins = [mpmath.mpf(margin) for margin in margins]
 
     def loss(ms):

@@ -1,4 +1,4 @@
-"""`log R`, its gradient and its tangent kernel, against autograd on the formulas of THEORY §0."""
+"""`log R`, its gradient and its tangent kernel, against autograd on the formulas of docs/theory.md §0."""
 
 import pytest
 import torch

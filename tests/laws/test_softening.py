@@ -48,7 +48,7 @@ def test_with_the_defect_taken_off_the_residual_is_at_rounding(name):
 
 
 def test_batch_norm_gives_what_theory_says():
-    """`⟨w, G_w⟩ = eps/(σ² + eps) · γ G_γ`, channel by channel (THEORY §1)."""
+    """`⟨w, G_w⟩ = eps/(σ² + eps) · γ G_γ`, channel by channel (docs/theory.md §1)."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(4, eps=0.1)
     model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()

@@ -88,7 +88,7 @@ def test_the_stated_bound_is_never_below_the_true_error(rows, columns, kind, dou
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_tail_far_below_rounding_of_the_norm_is_seen(dtype):
-    """By subtraction, 1e-9 of the squared norm would be noise in float32 (THEORY §6)."""
+    """By subtraction, 1e-9 of the squared norm would be noise in float32 (docs/theory.md §6)."""
     small = 3e-5
     matrix = planted(torch.tensor([1.0, small]), 60, 40, dtype=dtype)
     assert track(matrix).rank_one_residual == pytest.approx(small**2, rel=1e-2)

@@ -51,7 +51,7 @@ def analyze(
     `note` says so.
 
     Each row has `name`, `aliases` (other names of tied weights), `type`, `shape` as (out, in, *taps), `dtype`,
-    `reason` (None where it was measured), the measures of THEORY §6 on the `out × (in·taps)` matrix, the
+    `reason` (None where it was measured), the measures of docs/theory.md §6 on the `out × (in·taps)` matrix, the
     Marchenko–Pastur `mp_edge` and the `outliers` above it, the heavy-tail fit, `spectrum` (all singular values), and
     `null_*`: the same measure of a Gaussian matrix of that shape and norm (mean of three). Half precision is
     computed in float64 from its exact values.

@@ -110,7 +110,7 @@ def _spoilt(matrix: Tensor) -> str:
 def described(
     values: Float[Tensor, " k"], rows: int, columns: int, settings: Settings, residual: float | None = None
 ) -> Row:
-    """Every measure of THEORY §6 and of the bulk and tail of a spectrum, from all singular values."""
+    """Every measure of docs/theory.md §6 and of the bulk and tail of a spectrum, from all singular values."""
     spectrum = Spectrum(values, rows, columns, r=settings.r)
     tolerance, around = settings.rank_tolerance(rows, columns), bulk(spectrum.frobenius_norm, rows, columns)
     tail = heavy_tail(values) if settings.heavy_tail else None

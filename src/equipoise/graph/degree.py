@@ -1,4 +1,4 @@
-"""Homogeneity in the weights, proved operation by operation: `f(x; a w) = a^L f(x; w)` for `a > 0` (THEORY §0)."""
+"""Homogeneity in the weights, proved by operations: `f(x; a w) = a^L f(x; w)` for `a > 0` (docs/theory.md §0)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

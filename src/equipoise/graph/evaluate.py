@@ -1,4 +1,4 @@
-"""A captured network run with fixed weights in place of its kinks (THEORY T6.2), or recording its pre-activations.
+"""A captured network run with fixed weights in place of its kinks (T6.2), or recording its pre-activations.
 
 Piecewise-linear operations are kinks, each with a linear stand-in (`graph/piecewise.py`). Whatever else depends on the
 weights must be differentiable almost everywhere and is known by name; it is taken at the midpoint as it is. Anything

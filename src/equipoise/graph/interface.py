@@ -1,4 +1,4 @@
-"""Interfaces: where producers write a vector, a map acts on it, and consumers read the result (THEORY §1)."""
+"""Interfaces: where producers write a vector, a map acts on it, and consumers read the result (docs/theory.md §1)."""
 
 import math
 from collections import defaultdict

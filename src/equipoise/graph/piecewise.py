@@ -1,4 +1,4 @@
-"""Piecewise-linear operations and the linear maps that stand in for them along a step (THEORY T6.2).
+"""Piecewise-linear operations and the linear maps that stand in for them along a step (T6.2).
 
 Each is replaced by a map that is linear in its input, with weights `α` fixed for the step: a slope for each neuron of a
 rectifier, convex weights on each window of a maximum. Chosen as the secant between the two ends of the step they carry
@@ -53,7 +53,7 @@ def activation(preactivation: Tensor, negative_slope: float) -> Tensor:
 def secant_slope(
     before: Float[Tensor, "*shape"], after: Float[Tensor, "*shape"], negative_slope: float
 ) -> Float[Tensor, "*shape"]:
-    """`α = (σ(z₁) - σ(z₀)) / (z₁ - z₀)`: a one-sided slope unless the pair crosses its kink (THEORY T6.2).
+    """`α = (σ(z₁) - σ(z₀)) / (z₁ - z₀)`: a one-sided slope unless the pair crosses its kink (T6.2).
 
     >>> secant_slope(torch.tensor([1.0, -1.0, -1.0]), torch.tensor([2.0, -2.0, 3.0]), 0.0)
     tensor([1.0000, 0.0000, 0.7500])

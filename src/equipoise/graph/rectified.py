@@ -1,4 +1,4 @@
-"""Operations that bend, in terms of ReLU and of maxima along an axis: the two whose kinks are known (THEORY T6.2).
+"""Operations that bend, in terms of ReLU and of maxima along an axis: the two whose kinks are known (T6.2).
 
 A flow does not pass a kink that it does not know of: the midpoint rule stalls where the derivative jumps. Each function
 here is the operation of its name in other words, the same numbers up to rounding, as a decomposition for `capture`.

@@ -8,7 +8,7 @@ mixed with each other share a *cell*: on it acts a whole matrix `A` (`dx = A x`)
 - `still`: the generator is zero there;
 - `balance`: a linear equation between three or more rates.
 
-`solution` then gives the largest set of generators that satisfies all of it (THEORY §1).
+`solution` then gives the largest set of generators that satisfies all of it (docs/theory.md §1).
 """
 
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""The convex problem inside an entropic step (THEORY T6.1).
+"""The convex problem inside an entropic step (T6.1).
 
 One implicit Euler step of `du/dτ = K softmax(-u)` over `[0, h]` is the strictly convex problem
 
@@ -73,7 +73,7 @@ def entropic_minimum(
     temperature: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> Solution:
-    """The minimum of `½ pᵀAp + bᵀp + T Σ p log p` over the simplex (THEORY T6.1), warm-started.
+    """The minimum of `½ pᵀAp + bᵀp + T Σ p log p` over the simplex (T6.1), warm-started.
 
     `quadratic` is `A`, `linear` is `b`. When Newton's method fails from `start`, the temperature is lowered to `T` in
     factors of 20 from the scale of `A`. `tolerance` is the residual `Σ p |b + Ap + T log p + λ| / T` at which an
@@ -106,7 +106,7 @@ def extrapolated_average(
 ) -> tuple[Solution, Solution, Solution]:
     """One implicit Euler step over `[0, h]`, and two over its halves, of `du/dτ = K softmax(-u) + drift/h`.
 
-    The time average of `softmax(-u)` is `p̄ = p_a + p_b - p_1` to second order (THEORY T6.1); `p_1` alone is first.
+    The time average of `softmax(-u)` is `p̄ = p_a + p_b - p_1` to second order (T6.1); `p_1` alone is first.
     Returned as `(p_1, p_a, p_b)`. `quadratic` is `hK`, `initial` is `u(0)`, `start` three warm starts. Solved in
     float64 whatever the network is in: the problem is small, and its weights are near zero and one.
     """

@@ -103,7 +103,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Separated:
-    """Until `R < ℓ(0)/n`: every example on its side, and the theorems of the late phase apply (THEORY §0)."""
+    """Until `R < ℓ(0)/n`: every example on its side, and the theorems of the late phase apply (docs/theory.md §0)."""
 
     tolerance: ClassVar[float | None] = 1e-8
 

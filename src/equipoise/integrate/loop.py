@@ -54,7 +54,7 @@ def flow(
     arguments: dict[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> Run:
-    """Run gradient flow of `model` on `data = (X, y)` until a goal (THEORY T6).
+    """Run gradient flow of `model` on `data = (X, y)` until a goal (T6).
 
     `X` has shape (n, ...) and any real dtype, `y` labels in {-1, +1} or {0, 1}, or class indices for the losses of
     several classes. `example_weights` are `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`. The

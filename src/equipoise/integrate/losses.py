@@ -1,4 +1,4 @@
-"""Losses of margins, kept in the log domain (THEORY §0 and T6.3).
+"""Losses of margins, kept in the log domain (docs/theory.md §0 and T6.3).
 
 With `u = -log ℓ(m)`, or for classes `u_ic = m_ic + log(S_i/ℓ_i)`, the risk is *exactly* `R = mean_i Σ_c e^{-u_ic}`, so
 that `-∇ log R = (D J)ᵀ softmax(-u)` for every loss; only `u(m)` and `D = du/dm` differ. Nothing here ever forms `R`

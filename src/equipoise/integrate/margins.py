@@ -1,4 +1,4 @@
-"""Margins as functions of the weights: what a stepper needs to know of a network and its data (THEORY T6.1).
+"""Margins as functions of the weights: what a stepper needs to know of a network and its data (T6.1).
 
 Two implementations of one protocol. `FeedforwardMargins` is exact for chains and never forms a per-example parameter
 gradient; `CapturedMargins` takes any network whose graph was captured.

@@ -1,4 +1,4 @@
-"""`log R` as a function of the weights: margins, the loss, and what each example counts (THEORY T6.3).
+"""`log R` as a function of the weights: margins, the loss, and what each example counts (T6.3).
 
 A stepper sees nothing but potentials `u` and forces. Potentials lie in one flat vector, one for each example and other
 class; `R = mean Σ e^{-u}` exactly, and `-∇ log R = J_uᵀ softmax(-u)` with `J_u = D J`.

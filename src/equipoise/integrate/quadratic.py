@@ -1,4 +1,4 @@
-"""The quadratic form of the convex problem, `A = hK`: whole, or of low rank from some of its columns (THEORY T6.1)."""
+"""The quadratic form of the convex problem, `A = hK`: whole, or of low rank from some of its columns (T6.1)."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""From the scores of a network to margins: a linear map for each example, and its adjoint (THEORY §0)."""
+"""From the scores of a network to margins: a linear map for each example, and its adjoint (docs/theory.md §0)."""
 
 from dataclasses import dataclass
 from functools import cached_property

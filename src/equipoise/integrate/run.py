@@ -103,7 +103,7 @@ class Run:
         return pd.DataFrame(self.records, columns=list(Record._fields))
 
     def slides(self) -> pd.DataFrame:
-        """Every pair of a neuron and an example that slid along its kink for three steps or more (THEORY T4.5).
+        """Every pair of a neuron and an example that slid along its kink for three steps or more (T4.5).
 
         Columns: `layer`, `example`, `neuron` (of an image: channel and position, flat), `from_step` and `to_step` (the
         points between which it slid), `steps`, `from_growth`, `to_growth`, `growth` between them, and `ended`, whether

@@ -1,4 +1,4 @@
-"""The tangent kernel of a layer from what enters and leaves it, without the gradient of each example (THEORY T6.1).
+"""The tangent kernel of a layer from what enters and leaves it, without the gradient of each example (T6.1).
 
 For a layer `z_t = W h_t + b` at positions `t` (one of them for a vector, many for a convolution or a sequence), with
 `δ_t` the sensitivity of an example to `z_t`, its gradient is `Σ_t δ_t h_tᵀ`. With one position the inner product of two

@@ -1,4 +1,4 @@
-"""An exact check of a gradient by the laws it must satisfy (THEORY T1), and the parameter to suspect if it fails."""
+"""An exact check of a gradient by the laws it must satisfy (T1), and the parameter to suspect if it fails."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

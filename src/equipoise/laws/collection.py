@@ -39,7 +39,7 @@ def invariances(
     through_detach: bool = False,
     verify: bool | None = None,
 ) -> "Laws":
-    """Every law that gradient flow on `model` obeys, for every data set and every loss of the outputs (THEORY T1, T2).
+    """Every law that gradient flow on `model` obeys, for every data set and every loss of the outputs (T1, T2).
 
     `example_inputs` is a tensor, a sequence of arguments or a mapping of keywords; only shapes matter. With
     `loss="cross_entropy"` (or `nn.CrossEntropyLoss`) the laws that need the softmax of the logits are given too.

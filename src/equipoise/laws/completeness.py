@@ -1,4 +1,4 @@
-"""How many conservation laws there can be: the dimension that a Lie algebra of gradients leaves free (THEORY T2.3)."""
+"""How many conservation laws there can be: the dimension that a Lie algebra of gradients leaves free (T2.3)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

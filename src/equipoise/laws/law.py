@@ -19,7 +19,7 @@ Parameters = nn.Module | Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """`Σ_p W_p W_pᵀ - Σ_c V_cᵀ V_c`, seen through a commutant, is constant along gradient flow (THEORY T2).
+    """`Σ_p W_p W_pᵀ - Σ_c V_cᵀ V_c`, seen through a commutant, is constant along gradient flow (T2).
 
     A bias is a column of its producer; a consumer's own bias takes no part. A map of degree `q` counts its consumers
     `q` times.
@@ -175,13 +175,13 @@ _REASONS = {
 _SOURCES = {
     "linear": "Du, Hu & Lee 2018 (du2018algorithmic)",
     "vertex": "Du, Hu & Lee 2018 (du2018algorithmic); Le & Jegelka 2022 (le2022training)",
-    "blocks": "THEORY §1, beyond Le & Jegelka 2022 (le2022training)",
-    "planes": "THEORY §1",
-    "scalar": "THEORY §1",
-    "antisymmetric": "THEORY §1",
-    "product": "THEORY §1",
-    "intersection": "THEORY §1",
-    "shift": "THEORY §1",
+    "blocks": "docs/theory.md §1, beyond Le & Jegelka 2022 (le2022training)",
+    "planes": "docs/theory.md §1",
+    "scalar": "docs/theory.md §1",
+    "antisymmetric": "docs/theory.md §1",
+    "product": "docs/theory.md §1",
+    "intersection": "docs/theory.md §1",
+    "shift": "docs/theory.md §1",
 }
 
 

@@ -1,4 +1,4 @@
-"""What one optimizer step will do to every conserved quantity, before it is taken (THEORY T2.2)."""
+"""What one optimizer step will do to every conserved quantity, before it is taken (T2.2)."""
 
 import copy
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """What the `eps` of a normalisation does to a law that it breaks: the defect of T1, exactly.
 
 A loss that does not change under `w → e^t w` for `eps = 0` does not change under `w → e^t w, eps → e^{2t} eps` for any
-`eps`. Hence `⟨w, G_w⟩ = -2 eps ∂L/∂eps`; for BatchNorm this is `eps/(σ² + eps) · γ G_γ` for each channel (THEORY §1).
+`eps`. Hence `⟨w, G_w⟩ = -2 eps ∂L/∂eps`; for BatchNorm this is `eps/(σ² + eps) · γ G_γ` for each channel (T2).
 """
 
 from collections import defaultdict

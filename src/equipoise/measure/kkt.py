@@ -1,4 +1,4 @@
-"""How far weights are from a KKT point of the max-margin problem `min ½‖w‖²` subject to `m_i(w) ≥ 1` (THEORY §7).
+"""How far weights are from a KKT point of the max-margin problem `min ½‖w‖²`, `m_i(w) ≥ 1` (docs/theory.md §7).
 
 Stationarity `w = Jᵀλ`, `λ ≥ 0`, with `J` the Jacobian of the margins (for sliding pairs with their settled slopes), and
 complementary slackness `λ_i (m_i - m_min) = 0` (Lyu & Li 2020). The multipliers minimise both violations together,
@@ -27,7 +27,7 @@ NNLS_ITERATIONS = 30
 
 @dataclass(frozen=True)
 class KKT:
-    """The residuals of THEORY §7; all but `multipliers` are unchanged under `w → a w`.
+    """The residuals of docs/theory.md §7; all but `multipliers` are unchanged under `w → a w`.
 
     - `epsilon = ‖w/‖w‖ - Jᵀλ/‖Jᵀλ‖‖`, in [0, √2], and 1 by convention where `Jᵀλ = 0`;
     - `delta = Σ_i λ_i (m_i - m_min) / m_min^{2/L}`;

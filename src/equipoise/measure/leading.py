@@ -23,7 +23,7 @@ class Leading:
       `residuals[i]` of it;
     - `upper ≥ σ_1`, rounding included;
     - `tail = ‖W - σ̂_1 u_1 v_1ᵀ‖_F²`, from the deflated matrix wherever a difference would lose digits: at least
-      `Σ_{i>1} σ_i²`, with equality at the true triplet (THEORY §6).
+      `Σ_{i>1} σ_i²`, with equality at the true triplet (docs/theory.md §6).
 
     Vectors are formed when they are asked for: `left(rows)` and `right(rows)` are those of some rows, each a row.
     """

@@ -1,4 +1,4 @@
-"""Margins, their normalised and smoothed forms, and the examples that carry the gradient (THEORY §0)."""
+"""Margins, their normalised and smoothed forms, and the examples that carry the gradient (docs/theory.md §0)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which pairs of a neuron and an example slid along their kink, and from when to when (THEORY T4.5)."""
+"""Which pairs of a neuron and an example slid along their kink, and from when to when (T4.5)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

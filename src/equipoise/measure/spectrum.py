@@ -14,7 +14,7 @@ from equipoise.errors import InputError
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The measures of THEORY §6 on all singular values `σ_1 ≥ σ_2 ≥ …` of one matrix.
+    """The measures of docs/theory.md §6 on all singular values `σ_1 ≥ σ_2 ≥ …` of one matrix.
 
     Every ratio is scale-free and computed in float64 from `σ_i / σ_1`; residuals are sums over the tail, never
     differences. A zero matrix has every rank 0 and every residual 0, by convention: it is its own best approximation.

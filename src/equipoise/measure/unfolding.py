@@ -1,4 +1,4 @@
-"""How a weight tensor is seen as one matrix (THEORY §6)."""
+"""How a weight tensor is seen as one matrix (docs/theory.md §6)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

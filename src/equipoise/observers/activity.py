@@ -14,12 +14,12 @@ from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """Stably active, stably inactive and dead neurons, flips and pattern classes (THEORY T4.1, T4.2); sliding pairs.
+    """Stably active, stably inactive and dead neurons, flips and pattern classes (T4.1, T4.2); sliding pairs.
 
     On examples of one's own, `Activity(X)`, or in a flow on its training set. One bit is kept for each neuron and
     example, and for each neuron the clock at its last flip; a neuron is stable when that is at least `window` ago
     (default: one unit of growth in a flow, ten looks in a training loop). `dead` neurons are off for every example.
-    A pair slides when it has been inside its kink for three steps (THEORY T4.5); `Run.slides()` lists all of them.
+    A pair slides when it has been inside its kink for three steps (T4.5); `Run.slides()` lists all of them.
     """
 
     X: Tensor | None = None
@@ -78,7 +78,7 @@ def _counts(now: Patterns, flipped: Tensor, since: float) -> dict[str, float]:
 
 
 def remembered_slides(memory: Memory, step: int) -> dict[str, Spans]:
-    """By layer, the slides in the memory of this observer: example, neuron, first and last step (THEORY T4.5)."""
+    """By layer, the slides in the memory of this observer: example, neuron, first and last step (T4.5)."""
     places = [name.removesuffix("/slides") for name in memory if name.endswith("/slides")]
     found = {place: Slides.remembered(memory, place) for place in places}
     return {place: slides.spans(step) for place, slides in found.items() if slides is not None}

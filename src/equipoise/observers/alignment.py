@@ -9,7 +9,7 @@ from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot, Unava
 
 @dataclass(frozen=True)
 class Alignment:
-    """`|⟨v_{k+1}, u_k⟩|` and its sine, for every layer and the next one that reads it (THEORY T3.2).
+    """`|⟨v_{k+1}, u_k⟩|` and its sine, for every layer and the next one that reads it (T3.2).
 
     With a bias `u_k` is that of `[W_k b_k]`; kernels are `out × (in·taps)` below and `(out·taps) × in` above.
     """

@@ -1,4 +1,4 @@
-"""What every step of gradient descent does to every law: predicted from the gradient, and measured (THEORY T2.2)."""
+"""What every step of gradient descent does to every law: predicted from the gradient, and measured (T2.2)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 @dataclass(frozen=True)
 class Defect:
-    """Predicted and measured change of each law in a step `w ← (1 - ηλ) w - ηG`, over `‖w‖²` (THEORY T2.2).
+    """Predicted and measured change of each law in a step `w ← (1 - ηλ) w - ηG`, over `‖w‖²` (T2.2).
 
     `mismatch` is the norm of their difference over `‖w‖²`, for rounding alone some 1e-16; `total_mismatch` that of all
     steps so far, over the change measured so far. Laws that the prediction does not cover (an `eps`, members with

@@ -15,7 +15,7 @@ from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 @dataclass(frozen=True)
 class Drift:
-    """`‖C - C_0‖_F / ‖w‖²` for every law of the network (THEORY T2), and the worst of each kind.
+    """`‖C - C_0‖_F / ‖w‖²` for every law of the network (T2), and the worst of each kind.
 
     In a training loop, large matrix laws are seen through a small sketch (`relative_drift_estimate`), the whole matrix
     at thorough looks. Where a step is one of plain SGD, with or without weight decay, `mismatch` is the difference

@@ -11,7 +11,7 @@ from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 @dataclass(frozen=True)
 class Spectrum:
-    """`σ_1..σ_r`, Frobenius norm, rank-one residual and stable rank of every matrix (THEORY §6).
+    """`σ_1..σ_r`, Frobenius norm, rank-one residual and stable rank of every matrix (docs/theory.md §6).
 
     Exact in a flow. In a training loop `σ_1..σ_r` are followed by a warm-started block Krylov iteration: `error_bound`
     is at least the error of `σ_1`, `residual_1` how far the nearest singular value can be, and thorough looks add what

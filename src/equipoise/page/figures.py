@@ -110,7 +110,7 @@ def margin(material: Material) -> go.Figure | None:
 
 
 def kkt(material: Material) -> go.Figure | None:
-    """Residuals of the optimality conditions of the maximal margin problem (THEORY §7)."""
+    """Residuals of the optimality conditions of the maximal margin problem (docs/theory.md §7)."""
     figure = canvas("residual", logarithmic=True)
     for index, (quantity, said) in enumerate((("kkt_epsilon", "ε: direction"), ("kkt_delta", "δ: slackness"))):
         for curve in material.curves("margin", quantity).values():

@@ -1,4 +1,4 @@
-"""Interfaces whose components mix: linear layers, and the co-active neurons of ReLU layers (THEORY T2, T4.1, T4.2).
+"""Interfaces whose components mix: linear layers, and the co-active neurons of ReLU layers (T2, T4.1, T4.2).
 
 A layer is all that writes its neurons, `W`, and all that reads them, `V`, side by side: with skips several matrices
 each, of a convolution its channels and their taps. Were all neurons of a ReLU layer on together, the laws of the

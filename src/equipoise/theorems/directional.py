@@ -1,4 +1,4 @@
-"""Where the direction of the weights is going: rate and limit of `w/‖w‖`, and what stays undecided (THEORY §0, T4.1).
+"""Where the direction of the weights is going: rate and limit of `w/‖w‖`, and what is undecided (docs/theory.md, T4.1).
 
 Along gradient flow the direction of a homogeneous network converges (Ji & Telgarsky 2020), in the growth `s = log ‖w‖`
 about as `w/‖w‖ = w̄ + a e^{-κ s}`: corrections are powers of `‖w‖`. Three instants give `κ` and `w̄`; three others,

@@ -1,4 +1,4 @@
-"""All layers of a chain grow together, and margins force them to: THEORY T3.3."""
+"""All layers of a chain grow together, and margins force them to: T3.3."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What becomes constant on the way to the limit: on/off states (THEORY T4.1) and signs of weights (T5.2).
+"""What becomes constant on the way to the limit: on/off states (T4.1) and signs of weights (T5.2).
 
 Both follow from directional convergence. A number that is farther from zero at the limit than it still had to go at
 some time `T` keeps its sign from `T` on; what is zero at the limit within its uncertainty is undecided.

@@ -1,4 +1,4 @@
-"""What is claimed below the tail: neurons that are on together (THEORY T4.2), rank by patterns (T4.3), linear layers.
+"""What is claimed below the tail: neurons that are on together (T4.2), rank by patterns (T4.3), linear layers.
 
 In any network: chains, skip connections, convolutions. Where what reads a layer is promised to tend to rank `q`
 (`descent`), so are the rows of each class of co-active neurons, and the whole layer to the rank of its classes. Where

@@ -1,4 +1,4 @@
-"""Deep linear networks: the product's margin becomes the largest there is (Ji & Telgarsky 2019; THEORY §7)."""
+"""Deep linear networks: the product's margin becomes the largest there is (Ji & Telgarsky 2019; docs/theory.md §7)."""
 
 import torch
 
@@ -24,7 +24,7 @@ CLAIM = Claim(
     name="linear-margin",
     title="Deep linear networks: the margin becomes the largest there is",
     statement="The margin of the product of the layers, over its norm, tends to that of the bias-free hard-margin SVM.",
-    theorem="THEORY §7",
+    theorem="T7",
     sources=("ji2019gradient", "lyu2020gradient"),
     statistic="min_i y_i ⟨β, x_i⟩ / ‖β‖ at the end, over the optimum of an independent solver",
     relation="≥",

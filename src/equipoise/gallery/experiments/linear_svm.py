@@ -54,7 +54,7 @@ CLAIM = Claim(
     title="Deep linear networks: the product becomes the hard-margin SVM",
     statement="The product of the layers turns to the direction of the bias-free hard-margin SVM, at an angle that "
     "falls about as e⁻ˢ: what the first layer has outside the span of the data stays while the rest grows as eˢ.",
-    theorem="THEORY §7",
+    theorem="T7",
     sources=("ji2019gradient",),
     statistic="slope of log(angle) against the growth s, over the last 1.5 of growth",
     threshold=-0.75,

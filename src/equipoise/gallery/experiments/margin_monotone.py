@@ -1,4 +1,4 @@
-"""The smoothed normalised margin never decreases once the data is separated (Lyu & Li 2020; THEORY §0)."""
+"""The smoothed normalised margin never decreases once the data is separated (Lyu & Li 2020; docs/theory.md §0)."""
 
 import math
 
@@ -32,7 +32,7 @@ CLAIM = Claim(
     name="margin-monotone",
     title="The smoothed normalised margin never decreases",
     statement="For a homogeneous network, ℓ⁻¹(nR)/‖w‖^L never decreases along gradient flow once R < ℓ(0)/n.",
-    theorem="THEORY §0",
+    theorem="docs/theory.md §0",
     sources=("lyu2020gradient",),
     statistic="the deepest fall below the highest value so far, relative to it",
     threshold=1e-9,

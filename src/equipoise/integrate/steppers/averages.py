@@ -1,4 +1,4 @@
-"""The weights `p̄` of the examples over a step: two routes (THEORY T6.1)."""
+"""The weights `p̄` of the examples over a step: two routes (T6.1)."""
 
 from dataclasses import replace
 

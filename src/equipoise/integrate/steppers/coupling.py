@@ -1,4 +1,4 @@
-"""The potentials that enter an implicit step: which weigh, how their kernel is formed, what that costs (THEORY T6.1).
+"""The potentials that enter an implicit step: which weigh, how their kernel is formed, what that costs (T6.1).
 
 Potentials that hardly weigh do not enter. Where few do, their kernel is formed whole; where many do, it is of low rank,
 through the columns of some of them, the landmarks. What it lacks is left to the iteration that settles the step, which

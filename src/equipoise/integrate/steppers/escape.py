@@ -1,4 +1,4 @@
-"""Steps of prescribed length for the escape from a saddle, where margins stand still (THEORY T6.2).
+"""Steps of prescribed length for the escape from a saddle, where margins stand still (T6.2).
 
 Near a saddle at zero every margin is as good as zero, `softmax(-u)` stays what it is, and the flow is that of one
 homogeneous function: its direction settles, its length grows by a factor in every unit of time. A step that is a share

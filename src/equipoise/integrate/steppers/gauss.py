@@ -1,4 +1,4 @@
-"""Two-stage Gauss collocation of the entropic flow: fourth order on networks without kinks (THEORY T6)."""
+"""Two-stage Gauss collocation of the entropic flow: fourth order on networks without kinks (T6)."""
 
 import math
 from dataclasses import dataclass, replace

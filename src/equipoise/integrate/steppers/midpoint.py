@@ -1,4 +1,4 @@
-"""The entropic midpoint step: gradient flow to any depth of loss (THEORY T6)."""
+"""The entropic midpoint step: gradient flow to any depth of loss (T6)."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _ROUTES = {"trapezoid": trapezoid, "entropic": entropic}
 
 @dataclass(frozen=True)
 class EntropicMidpoint:
-    """The entropic midpoint step (THEORY T6.1–T6.3): second order, free of stiffness, exact in every quadratic law.
+    """The entropic midpoint step (T6.1–T6.3): second order, free of stiffness, exact in every quadratic law.
 
     Each step is the implicit midpoint rule on a network with frozen slopes: of a pair that crosses its kink, its share
     of time above it. The weights `p̄` of the examples come from the cheaper of two routes per unit of progress, by a

@@ -1,4 +1,4 @@
-"""What a step starts from, and one pass of the iteration that settles it (THEORY T6.1, T6.2)."""
+"""What a step starts from, and one pass of the iteration that settles it (T6.1, T6.2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""One step of the midpoint rule with frozen slopes, from a guess of its end to self-consistency (THEORY T6.1, T6.2)."""
+"""One step of the midpoint rule with frozen slopes, from a guess of its end to self-consistency (T6.1, T6.2)."""
 
 import math
 from dataclasses import dataclass

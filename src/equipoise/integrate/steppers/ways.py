@@ -1,4 +1,4 @@
-"""How the pre-activations move over a step, and the slopes that follow (THEORY T6.2, T4.5)."""
+"""How the pre-activations move over a step, and the slopes that follow (T6.2, T4.5)."""
 
 from dataclasses import dataclass, replace
 

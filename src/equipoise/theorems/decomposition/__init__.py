@@ -1,4 +1,4 @@
-"""The decomposition of a network into a multilinear map and a ReLU tree of signs, and sums over paths (THEORY T5)."""
+"""The decomposition of a network into a multilinear map and a ReLU tree of signs, and sums over paths (T5)."""
 
 from equipoise.theorems.decomposition.parts import Decomposition, decompose
 from equipoise.theorems.decomposition.signs import sign_changes

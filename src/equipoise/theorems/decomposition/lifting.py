@@ -1,4 +1,4 @@
-"""Sums over all paths of a network, each by one pass through its graph and no enumeration (THEORY T5.3).
+"""Sums over all paths of a network, each by one pass through its graph and no enumeration (T5.3).
 
 A path from an input, or from the constant that feeds a bias, to an output has the product `Φ_π(w) = Π w_e` of its
 weights. Replacing every weight by a function of it, activations by the identity and maxima by sums, one forward pass on

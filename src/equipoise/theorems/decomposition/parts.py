@@ -1,4 +1,4 @@
-"""`eq.decompose`: a network as a multilinear map of magnitudes and a ReLU tree of signs (THEORY T5)."""
+"""`eq.decompose`: a network as a multilinear map of magnitudes and a ReLU tree of signs (T5)."""
 
 import copy
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""When the signs of a network became constant along a run, so that `ρ` was a fixed network from there (THEORY T5.2)."""
+"""When the signs of a network became constant along a run, so that `ρ` was a fixed network from there (T5.2)."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""A network unrolled from its outputs into a tree with one leaf a path, whose weights are only signs (THEORY T5.1)."""
+"""A network unrolled from its outputs into a tree with one leaf a path, whose weights are only signs (T5.1)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

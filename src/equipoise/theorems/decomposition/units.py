@@ -1,4 +1,4 @@
-"""A network as a graph of single units: weighted edges, and what a unit does with what comes in (THEORY T5.1).
+"""A network as a graph of single units: weighted edges, and what a unit does with what comes in (T5.1).
 
 Read operation by operation from the captured graph. What an operation does between two units is its Jacobian, whatever
 it is called; where there is an edge at all is that Jacobian with every weight at 1: a weight of zero is an edge too.
