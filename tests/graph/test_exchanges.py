@@ -74,3 +74,31 @@ def test_the_two_biases_of_recurrent_layers(layer):
         ("layer.bias_ih_l0", "layer.bias_hh_l0"),
         ("layer.bias_ih_l0_reverse", "layer.bias_hh_l0_reverse"),
     )
+
+
+class Patches(nn.Module):
+    """A token beside patches, positions added to both: each part exchanges with the positions by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.head = nn.Linear(2, 4), nn.Linear(4, 2)
+        self.token, self.positions = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 4, 4))
+
+    def forward(self, x):
+        return self.head(F.relu(torch.cat([self.token.expand(len(x), -1, -1), self.patch(x)], 1) + self.positions))
+
+
+def test_parts_side_by_side_under_one_parameter():
+    assert found(Patches(), torch.ones(2, 3, 2)) == (("token", "patch.bias", "positions"),)
+
+
+def test_biases_of_normalisations():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)
+
+        def forward(self, x):
+            return self.c(F.relu(self.a(x) + self.b(x * x)))
+
+    assert found(Sum(), torch.ones(2, 2, 3, 3)) == (("a.bias", "b.bias"),)

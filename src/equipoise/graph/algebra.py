@@ -29,6 +29,9 @@ class Algebra:
         self.symmetry = Symmetry()
         self.absorbed: list[Absorbed] = []
         self.place = ""
+        self.narrowed: set[str] = set()  # places at which a rule keeps less than the operation allows
+        self.scalable: set[str] = set()  # products whose common scale is not followed
+        self.turnable: set[str] = set()  # norms that leave rotations alone
         self._scaled: dict[tuple[int, Fraction], int] = {}
 
     # Labels ---------------------------------------------------------------------------------------------------------
@@ -80,6 +83,37 @@ class Algebra:
         labels = _spread(torch.from_numpy(coordinates), axes, shape)
         return Role(labels, _spread(fibres, others, shape)), coordinates
 
+    # What is not followed -------------------------------------------------------------------------------------------
+
+    def mixes(self, role: Role) -> bool:
+        """Whether a matrix may act under this role."""
+        return self.symmetry.wide(role.acting.numpy())
+
+    def narrows(self, *roles: Role) -> None:
+        """Of a sum of these roles only rates are followed here; matrices might act under more than one of them."""
+        if sum(map(self.mixes, roles)) > 1:
+            self.narrowed.add(self.place)
+
+    def merges(self, role: Role, axes: Sequence[int]) -> None:
+        """A linear map over these axes keeps rates that are the same everywhere; others might pass it as well."""
+        first = role.coordinates
+        for axis in axes:
+            first = first.narrow(axis, 0, 1)
+        self._compared(role, Role(first.expand_as(role.coordinates), role.fibres))
+
+    def turns(self, signal: Signal, axes: Sequence[int]) -> None:
+        """Rotations along axes over which a norm is taken here are given up."""
+        roles = [role for role in signal.roles if role.varies(*(signal.axis(axis) for axis in axes))]
+        if any(map(self.mixes, roles)):
+            self.turnable.add(self.place)
+
+    def _compared(self, left: Role, right: Role) -> None:
+        """Two linear images of one vector are compared element by element: matrices that suit both are given up."""
+        a, b = left.coordinates, right.coordinates
+        both = (a >= 0) & (b >= 0)
+        if self.symmetry.akin(a[both].numpy(), b[both].numpy()):
+            self.narrowed.add(self.place)
+
     # Restrictions ---------------------------------------------------------------------------------------------------
 
     def still(self, *signals: Signal) -> None:
@@ -95,6 +129,7 @@ class Algebra:
         """No mixing between elements, as under every map that acts on each element by itself."""
         for role in signal.roles:
             self.symmetry.single(role.acting.numpy())
+            self.symmetry.unmix(role.acting.numpy())
         return signal
 
     def absorb(self, role: Role, eps: float | int) -> None:
@@ -157,6 +192,7 @@ class Algebra:
             self._balance(moving)
 
     def _unmixed(self, *roles: Role) -> None:
+        self.narrows(*roles)
         for role in roles:
             self.symmetry.single(role.acting.numpy())
 
@@ -197,6 +233,7 @@ class Algebra:
         partners = _matched(a, b)
         if partners is not None:
             for one, other in partners:
+                self._compared(one, other)
                 self.agree(one, other, 1)
         else:
             self._balance([*a, *b], [1.0] * len(a) + [-1.0] * len(b))
@@ -216,6 +253,7 @@ class Algebra:
         kept, other = sorted((self.reduced(kept), self.reduced(other)), key=len)
         partners = _matched(kept, other)
         if partners is None:  # ambiguous: nothing moves
+            self.narrowed.add(self.place)
             for role in (*kept, *other):
                 self.pin(role)
             return []
@@ -277,6 +315,8 @@ class Algebra:
         """The sum over axes, for linear reductions: what is summed must move alike."""
         axes = sorted(signal.axis(axis) for axis in axes)
         varying = [role for role in signal.roles if role.varies(*axes)]
+        for role in varying:
+            self.merges(role, axes)
         roles = [self.uniform(role, axes) for role in signal.roles if role not in varying or len(varying) == 1]
         if len(varying) > 1:
             self.vanish(varying)

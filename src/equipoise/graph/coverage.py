@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from equipoise.graph.exchanges import exchanges
 from equipoise.graph.matchers.pointwise import LAWLESS
 from equipoise.graph.matchers.recurrent import LAWLESS as CELLS
+from equipoise.graph.unfollowed import Unfollowed, unfollowed
 from equipoise.graph.walk import Unmatched, Walk, operation_name
 
 
@@ -27,8 +28,10 @@ class Coverage:
     """Uses of parameters that were matched, and what was not.
 
     An operation without a matcher holds still whatever it reads: the laws that are returned stay proved, those that it
-    might have had are missing. `lawless` counts the maps, such as GELU, that commute with no linear flow: the units in
-    front of them have no law of their own. `unused` parameters take no part in the output, `frozen` ones in training.
+    might have had are missing. `unfollowed` operations are read, but keep less than they might: a law through them may
+    be missing beside those found. `lawless` counts the maps, such as GELU, that commute with no linear flow: the units
+    in front of them have no law of their own. `unused` parameters take no part in the output, `frozen` ones in
+    training.
     `in_no_law` are trained parameters that no law found names: what they conserve, if anything, was not derived.
     Within each group of `exchanges` parameters are added to each other, so that differences of their sums are conserved
     too; these linear laws are not among those returned.
@@ -37,6 +40,7 @@ class Coverage:
 
     uses: Mapping[str, tuple[str, ...]]
     unmatched: tuple[Unmatched, ...] = ()
+    unfollowed: tuple[Unfollowed, ...] = ()
     unused: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     lawless: Mapping[str, int] = field(default_factory=dict)
@@ -62,6 +66,7 @@ class Coverage:
         exchanges = [" with ".join(group) for group in self.exchanges]
         parts = [
             ("not read", missing),
+            ("not followed", [str(each) for each in self.unfollowed]),
             ("no law through", through),
             ("in no law", self.in_no_law),
             ("no law stated of shifts that cancel", exchanges),
@@ -88,6 +93,7 @@ def coverage(walk: Walk) -> Coverage:
     return Coverage(
         uses={name: nodes for name, nodes in uses.items() if nodes},
         unmatched=tuple(walk.unmatched),
+        unfollowed=unfollowed(walk),
         unused=tuple(name for name, nodes in uses.items() if not nodes),
         frozen=tuple(name for name in uses if name in walk.frozen),
         lawless=dict(Counter(_lawless(walk))),

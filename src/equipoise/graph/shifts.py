@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from equipoise.graph.interface import Member
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import SHAPE_ONLY
+from equipoise.graph.operations import LINEAR, MOVING
 from equipoise.graph.precision import narrow_nodes, narrowest
 from equipoise.graph.shift_groups import (
     LARGEST,
@@ -64,9 +65,43 @@ def find_shifts(walk: Walk, *, softmax: bool = False) -> list[Member]:
             members = _members(name, shape, common(uses, shape))
             found[name] = [replace(member, precision=below[node]) for member in members]
         elif node.op == "call_function" and operation_name(node.target) not in _SPLITTING:
+            _note(node, walk, uses)
             for source, groups in _sources(node, walk, common(uses, shape)):
                 seen.setdefault(source, {})[node] = groups if _reads(node, source) <= 1 else None
     return [member for name in walk.captured.parameters.values() for member in found.get(name, ())]
+
+
+def _note(node: fx.Node, walk: Walk, uses: Sequence[Groups | Rows | None]) -> None:
+    """Shifts that most readers ignore and a linear map could take back; and those that stop at a linear operation."""
+    readers, name = list(_readers(node, walk)), operation_name(node.target)
+    ignored = [use is not None for use in uses]
+    seeing = [reader for reader, own in zip(readers, ignored, strict=False) if not own]
+    writes = name in _PRODUCTS or name.startswith(("conv", "embedding"))
+    if writes and any(ignored) and seeing and all(_compensates(node, reader, walk) for reader in seeing):
+        walk.unshifted.add(node.name)
+    if (
+        uses
+        and all(ignored)
+        and name in LINEAR | MOVING
+        and name not in _FOLLOWED
+        and _touched(common(uses, _shape(walk, node)))
+    ):
+        walk.unshifted.add(node.name)
+
+
+def _touched(groups: Groups | Rows | None) -> bool:
+    labels = groups.labels if isinstance(groups, Rows) else groups
+    return labels is not None and bool((labels >= 0).any())
+
+
+def _compensates(node: fx.Node, reader: fx.Node, walk: Walk) -> bool:
+    """Whether a reader is a linear map by a trained weight, which could undo what is done to what it reads."""
+    if operation_name(reader.target) in (*_ORDERED, *_TURNING):
+        readers = list(_readers(reader, walk))
+        return bool(readers) and all(_compensates(reader, each, walk) for each in readers)
+    linear = operation_name(reader.target) in _PRODUCTS or operation_name(reader.target).startswith("conv")
+    others: list[Signal] = [walk.signals[each] for each in reader.all_input_nodes if each is not node]
+    return linear and any(isinstance(each, Signal) and each.weights and each.roles for each in others)
 
 
 def _readers(node: fx.Node, walk: Walk) -> Iterator[fx.Node]:
@@ -609,6 +644,7 @@ def _idle(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
         yield next(_inputs(node)), groups
 
 
+_PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "addmv", "einsum", "tensordot", "bilinear")
 _SPLITTING = ("split", "chunk", "split_with_sizes", "unbind", "tensor_split", "unsafe_split")
 _PICKING = ("index", "index_select", "gather")
 _SAME = ("_to_copy", "to", "type_as", "clone", "contiguous", "alias", "neg", "detach")
@@ -618,10 +654,7 @@ _THROUGH: list[tuple[tuple[str, ...], _Through]] = [
     (("add", "sub"), _sum),
     (("mul", "div"), _scaling),
     (("masked_fill", "where"), _masking),
-    (
-        ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "addmv", "einsum", "tensordot", "bilinear"),
-        _contraction,
-    ),
+    (_PRODUCTS, _contraction),
     (("embedding",), _embedding),
     (("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"), _bag),
     (_PICKING, _picked),
@@ -633,3 +666,4 @@ _THROUGH: list[tuple[tuple[str, ...], _Through]] = [
     (("dropout", "feature_dropout"), _idle),
     (tuple(_BIASES), _affine),
 ]
+_FOLLOWED = frozenset(name for names, _ in _THROUGH for name in names)

@@ -55,6 +55,8 @@ class Symmetry:
         self._ratio = np.ones(1)
         self._cell = np.zeros(1, np.int64)
         self._cells = 1
+        self._family = np.zeros(1, np.int64)  # the cell a coordinate was born in, and whether it has to stand alone
+        self._alone = np.zeros(1, bool)
         self._fibres = 0
         self._skew: set[int] = set()
         self._pairs: list[ndarray] = []
@@ -67,6 +69,8 @@ class Symmetry:
         self._parent = np.concatenate([self._parent, coordinates])
         self._ratio = np.concatenate([self._ratio, np.ones(count)])
         self._cell = np.concatenate([self._cell, np.full(count, self._cells)])
+        self._family = np.concatenate([self._family, np.full(count, self._cells)])
+        self._alone = np.concatenate([self._alone, np.zeros(count, bool)])
         self._cells += 1
         return coordinates
 
@@ -146,6 +150,21 @@ class Symmetry:
             self._relate(a, b, -of_b / of_a)
         elif left:
             self._equations.add(tuple(left))
+
+    def unmix(self, coordinates: ndarray) -> None:
+        """Some map acts on each of these coordinates by itself, so that no matrix could act on them."""
+        self._alone[coordinates] = True
+
+    def akin(self, left: ndarray, right: ndarray) -> bool:
+        """Whether some pair are different coordinates of one vector, on which a matrix could act."""
+        different = (left != right) & (self._family[left] == self._family[right])
+        return bool((different & ~self._alone[left] & ~self._alone[right]).any())
+
+    def wide(self, coordinates: ndarray) -> bool:
+        """Whether some of these coordinates share their cell and are not at rest."""
+        members = np.unique(coordinates)
+        moving = members[self.find(members)[0] != STILL]
+        return bool((np.bincount(self._cell, minlength=self._cells)[self._cell[moving]] > 1).any())
 
     def single(self, coordinates: ndarray) -> None:
         """Each of these coordinates becomes a cell of its own."""

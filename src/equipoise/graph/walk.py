@@ -63,6 +63,7 @@ class Walk:
         self.algebra = Algebra()
         self.leaves: list[Leaf] = []
         self.unmatched: list[Unmatched] = []
+        self.unshifted: set[str] = set()  # nodes at which shifts are not followed (graph/shifts.py)
         self.signals: dict[fx.Node, Any] = {}
         self._products: dict[fx.Node, list[Signal]] = {}  # factors of products that are only summed
         for node in self.captured.graph.nodes:
@@ -124,7 +125,7 @@ class Walk:
             return Signal(factors[0].shape)
         if name in _SUMS and node.args[0] in self._products:
             left, right = self._products[node.args[0]]
-            return dot(self.algebra, left, right, *_summed(node))
+            return dot(self.algebra, left, right, *summed(node))
         reason = ""
         if name in MATCHERS:
             try:
@@ -144,11 +145,11 @@ class Walk:
 
     def _factors_of_sums(self, node: fx.Node, args: tuple[Any, ...]) -> list[Signal]:
         """The factors of a product that is only ever summed over axes along which both are acted on: a dot product."""
-        summed = [_summed(user)[0] if operation_name(user.target) in _SUMS else [] for user in node.users]
-        if not all(summed) or not all(isinstance(side, Signal) for side in args) or node.args[0] is node.args[1]:
+        over = [summed(user)[0] if operation_name(user.target) in _SUMS else [] for user in node.users]
+        if not all(over) or not all(isinstance(side, Signal) for side in args) or node.args[0] is node.args[1]:
             return []
         factors = self.algebra.broadcast(*args)
-        acted = all(any(role.varies(*axes) for role in factor.roles) for factor in factors for axes in summed)
+        acted = all(any(role.varies(*axes) for role in factor.roles) for factor in factors for axes in over)
         return factors if acted else []
 
     def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -249,7 +250,7 @@ def operation_name(target: Any) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _summed(node: fx.Node) -> tuple[list[int], bool]:
+def summed(node: fx.Node) -> tuple[list[int], bool]:
     """The axes that a sum or mean names, and whether it keeps them; none where it takes all."""
     dims: Any = node.args[1] if len(node.args) > 1 else []
     axes = [dims] if isinstance(dims, int) else list(dims or [])

@@ -31,6 +31,7 @@ def attention(
         tuple(role.moved(lambda labels: labels.transpose(-1, -2)) for role in key.roles),
     )
     scores = matmul(algebra, query, turned)
+    algebra.scalable.discard(algebra.place)  # no scale is left in front of a softmax
     algebra.still(scores, *([mask] if mask is not None else []))
     return matmul(algebra, Signal(scores.shape), value)
 

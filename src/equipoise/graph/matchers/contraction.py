@@ -18,7 +18,10 @@ def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
 
     Roles that live on `i` or `j` are carried over. Those that live on `k` must cancel: `V e^{-tA}` reads `e^{tA} x`.
     """
-    carried, summed = zip(_parted(algebra, left), _parted(algebra, right), strict=True)
+    sides = [algebra.reduced(side.roles) for side in (left, right)]
+    meeting = [any(role.varies(2) or not role.varies(1) for role in roles) for roles in sides]
+    parts = [_parted(algebra, *each) for each in zip(sides, reversed(meeting), strict=True)]
+    carried, summed = zip(*parts, strict=True)
     batch, rows, _ = left.shape
     columns = right.shape[1]
     shape = (batch, rows, columns)
@@ -27,17 +30,23 @@ def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     sums = [*summed[0], *summed[1]]
     if summed[0] and summed[1]:
         algebra.cancel(summed[0], summed[1])
+        if not left.weights and not right.weights:  # they might leave a common scale
+            algebra.scalable.add(algebra.place)
     elif sums:
-        out += _passed_on(algebra, sums, (left, right)[0 if summed[0] else 1], shape)
+        out += _passed_on(algebra, sums, *((left, right) if summed[0] else (right, left)), shape)
     roles = [algebra.distinct(role) for role in out]
     weights = left.weights | right.weights if left.weights and right.weights else frozenset()
     return Signal(shape, tuple(roles), None, weights)
 
 
-def _parted(algebra: Algebra, signal: Signal) -> tuple[list[Role], list[Role]]:
-    """Roles of a `(b, i, k)` tensor: carried ones at `k = 0`, summed ones at `i = 0`."""
-    roles = algebra.reduced(signal.roles)
-    summed = [role for role in roles if role.varies(2)]
+def _parted(algebra: Algebra, roles: Sequence[Role], meets: bool) -> tuple[list[Role], list[Role]]:
+    """Roles of a `(b, i, k)` tensor: carried ones at `k = 0`, summed ones at `i = 0`.
+
+    Roles on rows and columns at once are carried by the rows if they meet nothing that could cancel them.
+    """
+    summed = [role for role in roles if role.varies(2) and (meets or not role.varies(1))]
+    if any(role.varies(1) for role in summed):
+        algebra.narrowed.add(algebra.place)
     neutral = [role for role in roles if not role.varies(1) and not role.varies(2)]
     if not summed and neutral:
         summed = neutral[-1:]
@@ -65,14 +74,19 @@ def _placed(role: Role, compact: tuple[int, ...], shape: tuple[int, ...]) -> Rol
     return role.moved(lambda labels: labels.expand(compact).expand(shape))
 
 
-def _passed_on(algebra: Algebra, sums: Sequence[Role], source: Signal, shape: tuple[int, ...]) -> list[Role]:
+def _passed_on(
+    algebra: Algebra, sums: Sequence[Role], source: Signal, other: Signal, shape: tuple[int, ...]
+) -> list[Role]:
     """A sum against something at rest: a weight has its rows to move by, so its columns rest; data move on alike."""
+    fixed = bool(other.weights) or other.value is not None
     if source.weights:
         algebra.vanish(sums)
         return []
     if len(sums) > 1:
         algebra.vanish(sums)
         return []
+    if fixed and sums[0].varies(2):  # whatever the fixed matrix carries over would do as well
+        algebra.narrowed.add(algebra.place)
     alike = algebra.uniform(sums[0], [2])
     return [_placed(alike, (shape[0], 1, 1), shape)]
 
@@ -81,7 +95,8 @@ def _flat(signal: Signal, shape: Sequence[int], *, swap: bool = False) -> Signal
     """A tensor as `(b, i, k)`, or `(b, k, i)` swapped to it."""
     move = lambda labels: reshaped(labels, shape).transpose(1, 2) if swap else reshaped(labels, shape)  # noqa: E731
     final = (shape[0], shape[2], shape[1]) if swap else tuple(shape)
-    return Signal(tuple(final), tuple(role.moved(move) for role in signal.roles), None, signal.weights)
+    value = None if signal.value is None else move(signal.value)
+    return Signal(tuple(final), tuple(role.moved(move) for role in signal.roles), value, signal.weights)
 
 
 @matches("linear")
@@ -217,7 +232,8 @@ def _einsum_pair(
 def _permuted(signal: Signal, term: str, order: Sequence[str]) -> Signal:
     places = [term.index(axis) for axis in order]
     roles = tuple(role.moved(lambda labels: labels.permute(places)) for role in signal.roles)
-    return Signal(tuple(signal.shape[place] for place in places), roles, None, signal.weights)
+    value = None if signal.value is None else signal.value.permute(places)
+    return Signal(tuple(signal.shape[place] for place in places), roles, value, signal.weights)
 
 
 def dot(algebra: Algebra, left: Signal, right: Signal, axes: Sequence[int], keep: bool) -> Signal:
@@ -304,6 +320,8 @@ def _convolved(
     transposed: bool,
 ) -> Signal:
     batch, channels, *_ = x.shape
+    for role in x.roles:
+        algebra.merges(role, range(2, x.ndim))
     at_one_place = [algebra.uniform(role, range(2, x.ndim)) for role in x.roles]
     grouped = lambda labels: reshaped(labels, (batch, groups, channels // groups)).transpose(0, 1)  # noqa: E731
     data = Signal((groups, batch, channels // groups), tuple(role.moved(grouped) for role in at_one_place))

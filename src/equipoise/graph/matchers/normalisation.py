@@ -12,6 +12,8 @@ from equipoise.graph.signal import Signal
 def _normalised(
     algebra: Algebra, x: Signal, axes: Sequence[int], gain: Signal | None, bias: Signal | None, eps: float | int
 ) -> Signal:
+    if gain is None:
+        algebra.turns(x, axes)
     for role in algebra.diagonal(x).roles:
         algebra.absorb(algebra.uniform(role, axes), eps)
     out = Signal(x.shape)

@@ -202,6 +202,8 @@ def power(algebra: Algebra, signal: Any, exponent: Any) -> Signal:
         return rest(algebra, tuple(torch.broadcast_shapes(*(side.shape for side in operands))), *operands)
     if not moving(signal) or exponent == 0:
         return Signal(signal.shape)
+    if exponent == 2:
+        algebra.turns(signal, [-1])
     return algebra.scaled(signal, Fraction(exponent))
 
 

@@ -62,6 +62,8 @@ def vector_norm(
     """A norm is homogeneous of degree one; the number of elements that are not zero is no norm."""
     if order == 0:
         algebra.still(signal)
+    if order == 2:
+        algebra.turns(signal, _axes(signal, dim))
     return extremum(algebra, signal, dim, keepdim)
 
 
@@ -70,6 +72,7 @@ def deviation(
     algebra: Algebra, signal: Signal, dim: Axes = None, unbiased: Any = True, keepdim: Any = False, **kwargs: Any
 ) -> Signal:
     """A standard deviation; see `variance` for its square."""
+    algebra.turns(signal, _axes(signal, dim))
     return extremum(algebra, signal, dim, keepdim)
 
 
@@ -78,6 +81,7 @@ def variance(
     algebra: Algebra, signal: Signal, dim: Axes = None, unbiased: Any = True, keepdim: Any = False, **kwargs: Any
 ) -> Signal:
     """A variance is homogeneous of degree two."""
+    algebra.turns(signal, _axes(signal, dim))
     return algebra.scaled(extremum(algebra, signal, dim, keepdim), Fraction(2))
 
 
@@ -85,6 +89,8 @@ def variance(
 def cumulative_sum(algebra: Algebra, signal: Signal, dim: int, **kwargs: Any) -> Signal:
     """Partial sums along an axis."""
     axis = [signal.axis(dim)]
+    for role in signal.roles:
+        algebra.merges(role, axis)
     roles = [algebra.uniform(role, axis) for role in signal.roles]
     return signal.with_roles([algebra.expanded(role, signal.shape) for role in roles])
 

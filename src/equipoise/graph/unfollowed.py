@@ -1,0 +1,144 @@
+"""Operations at which a propagation keeps less than the operation allows: laws through them may be missing.
+
+The rules of `graph/matchers` are sound, and exact for most networks. Where one of them keeps only a part of the
+generators that an operation commutes with, the walk notes the place, and what reads the result decides whether
+anything is lost: the common scale of attention scores is of no use in front of a softmax, the rotations that a norm
+leaves alone end at a gain.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.matchers.pointwise import LAWLESS, SOFTMAX
+from equipoise.graph.matchers.recurrent import LAWLESS as CELLS
+from equipoise.graph.signal import Signal
+from equipoise.graph.walk import Walk, operation_name, summed
+
+
+@dataclass(frozen=True)
+class Unfollowed:
+    """An operation that is not read exactly, and the parameters whose laws through it may be missing."""
+
+    node: str
+    operation: str
+    parameters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.operation} at {self.node} (laws through it may be missing for {', '.join(self.parameters)})"
+
+
+def unfollowed(walk: Walk) -> tuple[Unfollowed, ...]:
+    """The places at which something may be lost, in the order of the graph.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from equipoise.graph.capture import capture
+    >>> class Neighbours(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.a, self.b = nn.Linear(2, 3, bias=False), nn.Linear(3, 1)
+    ...     def forward(self, x):
+    ...         h = self.a(x)
+    ...         return self.b(h + h.roll(1, -1))
+    >>> print(*unfollowed(Walk(capture(Neighbours(), torch.ones(4, 2)))))
+    add at add (laws through it may be missing for a.weight)
+    """
+    return tuple(_noted(walk))
+
+
+def _noted(walk: Walk) -> Iterator[Unfollowed]:
+    algebra, read = walk.algebra, {each.node for each in walk.unmatched}
+    for node in walk.captured.graph.nodes:
+        name = operation_name(node.target)
+        lost = (
+            node.name in algebra.narrowed
+            or node.name in walk.unshifted
+            or (node.name in algebra.scalable and _scales(node, walk))
+            or (node.name in algebra.turnable and _turns(node, walk))
+        )
+        parameters = walk.upstream(node) if lost and node.name not in read else ()
+        if parameters:
+            yield Unfollowed(node.name, name, parameters)
+
+
+def _scales(node: fx.Node, walk: Walk) -> bool:
+    """Whether some reader can use the scale of a product.
+
+    Piecewise linear maps pass it on, products and normalisations use it, activations and sums with data end it.
+    """
+    queue, seen = [node], {node}
+    while queue:
+        current = queue.pop()
+        for user in current.users:
+            name = operation_name(user.target)
+            if user.op == "output" or name in _ENDS:
+                continue
+            other = _other(current, user)
+            passes = name in (*_PASSING, *_SUMS, *_HOMOGENEOUS) or (name in ("mul", "div") and other is None)
+            if not passes and name not in ("add", "sub"):
+                return True
+            if (passes or (other is not None and walk.upstream(other))) and user not in seen:
+                seen.add(user)
+                queue.append(user)
+    return False
+
+
+_PASSING = (*KEEPING, *DROPPING, *COPYING, "_to_copy", "to", "type_as", "neg", "getitem", "dropout", "native_dropout")
+_HOMOGENEOUS = ("relu", "leaky_relu", "abs", "masked_fill", "where", "pow", "sqrt", "clamp_min")
+_SUMS = ("sum", "mean")
+_ENDS = (*LAWLESS, *SOFTMAX, *CELLS, "scaled_dot_product_attention", "sym_size", "detach")
+
+
+def _turns(node: fx.Node, walk: Walk) -> bool:
+    """Whether nothing that reads the vector whose norm is taken tells its directions apart."""
+    vector = node.all_input_nodes[0]
+    queue, seen = [vector], {vector}
+    while queue:
+        current = queue.pop()
+        for user in current.users:
+            kept = _turned(current, user, walk)
+            if kept is False:
+                return False
+            if kept is None and user not in seen:
+                seen.add(user)
+                queue.append(user)
+    return True
+
+
+def _turned(source: fx.Node, user: fx.Node, walk: Walk) -> bool | None:
+    """Whether rotations pass on from a vector to what is computed from it (None), end well (True) or not (False)."""
+    name, other = operation_name(user.target), _other(source, user)
+    if name in (*_PRODUCTS, "linalg_vector_norm", "sym_size", "detach"):
+        return True
+    if name in _SUMS:
+        axes, ndim = summed(user)[0], source.meta["val"].ndim
+        return True if not axes or ndim - 1 in axes else None
+    if name in (*_PASSING, "square") or (name == "pow" and user.args[1] == 2):
+        return None
+    if name in ("add", "sub", "mul", "div") and (other is None or _narrow(walk, other)):
+        return None
+    if name in ("add", "sub", "mul") and other is not None and walk.upstream(other):
+        return None if not _made_of_weights(walk, other) else False
+    return None if name in ("layer_norm", "rms_norm") and len(user.all_input_nodes) == 1 else False
+
+
+_PRODUCTS = ("linear", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "scaled_dot_product_attention")
+
+
+def _other(source: fx.Node, user: fx.Node) -> fx.Node | None:
+    """The other factor or summand; None for a number."""
+    return next((argument for argument in user.all_input_nodes if argument is not source), None)
+
+
+def _made_of_weights(walk: Walk, node: fx.Node) -> bool:
+    signal = walk.signals[node]
+    return isinstance(signal, Signal) and bool(signal.weights)
+
+
+def _narrow(walk: Walk, node: fx.Node) -> bool:
+    """Whether a tensor has one number for each vector along the last axis."""
+    signal = walk.signals[node]
+    return not isinstance(signal, Signal) or not signal.ndim or signal.shape[-1] == 1 or signal.ndim - 1 in signal.alike

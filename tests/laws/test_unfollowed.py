@@ -1,0 +1,106 @@
+"""Where a rule keeps less than an operation allows, the coverage says so; where nothing is given up, it is silent."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from architectures.plain import ENTRIES
+from equipoise.laws import invariances
+from equipoise.laws.objective import run_backward
+
+NOTHING_LOST = (
+    "MLP, linear tail",
+    "MLP, LayerNorm",
+    "MLP, residual",
+    "ReGLU",
+    "FiLM",
+    "CNN, max pooling",
+    "Transformer encoder, pre-norm",
+    "Linear attention",
+)
+LOST = {  # the operations, and a parameter that is named
+    "Transformer encoder, post-norm": (["linear"], "0.weight"),
+    "Language model, rotary": (["add", "add"], "1.0.body.1.qkv.weight"),
+    "ReLU attention": (["matmul"], "1.0.body.1.qkv.weight"),
+    "Cosine attention": (["linalg_vector_norm"] * 2, "1.0.body.1.qkv.weight"),
+    "Factorisation machine": (["square"], "embed.weight"),
+}
+
+
+def entry(name):
+    return next(each for each in ENTRIES if each.name == name)
+
+
+def coverage(name):
+    return invariances(entry(name).model(4), entry(name).arguments(4), verify=False).coverage
+
+
+@pytest.mark.parametrize("name", NOTHING_LOST)
+def test_no_line_where_nothing_is_given_up(name):
+    assert coverage(name).unfollowed == ()
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_law_that_is_missing_has_a_line(name):
+    found = coverage(name)
+    operations, parameter = LOST[name]
+    assert [each.operation for each in found.unfollowed] == operations
+    assert all(parameter in each.parameters for each in found.unfollowed)
+    assert "; not followed: " in str(found)
+
+
+class Between(nn.Module):
+    """Two linear layers and an operation between them."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.inward, self.outward, self.operation = nn.Linear(3, 4), nn.LazyLinear(2), operation
+
+    def forward(self, x):
+        return self.outward(self.operation(self.inward(x)))
+
+
+@pytest.mark.parametrize(
+    ("operation", "lost"),
+    [
+        (lambda h: h + h.roll(1, -1), ["add"]),  # circulant matrices commute with it
+        (lambda h: F.relu(h) + F.relu(h).roll(1, -1), []),
+        (lambda h: h.sum(-1, keepdim=True), ["sum"]),  # whatever keeps the sum
+        (lambda h: h.relu().sum(-1, keepdim=True), []),
+        (lambda h: h.cumsum(-1), ["cumsum"]),
+        (lambda h: F.layer_norm(h, (4,)), ["layer_norm"]),  # rotations around the mean
+        (lambda h: F.normalize(h, dim=-1), ["linalg_vector_norm"]),
+        (lambda h: h @ torch.arange(16.0).reshape(4, 4).double().sin(), ["matmul"]),
+        (lambda h: F.layer_norm(h, (4,)).relu(), []),
+        (lambda h: F.normalize(h, dim=-1).relu(), []),
+        (lambda h: h * torch.arange(4.0), []),
+    ],
+)
+def test_the_line_names_the_operation(operation, lost):
+    model, x = Between(operation).double(), torch.randn(5, 3).double()
+    model(x)
+    found = invariances(model, x).coverage.unfollowed
+    assert [each.operation for each in found] == lost
+    assert all("inward.weight" in each.parameters for each in found)
+
+
+class HyperNetwork(nn.Module):
+    """Weights computed from another input: row by row they belong to one neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.of, self.head = nn.Linear(2, 12), nn.Linear(4, 2)
+
+    def forward(self, x, condition):
+        weights = self.of(condition).unflatten(-1, (4, 3))
+        return self.head(F.relu(torch.einsum("bwi,bi->bw", weights, x)))
+
+
+def test_computed_weights_scale_neuron_by_neuron():
+    model, inputs = HyperNetwork().double(), (torch.randn(5, 3).double(), torch.randn(5, 2).double())
+    laws = invariances(model, inputs)
+    assert [(law.name, law.kind, law.count) for law in laws] == [("of.weight → head.weight", "vertex", 4)]
+    run_backward(model, inputs, None)
+    assert max(laws.residual(model).values()) < 1e-15
+    assert laws.coverage.unfollowed == ()
