@@ -44,8 +44,9 @@ faults: $(VENV)/.test  # the whole campaign; tests/test_faults.py runs a sample
 	$(BIN)/python benchmarks/faults/checkpoints.py --count 10000 --seconds 3600
 	$(BIN)/python benchmarks/faults/watch_loops.py
 
-fuzz: $(VENV)/.test  # an hour of mutated checkpoints over all readers
-	$(BIN)/python benchmarks/faults/checkpoints.py --count 100000000 --seconds 3600
+fuzz: $(VENV)/.test  # an hour over all readers: files of the right form that say odd things, then broken ones
+	$(BIN)/python benchmarks/faults/fuzz.py --seconds 1800
+	$(BIN)/python benchmarks/faults/checkpoints.py --count 100000000 --seconds 1800
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -38,3 +38,15 @@ def test_a_watched_training_ends_with_the_same_bits(name, monkeypatch):
     monkeypatch.syspath_prepend(FAULTS)
     loops = importlib.import_module("watch_loops")
     assert loops.outcome(loops.RECIPES[name]).faults == []
+
+
+READERS = ["safetensors", "torch_save", "torch_save, legacy", "onnx", "adapters", "configs", "indices", "strangers"]
+
+
+@pytest.mark.parametrize("reader", [*READERS, "state dicts", "pickles"])
+def test_odd_contents_are_read_or_refused_in_one_line(reader, monkeypatch):
+    """The table, or one visible line; no code is run, and what picklescan finds dangerous is refused."""
+    monkeypatch.syspath_prepend(FAULTS)
+    fuzzing = importlib.import_module("fuzz")
+    assert set(fuzzing.TARGETS) == {*READERS, "state dicts", "pickles"}
+    assert fuzzing.fuzz(reader, 40) >= 30

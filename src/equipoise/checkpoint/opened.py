@@ -63,8 +63,6 @@ def _in_file(path: Path) -> Checkpoint:
         ) from None
     config = file.parent / "config.json"
     found = Checkpoint(str(path), tensors, read_json(config) if config.is_file() else {})
-    if not found.tensors:
-        raise InputError(expected="a checkpoint with tensors", found=f"none in {file}", remedy="pass another file")
     return _named(found)
 
 
@@ -113,8 +111,13 @@ def _in_folder(folder: Path) -> Path:
 def _named(checkpoint: Checkpoint) -> Checkpoint:
     """With names as they may be listed, and without the prefixes that `torch.compile` and data parallelism add.
 
-    What does not show in a name is escaped. The prefixes stay where two names would become one without them.
+    What does not show in a name is escaped. The prefixes stay where two names would become one without them. Raises
+    `InputError` where there are no tensors.
     """
+    if not checkpoint.tensors:
+        raise InputError(
+            expected="a checkpoint with tensors", found=f"none in {checkpoint.label}", remedy="pass another one"
+        )
     for tensor in checkpoint.tensors:
         for name in tensor.names:
             require_name(name)
