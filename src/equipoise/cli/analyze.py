@@ -7,13 +7,12 @@ from typing import Annotated, Any
 import pandas as pd
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import equipoise as eq
 from equipoise.checkpoint import records
-from equipoise.cli.app import Json, Quiet, app, line, stderr
+from equipoise.cli.app import Json, Quiet, app, cell, line, say, shown, stderr
 from equipoise.errors import StoreError
 from equipoise.page.checkpoint import checkpoint_page
 from equipoise.page.words import plain
@@ -90,7 +89,7 @@ def analyze(
         _write_parquet(table, parquet)
     if html is not None:
         checkpoint_page(table, html, label=str(source), other=sources["other"])
-    print(line({**sources, "rows": records(table)})) if json else _show(table, two=other is not None)
+    say(line({**sources, "rows": records(table)})) if json else _show(table, two=other is not None)
     return 0
 
 
@@ -123,7 +122,7 @@ def _show(table: pd.DataFrame, two: bool) -> None:
     for side in sides:
         rest = Counter(row[f"reason{side}"] for row in rows if row[f"type{side}"] == _NO_SPECTRUM)
         for reason, count in rest.items():
-            console.print(f"{count} without a spectrum: {reason}", markup=False)
+            console.print(shown(f"{count} without a spectrum: {reason}"), markup=False)
 
 
 def _rendered(rows: list[dict[str, Any]], sides: tuple[str, ...]) -> Table:
@@ -143,7 +142,7 @@ def _rendered(rows: list[dict[str, Any]], sides: tuple[str, ...]) -> Table:
 def _cells(row: dict[str, Any], shown: list[str], sides: tuple[str, ...]) -> list[str]:
     shapes = dict.fromkeys("×".join(map(str, row[f"shape{side}"])) for side in sides if row[f"shape{side}"])
     reasons = dict.fromkeys(str(row[f"reason{side}"]) for side in sides if row[f"reason{side}"])
-    name = escape(str(row["name"])) + "".join(f"\n[red]{escape(reason)}[/red]" for reason in reasons)
+    name = cell(row["name"]) + "".join(f"\n[red]{cell(reason)}[/red]" for reason in reasons)
     figures = [" → ".join(_figure(row.get(f"{name}{side}")) for side in sides) for name in shown]
     if len(sides) == 1:
         nulls = [row.get(f"null_{name}") for name in shown]

@@ -4,16 +4,19 @@ import json
 import os
 import shlex
 import sys
+import warnings
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.markup import escape
 
 import equipoise as eq
-from equipoise.errors import EquipoiseError, InputError
+from equipoise.errors import EquipoiseError, InputError, visible
 from equipoise.store import finite
 
 app = App(
@@ -36,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     An interruption exits with 130, as the shell expects, and says how to go on; a closed pipe with 141, in silence.
     """
     try:
-        code = app(arguments, exit_on_error=False, print_error=False)
+        with _visible_warnings():
+            code = app(arguments, exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()
     except EquipoiseError as error:
@@ -58,8 +62,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complain(message: str) -> int:
-    print(" ".join(f"equipoise: {message}".split()), file=sys.stderr)
+    print(visible(" ".join(f"equipoise: {message}".split())), file=sys.stderr)
     return 2
+
+
+def say(text: object) -> None:
+    """Print to standard output, with what does not show escaped: names come from files, and a terminal obeys them."""
+    print(shown(str(text)))
+
+
+def shown(text: str) -> str:
+    """Lines with what does not show escaped."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def cell(text: object) -> str:
+    """A cell of a table of rich: visible, and no markup."""
+    return escape(visible(str(text)))
+
+
+@contextmanager
+def _visible_warnings() -> Iterator[None]:
+    """Warnings name layers and files as well."""
+    formatted = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **kwargs: shown(formatted(*args, **kwargs))
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatted
 
 
 def _drop_output() -> None:
@@ -85,12 +115,12 @@ def integers(option: str, text: str) -> list[int]:
 
 def show_page(page: Path, *, as_json: bool, in_browser: bool) -> int:
     """Say where a page is, and open it where that is asked for."""
-    print(line({"page": str(page)}) if as_json else f"The page: {page.resolve().as_uri()}")
+    say(line({"page": str(page)}) if as_json else f"The page: {page.resolve().as_uri()}")
     if in_browser:
         webbrowser.open(page.resolve().as_uri())
     return 0
 
 
 def line(fields: dict[str, Any]) -> str:
-    """One JSON object on one line; JSON has no NaN: `null` in its place."""
-    return json.dumps(finite(fields), allow_nan=False, default=str)
+    """One JSON object on one line of ASCII; JSON has no NaN: `null` in its place."""
+    return json.dumps(finite(fields), allow_nan=False, default=str).replace("\x7f", "\\u007f")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, line
+from equipoise.cli.app import Json, app, line, say
 from equipoise.errors import InputError
 
 
@@ -28,13 +28,13 @@ def certify(
     if recheck is not None:
         return _recheck(run, recheck, json)
     certificate = eq.certify(run)
-    print(line(certificate.to_json()) if json else str(certificate))
+    say(line(certificate.to_json()) if json else str(certificate))
     return 0 if certificate.holds else 1
 
 
 def _recheck(run: "eq.Run", path: Path, as_json: bool) -> int:
     found = eq.Certificate.from_json(_stored(path)).recheck(run)
-    print(line({"holds": found.holds, "differences": list(found.differences)}) if as_json else str(found))
+    say(line({"holds": found.holds, "differences": list(found.differences)}) if as_json else str(found))
     return 0 if found.holds else 1
 
 

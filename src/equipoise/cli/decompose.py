@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, integers, line
+from equipoise.cli.app import Json, app, integers, line, say
 
 
 @app.command
@@ -40,7 +40,7 @@ def decompose(
     told = {"paths": parts.paths, "path_norm": parts.path_norm, **moved}
     if draw is not None:
         told["drawing"] = str(parts.draw(draw))
-    print(line(told) if json else _words(told))
+    say(line(told) if json else _words(told))
     return 0
 
 

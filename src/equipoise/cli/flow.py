@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import equipoise as eq
-from equipoise.cli.app import Json, Quiet, app, integers, line, stderr, typed
+from equipoise.cli.app import Json, Quiet, app, integers, line, say, stderr, typed
 from equipoise.data import Dataset
 from equipoise.errors import InputError
 from equipoise.graph.tail import linear_tail
@@ -118,8 +118,8 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
     where = eq.report(run, page, certificate=certificate)
     code = _tell_run(run, certificate, json)
     if not json:
-        print(certificate)
-        print(f"\nThe page: {where.resolve().as_uri()}")
+        say(certificate)
+        say(f"\nThe page: {where.resolve().as_uri()}")
     return code
 
 
@@ -146,15 +146,15 @@ def _tell_run(run: "eq.Run", certificate: "eq.Certificate", as_json: bool) -> in
         layer["certified_bound"] = bounds.get(layer["name"])
     summary["certificate"] = certificate.to_json()
     if as_json:
-        print(line(summary))
+        say(line(summary))
     else:
-        print(run.status, *([f"({run.reason})"] if run.reason else []))
-        print(f"log R = {run.log_loss:.6g} after {run.steps} steps and {run.seconds:.1f} s, growth {run.growth:.3f}")
+        say(f"{run.status} ({run.reason})" if run.reason else run.status)
+        say(f"log R = {run.log_loss:.6g} after {run.steps} steps and {run.seconds:.1f} s, growth {run.growth:.3f}")
         for layer in summary["layers"]:
             bound = layer["certified_bound"]
             promise = "" if bound is None else f", certified below {bound:.2e}"
-            print(f"  {layer['name']:16} {layer['kind']:6}  1 - σ₁²/‖W‖² = {layer['rank_one_residual']:.2e}{promise}")
-        print(f"the certificate {'holds' if certificate.holds else 'does NOT hold'}: equipoise certify DIR prints it")
+            say(f"  {layer['name']:16} {layer['kind']:6}  1 - σ₁²/‖W‖² = {layer['rank_one_residual']:.2e}{promise}")
+        say(f"the certificate {'holds' if certificate.holds else 'does NOT hold'}: equipoise certify DIR prints it")
     return 0 if run.status in ("reached", "precision_floor") else 1
 
 

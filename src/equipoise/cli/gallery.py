@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from equipoise import gallery as rooms
-from equipoise.cli.app import Json, Open, Quiet, app, integers, line, show_page, stderr
+from equipoise.cli.app import Json, Open, Quiet, app, cell, integers, line, say, show_page, stderr
 from equipoise.errors import InputError
 from equipoise.gallery.results import share
 
@@ -23,7 +23,7 @@ FOLDER = Path("gallery")
 def list_claims(*, json: Json = False) -> int:
     """List the claims."""
     told = [{"name": claim.name, "title": claim.title, "theorem": claim.theorem} for claim in rooms.claims()]
-    print(line({"claims": told}) if json else "\n".join(f"{one['name']:18} {one['title']}" for one in told))
+    say(line({"claims": told}) if json else "\n".join(f"{one['name']:18} {one['title']}" for one in told))
     return 0
 
 
@@ -64,7 +64,7 @@ def run(
             out=out,
             watcher=bar,
         )
-    print(line(_told(results, out))) if json else Console().print(_shown(results))
+    say(line(_told(results, out))) if json else Console().print(_shown(results))
     return 1 if results.failed else 0
 
 
@@ -98,9 +98,9 @@ def table(folder: Path = FOLDER, *, into: Path | None = None, json: Json = False
     results = rooms.load(folder)
     written = rooms.write_into(into, results) if into else None
     if json:
-        print(line({"into": None if written is None else str(written), "markdown": rooms.markdown(results)}))
+        say(line({"into": None if written is None else str(written), "markdown": rooms.markdown(results)}))
     else:
-        print(f"The table is in {written}" if written else rooms.markdown(results))
+        say(f"The table is in {written}" if written else rooms.markdown(results))
     return 0
 
 
@@ -128,10 +128,12 @@ def _shown(results: rooms.Results) -> Table:
     """Claims × data sets, with the shares of runs in which they hold."""
     shares = results.shares
     names = list(dict.fromkeys(shares["data"]))
-    table = Table("claim", *names, box=box.SIMPLE, caption=f"{len(results.rows)} runs, {results.seconds:.0f} s")
+    table = Table(
+        "claim", *map(cell, names), box=box.SIMPLE, caption=f"{len(results.rows)} runs, {results.seconds:.0f} s"
+    )
     for claim, group in shares.groupby("claim", sort=False):
         found = {row["data"]: share(row) for row in group.to_dict("records")}
-        table.add_row(str(claim), *(found.get(name, "–") for name in names))
+        table.add_row(cell(claim), *(found.get(name, "–") for name in names))
     return table
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, integers, line
+from equipoise.cli.app import Json, app, cell, integers, line, say, shown
 from equipoise.cli.factory import Subject, as_input, made_by, own_output
 from equipoise.laws import Audit, Laws
 from equipoise.laws.present import plain
@@ -50,7 +50,7 @@ def invariances(
         laws = eq.invariances(subject.model, subject.inputs, subject.loss, through_detach=check)
         audit = laws.check(subject.model, subject.data, subject.loss) if check else None
     if json:
-        print(line(_fields(laws, audit)))
+        say(line(_fields(laws, audit)))
     else:
         _show(laws, audit)
     return 0 if audit is None or (audit.passed and len(laws)) else 1
@@ -93,12 +93,12 @@ def _show(laws: Laws, audit: Audit | None) -> None:
     checked = ["residual", ""] if audit else []
     table = Table("law", "kind", "conserved", *checked, box=box.SIMPLE)
     for place, law in enumerate(laws):
-        table.add_row(law.name, law.kind, str(law.count), *_verdict(audit, place))
+        table.add_row(cell(law.name), law.kind, str(law.count), *_verdict(audit, place))
     console.print(table)
-    console.print(str(laws.coverage), markup=False, highlight=False)
+    console.print(shown(str(laws.coverage)), markup=False, highlight=False)
     if audit is not None:
         told = str(audit) if len(laws) else "no law to check the gradient by"
-        console.print(told, markup=False, highlight=False)
+        console.print(shown(told), markup=False, highlight=False)
 
 
 def _verdict(audit: Audit | None, place: int) -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
+from equipoise.errors import visible
 from equipoise.store import Record
 
 
@@ -16,7 +17,11 @@ class TrainingAlarm(UserWarning):
 
 
 def warn(message: str) -> None:
-    """A `TrainingAlarm`; where warnings are errors, a line on standard error: it must not end the training."""
+    """A `TrainingAlarm`; where warnings are errors, a line on standard error: it must not end the training.
+
+    Names of layers and observers come from others: what does not show in them is escaped.
+    """
+    message = visible(message)
     try:
         warnings.warn(message, TrainingAlarm, stacklevel=2)
     except Warning:

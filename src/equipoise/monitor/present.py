@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from equipoise.errors import InputError, one_line
+from equipoise.errors import InputError, one_line, visible
 
 if TYPE_CHECKING:
     from equipoise.monitor.log import Log
@@ -17,7 +17,11 @@ _MATRIX = ("sigma_1", "stable_rank", "rank_one_residual")
 
 
 def summary(log: "Log") -> str:
-    """Cost, alarms, what is off, and each matrix at the start and at the end."""
+    """Cost, alarms, what is off, and each matrix at the start and at the end; what does not show in names, escaped."""
+    return "\n".join(map(visible, _lines(log)))
+
+
+def _lines(log: "Log") -> list[str]:
     meter = log.meter
     lines = [
         f"watched {log.steps} steps in {meter.looks + 1} looks: {log.overhead:.2%} of the training's time"
@@ -33,8 +37,8 @@ def summary(log: "Log") -> str:
     try:
         table = log.table()
     except Exception as error:  # the folder is gone
-        return "\n".join([*lines, f"no records: {one_line(error)}"])
-    return "\n".join([*lines, *_matrices(table.loc[table.observer == "spectrum"])])
+        return [*lines, f"no records: {one_line(error)}"]
+    return [*lines, *_matrices(table.loc[table.observer == "spectrum"])]
 
 
 def _matrices(table: pd.DataFrame) -> list[str]:

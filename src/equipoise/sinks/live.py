@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.live import Live as Display
+from rich.markup import escape
 from rich.table import Table
 
+from equipoise.errors import visible
 from equipoise.store import Record
 
 _COLUMNS = {
@@ -57,5 +59,5 @@ class Live:
         for name in told:
             table.add_column(_COLUMNS[name], justify="right")
         for place, figures in list(self.latest.items())[: self.rows]:
-            table.add_row(place, *(f"{figures[name]:.4g}" if name in figures else "" for name in told))
+            table.add_row(escape(visible(place)), *(f"{figures[name]:.4g}" if name in figures else "" for name in told))
         return table
