@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -32,6 +34,7 @@ class Server:
 
     def __init__(self):
         self.packed, self.ranges, self.cuts, self.asked = dict(PACKED), True, [], []
+        self.pause = 0.0  # seconds before each byte
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.url = f"http://127.0.0.1:{self.httpd.server_port}"
         threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
@@ -60,7 +63,13 @@ class Server:
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         cut = self.cuts.pop(0) if self.cuts and name == IMAGES else len(body)
-        request.wfile.write(body[:cut])
+        if not self.pause:
+            request.wfile.write(body[:cut])
+            return None
+        with suppress(ConnectionError):
+            for byte in body:
+                time.sleep(self.pause)
+                request.wfile.write(bytes([byte]))
 
     def asked_for(self, name):
         return [wanted for asked, wanted in self.asked if asked == name]
@@ -236,6 +245,20 @@ def test_a_mirror_is_not_asked_for_ever(server, monkeypatch):
     with pytest.raises(InputError, match="ends after"):
         load("mnist")
     assert len(server.asked_for(IMAGES)) == 6
+
+
+def test_a_mirror_that_trickles_is_given_up_and_continued_later(server, cache, monkeypatch):
+    """A byte now and then: no wait for the next one is long, and the file would take hours."""
+    monkeypatch.setattr(files, "TIMEOUT", 0.5)
+    server.pause = 0.02
+    with pytest.raises(InputError, match=r"less than 16 kB in 0.5 seconds; run again to continue"):
+        load("mnist")
+    assert len(server.asked_for(IMAGES)) == 2  # the only mirror, twice: not as often as it would give a few bytes
+    had = (cache / f"{IMAGES}.part").stat().st_size
+    assert 0 < had < len(PACKED[IMAGES])
+    server.pause = 0.0
+    loads_right()
+    assert server.asked_for(IMAGES)[2:] == [f"bytes={had}-"]
 
 
 def test_what_a_gzip_unpacks_to_is_bounded(server, monkeypatch):

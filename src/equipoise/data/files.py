@@ -5,12 +5,13 @@ import hashlib
 import http
 import http.client
 import os
+import time
 import urllib.error
 import urllib.request
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -18,7 +19,9 @@ from filelock import FileLock
 from equipoise.errors import InputError
 
 TIMEOUT = 30.0
-"""Seconds that a download waits for the next bytes."""
+"""Seconds that a download waits for the next bytes, and for the next `PACE` of them."""
+PACE = 16 << 10
+"""Bytes in `TIMEOUT` seconds, below which a mirror is given up: the next one is asked for the rest."""
 PACKED = 32 << 20
 """Bytes of the largest file that is downloaded: the images of MNIST take a third of it."""
 UNPACKED = 64 << 20
@@ -189,14 +192,28 @@ def _request(url: str, part: Path) -> bool:
             file.seek(0)  # a server that does not know ranges begins again
             file.truncate()
         total = file.tell() + int(answer.headers.get("Content-Length", 0))
+        slow = False
         with suppress(ConnectionError, TimeoutError, http.client.IncompleteRead):
-            while (piece := answer.read1(1 << 16)) and total <= PACKED and file.tell() <= PACKED:
-                file.write(piece)
+            slow = _receive(answer, file, total)
         if max(total, file.tell()) > PACKED:
             raise _bad_file(part, f"at most {PACKED >> 20} MB", f"{max(total, file.tell())} bytes")
         file.flush()
         os.fsync(file.fileno())
+        if slow:
+            raise TimeoutError(f"less than {PACE >> 10} kB in {TIMEOUT:g} seconds")
         return file.tell() >= total
+
+
+def _receive(answer: http.client.HTTPResponse, file: IO[bytes], total: int) -> bool:
+    """Write the answer to a file of at most `total` bytes; whether it was given up because it comes too slowly."""
+    since, had = time.monotonic(), file.tell()
+    while (piece := answer.read1(1 << 16)) and total <= PACKED and file.tell() <= PACKED:
+        file.write(piece)
+        if time.monotonic() - since > TIMEOUT:
+            if file.tell() - had < PACE and file.tell() < total:
+                return True
+            since, had = time.monotonic(), file.tell()
+    return False
 
 
 def _size(part: Path) -> int:

@@ -73,7 +73,8 @@ class Background:
         assert callable(act)
         try:
             act()
-        except Exception as error:
-            self._error = self._error or error
+        except BaseException as error:  # that the thread is asked to exit, too: nothing would be written any more
+            plain = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+            self._error = self._error or plain
             return False
         return True
