@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equipoise.graph.ragged import distinct
 from equipoise.graph.signal import INERT, ZERO, Role, Signal, blank, compact, compactly
 from equipoise.graph.symmetry import STILL, Symmetry
 
@@ -135,7 +136,7 @@ class Algebra:
     def absorb(self, role: Role, eps: float | int) -> None:
         """The scale of this role is normalised away at the current place, exactly if `eps` is zero."""
         if len(role.acting):
-            self.absorbed.append(Absorbed(np.unique(role.acting.numpy()), float(eps), self.place))
+            self.absorbed.append(Absorbed(distinct(role.acting.numpy()), float(eps), self.place))
 
     def separate(self, role: Role, key: Tensor) -> None:
         """No mixing between elements whose keys differ."""

@@ -3,17 +3,20 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
+from numpy import ndarray
 from torch import Tensor
 
+from equipoise.graph.positions import Positions
 from equipoise.graph.precision import moved_in, narrow_nodes, narrowest
-from equipoise.graph.symmetry import STILL, Block, Solution
+from equipoise.graph.ragged import alike, joined, numbered
+from equipoise.graph.symmetry import STILL, Solution
 from equipoise.graph.walk import Leaf, Walk
 
 
@@ -133,97 +136,97 @@ def find_interfaces(walk: Walk) -> list[Interface]:
     order = {name: place for place, name in enumerate(walk.captured.parameters.values())}
     leaves = sorted(walk.leaves, key=lambda leaf: order[leaf.parameter])
     solution = walk.algebra.symmetry.solution()
-    places = _places(solution, leaves)
-    breaks, read = _breaks(walk, solution), _read(walk, solution)
+    positions = Positions.of(solution, leaves)
     computed_in = moved_in(solution, walk.signals, narrow_nodes(walk.captured.graph, walk.captured.parameters))
-    groups: dict[tuple, list[tuple[Block, dict]]] = defaultdict(list)
-    for number, block in enumerate(solution.blocks):
-        slots = places.get(number, {})
-        if slots and (block.skew or not read.isdisjoint(block.rates)) and not _idle(leaves, block, slots):
-            shape = tuple((leaf, degree, len(found) // block.width) for (leaf, degree), found in slots.items())
-            lost = tuple(sorted({note for root in block.rates for note in breaks.get(root, ())}))
-            groups[block.width, block.skew, shape, lost].append((block, slots))
-    found = [_interface(leaves, key, _in_order(blocks, key), computed_in) for key, blocks in groups.items()]
+    breaks, sets = _breaks(walk, solution)
+    stated = np.flatnonzero(_stated(walk, solution, positions, leaves))
+    kind = numbered(joined(solution.width, solution.skew, positions.shape, breaks)[stated])[0]
+    groups = np.split(stated[np.argsort(kind, kind="stable")], np.cumsum(np.bincount(kind))[:-1])
+    found = [
+        Interface(
+            tuple(_members(solution, positions, leaves, blocks, computed_in)),
+            len(blocks),
+            int(solution.width[blocks[0]]),
+            "antisymmetric" if solution.skew[blocks[0]] else "full",
+            sets[int(breaks[blocks[0]])],
+        )
+        for blocks in map(positions.in_order, groups)
+        if len(blocks)
+    ]
     return sorted(found, key=lambda interface: [order[member.parameter] for member in interface.members])
 
 
-Slots = dict[tuple[int, float], list[tuple[int, int, int]]]
+def _members(
+    solution: Solution,
+    positions: Positions,
+    leaves: Sequence[Leaf],
+    blocks: Int64[ndarray, " n"],
+    computed_in: Mapping[int, torch.dtype],
+) -> Iterator[Member]:
+    """The members that some blocks of one shape move; the first counts once."""
+    roots = solution.member[np.isin(solution.block, blocks)].tolist() if computed_in else []
+    precision = narrowest(*map(computed_in.get, roots))
+    unit = float(positions.rate[positions.first[blocks[0]]])
+    for number, rate, index in positions.together(blocks):
+        leaf = leaves[number]
+        yield Member(leaf.parameter, leaf.view, leaf.axes, index, rate / unit, precision=precision)
 
 
-def _in_order(blocks: list[tuple[Block, Slots]], key: tuple) -> list[tuple[Block, Slots]]:
-    """Blocks in the order of the slices that they move of the first member: unit i is neuron i of that layer."""
-    leaf, degree, _ = key[2][0]
-    return sorted(blocks, key=lambda block: min(position for *_, position in block[1][leaf, degree]))
+def _stated(walk: Walk, solution: Solution, positions: Positions, leaves: Sequence[Leaf]) -> Bool[ndarray, " blocks"]:
+    """Whether a block has a law worth stating: it moves something that an operation reads, or is antisymmetric."""
+    absorbed = [absorbed.coordinates for absorbed in walk.algebra.absorbed]
+    read = np.zeros(len(solution.root), bool)
+    read[solution.root[np.concatenate([walk.algebra.symmetry.related(), *absorbed])]] = True
+    stated = solution.skew.copy()
+    stated[solution.block[read[solution.member]]] = True
+    stated &= positions.slots > 0
+    shapes, first = np.unique(positions.shape, return_index=True)
+    for shape, block in zip(shapes.tolist(), first.tolist(), strict=True):
+        if solution.width[block] == 1 and _may_idle(leaves, positions, block):
+            alike = np.flatnonzero(positions.shape == shape)
+            stated[[each for each in alike.tolist() if _idle(leaves, positions, each)]] = False
+    return stated
 
 
-def _places(solution: Solution, leaves: Sequence[Leaf]) -> dict[int, Slots]:
-    """For each block, which positions of which leaf it moves: `(leaf, degree) -> [(copy, component, position)]`."""
-    of_root: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
-    for number, block in enumerate(solution.blocks):
-        for root, (component, rate) in block.rates.items():
-            of_root[root].append((number, component, float(rate)))
-    places: dict[int, Slots] = defaultdict(lambda: defaultdict(list))
-    for number, leaf in enumerate(leaves):
-        columns = (array[leaf.coordinates].tolist() for array in (solution.root, solution.ratio, solution.cell))
-        for position, (root, ratio, cell) in enumerate(zip(*columns, strict=True)):
-            for block, component, rate in of_root.get(root, ()):
-                copy = cell if solution.blocks[block].width > 1 else position
-                places[block][number, ratio * rate].append((copy, component, position))
-    return places
+def _may_idle(leaves: Sequence[Leaf], positions: Positions, block: int) -> bool:
+    """Whether the rates on every parameter are of both signs."""
+    roles: dict[str, set[bool]] = defaultdict(set)
+    for number, rate, _ in positions.roles(block):
+        roles[leaves[number].parameter].add(rate > 0)
+    return bool(roles) and all(len(signs) == 2 for signs in roles.values())
 
 
-def _idle(leaves: Sequence[Leaf], block: Block, slots: "Slots") -> bool:
+def _idle(leaves: Sequence[Leaf], positions: Positions, block: int) -> bool:
     """Whether a rate moves no parameter, because its roles on each cancel: anything satisfies such a law."""
-    roles: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for number, degree in slots:
-        roles[leaves[number].parameter].append((number, degree))
-    if block.width > 1 or any(len({degree > 0 for _, degree in each}) < 2 for each in roles.values()):
-        return False
-    return all(not bool(_rates(leaves, each, slots).any()) for each in roles.values())
-
-
-def _rates(leaves: Sequence[Leaf], roles: Sequence[tuple[int, float]], slots: "Slots") -> Tensor:
-    """The rate at which each element of a parameter moves, all its roles together."""
-    total = torch.zeros(())
-    for number, degree in roles:
+    total: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+    for number, rate, own in positions.roles(block):
         leaf = leaves[number]
         sizes = [size if axis in leaf.axes else 1 for axis, size in enumerate(leaf.view)]
         rates = torch.zeros(math.prod(sizes))
-        for *_, position in slots[number, degree]:
-            rates[position] += degree
-        total = total + rates.reshape(sizes).expand(leaf.view).reshape(-1)
-    return total
+        rates[own] = rate
+        total[leaf.parameter] = total[leaf.parameter] + rates.reshape(sizes).expand(leaf.view).reshape(-1)
+    return all(not bool(rates.any()) for rates in total.values())
 
 
-def _breaks(walk: Walk, solution: Solution) -> Mapping[int, list[tuple[str, float]]]:
-    found: dict[int, list[tuple[str, float]]] = defaultdict(list)
-    for absorbed in walk.algebra.absorbed:
-        for root in np.unique(solution.root[absorbed.coordinates]).tolist():
-            if root != STILL and absorbed.eps:
-                found[root].append((absorbed.place, absorbed.eps))
-    return found
+Breaks = tuple[tuple[str, float], ...]
 
 
-def _read(walk: Walk, solution: Solution) -> set[int]:
-    """Roots that some operation reads; what a slice leaves out has no law worth stating."""
-    absorbed = [absorbed.coordinates for absorbed in walk.algebra.absorbed]
-    touched = np.concatenate([walk.algebra.symmetry.related(), *absorbed])
-    return set(np.unique(solution.root[touched]).tolist())
-
-
-def _interface(
-    leaves: Sequence[Leaf], key: tuple, blocks: list[tuple[Block, Slots]], computed_in: Mapping[int, torch.dtype]
-) -> Interface:
-    width, skew, shape, breaks = key
-    unit = next(degree for _, degree, _ in shape)
-    precision = narrowest(*(computed_in.get(root) for block, _ in blocks for root in block.rates))
-    members = tuple(replace(member, precision=precision) for member in _members(leaves, shape, blocks, unit))
-    return Interface(members, len(blocks), width, "antisymmetric" if skew else "full", breaks)
-
-
-def _members(leaves: Sequence[Leaf], shape: tuple, blocks: list[tuple[Block, Slots]], unit: float) -> Iterator[Member]:
-    for number, degree, copies in shape:
-        positions = [position for _, slots in blocks for *_, position in sorted(slots[number, degree])]
-        index = torch.tensor(positions).reshape(len(blocks), copies, blocks[0][0].width)
-        leaf = leaves[number]
-        yield Member(leaf.parameter, leaf.view, leaf.axes, index, degree / unit)
+def _breaks(walk: Walk, solution: Solution) -> tuple[Int64[ndarray, " blocks"], Mapping[int, Breaks]]:
+    """By block, a number for the set of normalisations whose `eps` breaks its symmetry; and these sets."""
+    softened = [absorbed for absorbed in walk.algebra.absorbed if absorbed.eps]
+    notes = sorted({(absorbed.place, absorbed.eps) for absorbed in softened})
+    blocks, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for absorbed in softened:
+        touched = np.zeros(len(solution.root), bool)
+        touched[solution.root[absorbed.coordinates]] = True
+        touched[STILL] = False
+        blocks.append(np.unique(solution.block[touched[solution.member]]))
+        numbers.append(np.full(len(blocks[-1]), notes.index((absorbed.place, absorbed.eps))))
+    pairs = np.unique(np.stack([np.concatenate(blocks), np.concatenate(numbers)]), axis=1)
+    found = alike(len(solution.width), *pairs)
+    sets: dict[int, list[int]] = defaultdict(list)
+    kinds, first = np.unique(found, return_index=True)
+    kept = np.isin(pairs[0], first)
+    for block, note in pairs[:, kept].T.tolist():
+        sets[int(found[block])].append(note)
+    return found, {kind: tuple(notes[note] for note in sets[kind]) for kind in kinds.tolist()}

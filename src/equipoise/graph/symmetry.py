@@ -12,39 +12,38 @@ mixed with each other share a *cell*: on it acts a whole matrix `A` (`dx = A x`)
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import networkx
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
+
+from equipoise.graph.ragged import alike, distinct, numbered
 
 STILL = 0  # the coordinate whose rate is zero
 
 
-@dataclass(frozen=True)
-class Block:
-    """An independent family of generators: `width` roots mixed by one matrix, or one rate shared in proportions.
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """For every coordinate: its root, its ratio to the root, and its cell; and the blocks of free roots.
 
-    `rates` maps a root coordinate to its place in the matrix and its rate; for a block of width one there may be
-    several roots, each moving at its own rate.
+    A block is an independent family of generators: roots mixed by one matrix, of its `width`, or several roots that
+    share one rate in proportions (width one); `skew` if the matrix is antisymmetric. Block by block, `member` lists its
+    roots, `component` their places in the matrix, `rate` their rates; `block` says whose they are.
     """
 
-    width: int
-    rates: dict[int, tuple[int, Fraction]]
-    skew: bool = False
-
-
-@dataclass(frozen=True)
-class Solution:
-    """For every coordinate: its root, its ratio to the root, and its cell; and the blocks of free roots."""
-
     root: Int64[ndarray, " n"]
-    ratio: ndarray
+    ratio: Float64[ndarray, " n"]
     cell: Int64[ndarray, " n"]
-    blocks: tuple[Block, ...]
+    width: Int64[ndarray, " blocks"]
+    skew: Bool[ndarray, " blocks"]
+    block: Int64[ndarray, " members"]
+    member: Int64[ndarray, " members"]
+    component: Int64[ndarray, " members"]
+    rate: Float64[ndarray, " members"]
 
 
 class Symmetry:
@@ -95,15 +94,32 @@ class Symmetry:
 
     def still(self, coordinates: ndarray) -> None:
         """The rates of these coordinates are zero."""
-        for root in np.unique(self.find(np.unique(coordinates))[0]).tolist():
+        for root in distinct(self.find(distinct(coordinates))[0]).tolist():
             self._parent[root] = STILL
 
     def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
         """`rate(left) = ratio · rate(right)`, pair by pair."""
         pairs = _unique(left, right)
         self._pairs.append(pairs)
-        for a, b in pairs.T.tolist():
-            self._relate(a, b, ratio)
+        if not self._relate_all(pairs[0], pairs[1], ratio):
+            for a, b in pairs.T.tolist():
+                self._relate(a, b, ratio)
+
+    def _relate_all(self, left: ndarray, right: ndarray, ratio: float) -> bool:
+        """All pairs at once, where none of them changes what another one finds; says whether it has done so."""
+        (roots_a, of_a), (roots_b, of_b) = self.find(left), self.find(right)
+        apart = roots_a != roots_b
+        if (~apart & (roots_a != STILL) & (of_a != ratio * of_b)).any():
+            return False
+        moved, onto = roots_a[apart], roots_b[apart]
+        alone = np.zeros(len(self._parent), bool)
+        alone[moved] = True
+        if alone[STILL] or alone[roots_b].any() or alone.sum() < len(moved):
+            return False
+        self._parent[moved], self._ratio[moved] = onto, ratio * of_b[apart] / of_a[apart]
+        if self._skew:
+            self._skew.update(b for a, b in zip(moved.tolist(), onto.tolist(), strict=True) if a in self._skew)
+        return True
 
     def _relate(self, a: int, b: int, ratio: float) -> None:
         root_a, of_a = self._climb(a)
@@ -162,13 +178,13 @@ class Symmetry:
 
     def wide(self, coordinates: ndarray) -> bool:
         """Whether some of these coordinates share their cell and are not at rest."""
-        members = np.unique(coordinates)
+        members = distinct(coordinates)
         moving = members[self.find(members)[0] != STILL]
         return bool((np.bincount(self._cell, minlength=self._cells)[self._cell[moving]] > 1).any())
 
     def single(self, coordinates: ndarray) -> None:
         """Each of these coordinates becomes a cell of its own."""
-        members = np.unique(coordinates)
+        members = distinct(coordinates)
         sizes = np.bincount(self._cell, minlength=self._cells)
         members = members[sizes[self._cell[members]] > 1]
         self._cell[members] = self._cells + np.arange(len(members))
@@ -182,64 +198,56 @@ class Symmetry:
         cell = self._cell[coordinate]
         found, counts = np.unique(fibre * self._cells + cell, return_counts=True)
         cells = found % self._cells
-        broken = np.unique(cells[counts < sizes[cells]])
+        broken = distinct(cells[counts < sizes[cells]])
         if len(broken):
             inside = np.isin(cell, broken)
             self._split_by_fibres(broken, fibre[inside], coordinate[inside])
 
     def _split_by_fibres(self, broken: ndarray, fibres: ndarray, coordinates: ndarray) -> None:
-        seen: dict[int, list[int]] = defaultdict(list)
-        for fibre, coordinate in zip(fibres.tolist(), coordinates.tolist(), strict=True):
-            seen[coordinate].append(fibre)
         members = np.flatnonzero(np.isin(self._cell, broken))
-        self._regroup(members, [tuple(seen.get(member, ())) for member in members.tolist()])
+        self._regroup(members, alike(len(members), np.searchsorted(members, coordinates), fibres))
 
-    def _regroup(self, members: ndarray, keys: Iterable[Hashable]) -> None:
+    def _regroup(self, members: ndarray, keys: Int64[ndarray, " members"]) -> None:
         """Split cells so that only members with equal keys stay together."""
-        groups: dict[Hashable, list[int]] = defaultdict(list)
-        for member, cell, key in zip(members.tolist(), self._cell[members].tolist(), keys, strict=True):
-            groups[cell, key].append(member)
-        for group in groups.values():
-            self._cell[group] = self._cells
-            self._cells += 1
+        groups, first = numbered(self._cell[members] * (int(keys.max(initial=0)) + 1) + keys)
+        self._cell[members] = self._cells + groups
+        self._cells += len(first)
 
     def related(self) -> ndarray:
         """Coordinates tied to others."""
         tied = [pairs.reshape(-1) for pairs in self._pairs]
         bound = np.array([root for equation in self._equations for root, _ in equation], np.int64)
-        return np.unique(np.concatenate([*tied, bound]))
+        return distinct(np.concatenate([*tied, bound]))
 
     def solution(self) -> Solution:
         """The largest set of generators within all restrictions."""
         self._settle()
         root, ratio = self.find(np.arange(len(self._parent)))
-        return Solution(root, ratio, self._cell.copy(), tuple(self._blocks(root)))
+        return Solution(root, ratio, self._cell.copy(), *self._blocks(root, ratio))
 
     def _settle(self) -> None:
         """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
         self._equations = {rows for equation in self._equations if (rows := self._reduced(equation))}
         self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
         count = -1
-        while count != (count := len(np.unique(self._cell))):
+        while count != (count := len(distinct(self._cell))):
             self._settle_pairs()
             root, ratio = self.find(np.arange(len(self._parent)))
-            keys = self._ties(root, ratio)
             members = self._mixed()
-            self._regroup(members, [keys[r] for r in root[members].tolist()])
+            self._regroup(members, self._ties(root, ratio)[root[members]])
 
     def _settle_pairs(self) -> None:
         """The same for direct partners, which tells apart members of one cell that end at the same root."""
         pairs = np.concatenate([*self._pairs, np.zeros((2, 0), np.int64)], axis=1)
         source, partner = np.concatenate([pairs, pairs[::-1]], axis=1)
         count = -1
-        while count != (count := len(np.unique(self._cell))):
+        while count != (count := len(distinct(self._cell))):
             members = self._mixed()
-            inside = np.isin(source, members)
-            links = _unique(source[inside], self._cell[partner[inside]])
-            beside: dict[int, list[int]] = defaultdict(list)
-            for member, cell in links.T.tolist():
-                beside[member].append(cell)
-            self._regroup(members, [tuple(beside.get(member, ())) for member in members.tolist()])
+            mixed = np.zeros(len(self._cell), bool)
+            mixed[members] = True
+            inside = mixed[source]
+            member, cell = _unique(source[inside], self._cell[partner[inside]])
+            self._regroup(members, alike(len(members), np.searchsorted(members, member), cell))
 
     def _mixed(self) -> ndarray:
         """Coordinates that share their cell."""
@@ -258,45 +266,63 @@ class Symmetry:
             return ()
         return left
 
-    def _ties(self, root: ndarray, ratio: ndarray) -> dict[int, Hashable]:
-        """What a root is tied to: the cells of its members with their signs; itself where no matrix fits."""
+    def _ties(self, root: ndarray, ratio: ndarray) -> Int64[ndarray, " n"]:
+        """By root, a number for what it is tied to: the cells of its members with their signs; its own if none fits.
+
+        No matrix but a multiple of the identity fits members of one cell, or of other ratios than 1 and -1.
+        """
         order = np.lexsort((self._cell, root))
-        members: dict[int, list[tuple[int, float]]] = defaultdict(list)
-        for r, cell, rate in zip(root[order].tolist(), self._cell[order].tolist(), ratio[order].tolist(), strict=True):
-            members[r].append((cell, rate))
-        return {r: self._tie(r, ties) for r, ties in members.items()}
+        owner, cell, rate = root[order], self._cell[order], ratio[order]
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        like = np.repeat(rate[first], np.diff(first, append=len(owner)))
+        repeated = (owner[1:] == owner[:-1]) & (cell[1:] == cell[:-1])
+        own = np.zeros(len(root), bool)
+        own[owner[1:][repeated]] = True
+        own[owner[np.abs(rate) != np.abs(like)]] = True
+        own[STILL] = True
+        fits = ~own[owner]
+        skew = np.zeros(len(root), np.int64)
+        skew[list(self._skew)] = 1
+        owners, place = np.unique(owner[fits], return_inverse=True)
+        keys = np.arange(len(root))
+        keys[owners] = len(root) + 2 * alike(len(owners), place, 2 * cell[fits] + (rate != like)[fits]) + skew[owners]
+        return keys
 
-    def _tie(self, root: int, ties: list[tuple[int, float]]) -> Hashable:
-        if root == STILL:
-            return "still"
-        cells = [cell for cell, _ in ties]
-        first = ties[0][1]
-        signs = tuple(rate / first for _, rate in ties)
-        if len(set(cells)) < len(cells) or any(abs(sign) != 1 for sign in signs):
-            return root
-        return (root in self._skew, tuple(cells), signs)
-
-    def _blocks(self, root: ndarray) -> Iterator[Block]:
-        bound = {r for equation in self._equations for r, _ in equation}
-        ties = self._ties(root, self.find(np.arange(len(self._parent)))[1])
-        together: dict[Hashable, list[int]] = defaultdict(list)
-        roots, first = np.unique(root, return_index=True)
-        for r in roots[np.argsort(first)].tolist():
-            if r != STILL and r not in bound:
-                together[ties[r]].append(r)
-        for members in together.values():
-            skew = members[0] in self._skew
-            if not skew or len(members) > 1:
-                yield Block(len(members), {r: (place, Fraction(1)) for place, r in enumerate(members)}, skew)
+    def _blocks(self, root: ndarray, ratio: ndarray) -> tuple[ndarray, ...]:
+        """Width and kind of each block, and its members, as in `Solution`."""
+        free = np.ones(len(root), bool)
+        free[[STILL, *(r for equation in self._equations for r, _ in equation)]] = False
+        roots = root[numbered(root)[1]]
+        roots = roots[free[roots]]
+        skew = np.zeros(len(root), bool)
+        skew[list(self._skew)] = True
+        block, first = numbered(self._ties(root, ratio)[roots])
+        order = np.argsort(block, kind="stable")
+        block, member = block[order], roots[order]
+        width = np.bincount(block, minlength=len(first))
+        component = np.arange(len(block)) - (np.cumsum(width) - width)[block]
+        skews = skew[roots[first]]
+        kept = ~skews | (width > 1)  # one component has no antisymmetric matrix
+        inside, number = kept[block], np.cumsum(kept) - 1
         rows = [{r: Fraction(w) for r, w in equation if r not in self._skew} for equation in self._equations]
-        for rates in kernel(rows):
-            yield Block(1, {r: (0, rate) for r, rate in rates.items()})
+        rates = kernel(rows)
+        shared = [(int(kept.sum()) + n, r, float(rate)) for n, each in enumerate(rates) for r, rate in each.items()]
+        blocks, members, values = (np.array(column) for column in zip(*shared, strict=True)) if shared else [()] * 3
+        one = np.ones(len(rates), np.int64)
+        return (
+            np.concatenate([width[kept], one]),
+            np.concatenate([skews[kept], one < 1]),
+            np.concatenate([number[block[inside]], np.asarray(blocks, np.int64)]),
+            np.concatenate([member[inside], np.asarray(members, np.int64)]),
+            np.concatenate([component[inside], np.zeros(len(members), np.int64)]),
+            np.concatenate([np.ones(int(inside.sum())), np.asarray(values, np.float64)]),
+        )
 
 
 def _unique(left: ndarray, right: ndarray) -> ndarray:
     """The distinct pairs of two columns of non-negative numbers, sorted."""
     base = int(right.max(initial=0)) + 1
-    return np.stack(np.divmod(np.unique(left * base + right), base))
+    return np.stack(np.divmod(distinct(left * base + right), base))
 
 
 def kernel(equations: Sequence[dict[int, Fraction]]) -> list[dict[int, Fraction]]:

@@ -1,0 +1,233 @@
+"""How laws are derived, coordinate by coordinate and block by block: the slow twin of `equipoise.graph`."""
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from equipoise.graph.interface import Interface, Member
+from equipoise.graph.precision import moved_in, narrow_nodes, narrowest
+from equipoise.graph.symmetry import STILL, Solution, Symmetry, _unique, kernel
+from equipoise.graph.walk import Leaf, Walk
+
+
+@dataclass(frozen=True)
+class Block:
+    """An independent family of generators: `width` roots mixed by one matrix, or one rate shared in proportions.
+
+    `rates` maps a root coordinate to its place in the matrix and its rate; for a block of width one there may be
+    several roots, each moving at its own rate.
+    """
+
+    width: int
+    rates: dict[int, tuple[int, Fraction]]
+    skew: bool = False
+
+
+_EMPTY = np.zeros(0, np.int64)
+_NO_ARRAYS = (_EMPTY, _EMPTY > 0, _EMPTY, _EMPTY, _EMPTY, _EMPTY / 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SlowSolution(Solution):
+    """With a list of blocks in place of arrays."""
+
+    blocks: tuple[Block, ...] = ()
+
+
+class SlowSymmetry(Symmetry):
+    """The restrictions, settled one coordinate at a time."""
+
+    def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
+        pairs = _unique(left, right)
+        self._pairs.append(pairs)
+        for a, b in pairs.T.tolist():
+            self._relate(a, b, ratio)
+
+    def _split_by_fibres(self, broken: ndarray, fibres: ndarray, coordinates: ndarray) -> None:
+        seen: dict[int, list[int]] = defaultdict(list)
+        for fibre, coordinate in zip(fibres.tolist(), coordinates.tolist(), strict=True):
+            seen[coordinate].append(fibre)
+        members = np.flatnonzero(np.isin(self._cell, broken))
+        self._regroup(members, [tuple(seen.get(member, ())) for member in members.tolist()])
+
+    def _regroup(self, members: ndarray, keys: Iterable[Hashable]) -> None:
+        """Split cells so that only members with equal keys stay together."""
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for member, cell, key in zip(members.tolist(), self._cell[members].tolist(), keys, strict=True):
+            groups[cell, key].append(member)
+        for group in groups.values():
+            self._cell[group] = self._cells
+            self._cells += 1
+
+    def solution(self) -> SlowSolution:
+        """The largest set of generators within all restrictions."""
+        self._settle()
+        root, ratio = self.find(np.arange(len(self._parent)))
+        return SlowSolution(root, ratio, self._cell.copy(), *_NO_ARRAYS, tuple(self._blocks(root)))
+
+    def _settle(self) -> None:
+        """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
+        self._equations = {rows for equation in self._equations if (rows := self._reduced(equation))}
+        self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
+        count = -1
+        while count != (count := len(np.unique(self._cell))):
+            self._settle_pairs()
+            root, ratio = self.find(np.arange(len(self._parent)))
+            keys = self._ties(root, ratio)
+            members = self._mixed()
+            self._regroup(members, [keys[r] for r in root[members].tolist()])
+
+    def _settle_pairs(self) -> None:
+        """The same for direct partners, which tells apart members of one cell that end at the same root."""
+        pairs = np.concatenate([*self._pairs, np.zeros((2, 0), np.int64)], axis=1)
+        source, partner = np.concatenate([pairs, pairs[::-1]], axis=1)
+        count = -1
+        while count != (count := len(np.unique(self._cell))):
+            members = self._mixed()
+            inside = np.isin(source, members)
+            links = _unique(source[inside], self._cell[partner[inside]])
+            beside: dict[int, list[int]] = defaultdict(list)
+            for member, cell in links.T.tolist():
+                beside[member].append(cell)
+            self._regroup(members, [tuple(beside.get(member, ())) for member in members.tolist()])
+
+    def _ties(self, root: ndarray, ratio: ndarray) -> dict[int, Hashable]:
+        """What a root is tied to: the cells of its members with their signs; itself where no matrix fits."""
+        order = np.lexsort((self._cell, root))
+        members: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for r, cell, rate in zip(root[order].tolist(), self._cell[order].tolist(), ratio[order].tolist(), strict=True):
+            members[r].append((cell, rate))
+        return {r: self._tie(r, ties) for r, ties in members.items()}
+
+    def _tie(self, root: int, ties: list[tuple[int, float]]) -> Hashable:
+        if root == STILL:
+            return "still"
+        cells = [cell for cell, _ in ties]
+        first = ties[0][1]
+        signs = tuple(rate / first for _, rate in ties)
+        if len(set(cells)) < len(cells) or any(abs(sign) != 1 for sign in signs):
+            return root
+        return (root in self._skew, tuple(cells), signs)
+
+    def _blocks(self, root: ndarray) -> Iterator[Block]:
+        bound = {r for equation in self._equations for r, _ in equation}
+        ties = self._ties(root, self.find(np.arange(len(self._parent)))[1])
+        together: dict[Hashable, list[int]] = defaultdict(list)
+        roots, first = np.unique(root, return_index=True)
+        for r in roots[np.argsort(first)].tolist():
+            if r != STILL and r not in bound:
+                together[ties[r]].append(r)
+        for members in together.values():
+            skew = members[0] in self._skew
+            if not skew or len(members) > 1:
+                yield Block(len(members), {r: (place, Fraction(1)) for place, r in enumerate(members)}, skew)
+        rows = [{r: Fraction(w) for r, w in equation if r not in self._skew} for equation in self._equations]
+        for rates in kernel(rows):
+            yield Block(1, {r: (0, rate) for r, rate in rates.items()})
+
+
+def slow_interfaces(walk: Walk) -> list[Interface]:
+    """Block by block."""
+    order = {name: place for place, name in enumerate(walk.captured.parameters.values())}
+    leaves = sorted(walk.leaves, key=lambda leaf: order[leaf.parameter])
+    solution = walk.algebra.symmetry.solution()
+    places = _places(solution, leaves)
+    breaks, read = _breaks(walk, solution), _read(walk, solution)
+    computed_in = moved_in(solution, walk.signals, narrow_nodes(walk.captured.graph, walk.captured.parameters))
+    groups: dict[tuple, list[tuple[Block, dict]]] = defaultdict(list)
+    for number, block in enumerate(solution.blocks):
+        slots = places.get(number, {})
+        if slots and (block.skew or not read.isdisjoint(block.rates)) and not _idle(leaves, block, slots):
+            shape = tuple((leaf, degree, len(found) // block.width) for (leaf, degree), found in slots.items())
+            lost = tuple(sorted({note for root in block.rates for note in breaks.get(root, ())}))
+            groups[block.width, block.skew, shape, lost].append((block, slots))
+    found = [_interface(leaves, key, _in_order(blocks, key), computed_in) for key, blocks in groups.items()]
+    return sorted(found, key=lambda interface: [order[member.parameter] for member in interface.members])
+
+
+Slots = dict[tuple[int, float], list[tuple[int, int, int]]]
+
+
+def _in_order(blocks, key):
+    leaf, degree, _ = key[2][0]
+    return sorted(blocks, key=lambda block: min(position for *_, position in block[1][leaf, degree]))
+
+
+def _places(solution: SlowSolution, leaves: Sequence[Leaf]) -> dict[int, Slots]:
+    """For each block, which positions of which leaf it moves: `(leaf, degree) -> [(copy, component, position)]`."""
+    of_root: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
+    for number, block in enumerate(solution.blocks):
+        for root, (component, rate) in block.rates.items():
+            of_root[root].append((number, component, float(rate)))
+    places: dict[int, Slots] = defaultdict(lambda: defaultdict(list))
+    for number, leaf in enumerate(leaves):
+        columns = (array[leaf.coordinates].tolist() for array in (solution.root, solution.ratio, solution.cell))
+        for position, (root, ratio, cell) in enumerate(zip(*columns, strict=True)):
+            for block, component, rate in of_root.get(root, ()):
+                copy = cell if solution.blocks[block].width > 1 else position
+                places[block][number, ratio * rate].append((copy, component, position))
+    return places
+
+
+def _idle(leaves: Sequence[Leaf], block: Block, slots: "Slots") -> bool:
+    """Whether a rate moves no parameter, because its roles on each cancel: anything satisfies such a law."""
+    roles: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for number, degree in slots:
+        roles[leaves[number].parameter].append((number, degree))
+    if block.width > 1 or any(len({degree > 0 for _, degree in each}) < 2 for each in roles.values()):
+        return False
+    return all(not bool(_rates(leaves, each, slots).any()) for each in roles.values())
+
+
+def _rates(leaves: Sequence[Leaf], roles: Sequence[tuple[int, float]], slots: "Slots") -> Tensor:
+    """The rate at which each element of a parameter moves, all its roles together."""
+    total = torch.zeros(())
+    for number, degree in roles:
+        leaf = leaves[number]
+        sizes = [size if axis in leaf.axes else 1 for axis, size in enumerate(leaf.view)]
+        rates = torch.zeros(math.prod(sizes))
+        for *_, position in slots[number, degree]:
+            rates[position] += degree
+        total = total + rates.reshape(sizes).expand(leaf.view).reshape(-1)
+    return total
+
+
+def _breaks(walk: Walk, solution: SlowSolution) -> Mapping[int, list[tuple[str, float]]]:
+    found: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    for absorbed in walk.algebra.absorbed:
+        for root in np.unique(solution.root[absorbed.coordinates]).tolist():
+            if root != STILL and absorbed.eps:
+                found[root].append((absorbed.place, absorbed.eps))
+    return found
+
+
+def _read(walk: Walk, solution: SlowSolution) -> set[int]:
+    """Roots that some operation reads; what a slice leaves out has no law worth stating."""
+    absorbed = [absorbed.coordinates for absorbed in walk.algebra.absorbed]
+    touched = np.concatenate([walk.algebra.symmetry.related(), *absorbed])
+    return set(np.unique(solution.root[touched]).tolist())
+
+
+def _interface(
+    leaves: Sequence[Leaf], key: tuple, blocks: list[tuple[Block, Slots]], computed_in: Mapping[int, torch.dtype]
+) -> Interface:
+    width, skew, shape, breaks = key
+    unit = next(degree for _, degree, _ in shape)
+    precision = narrowest(*(computed_in.get(root) for block, _ in blocks for root in block.rates))
+    members = tuple(replace(member, precision=precision) for member in _members(leaves, shape, blocks, unit))
+    return Interface(members, len(blocks), width, "antisymmetric" if skew else "full", breaks)
+
+
+def _members(leaves: Sequence[Leaf], shape: tuple, blocks: list[tuple[Block, Slots]], unit: float) -> Iterator[Member]:
+    for number, degree, copies in shape:
+        positions = [position for _, slots in blocks for *_, position in sorted(slots[number, degree])]
+        index = torch.tensor(positions).reshape(len(blocks), copies, blocks[0][0].width)
+        leaf = leaves[number]
+        yield Member(leaf.parameter, leaf.view, leaf.axes, index, degree / unit)
