@@ -14,6 +14,7 @@ import json
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,9 +30,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import equipoise as eq
-from architectures.entry import Architecture, call
+from architectures.entry import Architecture, Inputs, call
 from equipoise.errors import EquipoiseError
 from equipoise.laws import Law, Laws
+from equipoise.monitor.log import Log
 from null_space import InDouble, NoGap, null_space
 
 FAMILIES = {"torch": "plain", "torch_geometric": "geometric", "transformers": "huggingface"}  # and their modules
@@ -160,48 +162,80 @@ class Watched:
 
     name: str
     way: str
-    same_laws: bool = False
+    laws: int = 0
+    refused: str = ""  # by eq.invariances
+    absent: list[str] = field(default_factory=list)  # laws of eq.invariances that eq.watch does not have
+    added: list[str] = field(default_factory=list)  # and the other way about
     alarms: list[str] = field(default_factory=list)
-    off: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    off: dict[str, str] = field(default_factory=dict)  # observers that need laws, which there are
     trained: str = ""  # why the training itself failed
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return not (self.absent or self.added or self.alarms or self.notes or self.off or self.trained)
 
 
 STEPS = 20
 WAYS = ("float32", "autocast", "accelerate")
 
 
-def watched(architecture: Architecture, way: str) -> Watched:
-    """Twenty steps of SGD under `eq.watch`."""
-    row = Watched(architecture.name, way)
-    model = architecture.model(WIDTH).float()
-    narrow = lambda leaf: leaf.float() if leaf.is_floating_point() else leaf  # noqa: E731
-    inputs = torch.utils._pytree.tree_map_only(Tensor, narrow, architecture.arguments(WIDTH))
+def watched(architecture: Architecture) -> Iterator[Watched]:
+    """Twenty steps of SGD under `eq.watch`, in each way of computing."""
+    model, inputs = architecture.model(WIDTH).float(), _single(architecture.arguments(WIDTH))
+    expected, refused = [], ""
     try:
         expected = [law.name for law in eq.invariances(model, inputs)]
-    except EquipoiseError:
-        expected = None
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    used, stepping = model, optimizer
+    except EquipoiseError as error:
+        refused = str(error)
+    for way in WAYS:
+        row, began = Watched(architecture.name, way, len(expected), refused), time.perf_counter()
+        try:
+            with deadline(SECONDS):
+                log = train(architecture, way)
+        except Exception as error:
+            row.trained = _failure(error)
+        else:
+            found = [] if log.laws is None else [law.name for law in log.laws]
+            row.absent, row.added = _without(expected, found), _without(found, expected)
+            row.alarms, row.notes = [str(alarm) for alarm in log.alarms], [str(note) for note in log.notes]
+            row.off = {} if refused else {name: why for name, why in log.off.items() if name != "alignment"}
+        row.seconds = time.perf_counter() - began
+        yield row
+
+
+def train(architecture: Architecture, way: str, steps: int = STEPS) -> Log:
+    """What `eq.watch` saw of a training."""
+    model, inputs = architecture.model(WIDTH).float(), _single(architecture.arguments(WIDTH))
+    optimizer: Any = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     if way == "accelerate":
         from accelerate import Accelerator
 
-        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-        used, stepping = accelerator.prepare(model, optimizer)
-    try:
-        with eq.watch(used, stepping, every=1, quiet=True) as log:
-            for _ in range(STEPS):
-                stepping.zero_grad()
-                with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
-                    outputs = call(used, inputs)
-                sum(output.float().tanh().square().mean() for output in outputs).backward()
-                stepping.step()
-    except Exception as error:
-        row.trained = f"{type(error).__name__}: {error}"[:300]
-        return row
-    found = None if log.laws is None else [law.name for law in log.laws]
-    row.same_laws = found == expected
-    row.alarms, row.off = [str(alarm) for alarm in log.alarms], dict(log.off)
-    return row
+        model, optimizer = Accelerator(cpu=True, mixed_precision="bf16").prepare(model, optimizer)
+    with eq.watch(model, optimizer, every=1, quiet=True) as log:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+                outputs = call(model, inputs)
+            sum(output.float().tanh().square().mean() for output in outputs).backward()
+            optimizer.step()
+    return log
+
+
+def _single(inputs: Inputs) -> Inputs:
+    narrow = lambda leaf: leaf.float() if leaf.is_floating_point() else leaf  # noqa: E731
+    return torch.utils._pytree.tree_map_only(Tensor, narrow, inputs)
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    return sorted((Counter(names) - Counter(others)).elements())
+
+
+def _failure(error: Exception) -> str:
+    """What was raised, and where."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}"[:300] + f" ({Path(last.filename).name}:{last.lineno})"
 
 
 # The table ----------------------------------------------------------------------------------------------------------
@@ -286,42 +320,44 @@ def main() -> None:
         _write([Row(**row) for file in options.page for row in json.loads(file.read_text())])
         return
     torch.set_num_threads(1)
-    if options.watch:
-        found: list[Any] = list(_watch_all(chosen(options.names)))
-    else:
-        found = []
-        for architecture in chosen(options.names):
-            row = guarded(architecture, lambda each: examine(each, null=not options.no_null))
+    found: list[Any] = []
+    for architecture in chosen(options.names):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if options.watch:
+                rows: list[Any] = list(watched(architecture))
+            else:
+                rows = [guarded(architecture, lambda each: examine(each, null=not options.no_null))]
+        for row in rows:
             found.append(row)
-            _tell(row)
-            if options.json:
-                options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
-        print(summary(found))
-    if options.watch and options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
+            _tell_watched(row) if options.watch else _tell(row)
+        if options.json:
+            options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
+    print(summary_of_watch(found) if options.watch else summary(found))
 
 
-def _watch_all(architectures: Iterable[Architecture]) -> Iterator[Watched]:
-    rows = []
-    for architecture in architectures:
-        for way in WAYS:
-            try:
-                with deadline(SECONDS), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    row = watched(architecture, way)
-            except Exception as error:
-                row = Watched(architecture.name, way, trained=f"{type(error).__name__}: {error}"[:300])
-            good = row.same_laws and not row.alarms and not row.off and not row.trained
-            told = "as it should be" if good else f"{row.same_laws=} {row.alarms} {row.off} {row.trained}"
-            print(f"{row.name} | {way} | {told}", flush=True)
-            rows.append(row)
-            yield row
-    print(
-        f"{len(rows)} trainings: {sum(not row.same_laws for row in rows)} with other laws than eq.invariances, "
-        f"{sum(bool(row.alarms) for row in rows)} with alarms, "
-        f"{sum(bool(row.off) for row in rows)} with something off, "
-        f"{sum(bool(row.trained) for row in rows)} that failed"
+def summary_of_watch(rows: Sequence[Watched]) -> str:
+    return (
+        f"{len(rows)} trainings of {len({row.name for row in rows})} architectures, of which "
+        f"{len({row.name for row in rows if row.refused})} cannot be read: "
+        f"{sum(bool(row.absent or row.added) for row in rows)} with other laws than `eq.invariances`, "
+        f"{sum(bool(row.alarms) for row in rows)} with an alarm, {sum(bool(row.notes) for row in rows)} with a note, "
+        f"{sum(bool(row.off) for row in rows)} with an observer off, {sum(bool(row.trained) for row in rows)} failed"
     )
+
+
+def _tell_watched(row: Watched) -> None:
+    print(
+        f"{row.name} | {row.way} | {row.laws} laws | {row.seconds:.1f} s | {'' if row.good else 'NOT '}as it should be"
+    )
+    for label in ("absent", "added", "alarms", "notes"):
+        for line in getattr(row, label):
+            print(f"      {label}: {line}")
+    for name, why in row.off.items():
+        print(f"      off: {name}: {why}")
+    if row.trained:
+        print(f"      failed: {row.trained}", flush=True)
+    sys.stdout.flush()
 
 
 def _tell(row: Row) -> None:

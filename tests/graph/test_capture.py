@@ -218,3 +218,20 @@ def test_any_number_of_arguments_may_be_taken(count):
     torch.testing.assert_close(
         captured.run(dict(model.named_parameters()), *(other,) * count), model(*(other,) * count)
     )
+
+
+class Pair(nn.Module):
+    """Two inputs by keyword, of which `len` fixes the batch unless dynamo reads it; an option follows them."""
+
+    def __init__(self):
+        super().__init__()
+        self.lower, self.upper = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, source=None, mask=None, target=None, use_cache=None):
+        rows = source.new_zeros((len(source), 4))
+        return self.upper(torch.relu(self.lower(source) + rows + target))
+
+
+def test_keywords_with_options_left_out_between_them_are_read():
+    captured = capture(Pair(), {"source": torch.ones(2, 3), "target": torch.ones(2, 4)})
+    assert set(captured.parameters.values()) == {"lower.weight", "lower.bias", "upper.weight", "upper.bias"}

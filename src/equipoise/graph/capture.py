@@ -139,6 +139,7 @@ def capture(model: nn.Module, example_inputs: Inputs, in_other_words: Decomposit
     _inline_regions(program.graph_module)
     _strip_guards(graph)
     _relax_views(graph)
+    _give_statistics(graph)
     names = _canonical_names(model)
     parameters = _targets(signature, InputKind.PARAMETER)
     parameters = _merge_tied(graph, {placeholder: names[name] for placeholder, name in parameters.items()})
@@ -303,7 +304,25 @@ def _exported(
         with suppress(Exception):  # the model wants this batch and no other
             program = export(strict=True)
     _cut_off(program.graph_module)
-    return program.run_decompositions(dict(in_other_words)), _casts(program.graph_module)
+    return _decomposed(program, in_other_words), _casts(program.graph_module)
+
+
+def _decomposed(program: torch.export.ExportedProgram, in_other_words: Decompositions) -> torch.export.ExportedProgram:
+    """What torch cannot take apart under autocast, such as einsum, is read as what it is without.
+
+    What strict export knows of its inputs is forgotten: checks of it mix up keywords, and are no part of the model.
+    """
+    program._guards_code = []
+    try:
+        return program.run_decompositions(dict(in_other_words))
+    except Exception:
+        module = program.graph_module
+        if not any(str(node.target) == "wrap_with_autocast" for node in module.graph.nodes):
+            raise
+        _inline_regions(module)
+        _strip_guards(module.graph)
+        module.recompile()
+        return program.run_decompositions(dict(in_other_words))
 
 
 def _casts(module: fx.GraphModule) -> frozenset[torch.dtype]:
@@ -423,6 +442,18 @@ def _strip_guards(graph: fx.Graph) -> None:
 
 def _guards(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "").split(".")[0] in _GUARDS
+
+
+def _give_statistics(graph: fx.Graph) -> None:
+    """A batch norm without running statistics as one that has them: either takes those of its batch."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._native_batch_norm_legit.no_stats):
+        x, gain, bias, *rest = node.args
+        value: Any = x.meta["val"]
+        fills = (torch.ops.aten.zeros.default, torch.ops.aten.ones.default)
+        with graph.inserting_before(node):
+            mean, var = (graph.call_function(fill, ([value.shape[1]],), {"dtype": value.dtype}) for fill in fills)
+        node.target = torch.ops.aten._native_batch_norm_legit_functional.default
+        node.args = (x, gain, bias, mean, var, *rest)
 
 
 def _relax_views(graph: fx.Graph) -> None:

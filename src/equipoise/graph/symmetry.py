@@ -227,7 +227,7 @@ class Symmetry:
 
     def _settle(self) -> None:
         """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
-        self._equations = {rows for equation in self._equations if (rows := self._reduced(equation))}
+        self._reduce()
         self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
         count = -1
         while count != (count := len(distinct(self._cell))):
@@ -253,6 +253,13 @@ class Symmetry:
         """Coordinates that share their cell."""
         sizes = np.bincount(self._cell, minlength=self._cells)
         return np.flatnonzero(sizes[self._cell] > 1)
+
+    def _reduce(self) -> None:
+        """Every equation in the roots of today: one that is settled with two terms may change the roots of others."""
+        before = None
+        while before != self._equations:
+            before = self._equations
+            self._equations = {rows for equation in before if (rows := self._reduced(equation))}
 
     def _reduced(self, equation: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
         """An equation in the roots of today, settled if two terms or fewer are left."""

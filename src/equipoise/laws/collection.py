@@ -301,7 +301,7 @@ class Laws(Sequence[Law]):
         (True, ('2.bias',))
         """
         named(model)
-        twin = copy.deepcopy(model).double()
+        twin = _copied(model).double()
         twin.zero_grad()
         double = lambda leaf: leaf.detach().to(torch.float64, copy=True) if leaf.is_floating_point() else leaf  # noqa: E731
         data = pytree.tree_map_only(Tensor, double, data)
@@ -437,6 +437,15 @@ def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str
     known = {name for law in laws for name in law.parameters}
     missing = {law.name: law.parameters for law in trained if law.statement not in kept}
     return {name: tuple(parameter for parameter in names if parameter not in known) for name, names in missing.items()}
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy; tensors with a history that modules keep, as a cache of theirs, are constants in it."""
+    kept = (leaf for module in model.modules() for leaf in pytree.tree_leaves(dict(vars(module))))
+    memo: dict[int, Any] = {
+        id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf
+    }
+    return copy.deepcopy(model, memo)
 
 
 def _refuse(model: Any) -> None:

@@ -75,13 +75,14 @@ def _side(names: Sequence[str]) -> str:
 
 
 def _shift_laws(members: Iterable[Member]) -> list[Law]:
-    """One law for each module (its weight and bias share their groups)."""
+    """One law for each module (its weight and bias share their groups), whichever of them is used first."""
     groups: dict[tuple, list[Member]] = defaultdict(list)
     for member in members:
         module = member.parameter.rpartition(".")[0] or member.parameter
         groups[module, tuple(member.index.shape), tuple(member.index.reshape(-1).tolist())].append(member)
     laws = []
-    for group in groups.values():
+    for unordered in groups.values():
+        group = sorted(unordered, key=lambda member: member.parameter.endswith("bias"))
         blocks, _, width = group[0].index.shape
         columns = sum(_columns(member) for member in group)
         name = f"shift of {' + '.join(member.label for member in group)}"

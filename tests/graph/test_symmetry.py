@@ -1,0 +1,25 @@
+"""The largest set of generators within all restrictions satisfies every one of them."""
+
+import numpy as np
+import pytest
+
+from equipoise.graph.symmetry import Symmetry
+
+
+@pytest.mark.parametrize("units", [1, 8])
+def test_an_equation_that_settles_another_is_settled_first(units):
+    """`a + b = c` and `c + d = e` with `e = 0`: in whichever order, the second makes `c = -d` within the first."""
+    symmetry = Symmetry()
+    coordinates = np.stack([symmetry.fresh(5) for _ in range(units)])
+    for a, b, c, d, e in coordinates.tolist():
+        symmetry.balance([(a, 1.0), (b, 1.0), (c, -1.0)])
+        symmetry.balance([(c, 1.0), (d, 1.0), (e, -1.0)])
+    symmetry.still(coordinates[:, 4])
+    solution = symmetry.solution()
+    assert len(solution.blocks) == 2 * units
+    for block in solution.blocks:
+        rates = {root: float(rate) for root, (_, rate) in block.rates.items()}
+        rate = np.array([rates.get(root, 0.0) for root in solution.root.tolist()]) * solution.ratio
+        a, b, c, d, _ = rate[coordinates].T
+        assert np.array_equal(a + b, c)
+        assert np.array_equal(c, -d)

@@ -1,0 +1,64 @@
+"""Autocast that begins inside `forward`, as trainers put it there, changes neither the laws nor their names."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from equipoise.laws import invariances
+from equipoise.monitor.scenery import read_laws
+
+X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Projected(nn.Module):
+    """A linear layer of weights and biases that a LayerNorm reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.LayerNorm(5))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Contracted(nn.Module):
+    """A bare parameter, contracted by `einsum`."""
+
+    def __init__(self):
+        super().__init__()
+        self.lower, self.upper = nn.Linear(3, 4), nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x):
+        return torch.einsum("bi,oi->bo", F.relu(self.lower(x)), self.upper)
+
+
+class Batched(nn.Module):
+    """Weights that depend on the example: a product for each of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.of, self.head = nn.Linear(3, 12), nn.Linear(4, 2)
+
+    def forward(self, x):
+        weights = self.of(x).unflatten(-1, (-1, 3))
+        return self.head(F.relu(torch.einsum("bwi,bi->bw", weights, x)))
+
+
+def within_autocast(model):
+    """As accelerate prepares a model: autocast around its `forward`, and its outputs in float32."""
+    inner = model.forward
+
+    def forward(*args):
+        with torch.autocast("cpu", torch.bfloat16):
+            return inner(*args).float()
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("kind", [Projected, Contracted, Batched])
+def test_laws_are_those_without_autocast(kind):
+    plain, cast = invariances(kind(), X), read_laws(within_autocast(kind()), X)
+    assert len(plain) > 0
+    assert [(law.name, law.kind, law.count) for law in cast] == [(law.name, law.kind, law.count) for law in plain]
