@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -170,6 +170,7 @@ class Watched:
     notes: list[str] = field(default_factory=list)
     off: dict[str, str] = field(default_factory=dict)  # observers that need laws, which there are
     trained: str = ""  # why the training itself failed
+    unable: str = ""  # and why it does without eq.watch, too
     seconds: float = 0.0
 
     @property
@@ -195,7 +196,8 @@ def watched(architecture: Architecture) -> Iterator[Watched]:
             with deadline(SECONDS):
                 log = train(architecture, way)
         except Exception as error:
-            row.trained = _failure(error)
+            row.unable = _unable(architecture, way)
+            row.trained = "" if row.unable else _failure(error)
         else:
             found = [] if log.laws is None else [law.name for law in log.laws]
             row.absent, row.added = _without(expected, found), _without(found, expected)
@@ -205,15 +207,15 @@ def watched(architecture: Architecture) -> Iterator[Watched]:
         yield row
 
 
-def train(architecture: Architecture, way: str, steps: int = STEPS) -> Log:
-    """What `eq.watch` saw of a training."""
+def train(architecture: Architecture, way: str, steps: int = STEPS, watch: bool = True) -> Log | None:
+    """What `eq.watch` saw of a training, or a training without it."""
     model, inputs = architecture.model(WIDTH).float(), _single(architecture.arguments(WIDTH))
     optimizer: Any = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     if way == "accelerate":
         from accelerate import Accelerator
 
         model, optimizer = Accelerator(cpu=True, mixed_precision="bf16").prepare(model, optimizer)
-    with eq.watch(model, optimizer, every=1, quiet=True) as log:
+    with eq.watch(model, optimizer, every=1, quiet=True) if watch else nullcontext() as log:
         for _ in range(steps):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
@@ -221,6 +223,15 @@ def train(architecture: Architecture, way: str, steps: int = STEPS) -> Log:
             sum(output.float().tanh().square().mean() for output in outputs).backward()
             optimizer.step()
     return log
+
+
+def _unable(architecture: Architecture, way: str) -> str:
+    """Why it cannot be trained in this way by torch alone: `F.bilinear` knows no autocast, for one."""
+    try:
+        train(architecture, way, 1, watch=False)
+    except Exception as error:
+        return _failure(error)
+    return ""
 
 
 def _single(inputs: Inputs) -> Inputs:
@@ -342,7 +353,8 @@ def summary_of_watch(rows: Sequence[Watched]) -> str:
         f"{len({row.name for row in rows if row.refused})} cannot be read: "
         f"{sum(bool(row.absent or row.added) for row in rows)} with other laws than `eq.invariances`, "
         f"{sum(bool(row.alarms) for row in rows)} with an alarm, {sum(bool(row.notes) for row in rows)} with a note, "
-        f"{sum(bool(row.off) for row in rows)} with an observer off, {sum(bool(row.trained) for row in rows)} failed"
+        f"{sum(bool(row.off) for row in rows)} with an observer off, {sum(bool(row.trained) for row in rows)} failed, "
+        f"{sum(bool(row.unable) for row in rows)} that torch itself cannot train so"
     )
 
 

@@ -94,6 +94,7 @@ def _entry(
     *,
     head: str = "AutoModel",
     least: int = 4,
+    training: bool = False,
     **changes: Any,
 ) -> Architecture:
     """A model of `getattr(transformers, config)`: `base(width)` with changes, numbers or functions of the width."""
@@ -104,7 +105,7 @@ def _entry(
         settings = getattr(T, config)(**own)
         return getattr(T, head).from_config(settings) if head.startswith("Auto") else getattr(T, head)(settings)
 
-    return Architecture(name, "transformers", build, inputs, least)
+    return Architecture(name, "transformers", build, inputs, least, training)
 
 
 _LM = "AutoModelForCausalLM"
@@ -516,6 +517,7 @@ _VISION = (
         "LevitConfig",
         lambda w: {"hidden_sizes": [8, 8], "depths": [1, 1], "image_size": 32},
         _pixels(32),
+        training=True,  # in evaluation it keeps results of one pass for the next, which has no gradient then
         num_attention_heads=[1, 2],
         key_dim=[4, 4],
         mlp_ratio=[1, 1],

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from equipoise.errors import CaptureError
 from equipoise.graph.capture import capture
+from equipoise.laws import invariances
 
 
 class Tied(nn.Module):
@@ -164,8 +165,16 @@ class Configured(nn.Linear):
         return (super().forward(x), object()) if self.config.use_cache else super().forward(x)
 
 
-class Routed(Branching):
+class Library(Branching):
+    """Every model of transformers has this method, with experts or without."""
+
     def set_experts_implementation(self, name): ...
+
+
+class Routed(Library):
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +186,7 @@ class Routed(Branching):
             r"a decision by such a value at test_capture.py:\d+",
             "torch.where, or .*interfaces=",
         ),
+        (Library(), torch.ones(2, 2), "a decision by such a value", "; write it as torch.where, or .*interfaces="),
         (Routed(), torch.ones(2, 2), "a decision by such a value", r"set_experts_implementation\('batched_mm'\)"),
         (nn.Linear(3, 3), torch.ones(2, 4), "found RuntimeError: mat1 and mat2 .*, raised by the model itself", "runs"),
         (Raising(3, 3), torch.ones(2, 3), "KeyError: .*, raised by the model itself at test_capture.py", "runs"),
@@ -220,18 +230,17 @@ def test_any_number_of_arguments_may_be_taken(count):
     )
 
 
-class Pair(nn.Module):
-    """Two inputs by keyword, of which `len` fixes the batch unless dynamo reads it; an option follows them."""
+class Standardised(nn.Conv1d):
+    """A convolution whose weights a batch norm without running statistics standardises, as that of BiT."""
 
-    def __init__(self):
-        super().__init__()
-        self.lower, self.upper = nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, source=None, mask=None, target=None, use_cache=None):
-        rows = source.new_zeros((len(source), 4))
-        return self.upper(torch.relu(self.lower(source) + rows + target))
+    def forward(self, x):
+        weight = F.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True, eps=1e-300)
+        return F.conv1d(x, weight.reshape(self.weight.shape), self.bias)
 
 
-def test_keywords_with_options_left_out_between_them_are_read():
-    captured = capture(Pair(), {"source": torch.ones(2, 3), "target": torch.ones(2, 4)})
-    assert set(captured.parameters.values()) == {"lower.weight", "lower.bias", "upper.weight", "upper.bias"}
+def test_a_batch_norm_without_running_statistics_is_one_with_them():
+    model, x = Standardised(2, 3, 3).double(), torch.randn(4, 2, 5, dtype=torch.float64)
+    captured = capture(model, x)
+    torch.testing.assert_close(captured.run(dict(model.named_parameters()), x), model(x))
+    scale = [law for law in invariances(model, x) if law.kind != "shift"]
+    assert [(law.name, law.count) for law in scale] == [("scale of weight", 3)]

@@ -8,6 +8,7 @@ from torch import multiprocessing, nn
 
 import planted_bugs
 import reduced_gradients
+from equipoise.laws import invariances
 from equipoise.testing import assert_laws
 from planted_bugs import BUGS, Bug, audited
 
@@ -90,3 +91,17 @@ def test_assert_laws_fails_with_the_name_of_the_parameter():
     torch.manual_seed(0)
     with pytest.raises(AssertionError, match=r"suspect the gradient of inward\."):
         assert_laws(Branch(), torch.randn(6, 3))
+
+
+class Caching(nn.Linear):
+    """Keeps what its last call computed, with its history, which `copy.deepcopy` refuses."""
+
+    def forward(self, x):
+        self.cache = {"last": super().forward(x)}
+        return torch.relu(self.cache["last"])
+
+
+def test_a_model_that_keeps_results_with_a_history_is_checked():
+    model, x = nn.Sequential(Caching(3, 4), nn.Linear(4, 2)), torch.randn(5, 3)
+    model(x)
+    assert invariances(model, x).check(model, x).passed

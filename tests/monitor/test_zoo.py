@@ -1,14 +1,11 @@
 """Architectures of the zoo in training: `eq.watch` has the laws of `eq.invariances`, and raises no alarm."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-zoo = pytest.importorskip("zoo")
+import equipoise as eq
+import zoo
 
+pytest.importorskip("accelerate")
 SAMPLE = ("MLP, LayerNorm", "SwiGLU", "Language model, rotary")
 
 
@@ -29,3 +26,10 @@ def test_the_whole_zoo_has_the_same_laws_under_watch_and_no_alarm(family):
     pytest.importorskip(family)
     for architecture in zoo.chosen([family]):
         assert_as_it_should_be(architecture)
+
+
+def test_an_encoder_and_a_decoder_that_are_fed_views_of_one_tensor_are_read():
+    pytest.importorskip("transformers")
+    (architecture,) = zoo.chosen(["T5"])
+    laws = eq.invariances(architecture.model(4), architecture.arguments(4))
+    assert len(laws) > 10

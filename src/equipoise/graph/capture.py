@@ -246,7 +246,8 @@ def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
         )
     text = f"{type(error).__name__} {error}"
     if "data-dependent" in text or "DataDependent" in text or "unbacked" in text.lower():
-        experts = hasattr(model, "set_experts_implementation")
+        parts = any("expert" in name for name, _ in model.named_modules())
+        experts = parts and hasattr(model, "set_experts_implementation")
         return CaptureError(
             expected="a model whose operations do not depend on the values of tensors",
             found=f"{type(error).__name__}: a decision by such a value{_place(error)}",
