@@ -104,3 +104,24 @@ def test_computed_weights_scale_neuron_by_neuron():
     run_backward(model, inputs, None)
     assert max(laws.residual(model).values()) < 1e-15
     assert laws.coverage.unfollowed == ()
+
+
+class OverSets(nn.Module):
+    """Attention over sets that the data choose, its softmax written by scattered sums: keys' biases shift in vain."""
+
+    def __init__(self):
+        super().__init__()
+        self.key, self.value, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.Parameter(torch.randn(4))
+
+    def forward(self, x, places):
+        weights = self.key(x).exp()
+        total = torch.zeros_like(weights).index_add(0, places, weights).index_select(0, places)
+        mixed = torch.zeros_like(weights).index_add(0, places, weights / total * self.value(x))
+        return mixed + self.out
+
+
+def test_a_softmax_over_sets_has_a_line():
+    inputs = torch.randn(5, 3).double(), torch.tensor([0, 1, 0, 2, 1])
+    (line,) = invariances(OverSets().double(), inputs).coverage.unfollowed
+    assert line.operation == "exp"
+    assert {"key.bias", "value.bias"} <= set(line.parameters)

@@ -112,7 +112,14 @@ class _Interpreter(fx.Interpreter):
             value = self.intercept(n, self.fetch_args_kwargs_from_env(n)[0])
             if value is not NotImplemented:
                 return value
+        if n.target is torch.ops.aten.copy.default:
+            return copied(*self.fetch_args_kwargs_from_env(n)[0])
         return super().run_node(n)
+
+
+def copied(target: Tensor, source: Tensor, *_: Any) -> Tensor:
+    """`aten.copy`, which has no derivative of its own."""
+    return source.to(target.dtype).expand_as(target)
 
 
 def placeholders(graph: fx.Graph) -> list[fx.Node]:

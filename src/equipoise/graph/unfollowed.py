@@ -60,8 +60,33 @@ def _noted(walk: Walk) -> Iterator[Unfollowed]:
             or (node.name in algebra.turnable and _turns(node, walk))
         )
         parameters = walk.upstream(node) if lost and node.name not in read else ()
+        if name == "exp" and (weighed := _softmax_over_data(node)):
+            parameters = tuple(dict.fromkeys(name for each in (node, *weighed) for name in walk.upstream(each)))
         if parameters:
             yield Unfollowed(node.name, name, parameters)
+
+
+def _softmax_over_data(node: fx.Node) -> list[fx.Node]:
+    """What is weighed by `exp / index(scatter(exp))`, a softmax over sets that the data choose: it ignores shifts."""
+    sums = {
+        user for user in _after(node) if operation_name(user.target) in ("scatter_add", "index_add", "scatter_reduce")
+    }
+    totals = {each for total in sums for each in _after(total)}
+    shares = [user for user in node.users if operation_name(user.target) == "div" and user.args[1] in totals]
+    products = {each for share in shares for each in _after(share) if operation_name(each.target) == "mul"}
+    return [*shares, *products]
+
+
+def _after(node: fx.Node) -> set[fx.Node]:
+    """What reads a value, through operations that only move it or add a number."""
+    found: set[fx.Node] = set()
+    queue = [node]
+    while queue:
+        for user in queue.pop().users:
+            passes = operation_name(user.target) in (*_PASSING, "index_select", "index", "add", "clamp_min")
+            queue += [user] if passes and user not in found else []
+            found.add(user)
+    return found
 
 
 def _scales(node: fx.Node, walk: Walk) -> bool:
@@ -126,6 +151,7 @@ def _turned(source: fx.Node, user: fx.Node, walk: Walk) -> bool | None:
 
 
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "scaled_dot_product_attention")
+_PRODUCTS += ("cosine_similarity",)
 
 
 def _other(source: fx.Node, user: fx.Node) -> fx.Node | None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from equipoise.graph.algebra import Algebra
 from equipoise.graph.capture import Captured, fetched, placeholders
 from equipoise.graph.matchers import MATCHERS
-from equipoise.graph.matchers.contraction import dot, einsum_terms
+from equipoise.graph.matchers.contraction import dot, dotted, einsum_terms
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.matchers.pointwise import FLOOR, TINY
 from equipoise.graph.matchers.recurrent import LAWLESS, REFERENCES
@@ -23,6 +23,7 @@ from equipoise.graph.signal import Signal
 
 BATCH = 2  # what a free batch dimension is walked with
 _MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
+_MATRIX += ("embedding_bag", "tensordot")
 RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
 _SUMS = ("sum", "mean")
 _NORMS = ("linalg_vector_norm", "norm")
@@ -310,11 +311,18 @@ def _normed_axes(node: fx.Node) -> Iterator[int]:
 
 
 def _einsum_axes(node: fx.Node, use: fx.Node) -> Iterator[tuple[int, ...]]:
-    """Axes that an operand of an einsum gives to the output, and those that are summed over; shared ones with both."""
-    operands: Any = use.args[1] if operation_name(use.target) == "einsum" else ()
+    """Axes that an operand of an einsum gives to the output, and those that are summed over; shared ones with both.
+
+    Of a tensordot likewise.
+    """
+    args: Any = use.args
+    name = operation_name(use.target)
+    spelled = name == "einsum"
+    operands: Any = args[1] if spelled else args[:2] if name == "tensordot" else ()
     if list(operands).count(node) != 1:
         return
-    terms, output = einsum_terms(str(use.args[0]), [operand.meta["val"].ndim for operand in operands])
+    ndims = [operand.meta["val"].ndim for operand in operands]
+    terms, output = einsum_terms(str(args[0]), ndims) if spelled else dotted(ndims, *args[2:4])
     own = terms.pop(list(operands).index(node))
     shared = [axis in "".join(terms) for axis in own]
     written = tuple(place for place, axis in enumerate(own) if axis in output)

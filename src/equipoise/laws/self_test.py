@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import one_line
-from equipoise.graph.capture import Captured, placeholders
+from equipoise.graph.capture import Captured, copied, placeholders
 from equipoise.graph.coverage import Refuted
 from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
 from equipoise.graph.walk import operation_name
@@ -196,7 +196,7 @@ class _InFloat64(fx.Interpreter):
         args, kwargs = pytree.tree_map(_wide, (args, kwargs))
         if self.node is not None and self.node.name in self.broken and name in _EPS:
             args = _without_eps(name, args)
-        compute: Callable[..., Any] = self.reading.references.get(name, target)
+        compute: Callable[..., Any] = self.reading.references.get(name, copied if name == "copy" else target)
         return pytree.tree_map(_wide, compute(*args, **kwargs))
 
 

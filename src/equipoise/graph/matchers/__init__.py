@@ -5,7 +5,16 @@ a tuple). An operation without a matcher demands that nothing it reads moves, wh
 the coverage.
 """
 
-from equipoise.graph.matchers import attention, contraction, movement, normalisation, pointwise, recurrent, reduction
+from equipoise.graph.matchers import (
+    attention,
+    contraction,
+    movement,
+    normalisation,
+    placement,
+    pointwise,
+    recurrent,
+    reduction,
+)
 from equipoise.graph.matchers.registry import MATCHERS, Matcher
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "contraction",
     "movement",
     "normalisation",
+    "placement",
     "pointwise",
     "recurrent",
     "reduction",

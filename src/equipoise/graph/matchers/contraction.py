@@ -185,6 +185,19 @@ def einsum_terms(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]:
     return terms, output.replace("...", letters)
 
 
+def dotted(ndims: Sequence[int], over: Sequence[int], onto: Sequence[int]) -> tuple[list[str], str]:
+    """A `tensordot` over these axes of its two factors, as terms and output of an einsum.
+
+    >>> dotted([2, 3], [1], [0])
+    (['ab', 'bde'], 'ade')
+    """
+    one, other = list(ascii_lowercase[: ndims[0]]), list(ascii_lowercase[ndims[0] : sum(ndims)])
+    for axis, partner in zip(over, onto, strict=True):
+        other[partner] = one[axis]
+    output = [axis for axis in (*one, *other) if (axis in one) != (axis in other)]
+    return ["".join(one), "".join(other)], "".join(output)
+
+
 def _sizes(terms: Sequence[str], operands: Sequence[Signal]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for term, signal in zip(terms, operands, strict=True):

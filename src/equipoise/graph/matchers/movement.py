@@ -148,6 +148,12 @@ def stack(algebra: Algebra, signals: Sequence[Signal], dim: int = 0) -> Signal:
     return join(algebra, signals, dim, operation=torch.stack)
 
 
+def paired(left: Signal, right: Signal) -> list[tuple[Role, Role]]:
+    """The roles of two tensors that become one, in order; zeros take whatever role the other has."""
+    count = max(len(left.roles), len(right.roles))
+    return list(zip(_roles(left, count), _roles(right, count), strict=True))
+
+
 def _roles(signal: Signal, count: int) -> list[Role]:
     missing = [blank(signal.shape, ZERO) if is_zero(signal) else blank(signal.shape)] * (count - len(signal.roles))
     return [*signal.roles, *missing]

@@ -57,7 +57,16 @@ def rnn_relu_cell(
     return F.relu(F.linear(x, inward, b) + F.linear(hidden, across, c))
 
 
-REFERENCES: dict[str, Any] = {"rnn_relu": rnn_relu, "rnn_relu_cell": rnn_relu_cell}
+def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """`x · y / (‖x‖ ‖y‖)`."""
+    return (F.normalize(x, dim=dim, eps=eps) * F.normalize(y, dim=dim, eps=eps)).sum(dim)
+
+
+REFERENCES: dict[str, Any] = {
+    "rnn_relu": rnn_relu,
+    "rnn_relu_cell": rnn_relu_cell,
+    "cosine_similarity": cosine_similarity,
+}
 LAWLESS = frozenset({"rnn_tanh", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"})
 """Cells whose gates commute with no linear flow: they read linearly, and what they write rests, but for projections."""
 
