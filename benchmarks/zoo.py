@@ -328,7 +328,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, nargs="+", help="rewrite docs/zoo.md from files that --json wrote")
     options = parser.parse_args()
     if options.page:
-        _write([Row(**row) for file in options.page for row in json.loads(file.read_text())])
+        _write(options.page)
         return
     torch.set_num_threads(1)
     found: list[Any] = []
@@ -388,11 +388,37 @@ def _tell(row: Row) -> None:
         print(f"      check: {row.check}", flush=True)
 
 
-def _write(rows: Sequence[Row]) -> None:
+def _write(files: Sequence[Path]) -> None:
+    """The page from what `--json` wrote, with `--watch` or without; of one architecture the last found counts."""
+    found = [row for file in files for row in json.loads(file.read_text())]
+    rows = {row["name"]: Row(**row) for row in found if "way" not in row}
+    watched = {(row["name"], row["way"]): Watched(**row) for row in found if "way" in row}
+    everything = [architecture.name for architecture in chosen([])]
+    absent = [name for name in everything if name not in rows]
+    unwatched = [name for name in everything if not any((name, way) in watched for way in WAYS)]
+    parts = [f"{summary(rows.values())}. {standing(rows.values())} Not run: {_listed(absent)}.", table(rows.values())]
+    if watched:
+        parts.append(f"In training: {summary_of_watch(list(watched.values()))}. Not run: {_listed(unwatched)}.")
     text = PAGE.read_text()
     begin, end = "<!-- table: python benchmarks/zoo.py --page found.json -->\n", "<!-- end of table -->\n"
     before, after = text.split(begin)[0], text.split(end)[1]
-    PAGE.write_text(f"{before}{begin}\n{summary(rows)}.\n\n{table(rows)}\n\n{end}{after}")
+    PAGE.write_text(f"{before}{begin}\n" + "\n\n".join(parts) + f"\n\n{end}{after}")
+
+
+def standing(rows: Iterable[Row]) -> str:
+    """How many are known to be complete, and of how many that is not known."""
+    read = [row for row in rows if not row.refused]
+    judged = [row for row in read if "generators" in row.null]
+    complete, unsaid = [row for row in judged if not row.missing], [row for row in judged if row.unsaid]
+    return (
+        f"By the null space {len(complete)} are complete, {len(judged) - len(complete) - len(unsaid)} miss something "
+        f"that has a line in the coverage, {len(unsaid)} miss something without one, and of {len(read) - len(judged)} "
+        "it was not asked, or not solved for."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
 from equipoise.errors import CaptureError
-from equipoise.graph.capture import capture
+from equipoise.graph.capture import _place, capture
 from equipoise.laws import invariances
 
 
@@ -244,3 +245,10 @@ def test_a_batch_norm_without_running_statistics_is_one_with_them():
     torch.testing.assert_close(captured.run(dict(model.named_parameters()), x), model(x))
     scale = [law for law in invariances(model, x) if law.kind != "shift"]
     assert [(law.name, law.count) for law in scale] == [("scale of weight", 3)]
+
+
+def test_the_place_of_an_error_may_be_in_a_library_whose_name_begins_as_torch():
+    file = str(Path(torch.__file__).parent) + "_geometric/conv.py"
+    with pytest.raises(ZeroDivisionError) as error:
+        exec(compile("1 / 0", file, "exec"))
+    assert _place(error.value) == " at conv.py:1"

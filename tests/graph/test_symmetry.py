@@ -16,9 +16,10 @@ def test_an_equation_that_settles_another_is_settled_first(units):
         symmetry.balance([(c, 1.0), (d, 1.0), (e, -1.0)])
     symmetry.still(coordinates[:, 4])
     solution = symmetry.solution()
-    assert len(solution.blocks) == 2 * units
-    for block in solution.blocks:
-        rates = {root: float(rate) for root, (_, rate) in block.rates.items()}
+    assert len(solution.width) == 2 * units
+    for block in range(2 * units):
+        inside = solution.block == block
+        rates = dict(zip(solution.member[inside].tolist(), solution.rate[inside].tolist(), strict=True))
         rate = np.array([rates.get(root, 0.0) for root in solution.root.tolist()]) * solution.ratio
         a, b, c, d, _ = rate[coordinates].T
         assert np.array_equal(a + b, c)

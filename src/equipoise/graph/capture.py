@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import logging
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -294,7 +295,7 @@ def _raised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _place(error: Exception) -> str:
     """Where in the model an exception arose: the last line that belongs neither to torch nor to us."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    ours = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*ours, "<"))
     ]
