@@ -217,7 +217,7 @@ def test_a_full_standard_output_is_one_line():
 
 
 def test_an_interrupted_flow_exits_with_130_and_can_go_on(tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "my run"
     options = ["--data", "separable", "--widths", "4,3", "--linear-tail", "1", "--n", "20", "--quiet"]
     command = [sys.executable, "-m", "equipoise", "flow", *options, "--until", "steps=100000", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -229,7 +229,7 @@ def test_an_interrupted_flow_exits_with_130_and_can_go_on(tmp_path):
     _, complaint = process.communicate()
     assert process.returncode == 130
     assert re.fullmatch(
-        r"equipoise: interrupted(\n| after step \d+; go on with equipoise flow --resume \S+run, .*\n)", complaint
+        r"equipoise: interrupted(\n| after step \d+; go on with equipoise flow --resume '\S+my run', .*\n)", complaint
     )
     with Store.resume(out) as store:
         assert store.load_weights("initial")[0]

@@ -1,11 +1,14 @@
 """Faults of run folders: flows killed at random instants, and folders mutated at random.
 
     python benchmarks/faults/runs.py kills --count 1000
+    python benchmarks/faults/runs.py kills --cold-cli --count 20
     python benchmarks/faults/runs.py folders --count 10000
 
 `kills`: a flow is killed (SIGKILL) at a random instant, its resumption once more or twice more, and then it goes on to
-its end, which must be that of an uninterrupted run: every weight and every record, bit for bit. `folders`: one file of
-a finished run is flipped, cut, emptied, removed, exchanged or edited; reading it must give the same values or one line.
+its end, which must be that of an uninterrupted run: every weight and every record, bit for bit. With `--cold-cli` each
+is a process of the command line, killed or interrupted, that goes on by the command that its own message gives.
+`folders`: one file of a finished run is flipped, cut, emptied, removed, exchanged or edited; reading it must give the
+same values or one line.
 """
 
 import argparse
@@ -13,9 +16,12 @@ import copy
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +35,7 @@ import torch
 import equipoise as eq
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.integrate import keeping
-from equipoise.store import MANIFEST, Store
+from equipoise.store import MANIFEST, RESULT, Store
 from equipoise.store.folder import LOCK
 
 NETWORK = {"widths": [4, 4, 3, 1], "linear_tail": 2, "seed": 0}
@@ -157,6 +163,83 @@ def state(folder: Path) -> str:
         return "at a step" if store.checkpoint() else "no step yet"
 
 
+# ---- cold kills of the command line ----
+
+COMMAND = ["flow", "--data", "separable", "--n", "20", "--widths", "4,3", "--linear-tail", "1", "--until", "steps=200"]
+COMMAND += ["--out", "run", "--quiet"]
+SIGNALS = {signal.SIGKILL: "killed", signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+def cold_kills(count: int, seed: int) -> bool:
+    """The table of `count` runs, each stopped once or twice by a signal; whether all ended as they should."""
+    draw, place, found = random.Random(seed), Path(tempfile.mkdtemp()), Counter()
+    (place / "whole").mkdir()
+    begun = time.perf_counter()
+    started = _cold(COMMAND, place / "whole")
+    ready = _wait_for(started, place / "whole" / "run" / MANIFEST, 600.0) - begun
+    started.communicate()
+    seconds = time.perf_counter() - begun - ready
+    whole = end(place / "whole" / "run")
+    for number in range(count):
+        folder = place / f"{number}"
+        folder.mkdir()
+        told: list[str] = []
+        try:
+            command = COMMAND
+            for _ in range(1 + number % 2):
+                process, stop = _cold(command, folder), draw.choice(list(SIGNALS))
+                if draw.random() < 0.2:  # while it is starting
+                    _wait_for(process, folder / "nothing", draw.uniform(0, ready))
+                else:
+                    _wait_for(process, folder / "run" / MANIFEST, 600.0)
+                    _wait_for(process, folder / "nothing", draw.uniform(0, seconds))
+                process.send_signal(stop)
+                _, said = process.communicate()
+                told.append(f"{SIGNALS[stop]}, {state(folder / 'run')}")
+                found["stopped", told[-1]] += 1
+                command = _next(command, said, folder)
+            ended = _cold(command, folder)
+            _, said = ended.communicate()
+            good = ended.returncode in (0, 1) and same(end(folder / "run"), whole)
+        except (RuntimeError, EquipoiseError) as error:
+            good, said = False, str(error)
+        found[good] += 1
+        if not good:
+            print(f"run {number} differs, stopped at {told}: {said} {folder}", flush=True)
+    stops = {key[1]: value for key, value in found.items() if isinstance(key, tuple)}
+    print("| cold runs | signals | ends bit-identical | others |\n|---|---|---|---|")
+    print(f"| {count} | {sum(stops.values())} | {found[True]} | {found[False]} |\nfound:", stops)
+    return found[True] == count
+
+
+def _cold(command: list[str], folder: Path) -> subprocess.Popen:
+    asked = [sys.executable, "-m", "equipoise", *command]
+    return subprocess.Popen(asked, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(process: subprocess.Popen, file: Path, seconds: float) -> float:
+    """Until the file is there, the process has ended, or so long; the time at which."""
+    until = time.perf_counter() + seconds
+    while not file.exists() and process.poll() is None and time.perf_counter() < until:
+        time.sleep(0.002)
+    return time.perf_counter()
+
+
+def _next(command: list[str], said: str, folder: Path) -> list[str]:
+    """What the message says to type; where there is none, the same command again, and what its refusal says."""
+    run = folder / "run"
+    if (run / RESULT).exists():
+        return ["certify", "run"]
+    if not (run / MANIFEST).exists():
+        return command
+    if found := re.search(r"go on with equipoise (flow --resume .+), or eq\.resume", said):
+        return shlex.split(found[1])
+    _, said = _cold(COMMAND, folder).communicate()
+    if not (found := re.search(r"(--resume .+), or choose another", said)):
+        raise RuntimeError(f"no way on: {said}")
+    return ["flow", *shlex.split(found[1])]
+
+
 # ---- folders ----
 
 
@@ -274,7 +357,10 @@ def main() -> None:
     parser.add_argument("campaign", choices=["kills", "folders"])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cold-cli", action="store_true", help="kill processes of the command line")
     asked = parser.parse_args()
+    if asked.campaign == "kills" and asked.cold_cli:
+        sys.exit(0 if cold_kills(asked.count, asked.seed) else 1)
     sys.exit(0 if {"kills": kills, "folders": folders}[asked.campaign](asked.count, asked.seed) else 1)
 
 

@@ -1,5 +1,6 @@
 """What is kept of a run: weights at the goals it passes, records and checkpoints in its folder, and what it ends as."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class Keeper:
         where = f"interrupted after step {progress.step}"
         if self.store is None:
             return f"{where}; nothing is kept without a folder: pass out="
-        return f"{where}; go on with equipoise flow --resume {self.store.folder}, or eq.resume"
+        return f"{where}; go on with equipoise flow --resume {shlex.quote(str(self.store.folder))}, or eq.resume"
 
     def restored(self, saved: Checkpoint, observers: int) -> Progress:
         """The progress of a checkpoint; weights saved after it will be reached, and saved, again."""

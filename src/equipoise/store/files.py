@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -181,7 +182,7 @@ def _refusal(folder: Path, error: Exception) -> StoreError:
         return StoreError(
             expected=f"room on the disk for {folder}",
             found="a full disk",
-            remedy=f"free some and --resume {folder}: what was committed is safe",
+            remedy=f"free some and --resume {shlex.quote(str(folder))}: what was committed is safe",
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT):
         return damaged(folder / RECORDS, first_line(error))

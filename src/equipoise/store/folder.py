@@ -14,6 +14,7 @@ same, whatever the machine: no paths, no host names, no times of day.
 import os
 import platform
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -321,11 +322,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_empty(folder: Path) -> None:
     """Refuse a folder that holds anything; what a process killed in `create` has left is removed."""
     if (folder / MANIFEST).exists():
-        kind = _read_manifest(folder).get("kind")
+        kind, resume = _read_manifest(folder).get("kind"), f"--resume {shlex.quote(str(folder))}"
         raise StoreError(
             expected="a new or empty folder",
             found=f"{'a watched training' if kind == 'watch' else 'a run'} in {folder}",
-            remedy="choose another folder" if kind == "watch" else f"--resume {folder}, or choose another",
+            remedy="choose another folder" if kind == "watch" else f"{resume}, or choose another",
         )
     ours = {LOCK, _temporary(_MAKING)}
     if (folder / _MAKING).exists():
