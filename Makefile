@@ -28,6 +28,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/activity.py
 	$(BIN)/python benchmarks/watch_overhead.py
+	$(BIN)/python benchmarks/setup.py
 	$(BIN)/python benchmarks/analyze.py --only speed
 
 gallery: $(VENV)/.test

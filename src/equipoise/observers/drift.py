@@ -1,6 +1,6 @@
 """How far each conserved quantity has moved, and whether a step moved it as it should."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +9,7 @@ import torch
 
 from equipoise.laws.audit import ALARM, tolerance
 from equipoise.laws.gauge import Dials
+from equipoise.laws.law import Law
 from equipoise.laws.panel import Panel, Rates, sketched
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
@@ -27,21 +28,43 @@ class Drift:
     reads_laws: ClassVar[bool] = True
 
     def init(self, scene: Scene) -> Memory:
-        """The conserved quantities at the start."""
-        start = {f"start/{name}": value for name, value in scene.require("laws").value(scene.initial).items()}
+        """The conserved quantities at the start; in a training loop the weights instead of large matrix laws.
+
+        Their values take long, and only full snapshots ask for them.
+        """
+        laws = scene.require("laws")
         if not scene.frugal:
-            return start
-        return start | {"gauge": torch.from_numpy(scene.require("gauge").read(scene.initial).values)}
+            return {f"start/{name}": value for name, value in laws.value(scene.initial).items()}
+        gauge = scene.require("gauge")
+        members = dict.fromkeys(name for law in gauge.laws if sketched(law) for name in law.parameters)
+        kept = {f"weights/{name}": scene.initial[name].clone() for name in members}
+        return kept | {"gauge": torch.from_numpy(gauge.read(scene.initial).values)}
 
     @np.errstate(over="ignore", invalid="ignore")
     def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
         """One drift for each law, and a mismatch where the step can be foretold."""
-        readings = []
-        if scene.frugal and snapshot.dials:
-            readings += _seen(snapshot.dials, memory["gauge"].numpy(), snapshot)
-        if snapshot.thorough or not scene.frugal:
-            readings += _whole(scene, memory, snapshot)
+        laws = scene.require("laws")
+        if not scene.frugal:
+            return memory, list(_whole(laws, _moved(laws, memory, snapshot), laws, snapshot))
+        if not snapshot.dials:
+            return memory, []
+        start, panel = memory["gauge"].numpy(), snapshot.dials.panel
+        readings = list(_seen(snapshot.dials, start, snapshot))
+        if snapshot.thorough:
+            large = [law for law in laws if law.name in {each.name for each in panel.laws if sketched(each)}]
+            memory = _valued(large, memory)
+            drifts = dict(zip((law.name for law in panel.laws), panel.layout.norms(panel.values - start), strict=True))
+            readings += _whole(large, drifts | _moved(large, memory, snapshot), laws, snapshot)
         return memory, readings
+
+
+def _valued(laws: Sequence[Law], memory: Memory) -> Memory:
+    """The values of laws at the start in place of the weights there."""
+    weights = {key.removeprefix("weights/"): memory[key] for key in memory if key.startswith("weights/")}
+    if not weights:
+        return memory
+    kept = {key: value for key, value in memory.items() if not key.startswith("weights/")}
+    return kept | {f"start/{law.name}": law.value(weights) for law in laws}
 
 
 def _rounding(panel: Panel, after: Panel, rates: Rates, snapshot: Snapshot) -> np.ndarray:
@@ -87,13 +110,19 @@ def _mismatches(dials: Dials, snapshot: Snapshot) -> list[tuple[float, float] | 
     return [None if rate is None else (mismatch, rounding) for mismatch, rounding, rate in found]
 
 
-def _whole(scene: Scene, memory: Memory, snapshot: Snapshot) -> list[Reading]:
-    """Every law from its whole matrix, and the worst of each kind."""
-    laws, scale = scene.require("laws"), snapshot.norm**2 or 1.0
-    drifts = {law.name: float((law.value(snapshot.parameters) - memory[f"start/{law.name}"]).norm()) for law in laws}
-    readings = [Reading(name, "relative_drift", drift / scale) for name, drift in drifts.items()]
+def _moved(laws: Iterable[Law], memory: Memory, snapshot: Snapshot) -> dict[str, float]:
+    """`‖C - C_0‖_F` of laws from their whole values."""
+    return {law.name: float((law.value(snapshot.parameters) - memory[f"start/{law.name}"]).norm()) for law in laws}
+
+
+def _whole(
+    shown: Iterable[Law], drifts: Mapping[str, float], laws: Iterable[Law], snapshot: Snapshot
+) -> Iterator[Reading]:
+    """The drifts of the laws `shown`, and the worst of each kind of all `laws`."""
+    scale = snapshot.norm**2 or 1.0
+    for law in shown:
+        yield Reading(law.name, "relative_drift", drifts[law.name] / scale)
     for kind in ("linear", "vertex"):
         of_kind = [drifts[law.name] for law in laws if law.kind == kind]
         if of_kind:
-            readings.append(Reading(f"worst {kind}", "relative_drift", max(of_kind) / scale))
-    return readings
+            yield Reading(f"worst {kind}", "relative_drift", max(of_kind) / scale)
