@@ -125,3 +125,20 @@ def test_a_softmax_over_sets_has_a_line():
     (line,) = invariances(OverSets().double(), inputs).coverage.unfollowed
     assert line.operation == "exp"
     assert {"key.bias", "value.bias"} <= set(line.parameters)
+
+
+class Crossed(nn.Module):
+    """Queries of one input, keys and values of another, by one stacked weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.x, self.y, self.attention = nn.Linear(3, 4), nn.Linear(3, 4), nn.MultiheadAttention(4, 2)
+
+    def forward(self, x, y):
+        return self.attention(self.x(x), self.y(y), self.y(y), need_weights=False)[0]
+
+
+def test_parts_of_one_weight_that_read_different_vectors_have_a_line():
+    x = torch.randn(5, 2, 3).double()
+    (line,) = invariances(Crossed().double(), (x, 2 * x)).coverage.unfollowed
+    assert line.parameters == ("attention.in_proj_weight",)

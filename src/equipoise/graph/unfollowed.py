@@ -53,6 +53,9 @@ def _noted(walk: Walk) -> Iterator[Unfollowed]:
     algebra, read = walk.algebra, {each.node for each in walk.unmatched}
     for node in walk.captured.graph.nodes:
         name = operation_name(node.target)
+        parameter = walk.captured.parameters.get(node.name)
+        if parameter is not None and parameter not in walk.frozen and (cut := _cut_up(node)):
+            yield Unfollowed(cut.name, operation_name(cut.target), (parameter,))
         lost = (
             node.name in algebra.narrowed
             or node.name in walk.unshifted
@@ -64,6 +67,14 @@ def _noted(walk: Walk) -> Iterator[Unfollowed]:
             parameters = tuple(dict.fromkeys(name for each in (node, *weighed) for name in walk.upstream(each)))
         if parameters:
             yield Unfollowed(node.name, name, parameters)
+
+
+def _cut_up(node: fx.Node) -> fx.Node | None:
+    """What cuts a weight into parts that read different vectors: only what is common to all of these is kept."""
+    matrix = node.meta["val"].ndim > 1
+    cuts = [user for user in node.users if matrix and operation_name(user.target) in DROPPING]
+    parts = [reader for cut in cuts for reader in _after(cut) if operation_name(reader.target) == "linear"]
+    return cuts[0] if len({part.args[0] for part in parts if part.args[0] is not node}) > 1 else None
 
 
 def _softmax_over_data(node: fx.Node) -> list[fx.Node]:
