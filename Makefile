@@ -41,6 +41,7 @@ docs: $(VENV)/.test
 
 faults: $(VENV)/.test  # the whole campaign; tests/test_faults.py runs a sample
 	$(BIN)/python benchmarks/faults/runs.py kills --count 1000
+	$(BIN)/python benchmarks/faults/runs.py kills --cold-cli --count 20
 	$(BIN)/python benchmarks/faults/runs.py folders --count 10000
 	$(BIN)/python benchmarks/faults/checkpoints.py --count 10000 --seconds 3600
 	$(BIN)/python benchmarks/faults/watch_loops.py
