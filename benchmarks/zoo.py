@@ -365,6 +365,8 @@ def _tell_watched(row: Watched) -> None:
     for label in ("absent", "added", "alarms", "notes"):
         for line in getattr(row, label):
             print(f"      {label}: {line}")
+    if row.unable:
+        print(f"      torch itself: {row.unable}")
     for name, why in row.off.items():
         print(f"      off: {name}: {why}")
     if row.trained:
@@ -397,6 +399,9 @@ def _write(files: Sequence[Path]) -> None:
     absent = [name for name in everything if name not in rows]
     unwatched = [name for name in everything if not any((name, way) in watched for way in WAYS)]
     parts = [f"{summary(rows.values())}. {standing(rows.values())} Not run: {_listed(absent)}.", table(rows.values())]
+    parts.append(
+        f"Right gradients that `laws.check` refuses: {_listed([row.name for row in rows.values() if row.check])}."
+    )
     if watched:
         parts.append(f"In training: {summary_of_watch(list(watched.values()))}. Not run: {_listed(unwatched)}.")
     text = PAGE.read_text()
@@ -418,7 +423,7 @@ def standing(rows: Iterable[Row]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names)})" if names else "none"
+    return f"{len(names)} ({'; '.join(names)})" if names else "none"
 
 
 if __name__ == "__main__":
