@@ -74,7 +74,8 @@ def _cut_up(node: fx.Node) -> fx.Node | None:
     matrix = node.meta["val"].ndim > 1
     cuts = [user for user in node.users if matrix and operation_name(user.target) in DROPPING]
     parts = [reader for cut in cuts for reader in _after(cut) if operation_name(reader.target) == "linear"]
-    return cuts[0] if len({part.args[0] for part in parts if part.args[0] is not node}) > 1 else None
+    vectors = {part.args[0] for part in parts if isinstance(part.args[0], fx.Node)} - {node}
+    return cuts[0] if len(vectors) > 1 else None
 
 
 def _softmax_over_data(node: fx.Node) -> list[fx.Node]:
