@@ -47,7 +47,7 @@ class Attempt:
 def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average) -> Attempt:
     """Iterate p̄, slopes and w_mid together, accelerated, until the end of the step stays."""
     part, norm = stretch.taken(on, rows), float(stretch.state.weights.norm())
-    entered, ways, history, changes, earlier = stretch.forecast, None, Anderson(), [], None
+    entered, ways, history, changes = stretch.forecast, None, Anderson(), []
     last = _pass(
         part, on.margins.evaluate(entered), entered, part.slopes, None, average, _tolerance(changes, stretch.size)
     )
@@ -59,8 +59,8 @@ def settle(stretch: Stretch, on: Objective, rows: Rows | None, average: Average)
             break
         history, guess = (history, last) if ways is None else last.mixed(history, entered, on.margins)
         entered, after = guess.end, on.margins.evaluate(guess.end)
-        ways = ways.answered(earlier, (guess.slopes, after)) if ways and earlier else Ways.of(part, guess, after)
-        slopes, earlier = ways.slopes(guess, after), (guess.slopes, after)
+        ways = ways or Ways.of(part, guess, after)
+        slopes = ways.slopes(guess, after)
         last = _pass(part, after, entered, slopes, guess.warm, average, _tolerance(changes, stretch.size))
     error, learnt = last.error(stretch), 2 if ways and ways.kinks else 0
     return Attempt(
