@@ -74,7 +74,8 @@ class SlowSymmetry(Symmetry):
 
     def _settle(self) -> None:
         """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
-        self._equations = {rows for equation in self._equations if (rows := self._reduced(equation))}
+        while (found := {rows for each in self._equations if (rows := self._reduced(each))}) != self._equations:
+            self._equations = found  # one that is settled may change the roots of others
         self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
         count = -1
         while count != (count := len(np.unique(self._cell))):
