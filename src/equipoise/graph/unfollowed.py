@@ -35,7 +35,7 @@ def unfollowed(walk: Walk) -> tuple[Unfollowed, ...]:
 
     >>> import torch
     >>> from torch import nn
-    >>> from equipoise.graph.capture import capture
+    >>> import equipoise as eq
     >>> class Neighbours(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -43,8 +43,8 @@ def unfollowed(walk: Walk) -> tuple[Unfollowed, ...]:
     ...     def forward(self, x):
     ...         h = self.a(x)
     ...         return self.b(h + h.roll(1, -1))
-    >>> print(*unfollowed(Walk(capture(Neighbours(), torch.ones(4, 2)))))
-    add at add (laws through it may be missing for a.weight)
+    >>> print(*eq.invariances(Neighbours(), torch.ones(4, 2)).coverage.unfollowed)
+    add at add_6 (laws through it may be missing for a.weight)
     """
     return tuple(_noted(walk))
 
