@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+import threading
 import warnings
 from contextlib import nullcontext
 
@@ -219,6 +220,10 @@ def test_a_crash_of_a_sink_or_an_observer_never_stops_the_training():
         train(model, optimizer)
     assert len(warned) == 2
     assert set(log.off) == {"Fails", "fails"}
+    for thread in threading.enumerate():
+        if thread.name == "equipoise Fails":
+            thread.join(5)
+            assert not thread.is_alive()
     assert len(seen) == 4  # steps 1, 5, 10 and the end
 
 

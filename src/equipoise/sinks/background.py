@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from equipoise.sinks.protocol import Sink
 from equipoise.store import Record
@@ -40,6 +41,9 @@ class Background:
 
     def write(self, records: Sequence[Record]) -> None:
         """Have them written."""
+        if self._error is not None:  # nothing is written any more: let the thread close the sink, and end
+            with suppress(queue.Full):
+                self._queue.put_nowait(None)
         self._check()
         try:
             self._queue.put_nowait(list(records))
