@@ -10,13 +10,14 @@ not. A run is refused wrongly if an assumption has failed that the recomputation
 
 import argparse
 import copy
+import itertools
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import mpmath
@@ -473,12 +474,19 @@ def _refused(case: Case, certificate: Any, again: Recomputed, assumptions: Mappi
         yield f"REFUSED: {str(certificate).splitlines()[0]}"
 
 
+def _finite(first: int) -> Iterator[tuple[int, Case]]:
+    """The cases from this seed on whose training did not diverge."""
+    for seed in itertools.count(first):
+        case = case_of(seed)
+        if all(bool(weight.isfinite().all()) for weight in case.model.parameters()):
+            yield seed, case
+
+
 def main(count: int, first: int = 0) -> int:
     """The table; 1 where anything was exceeded or refused."""
     mpmath.mp.dps, begun = DIGITS, time.perf_counter()
     total, kinds, held, problems = Verdict(), Counter(), Counter(), []
-    for seed in range(first, first + count):
-        case = case_of(seed)
+    for seed, case in islice(_finite(first), count):
         found = verdict_of(case)
         kinds[case.training] += 1
         held[case.training] += not found.problems
