@@ -37,11 +37,12 @@ class Positions:
     def of(cls, solution: Solution, leaves: Sequence[Leaf]) -> "Positions":
         """The table of a solution, for the roles `leaves` of its parameters."""
         sizes = np.array([len(leaf.coordinates) for leaf in leaves], np.int64)
-        element, entry = _moved(solution, np.concatenate([np.zeros(0, np.int64), *(e.coordinates for e in leaves)]))
+        coordinates = np.concatenate([np.zeros(0, np.int64), *(each.coordinates for each in leaves)])
+        element, entry = _moved(solution, coordinates)
         leaf, position = np.repeat(np.arange(len(sizes)), sizes), places(sizes, np.zeros_like(sizes))
-        coordinate = np.concatenate([np.zeros(0, np.int64), *(each.coordinates for each in leaves)])[element]
-        leaf, position, block = leaf[element], position[element], solution.block[entry]
-        rate, component = solution.ratio[coordinate] * solution.rate[entry], solution.component[entry]
+        coordinate, leaf, position = coordinates[element], leaf[element], position[element]
+        block, component = solution.block[entry], solution.component[entry]
+        rate = solution.ratio[coordinate] * solution.rate[entry]
         copy = np.where(solution.width[block] > 1, solution.cell[coordinate], position)
 
         slot, seen = numbered(joined(block, leaf, rate))
