@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from equipoise import data, networks, sinks, testing
 from equipoise.checkpoint import analyze
+from equipoise.decomposition import Decomposition, decompose, sign_changes
 from equipoise.integrate import steppers
 from equipoise.integrate.goals import Flip, Growth, LogLoss, Separated, Steps
 from equipoise.integrate.loop import flow, resume
@@ -15,7 +16,6 @@ from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Resi
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
-from equipoise.theorems.decomposition import Decomposition, decompose, sign_changes
 from equipoise.theorems.forecast import forecast
 from equipoise.theorems.limits import limit_direction, undecided_pairs
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.decomposition.tree import Leaves, SignTree
+from equipoise.decomposition.units import CONSTANT, MAXIMUM, SUM, UnitGraph
 from equipoise.errors import InputError, StoreError
-from equipoise.theorems.decomposition.tree import Leaves, SignTree
-from equipoise.theorems.decomposition.units import CONSTANT, MAXIMUM, SUM, UnitGraph
 
 MOST = 400  # leaves that a page can show
 _LEGEND = (

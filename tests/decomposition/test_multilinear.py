@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import reference
+from equipoise.decomposition import decompose
 from equipoise.errors import InputError
 from equipoise.networks import mlp, residual_mlp
-from equipoise.theorems.decomposition import decompose
 
 
 class Skip(nn.Module):

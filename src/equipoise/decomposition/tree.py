@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.theorems.decomposition.units import CONSTANT, MAXIMUM, UnitGraph
+from equipoise.decomposition.units import CONSTANT, MAXIMUM, UnitGraph
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.decomposition import sign_changes
 from equipoise.integrate.losses import Exponential
-from equipoise.theorems.decomposition import sign_changes
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from equipoise.decomposition import path_lifting
+from equipoise.decomposition.tree import Leaves, SignTree, unroll
+from equipoise.decomposition.units import UnitGraph, read_units
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs, capture
-from equipoise.theorems.decomposition import lifting
-from equipoise.theorems.decomposition.tree import Leaves, SignTree, unroll
-from equipoise.theorems.decomposition.units import UnitGraph, read_units
 
 MAX_PATHS = 100_000
 """Paths that are unrolled unless more are asked for: a tree of these takes a second and some ten megabytes."""
@@ -37,20 +37,20 @@ class Decomposition:
     @cached_property
     def paths(self) -> float:
         """The number of paths from an input, or from the constant that feeds a bias, to an output; exact below 2^53."""
-        return lifting.path_count(self.captured)
+        return path_lifting.path_count(self.captured)
 
     @cached_property
     def path_norm(self) -> float:
         """`Σ_π |Φ_π(w)|`: a bound on every output, for inputs in [-1, 1] and slopes of at most 1."""
-        return lifting.path_norm(self.captured, self.weights)
+        return path_lifting.path_norm(self.captured, self.weights)
 
     def inner(self, other: Other) -> float:
         """`⟨Φ(w), Φ(w')⟩` with the same network at other weights."""
-        return lifting.path_inner(self.captured, self.weights, self._of(other))
+        return path_lifting.path_inner(self.captured, self.weights, self._of(other))
 
     def distance(self, other: Other) -> float:
         """`‖Φ(w) - Φ(w')‖` from the same network at other weights; unchanged by rescaling of neurons in either."""
-        return lifting.path_distance(self.captured, self.weights, self._of(other))
+        return path_lifting.path_distance(self.captured, self.weights, self._of(other))
 
     @cached_property
     def units(self) -> UnitGraph:
@@ -86,7 +86,7 @@ class Decomposition:
 
     def draw(self, path: str | PathLike[str]) -> Path:
         """Draw the network and its tree with signs and magnitudes, as SVG, PDF or PNG. Raises as `units`."""
-        from equipoise.theorems.decomposition.draw import draw
+        from equipoise.decomposition.drawing import draw
 
         return draw(self.units, *self._unrolled, path)
 
