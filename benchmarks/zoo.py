@@ -6,7 +6,7 @@ python benchmarks/zoo.py GPT-2 BERT torch    # some of it, by name or family
 
 Every architecture is a small copy with random weights. Its gradients, of random combinations of all its outputs, are
 computed in float64 throughout, and each law is held against them. The null space of a narrow copy, solved for from
-gradients alone (`tests/null_space.py`), says what laws there are beyond those that were found.
+gradients alone (`tests/helpers/null_space.py`), says what laws there are beyond those that were found.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from architectures.entry import Architecture, Inputs, call
 from equipoise.errors import EquipoiseError
 from equipoise.laws import Law, Laws
 from equipoise.monitor.log import Log
-from null_space import InDouble, NoGap, null_space
+from helpers.null_space import InDouble, NoGap, null_space
 
 FAMILIES = {"torch": "plain", "torch_geometric": "geometric", "transformers": "huggingface"}  # and their modules
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"

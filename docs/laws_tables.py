@@ -16,7 +16,7 @@ from torch_geometric.nn import GATv2Conv
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import equipoise as eq
-from cases import Attention, LanguageModel, PreNormBlock, RMSNorm, SwiGLU, resnet
+from helpers.cases import Attention, LanguageModel, PreNormBlock, RMSNorm, SwiGLU, resnet
 
 PAGE = Path(__file__).with_name("laws.md")
 BEGIN, END = "<!-- tables: python docs/laws_tables.py -->\n", "<!-- end of tables -->\n"

@@ -539,7 +539,7 @@ def contents_of_new(folder):
 
 def test_killed_at_any_instant(tmp_path):
     """A child commits in a loop and is killed 40 times; records and checkpoint agree exactly each time."""
-    script = Path(__file__).with_name("killed_writer.py")
+    script = Path(__file__).with_name("helpers") / "killed_writer.py"
     result = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "run"), "40"], capture_output=True, text=True, timeout=120
     )

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from equipoise import data
 from equipoise.errors import InputError
-from images import needs_images
+from helpers.images import needs_images
 
 
 def test_digits_are_scikit_learns_in_the_unit_interval():

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from browser import look, needs_browser
 from equipoise.gallery import Finding, Results, exhibit
 from equipoise.gallery.case import DATA
 from equipoise.gallery.registry import CLAIMS
 from equipoise.gallery.results import row
+from helpers.browser import look, needs_browser
 
 SHOWN = ("linear-svm", "tail-rank-one", "deep-ratio")
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from by_coordinate import SlowSymmetry, slow_interfaces
-from cases import case
 from equipoise.graph import algebra
 from equipoise.graph.capture import capture
 from equipoise.graph.interface import find_interfaces
 from equipoise.graph.symmetry import Symmetry
 from equipoise.graph.walk import Walk
+from helpers.by_coordinate import SlowSymmetry, slow_interfaces
+from helpers.cases import case
 
 
 def restricted(symmetry, seed):

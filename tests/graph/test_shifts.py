@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cases import noise
 from equipoise.laws import invariances
 from equipoise.laws.objective import run_backward
+from helpers.cases import noise
 from reference import linear_laws
 
 L, WIDTH = nn.Linear, 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import equipoise as eq
-from images import needs_images
+from helpers.images import needs_images
 
 
 def stiff_setting(linear_tail):

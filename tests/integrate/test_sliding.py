@@ -11,7 +11,7 @@ from torch import nn
 
 import equipoise as eq
 import reference
-from images import needs_images
+from helpers.images import needs_images
 
 ANGLE = math.radians(60)
 X = torch.tensor([[1.0, 0.0], [math.cos(ANGLE), math.sin(ANGLE)]], dtype=torch.float64)

@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 
-from cases import case
 from equipoise.laws import invariances
+from helpers.cases import case
 
 
 @cache

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cases import LowRank
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.capture import _arguments  # the public functions' signatures are checked while tests run
 from equipoise.laws import Between, Diagonal, invariances
 from equipoise.laws.collection import _refuse
+from helpers.cases import LowRank
 
 
 def relu():

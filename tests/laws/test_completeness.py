@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cases import noise
 from equipoise.laws import invariances
+from helpers.cases import noise
 
 
 def linear(n, r, m):

@@ -7,9 +7,9 @@ import torch
 from torch import multiprocessing, nn
 
 import planted_bugs
-import reduced_gradients
 from equipoise.laws import invariances
 from equipoise.testing import assert_laws
+from helpers import reduced_gradients
 from planted_bugs import BUGS, Bug, audited
 
 CAUGHT = [

@@ -6,9 +6,9 @@ from torch import nn
 
 from architectures.entry import call
 from architectures.plain import ENTRIES
-from cases import noise
 from equipoise.laws import invariances
-from null_space import null_space
+from helpers.cases import noise
+from helpers.null_space import null_space
 
 SAMPLE = ("MLP, linear tail", "MLP, softmax output", "Autoencoder, tied, linear", "ReGLU", "CReLU", "Squared ReLU")
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cases import (
+from equipoise.laws import invariances
+from helpers.cases import (
     CASES,
     Attention,
     GATv2,
@@ -17,7 +18,6 @@ from cases import (
     graph,
     noise,
 )
-from equipoise.laws import invariances
 from reference import polynomial_laws
 
 L, SMALL = nn.Linear, 40  # parameters: the oracle has n(n+3)/2 unknowns

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cases import case
 from equipoise.laws import invariances
+from helpers.cases import case
 
 
 def network():

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cases import case
 from equipoise.errors import InputError
 from equipoise.laws import invariances
 from equipoise.laws.law import named
+from helpers.cases import case
 
 
 def curved(output):

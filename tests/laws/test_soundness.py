@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from cases import Attention, PreNormBlock, Residual, RMSNorm, Squared, SwiGLU, case
 from equipoise.laws import Full, invariances
 from equipoise.laws.combined import projection
+from helpers.cases import Attention, PreNormBlock, Residual, RMSNorm, Squared, SwiGLU, case
 
 L = nn.Linear
 

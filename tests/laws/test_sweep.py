@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cases import case
 from equipoise.errors import InputError
 from equipoise.laws import invariances, sweep
 from equipoise.laws.law import named
+from helpers.cases import case
 
 
 def random_like(parameters, seed):

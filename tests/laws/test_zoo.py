@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cases import CASES, case
 from equipoise.laws.objective import run_backward
+from helpers.cases import CASES, case
 
 NAMES = [each.name for each in CASES]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import ranks
 from equipoise.store import Store
+from helpers import ranks
 
 
 def key(table):

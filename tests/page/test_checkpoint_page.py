@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import equipoise as eq
-from browser import browse, look, needs_browser
 from equipoise.page.checkpoint import _side, checkpoint_page
 from equipoise.page.spectra import CURVES, FAMILIES, depth_figure, families, spectra_figure
+from helpers.browser import browse, look, needs_browser
 
 
 def state(layers=4, seed=0):

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from browser import browse, look, needs_browser
 from equipoise.data import load
 from equipoise.errors import InputError, StoreError
 from equipoise.graph.tail import linear_tail
@@ -22,6 +21,7 @@ from equipoise.page.report import report
 from equipoise.store import Record, Store
 from equipoise.theorems.certificate import certify
 from equipoise.theorems.tail import Tail, certified_bounds
+from helpers.browser import browse, look, needs_browser
 
 
 @pytest.fixture(scope="module")
