@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import networkx
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from equipoise.graph.ragged import alike, distinct, numbered
 
@@ -338,9 +339,20 @@ def kernel(equations: Sequence[dict[int, Fraction]]) -> list[dict[int, Fraction]
     >>> kernel([{1: Fraction(1), 2: Fraction(1), 3: Fraction(-1)}])
     [{1: Fraction(1, 1), 3: Fraction(1, 1)}, {2: Fraction(1, 1), 3: Fraction(1, 1)}]
     """
-    linked = networkx.Graph((row, -1 - unknown) for row, equation in enumerate(equations) for unknown in equation)
-    parts = sorted(networkx.connected_components(linked), key=max, reverse=True)
-    return [vector for part in parts for vector in _kernel([equations[row] for row in sorted(part) if row >= 0])]
+    parts: dict[int, list[dict[int, Fraction]]] = defaultdict(list)
+    for component, equation in reversed([*zip(_components(equations), equations, strict=True)]):
+        parts[component].insert(0, equation)
+    return [vector for part in parts.values() for vector in _kernel(part)]
+
+
+def _components(equations: Sequence[dict[int, Fraction]]) -> list[int]:
+    """The connected component of each equation, where equations that share an unknown are connected."""
+    rows = [row for row, equation in enumerate(equations) for _ in equation]
+    unknowns = [unknown for equation in equations for unknown in equation]
+    _, columns = np.unique(np.array(unknowns, dtype=np.int64), return_inverse=True)
+    size = len(equations) + len(unknowns)
+    links = coo_array((np.ones(len(rows)), (rows, len(equations) + columns)), shape=(size, size))
+    return connected_components(links, directed=False)[1][: len(equations)].tolist()
 
 
 def _kernel(equations: Sequence[dict[int, Fraction]]) -> list[dict[int, Fraction]]:
