@@ -72,6 +72,13 @@ def test_two_side_by_side(capsys, checkpoint):
     assert row["stable_rank_a"] == pytest.approx(row["stable_rank_b"])
 
 
+def test_parquet_without_pyarrow_is_refused_before_the_spectra(capsys, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("equipoise.cli.analyze.find_spec", lambda name: None)
+    code, _, error = call(capsys, checkpoint, "--parquet", tmp_path / "t.parquet")
+    assert code == 2
+    assert "pip install 'equipoise[parquet]'" in error
+
+
 def test_parquet_and_page_hold_the_spectra(capsys, checkpoint, tmp_path):
     code, _, _ = call(capsys, checkpoint, "--parquet", tmp_path / "t.parquet", "--html", tmp_path / "t.html")
     assert code == 0

@@ -48,6 +48,13 @@ def test_a_folder_can_be_read_while_it_grows_and_ends_with_parquet(tmp_path):
     assert Store.open(tmp_path / "run").manifest["observers"] == ["spectrum", "alignment", "drift", "residual"]
 
 
+def test_a_folder_ends_without_parquet_where_pyarrow_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("equipoise.sinks.disk.find_spec", lambda name: None)
+    watched(out=tmp_path / "run")
+    assert not (tmp_path / "run" / "records.parquet").exists()
+    assert len(Store.open(tmp_path / "run").table()) > 50
+
+
 def test_a_second_training_goes_on_in_the_folder(tmp_path):
     first = watched(out=tmp_path / "run").table()
     again = watched(out=tmp_path / "run")

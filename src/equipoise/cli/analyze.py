@@ -1,6 +1,7 @@
 """`equipoise analyze`: the spectra of a checkpoint, or of two side by side."""
 
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 import equipoise as eq
 from equipoise.checkpoint import records
 from equipoise.cli.app import Json, Quiet, app, cell, line, say, shown, stderr
-from equipoise.errors import StoreError
+from equipoise.errors import InputError, StoreError
 from equipoise.page.checkpoint import checkpoint_page
 from equipoise.page.words import plain
 
@@ -68,6 +69,8 @@ def analyze(
         html: write the page with all spectra there.
         json: one JSON object as the last line of standard output.
     """
+    if parquet is not None:
+        _require_pyarrow()
     with _progress(quiet or not stderr.is_terminal) as progress:
         task = progress.add_task("", total=None)
         table = eq.analyze(
@@ -96,6 +99,15 @@ def analyze(
 def _progress(quiet: bool) -> Progress:
     columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     return Progress(*columns, console=stderr, disable=quiet, transient=True)
+
+
+def _require_pyarrow() -> None:
+    if find_spec("pyarrow") is None:
+        raise InputError(
+            expected="pyarrow, which writes Parquet",
+            found="it is not installed",
+            remedy="pip install 'equipoise[parquet]'",
+        )
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from platformdirs import user_cache_path
 
 from equipoise.errors import InputError
 
@@ -98,8 +99,7 @@ def _content(archive: Archive, wanted: Download) -> bytes:
                 remedy="put it there, or unset EQUIPOISE_DATA to download",
             )
         return _unpack(path, wanted.sha256)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "equipoise" / archive.folder / wanted.file
+    path = user_cache_path("equipoise") / archive.folder / wanted.file
     if not path.exists():
         _download(archive, wanted, path)
     return _unpack(path, wanted.sha256)

@@ -1,9 +1,10 @@
-"""A run folder: records in SQLite while the training runs, and as Parquet at its end."""
+"""A run folder: records in SQLite while the training runs, and as Parquet at its end where pyarrow is installed."""
 
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ class Disk:
         return pd.DataFrame(rows, columns=committed.columns).astype(committed.dtypes)
 
     def close(self) -> None:
-        """Commit, and write the Parquet file."""
+        """Commit, and write the Parquet file where pyarrow is installed."""
         self._commit()
-        place(self.folder / PARQUET, self.store.table().to_parquet(index=False))
+        if find_spec("pyarrow"):
+            place(self.folder / PARQUET, self.store.table().to_parquet(index=False))
         self.store.finish({"status": self.status})
         self._let_go()
 
