@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from equipoise import data, networks, sinks, testing
+from equipoise import data, losses, networks, sinks, testing
 from equipoise.checkpoint import analyze
 from equipoise.decomposition import Decomposition, decompose, sign_changes
 from equipoise.integrate import steppers
@@ -50,6 +50,7 @@ __all__ = [
     "forecast",
     "invariances",
     "limit_direction",
+    "losses",
     "networks",
     "report",
     "resume",

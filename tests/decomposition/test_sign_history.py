@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from equipoise.decomposition import sign_changes
-from equipoise.integrate.losses import Exponential
+from equipoise.losses import Exponential
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from equipoise.data import load
 from equipoise.errors import InputError
-from equipoise.integrate.losses import LOSSES
 from equipoise.integrate.margins import local_slopes
 from equipoise.integrate.problem import build_problem
+from equipoise.losses import LOSSES
 from equipoise.networks import mlp
 
 FORMULAS = {

@@ -6,9 +6,9 @@ import torch
 
 import equipoise as eq
 from equipoise.data import load
-from equipoise.integrate.losses import log_risk, named_loss
 from equipoise.integrate.problem import build_problem
 from equipoise.integrate.steppers import EntropicGauss, EntropicMidpoint
+from equipoise.losses import log_risk, named_loss
 from equipoise.networks import mlp, residual_mlp
 
 

@@ -11,12 +11,12 @@ from equipoise import data
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
 from equipoise.integrate.loop import flow
-from equipoise.integrate.losses import Exponential
 from equipoise.integrate.margins import Layout
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.problem import build_margins
 from equipoise.integrate.readout import Signs
 from equipoise.integrate.steppers import EntropicMidpoint
+from equipoise.losses import Exponential
 from equipoise.networks import mlp
 from equipoise.theorems.assumptions import LAW_TOLERANCE
 from equipoise.theorems.certificate import certify

@@ -16,13 +16,13 @@ from equipoise.integrate.checkpoints import Progress
 from equipoise.integrate.course import STALL_STEPS, Course
 from equipoise.integrate.goals import EVERY_QUARTER, Goal, LogLoss, parse_goal
 from equipoise.integrate.keeping import Keeper
-from equipoise.integrate.losses import Loss
 from equipoise.integrate.problem import Problem, build_problem, require_tail
 from equipoise.integrate.recorded import course_from, manifest_of, observers_from, stepper_from
 from equipoise.integrate.run import Run, Status, manifest_of_flow, stored_problem
 from equipoise.integrate.steppers import EntropicMidpoint, State, Step, Stepper
 from equipoise.integrate.validation import require_integer
 from equipoise.integrate.witness import Witness
+from equipoise.losses import Loss
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
 from equipoise.store import Store
 from equipoise.threads import one_thread

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.errors import InputError
-from equipoise.integrate.losses import Differential, Loss
 from equipoise.integrate.margins import Evaluation, Linearisation, Margins, Slopes, Weights
 from equipoise.integrate.readout import Rows
+from equipoise.losses import Differential, Loss
 
 Forces = Float[Tensor, " examples *others"]  # on the margins
 
@@ -75,7 +75,7 @@ class Objective:
         """`-∂ log R/∂m = Dᵀ softmax(-u)`, on all potentials."""
         potential = self._potential(at.margins)
         weights = torch.softmax(-potential.flatten(), 0).view_as(potential)
-        return self.loss.differential(at.margins).pull(weights)
+        return self.loss.differential(at.margins).vjp(weights)
 
     def linearise(self, weights: Weights, slopes: Slopes) -> "Tangent":
         """The network with these slopes, around these weights."""
@@ -131,7 +131,7 @@ class Tangent:
 
     def forces(self, weights: Float[Tensor, " rows"]) -> Forces:
         """`Dᵀ p`: what weights on the potentials are on the margins."""
-        return self.differential.pull(self.objective.spread(weights))
+        return self.differential.vjp(self.objective.spread(weights))
 
     def pullback(self, forces: Forces) -> Weights:
         """`Jᵀ f`; with `f = Dᵀ p` this is `J_uᵀ p`."""
@@ -140,7 +140,7 @@ class Tangent:
     def pushforward(self, change: Weights) -> tuple[Float[Tensor, " rows"], tuple[Tensor, ...]]:
         """`J_u δw`, and by how much every pre-activation moves."""
         moved = self.here.pushforward(change)
-        return self.objective.pick(self.differential.push(moved.margins)), moved.preactivations
+        return self.objective.pick(self.differential.jvp(moved.margins)), moved.preactivations
 
     def kernel(self, columns: Rows | None = None) -> Float[Tensor, "rows columns"]:
         """`K_u = D J Jᵀ Dᵀ` of these rows: all its columns, or those of `columns`, by their places among the rows."""
@@ -150,4 +150,4 @@ class Tangent:
         examples = rows // objective.per_example
         units = torch.zeros(len(rows), *objective.margins.readout.others).to(self.here.margins)
         units.view(len(rows), -1).scatter_(1, (rows % objective.per_example)[:, None], 1.0)
-        return self.here.kernel(examples, self.differential.take(examples).pull(units), columns)
+        return self.here.kernel(examples, self.differential.take(examples).vjp(units), columns)

@@ -24,11 +24,11 @@ from equipoise.integrate.entropic import precision_floor, resolved_temperature
 from equipoise.integrate.feedforward import FeedforwardMargins
 from equipoise.integrate.general import CapturedMargins
 from equipoise.integrate.goals import Goal, LogLoss
-from equipoise.integrate.losses import LOSSES, Loss, named_loss
 from equipoise.integrate.margins import Evaluation, Layout, Margins, Slopes, Weights
 from equipoise.integrate.objective import Objective, shares
 from equipoise.integrate.readout import Contrasts, Readout, Signs
 from equipoise.laws import Laws, invariances
+from equipoise.losses import Loss, named_loss
 from equipoise.observers import Probe
 
 _SHALLOW = -60.0  # log R below which a loss without an exponential tail is zero in float64
@@ -162,7 +162,7 @@ def build_problem(
     inputs = checked.X.to(device, dtype)
     labels = checked.y.to(device) if chosen.multiclass else checked.y.to(device, dtype)
     readout = _readout(outputs_of_two(own, inputs), labels, chosen)
-    laws = invariances(own, inputs[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
+    laws = invariances(own, inputs[:2], loss=chosen if chosen.multiclass else None)
     assert laws.captured is not None  # these laws were read, not stated
     captured = rectified(laws.captured, own, inputs[:2])
     layout = Layout.of(dict(own.named_parameters()))

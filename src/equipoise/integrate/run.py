@@ -17,9 +17,9 @@ from equipoise.errors import EquipoiseError, InputError, StoreError, one_line
 from equipoise.graph.chain import Layer
 from equipoise.integrate.checkpoints import memories_of
 from equipoise.integrate.goals import Goal
-from equipoise.integrate.losses import Loss
 from equipoise.integrate.margins import Weights
 from equipoise.integrate.problem import Problem, build_problem
+from equipoise.losses import Loss
 from equipoise.networks import mlp
 from equipoise.observers import Memory
 from equipoise.observers.activity import remembered_slides

@@ -8,12 +8,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from equipoise.integrate.checkpoints import Progress
-from equipoise.integrate.losses import Exponential
 from equipoise.integrate.objective import Objective, Tangent
 from equipoise.integrate.problem import Problem
 from equipoise.integrate.steppers import State, Step
 from equipoise.integrate.steppers.state import velocity
 from equipoise.laws.gauge import Gauge
+from equipoise.losses import Exponential
 from equipoise.measure.leading import ExactSpectra
 from equipoise.measure.unfolding import Unfolding
 from equipoise.observers import Foresight, Memory, Observer, Scene, Snapshot

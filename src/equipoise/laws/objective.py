@@ -10,16 +10,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
+from equipoise.losses import LOSSES, Loss, NamedLoss
 
-LossLike = str | Callable[..., Any] | None
-
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": F.cross_entropy,
-    "multiclass_exponential": lambda output, y: (output - output.gather(1, y[:, None])).exp().sum(1).mean(),
-    "logistic": lambda output, y: F.softplus(-y * output.reshape(y.shape)).mean(),
-    "exponential": lambda output, y: (-y * output.reshape(y.shape)).exp().mean(),
-}
-_SOFTMAX = ("cross_entropy", "multiclass_exponential")  # losses that ignore a common shift of the logits
+LossLike = str | Loss | Callable[..., Any] | None
 
 
 def run_backward(model: nn.Module, data: Any, loss: LossLike) -> None:
@@ -89,18 +82,40 @@ def objective(data: Any, loss: LossLike) -> tuple[Any, Callable[[Any], Tensor]]:
     """The inputs of the model, and what is differentiated as a function of its output."""
     paired = isinstance(data, (tuple, list)) and len(data) == 2 and loss is not None
     inputs, target = data if paired else (data, None)
-    function = _LOSSES.get(loss) if isinstance(loss, str) else loss or _random_combination
-    if function is None:
-        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
+    function = _function(loss)
     return inputs, lambda output: function(output, *(() if target is None else (target,)))
+
+
+def _function(loss: LossLike) -> Callable[..., Tensor]:
+    """The loss as a function of outputs and target; without one, a fixed combination of the outputs."""
+    chosen = _named(loss)
+    if isinstance(chosen, NamedLoss):
+        return chosen.mean
+    if isinstance(chosen, Loss) and not callable(chosen):
+        raise InputError(
+            expected=f"a loss among {', '.join(LOSSES)}",
+            found=f"the {chosen.name} loss, of margins",
+            remedy="or pass a callable of the outputs and the target",
+        )
+    return chosen or _random_combination
+
+
+def _named(loss: LossLike) -> Loss | Callable[..., Any] | None:
+    """The loss of that name; everything else as it is. Raises `InputError` for an unknown name."""
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise InputError(expected=f"a loss among {', '.join(LOSSES)}", found=repr(loss), remedy="or pass a callable")
+    return LOSSES[loss]
 
 
 def ignores_shift(loss: LossLike) -> bool:
     """Whether a loss takes the softmax of the outputs, so that a common shift of them changes nothing."""
-    if isinstance(loss, str) and loss not in _LOSSES:
-        raise InputError(expected=f"a loss among {', '.join(_LOSSES)}", found=repr(loss), remedy="or pass a callable")
-    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.label_smoothing == 0
-    return loss in _SOFTMAX or loss is F.cross_entropy or plain
+    chosen = _named(loss)
+    if isinstance(chosen, Loss):
+        return chosen.multiclass
+    plain = isinstance(chosen, nn.CrossEntropyLoss) and chosen.label_smoothing == 0
+    return chosen is F.cross_entropy or plain
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:

@@ -7,9 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from equipoise.errors import InputError
-
-EXPONENTIAL = ("exponential", "multiclass_exponential")
-LOGISTIC = ("logistic", "cross_entropy")
+from equipoise.losses import LOSSES, tailed_losses
 
 
 def binary_margins(scores: Float[Tensor, " n *one"], labels: Tensor) -> Float[Tensor, " n"]:
@@ -93,26 +91,11 @@ def inverse_loss(log_total: float | int, loss: str = "exponential") -> float:
     >>> [inverse_loss(log_total, "logistic") for log_total in (-1e15, -40.0, 5.0)]
     [1000000000000000.0, 40.0, -148.4131591025766]
     """
-    if not math.isfinite(log_total) or (loss in LOGISTIC and log_total > 709):
+    if loss not in tailed_losses():
         raise InputError(
-            expected="the finite logarithm of a total loss",
-            found=f"{log_total}",
-            remedy="compute log R by logsumexp, and check that the margins are finite",
+            expected=f"a loss among {', '.join(tailed_losses())}", found=repr(loss), remedy="pass one of these names"
         )
-    if loss in EXPONENTIAL:
-        return -float(log_total)
-    if loss in LOGISTIC:
-        return _inverse_logistic(float(log_total))
-    raise InputError(
-        expected=f"a loss among {', '.join(EXPONENTIAL + LOGISTIC)}", found=repr(loss), remedy="pass one of these names"
-    )
-
-
-def _inverse_logistic(log_total: float) -> float:
-    total = math.exp(log_total)
-    if total > 1:
-        return -total - math.log(-math.expm1(-total))
-    return -log_total - (math.log(math.expm1(total) / total) if total > 0 else 0.0)
+    return LOSSES[loss].inverse(log_total)
 
 
 def support(margins: Float[Tensor, " n *others"], discard: float = 0.01) -> Bool[Tensor, " n *others"]:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from equipoise.losses import tailed_losses
 from equipoise.measure import kkt, margins
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
@@ -57,7 +58,7 @@ def _of_flow(asked: Margin, scene: Scene, snapshot: Snapshot) -> dict[str, float
     assert seen is not None
     assert snapshot.log_loss is not None
     readings = _plain(seen)
-    if degree is None or scene.loss not in margins.EXPONENTIAL + margins.LOGISTIC:
+    if degree is None or scene.loss not in tailed_losses():
         return readings
     if seen.min() > 0:
         del readings["support"]  # softmax weights say nothing of the limit: at margins of 1e12 they see one example

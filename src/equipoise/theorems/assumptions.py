@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from equipoise.integrate.losses import LOSSES
+from equipoise.losses import LOSSES
 from equipoise.theorems.directional import LimitDirection
 from equipoise.theorems.evidence import Evidence
 

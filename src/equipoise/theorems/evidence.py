@@ -11,8 +11,8 @@ from torch import Tensor
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer
 from equipoise.graph.degree import Homogeneity, homogeneity
-from equipoise.integrate.losses import Loss, log_risk
 from equipoise.laws import Law, Laws
+from equipoise.losses import Loss, log_risk
 from equipoise.measure.margins import binary_margins, class_margins
 from equipoise.theorems.rounding import score_rounding
 from equipoise.theorems.tail import Tail, ratio

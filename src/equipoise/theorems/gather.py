@@ -14,9 +14,9 @@ from equipoise.data.dataset import validate
 from equipoise.errors import InputError
 from equipoise.graph.chain import Layer, read_chain
 from equipoise.graph.tail import read_tail
-from equipoise.integrate.losses import LOSSES, Loss, named_loss
 from equipoise.integrate.objective import shares
 from equipoise.laws import Laws, invariances
+from equipoise.losses import Loss, named_loss
 from equipoise.theorems import tail
 from equipoise.theorems.evidence import Evidence, Named, Point
 
@@ -104,7 +104,7 @@ def gather(
     own = copy.deepcopy(model).double()
     _check_outputs(own, X, y, chosen)
     counted = None if example_weights is None else shares(example_weights, len(y), y)
-    read = invariances(own, X[:2], loss=chosen.name if chosen.multiclass and chosen.name in LOSSES else None)
+    read = invariances(own, X[:2], loss=chosen if chosen.multiclass else None)
     captured = read.captured
     assert captured is not None  # these laws were read, not stated
     return Evidence(

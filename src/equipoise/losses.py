@@ -14,21 +14,37 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from equipoise.errors import InputError
 
+__all__ = [
+    "LOSSES",
+    "CrossEntropy",
+    "Differential",
+    "Exponential",
+    "Logistic",
+    "Loss",
+    "NamedLoss",
+    "Squared",
+    "log_risk",
+    "named_loss",
+    "tailed_losses",
+]
+
 _DEEP = -30.0  # log S below which `log(1 + S) = S (1 - S/2)` to rounding
+_LARGEST = 709.0  # log t above which t is beyond float64
 
 
 @runtime_checkable
 class Differential(Protocol):
     """`D = du/dm` at given margins, block-diagonal over the examples, by its products."""
 
-    def push(self, change: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+    def jvp(self, change: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
         """`D δm`."""
         ...
 
-    def pull(self, forces: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+    def vjp(self, cotangents: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
         """`Dᵀ p`."""
         ...
 
@@ -72,43 +88,56 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
+class NamedLoss(Loss, Protocol):
+    """A loss of the table `LOSSES`, also as a function of scores that autograd differentiates, and inverted."""
+
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        """`R` in plain arithmetic: scores of shape (n,), (n, 1) or (n, C), signs or class indices of shape (n,)."""
+        ...
+
+    def inverse(self, log_loss: float) -> float:
+        """`ℓ⁻¹(t)` from `log t`: the one margin whose loss is `t`. Raises `InputError` where there is none."""
+        ...
+
+
 @dataclass(frozen=True)
-class Diagonal:
+class DiagonalDifferential:
     """`D = diag(slope)`."""
 
     slope: Float[Tensor, " n *others"]
 
-    def push(self, change: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+    def jvp(self, change: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
         """`D δm`."""
         return self.slope * change
 
-    def pull(self, forces: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
+    def vjp(self, cotangents: Float[Tensor, " n *others"]) -> Float[Tensor, " n *others"]:
         """`Dᵀ p`."""
-        return self.slope * forces
+        return self.slope * cotangents
 
-    def take(self, examples: Tensor) -> "Diagonal":
+    def take(self, examples: Tensor) -> "DiagonalDifferential":
         """The blocks of these examples."""
-        return Diagonal(self.slope[examples])
+        return DiagonalDifferential(self.slope[examples])
 
 
 @dataclass(frozen=True)
-class Centred:
+class CentredDifferential:
     """`D_i = I - a_i 1 π_iᵀ`, with `a` of shape (n, 1) and `π` of shape (n, C - 1) (T6.3)."""
 
     share: Float[Tensor, "n 1"]
     weights: Float[Tensor, "n others"]
 
-    def push(self, change: Float[Tensor, "n others"]) -> Float[Tensor, "n others"]:
+    def jvp(self, change: Float[Tensor, "n others"]) -> Float[Tensor, "n others"]:
         """`δm - a ⟨π, δm⟩ 1`."""
         return change - self.share * (self.weights * change).sum(1, keepdim=True)
 
-    def pull(self, forces: Float[Tensor, "n others"]) -> Float[Tensor, "n others"]:
+    def vjp(self, cotangents: Float[Tensor, "n others"]) -> Float[Tensor, "n others"]:
         """`p - a ⟨1, p⟩ π`."""
-        return forces - self.share * forces.sum(1, keepdim=True) * self.weights
+        return cotangents - self.share * cotangents.sum(1, keepdim=True) * self.weights
 
-    def take(self, examples: Tensor) -> "Centred":
+    def take(self, examples: Tensor) -> "CentredDifferential":
         """The blocks of these examples."""
-        return Centred(self.share[examples], self.weights[examples])
+        return CentredDifferential(self.share[examples], self.weights[examples])
 
 
 @dataclass(frozen=True)
@@ -129,11 +158,22 @@ class Exponential:
 
     def differential(self, margins: Float[Tensor, " n *others"]) -> Differential:
         """`D = 1`."""
-        return Diagonal(torch.ones_like(margins))
+        return DiagonalDifferential(torch.ones_like(margins))
 
     def log_at_zero(self) -> float:
         """`log 1`: a margin of zero alone costs that much."""
         return 0.0
+
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        """`mean_i Σ_c e^{-m_ic}`."""
+        if not self.multiclass:
+            return (-target * scores.reshape(target.shape)).exp().mean()
+        own = target[:, None]
+        return (scores - scores.gather(1, own)).exp().scatter(1, own, 0.0).sum(1).mean()
+
+    def inverse(self, log_loss: float) -> float:
+        """`-log t`."""
+        return -_finite(log_loss)
 
 
 @dataclass(frozen=True)
@@ -154,11 +194,19 @@ class Logistic:
 
     def differential(self, margins: Float[Tensor, " n"]) -> Differential:
         """`D = σ(-m) / log(1 + e^{-m})`, which tends to 1 as `1 - e^{-m}/2`."""
-        return Diagonal(_elasticity(-margins))
+        return DiagonalDifferential(_elasticity(-margins))
 
     def log_at_zero(self) -> float:
         """`log log 2`."""
         return math.log(math.log(2))
+
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        """`mean_i log(1 + e^{-m_i})`."""
+        return F.softplus(-target * scores.reshape(target.shape)).mean()
+
+    def inverse(self, log_loss: float) -> float:
+        """`-log(e^t - 1)`."""
+        return _inverse_logistic(log_loss)
 
 
 @dataclass(frozen=True)
@@ -180,11 +228,19 @@ class CrossEntropy:
     def differential(self, margins: Float[Tensor, "n others"]) -> Differential:
         """`I - a 1 πᵀ`, `π = softmax(-m)`, `a = 1 - S/((1 + S) ℓ)` (T6.3)."""
         share = 1 - _elasticity(torch.logsumexp(-margins, 1, keepdim=True))
-        return Centred(share, torch.softmax(-margins, 1))
+        return CentredDifferential(share, torch.softmax(-margins, 1))
 
     def log_at_zero(self) -> float:
         """`log log 2`: a tie with one class and no other."""
         return math.log(math.log(2))
+
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        """`torch.nn.functional.cross_entropy`, with all the shapes that it takes."""
+        return F.cross_entropy(scores, target)
+
+    def inverse(self, log_loss: float) -> float:
+        """`-log(e^t - 1)`: the margin over one other class."""
+        return _inverse_logistic(log_loss)
 
 
 @dataclass(frozen=True)
@@ -207,14 +263,26 @@ class Squared:
 
     def differential(self, margins: Float[Tensor, " n"]) -> Differential:
         """`D = 2 / (1 - m)`."""
-        return Diagonal(2 / _residual(margins))
+        return DiagonalDifferential(2 / _residual(margins))
 
     def log_at_zero(self) -> float:
         """`log ½`."""
         return math.log(0.5)
 
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        """`mean_i ½(1 - m_i)²`."""
+        return (1 - target * scores.reshape(target.shape)).square().mean() / 2
 
-LOSSES: dict[str, Loss] = {
+    def inverse(self, log_loss: float) -> float:
+        """Always raises `InputError`: two margins have the same loss."""
+        raise InputError(
+            expected="a loss that falls as the margin grows",
+            found=f"the {self.name} loss",
+            remedy="pass an exponential or a logistic loss",
+        )
+
+
+LOSSES: dict[str, NamedLoss] = {
     loss.name: loss
     for loss in (
         Exponential(),
@@ -243,6 +311,15 @@ def named_loss(loss: "str | Loss") -> Loss:
     return LOSSES[loss]
 
 
+def tailed_losses() -> tuple[str, ...]:
+    """Names of the losses with an exponential tail.
+
+    >>> tailed_losses()
+    ('exponential', 'logistic', 'cross_entropy', 'multiclass_exponential')
+    """
+    return tuple(name for name, loss in LOSSES.items() if loss.exponential_tail)
+
+
 def log_risk(potential: Float[Tensor, " n *others"]) -> float:
     """`log R = log mean_i Σ_c e^{-u_ic}`.
 
@@ -254,14 +331,14 @@ def log_risk(potential: Float[Tensor, " n *others"]) -> float:
 
 def _log_excess(log_sum: Tensor) -> Tensor:
     """`log(S / log(1 + S))` from `log S`; `S/2` where `S` is tiny."""
-    body = log_sum - torch.log(torch.nn.functional.softplus(log_sum.clamp(min=_DEEP)))
+    body = log_sum - torch.log(F.softplus(log_sum.clamp(min=_DEEP)))
     return torch.where(log_sum < _DEEP, 0.5 * torch.exp(log_sum.clamp(max=_DEEP)), body)
 
 
 def _elasticity(log_sum: Tensor) -> Tensor:
     """`d log ℓ / d log S = S / ((1 + S) log(1 + S))`; `1 - S/2` where `S` is tiny."""
     bounded = log_sum.clamp(min=_DEEP)
-    body = torch.sigmoid(bounded) / torch.nn.functional.softplus(bounded)
+    body = torch.sigmoid(bounded) / F.softplus(bounded)
     return torch.where(log_sum < _DEEP, 1 - 0.5 * torch.exp(log_sum.clamp(max=_DEEP)), body)
 
 
@@ -269,3 +346,21 @@ def _residual(margins: Tensor) -> Tensor:
     """`1 - m`, kept off zero, where `u` is infinite and `D p` nevertheless finite."""
     residual = 1 - margins
     return torch.where(residual.abs() < 1e-150, torch.full_like(residual, 1e-150), residual)
+
+
+def _finite(log_loss: float, below: float = math.inf) -> float:
+    if not math.isfinite(log_loss) or log_loss > below:
+        raise InputError(
+            expected="the finite logarithm of a total loss",
+            found=f"{log_loss}",
+            remedy="compute log R by logsumexp, and check that the margins are finite",
+        )
+    return float(log_loss)
+
+
+def _inverse_logistic(log_loss: float) -> float:
+    """`-log t - log((e^t - 1)/t)` for `t ≤ 1` and `-t - log(1 - e^{-t})` above: neither over- nor underflows."""
+    total = math.exp(_finite(log_loss, below=_LARGEST))
+    if total > 1:
+        return -total - math.log(-math.expm1(-total))
+    return -log_loss - (math.log(math.expm1(total) / total) if total > 0 else 0.0)
