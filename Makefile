@@ -2,9 +2,9 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_EXTRA)
 
-.PHONY: demo test lint bench gallery docs faults fuzz clean
+.PHONY: demo test lint package bench gallery docs faults fuzz clean
 
 demo: $(VENV)/.report
 	$(BIN)/equipoise demo
@@ -18,6 +18,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
+
+package:  # the wheel and the source distribution; the wheel is tried in an empty environment
+	rm -rf dist build/builder build/empty
+	$(PYTHON) -m venv build/builder && build/builder/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/builder/bin/python -m build --quiet --outdir dist
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_EXTRA) dist/*.whl
+	cd build && empty/bin/python ../tests/helpers/try_wheel.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/flow_depth.py
