@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_EXTRA)
 
-.PHONY: demo test lint package bench gallery docs faults fuzz clean
+.PHONY: demo test test-fast coverage lint package bench gallery docs faults fuzz clean
 
 demo: $(VENV)/.report
 	$(BIN)/equipoise demo
@@ -12,6 +12,13 @@ demo: $(VENV)/.report
 test: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+test-fast: $(VENV)/.test  # what answers within two minutes
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow and not long'
+
+coverage: $(VENV)/.dev  # the files below 90% of statements
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=
+	$(BIN)/coverage report --sort=cover --skip-covered
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
