@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.graph import algebra
 from equipoise.graph.capture import capture
+from equipoise.graph.constraints import GeneratorConstraints
 from equipoise.graph.interface import find_interfaces
-from equipoise.graph.symmetry import Symmetry
-from equipoise.graph.walk import Walk
-from helpers.by_coordinate import SlowSymmetry, slow_interfaces
+from equipoise.graph.labels import algebra
+from equipoise.graph.propagate import SymmetryPropagation
+from helpers.by_coordinate import SlowConstraints, slow_interfaces
 from helpers.cases import case
 
 
@@ -59,7 +59,7 @@ def families(solution):
 def test_the_solution_is_that_of_the_slow_twin():
     kinds = set()
     for seed in range(150):
-        found, expected = restricted(Symmetry(), seed), restricted(SlowSymmetry(), seed)
+        found, expected = restricted(GeneratorConstraints(), seed), restricted(SlowConstraints(), seed)
         for each in ("root", "ratio", "cell"):
             np.testing.assert_array_equal(getattr(found, each), getattr(expected, each), f"{each}, seed {seed}")
         by_hand = [
@@ -78,9 +78,9 @@ NETWORKS = ("degree two", "residual stream", "hand-written layer norm", "rotary"
 def test_interfaces_are_those_of_the_slow_twin(monkeypatch, name):
     network = case(name)
     captured = capture(network.model(), network.inputs())
-    found = find_interfaces(Walk(captured))
-    monkeypatch.setattr(algebra, "Symmetry", SlowSymmetry)
-    expected = slow_interfaces(Walk(captured))
+    found = find_interfaces(SymmetryPropagation(captured))
+    monkeypatch.setattr(algebra, "GeneratorConstraints", SlowConstraints)
+    expected = slow_interfaces(SymmetryPropagation(captured))
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         kind = lambda each: (each.blocks, each.width, each.symmetry, each.breaks)  # noqa: E731

@@ -8,7 +8,8 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
 from equipoise.errors import CaptureError
-from equipoise.graph.capture import _place, capture
+from equipoise.graph.capture import capture
+from equipoise.graph.export.program import place
 from equipoise.laws import invariances
 
 
@@ -251,4 +252,4 @@ def test_the_place_of_an_error_may_be_in_a_library_whose_name_begins_as_torch():
     file = str(Path(torch.__file__).parent) + "_geometric/conv.py"
     with pytest.raises(ZeroDivisionError) as error:
         exec(compile("1 / 0", file, "exec"))
-    assert _place(error.value) == " at conv.py:1"
+    assert place(error.value) == " at conv.py:1"

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from equipoise.graph.capture import capture
 from equipoise.graph.exchanges import exchanges
-from equipoise.graph.walk import Walk
+from equipoise.graph.propagate import SymmetryPropagation
 
 
 class Sums(nn.Module):
@@ -33,7 +33,7 @@ class Embeddings(nn.Module):
 
 
 def found(model, *inputs, frozen=()):
-    return exchanges(Walk(capture(model, inputs), frozen))
+    return exchanges(SymmetryPropagation(capture(model, inputs), frozen))
 
 
 @pytest.mark.parametrize(

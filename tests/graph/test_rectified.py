@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equipoise.graph.capture import capture
-from equipoise.graph.evaluate import kinks
-from equipoise.graph.rectified import rectified
+from equipoise.graph.evaluate import kinks, rectified
 
 BENT = {  # and how many kinks each has
     "hardtanh": (lambda z: F.hardtanh(z, -0.3, 0.7), 2),

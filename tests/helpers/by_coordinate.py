@@ -11,10 +11,10 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
+from equipoise.graph.constraints import STILL, FreeGenerators, GeneratorConstraints, _unique, kernel
 from equipoise.graph.interface import Interface, Member
 from equipoise.graph.precision import moved_in, narrow_nodes, narrowest
-from equipoise.graph.symmetry import STILL, Solution, Symmetry, _unique, kernel
-from equipoise.graph.walk import Leaf, Walk
+from equipoise.graph.propagate import Leaf, SymmetryPropagation
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ _NO_ARRAYS = (_EMPTY, _EMPTY > 0, _EMPTY, _EMPTY, _EMPTY, _EMPTY / 1)
 
 
 @dataclass(frozen=True, eq=False)
-class SlowSolution(Solution):
+class SlowSolution(FreeGenerators):
     """With a list of blocks in place of arrays."""
 
     blocks: tuple[Block, ...] = ()
 
 
-class SlowSymmetry(Symmetry):
+class SlowConstraints(GeneratorConstraints):
     """The restrictions, settled one coordinate at a time."""
 
     def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
@@ -134,7 +134,7 @@ class SlowSymmetry(Symmetry):
             yield Block(1, {r: (0, rate) for r, rate in rates.items()})
 
 
-def slow_interfaces(walk: Walk) -> list[Interface]:
+def slow_interfaces(walk: SymmetryPropagation) -> list[Interface]:
     """Block by block."""
     order = {name: place for place, name in enumerate(walk.captured.parameters.values())}
     leaves = sorted(walk.leaves, key=lambda leaf: order[leaf.parameter])
@@ -200,7 +200,7 @@ def _rates(leaves: Sequence[Leaf], roles: Sequence[tuple[int, float]], slots: "S
     return total
 
 
-def _breaks(walk: Walk, solution: SlowSolution) -> Mapping[int, list[tuple[str, float]]]:
+def _breaks(walk: SymmetryPropagation, solution: SlowSolution) -> Mapping[int, list[tuple[str, float]]]:
     found: dict[int, list[tuple[str, float]]] = defaultdict(list)
     for absorbed in walk.algebra.absorbed:
         for root in np.unique(solution.root[absorbed.coordinates]).tolist():
@@ -209,7 +209,7 @@ def _breaks(walk: Walk, solution: SlowSolution) -> Mapping[int, list[tuple[str, 
     return found
 
 
-def _read(walk: Walk, solution: SlowSolution) -> set[int]:
+def _read(walk: SymmetryPropagation, solution: SlowSolution) -> set[int]:
     """Roots that some operation reads; what a slice leaves out has no law worth stating."""
     absorbed = [absorbed.coordinates for absorbed in walk.algebra.absorbed]
     touched = np.concatenate([walk.algebra.symmetry.related(), *absorbed])

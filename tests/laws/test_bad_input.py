@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equipoise.errors import CaptureError, InputError
-from equipoise.graph.capture import _arguments  # the public functions' signatures are checked while tests run
+from equipoise.graph.export.program import arguments  # the public functions' signatures are checked while tests run
 from equipoise.laws import Between, Diagonal, invariances
 from equipoise.laws.collection import _refuse
 from helpers.cases import LowRank
@@ -76,7 +76,7 @@ def refused(message, call, error=InputError):
 
 @pytest.mark.parametrize("inputs", [5, None, torch.ones(0, 3)])
 def test_inputs_of_another_kind(inputs):
-    refused("expected a tensor, a sequence of arguments", lambda: _arguments(inputs))
+    refused("expected a tensor, a sequence of arguments", lambda: arguments(inputs))
 
 
 def test_models_of_another_kind():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.graph.matchers import MATCHERS
+from equipoise.graph.ops import MATCHERS
 from equipoise.laws import FalseLaw, invariances, self_test
 
 

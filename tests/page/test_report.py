@@ -9,7 +9,7 @@ import torch
 
 from equipoise.data import load
 from equipoise.errors import InputError, StoreError
-from equipoise.graph.tail import linear_tail
+from equipoise.graph.chain import linear_tail
 from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.integrate.run import Run

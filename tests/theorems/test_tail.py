@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import reference
 from equipoise.errors import InputError
-from equipoise.graph.chain import Layer
-from equipoise.graph.tail import linear_tail
+from equipoise.graph.chain import Layer, linear_tail
 from equipoise.measure.alignment import alignment
 from equipoise.measure.spectrum import spectrum
 from equipoise.theorems import growth, tail

@@ -11,7 +11,7 @@ import equipoise as eq
 from equipoise.cli.app import Json, Quiet, app, integers, line, say, stderr, typed
 from equipoise.data import Dataset
 from equipoise.errors import InputError
-from equipoise.graph.tail import linear_tail
+from equipoise.graph.chain import linear_tail
 from equipoise.integrate.goals import parse_goal
 from equipoise.theorems.tail import Tail, certified_bounds
 

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
-from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.walk import operation_name
+from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.propagate import operation_name
 
 MOVING = frozenset({*KEEPING, *DROPPING, *COPYING, "getitem", "alias", "_unsafe_view", "_to_copy"})
 KINKS = frozenset({"relu", "leaky_relu", "abs"})

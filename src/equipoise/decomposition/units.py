@@ -18,7 +18,7 @@ from equipoise.decomposition.path_lifting import KINKS, MOVING, refusal
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import is_linear
-from equipoise.graph.walk import operation_name
+from equipoise.graph.propagate import operation_name
 
 CONSTANT = 0  # the unit that feeds biases
 SUM, MAXIMUM = 1.0, math.inf  # in place of a slope below zero: a linear unit, and one that takes the largest

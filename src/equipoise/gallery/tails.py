@@ -6,8 +6,7 @@ from itertools import pairwise
 from equipoise.gallery.case import Case, Moment, Recipe, Trail
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.graph.capture import capture
-from equipoise.graph.chain import Layer
-from equipoise.graph.tail import read_tail
+from equipoise.graph.chain import Layer, read_tail
 from equipoise.laws import invariances
 from equipoise.measure.alignment import alignment
 from equipoise.measure.spectrum import spectrum

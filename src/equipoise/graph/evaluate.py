@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
 from equipoise.graph import operations
-from equipoise.graph.capture import Captured, Intercept
+from equipoise.graph.capture import Captured, Inputs, Intercept, capture
+from equipoise.graph.decompositions import DECOMPOSITIONS
 from equipoise.graph.piecewise import Largest, ParametricRectifier, Piecewise, Pooled, Rectifier
 
 
@@ -51,6 +52,19 @@ def kinks(captured: Captured) -> tuple[Kink, ...]:
         else:
             _require_differentiable(node)
     return tuple(found)
+
+
+def rectified(captured: Captured, model: nn.Module, example_inputs: Inputs) -> Captured:
+    """The same computation, read again where that makes more of its kinks known.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU6())
+    >>> graph = rectified(capture(model, torch.ones(4, 3)), model, torch.ones(4, 3)).graph
+    >>> [node.target.__name__ for node in graph.nodes if node.op == "call_function"]
+    ['linear.default', 'relu.default', 'neg.default', 'sub.Tensor', 'relu.default', 'add.Tensor', 'neg.default']
+    """
+    bends = any(node.target in DECOMPOSITIONS for node in captured.graph.nodes)
+    return capture(model, example_inputs, DECOMPOSITIONS) if bends else captured
 
 
 def unfollowed(captured: Captured) -> list[str]:

@@ -14,9 +14,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
-from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.matchers.pointwise import SHAPE_ONLY
-from equipoise.graph.walk import Walk, operation_name
+from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.ops.pointwise import SHAPE_ONLY
+from equipoise.graph.propagate import SymmetryPropagation, operation_name
 
 Rates = Mapping[str, float]
 Parts = tuple[Rates, ...]  # of a tensor whose parts move apart, such as tensors side by side
@@ -34,7 +34,7 @@ LARGEST = 600  # parameters that are added to each other, one way or another
 MOST = 16  # parts of a tensor that move apart; with more of them all are held for seen
 
 
-def exchanges(walk: Walk) -> tuple[tuple[str, ...], ...]:
+def exchanges(walk: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
     """Groups of parameters within which a shift can be exchanged without changing any output.
 
     >>> import torch
@@ -46,7 +46,7 @@ def exchanges(walk: Walk) -> tuple[tuple[str, ...], ...]:
     ...         self.a, self.b, self.c = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 1)
     ...     def forward(self, x):
     ...         return self.c(torch.tanh(self.a(x) + self.b(x * x)))
-    >>> exchanges(Walk(capture(Sum(), torch.ones(4, 2))))
+    >>> exchanges(SymmetryPropagation(capture(Sum(), torch.ones(4, 2))))
     (('a.bias', 'b.bias'),)
     """
     seen, pairs = _seen(walk)
@@ -55,7 +55,7 @@ def exchanges(walk: Walk) -> tuple[tuple[str, ...], ...]:
     return tuple(sorted({tuple(sorted(group, key=order.__getitem__)) for group in groups}, key=lambda g: order[g[0]]))
 
 
-def _seen(walk: Walk) -> tuple[list[Rates], list[tuple[str, ...]]]:
+def _seen(walk: SymmetryPropagation) -> tuple[list[Rates], list[tuple[str, ...]]]:
     """The rates of every tensor whose shift is seen, and the pairs of biases of recurrent layers."""
     moves: dict[fx.Node, Parts] = {}
     seen: list[Parts] = []
@@ -76,12 +76,12 @@ def _seen(walk: Walk) -> tuple[list[Rates], list[tuple[str, ...]]]:
     return [rates for parts in seen for rates in parts if rates], pairs
 
 
-def _two(walk: Walk, node: fx.Node) -> bool:
+def _two(walk: SymmetryPropagation, node: fx.Node) -> bool:
     """Whether it is anything but the bias of a layer that has two of them."""
     return node.name not in walk.captured.parameters or "val" not in node.meta or node.meta["val"].ndim != 1
 
 
-def _biases(node: fx.Node, walk: Walk) -> Iterator[tuple[str, ...]]:
+def _biases(node: fx.Node, walk: SymmetryPropagation) -> Iterator[tuple[str, ...]]:
     """The two biases of each direction and layer of a recurrent network, which only their sum is used of."""
     own = [source for source in node.all_input_nodes if not _two(walk, source)]
     names = [walk.captured.parameters[source.name] for source in own]

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from equipoise.graph.positions import Positions
+from equipoise.graph.constraints import STILL, FreeGenerators
+from equipoise.graph.labels.positions import Positions
+from equipoise.graph.labels.ragged import alike, joined, numbered
 from equipoise.graph.precision import moved_in, narrow_nodes, narrowest
-from equipoise.graph.ragged import alike, joined, numbered
-from equipoise.graph.symmetry import STILL, Solution
-from equipoise.graph.walk import Leaf, Walk
+from equipoise.graph.propagate import Leaf, SymmetryPropagation
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +123,13 @@ class Interface:
         return tuple(dict.fromkeys(member.parameter for member in self.members if member.degree < 0))
 
 
-def find_interfaces(walk: Walk) -> list[Interface]:
+def find_interfaces(walk: SymmetryPropagation) -> list[Interface]:
     """Every interface with a symmetry, in the order in which the model uses its first producer.
 
     >>> from torch import nn
     >>> from equipoise.graph.capture import capture
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> found = find_interfaces(Walk(capture(model, torch.ones(2, 3))))
+    >>> found = find_interfaces(SymmetryPropagation(capture(model, torch.ones(2, 3))))
     >>> [(i.producers, i.consumers, i.blocks, i.width) for i in found]
     [(('0.weight', '0.bias'), ('2.weight',), 4, 1)]
     """
@@ -157,7 +157,7 @@ def find_interfaces(walk: Walk) -> list[Interface]:
 
 
 def _members(
-    solution: Solution,
+    solution: FreeGenerators,
     positions: Positions,
     leaves: Sequence[Leaf],
     blocks: Int64[ndarray, " n"],
@@ -172,7 +172,9 @@ def _members(
         yield Member(leaf.parameter, leaf.view, leaf.axes, index, rate / unit, precision=precision)
 
 
-def _stated(walk: Walk, solution: Solution, positions: Positions, leaves: Sequence[Leaf]) -> Bool[ndarray, " blocks"]:
+def _stated(
+    walk: SymmetryPropagation, solution: FreeGenerators, positions: Positions, leaves: Sequence[Leaf]
+) -> Bool[ndarray, " blocks"]:
     """Whether a block has a law worth stating: it moves something that an operation reads, or is antisymmetric."""
     absorbed = [absorbed.coordinates for absorbed in walk.algebra.absorbed]
     read = np.zeros(len(solution.root), bool)
@@ -211,7 +213,9 @@ def _idle(leaves: Sequence[Leaf], positions: Positions, block: int) -> bool:
 Breaks = tuple[tuple[str, float], ...]
 
 
-def _breaks(walk: Walk, solution: Solution) -> tuple[Int64[ndarray, " blocks"], Mapping[int, Breaks]]:
+def _breaks(
+    walk: SymmetryPropagation, solution: FreeGenerators
+) -> tuple[Int64[ndarray, " blocks"], Mapping[int, Breaks]]:
     """By block, a number for the set of normalisations whose `eps` breaks its symmetry; and these sets."""
     softened = [absorbed for absorbed in walk.algebra.absorbed if absorbed.eps]
     notes = sorted({(absorbed.place, absorbed.eps) for absorbed in softened})

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from equipoise.graph.signal import Role, Signal
-from equipoise.graph.symmetry import Solution
+from equipoise.graph.constraints import FreeGenerators
+from equipoise.graph.labels.signal import Role, Signal
 
 
 def narrowest(*dtypes: torch.dtype | None) -> torch.dtype | None:
@@ -41,7 +41,7 @@ def narrow_nodes(graph: fx.Graph, weights: Iterable[str]) -> dict[fx.Node, torch
 
 
 def moved_in(
-    solution: Solution, signals: Mapping[fx.Node, object], narrow: Mapping[fx.Node, torch.dtype]
+    solution: FreeGenerators, signals: Mapping[fx.Node, object], narrow: Mapping[fx.Node, torch.dtype]
 ) -> dict[int, torch.dtype]:
     """By root: the narrowest dtype in which something that its generator moves is computed, of those in `narrow`."""
     found: dict[int, torch.dtype] = {}
@@ -53,5 +53,5 @@ def moved_in(
     return found
 
 
-def _roots(solution: Solution, role: Role) -> list[int]:
+def _roots(solution: FreeGenerators, role: Role) -> list[int]:
     return np.unique(solution.root[role.acting.numpy()]).tolist()

@@ -15,11 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from equipoise.graph.interface import Member
-from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.matchers.pointwise import SHAPE_ONLY
-from equipoise.graph.operations import LINEAR, MOVING
-from equipoise.graph.precision import narrow_nodes, narrowest
-from equipoise.graph.shift_groups import (
+from equipoise.graph.labels.shift_groups import (
     LARGEST,
     SEEN,
     Groups,
@@ -32,13 +28,17 @@ from equipoise.graph.shift_groups import (
     factor,
     pull,
 )
-from equipoise.graph.signal import Signal
-from equipoise.graph.walk import Walk, operation_name
+from equipoise.graph.labels.signal import Signal
+from equipoise.graph.operations import LINEAR, MOVING
+from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.ops.pointwise import SHAPE_ONLY
+from equipoise.graph.precision import narrow_nodes, narrowest
+from equipoise.graph.propagate import SymmetryPropagation, operation_name
 
 Sources = Iterator[tuple[fx.Node, Groups | Rows | None]]
 
 
-def find_shifts(walk: Walk, *, softmax: bool = False) -> list[Member]:
+def find_shifts(walk: SymmetryPropagation, *, softmax: bool = False) -> list[Member]:
     """Members of shift laws: `index` holds one row of positions for each group.
 
     `softmax` says that the loss takes the softmax of the output over its last axis.
@@ -46,7 +46,7 @@ def find_shifts(walk: Walk, *, softmax: bool = False) -> list[Member]:
     >>> from torch import nn
     >>> from equipoise.graph.capture import capture
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False))
-    >>> [(m.parameter, m.index.shape) for m in find_shifts(Walk(capture(model, torch.ones(2, 3))))]
+    >>> [(m.parameter, m.index.shape) for m in find_shifts(SymmetryPropagation(capture(model, torch.ones(2, 3))))]
     [('0.weight', torch.Size([1, 1, 4])), ('0.bias', torch.Size([1, 1, 4]))]
     """
     seen: dict[fx.Node, dict[fx.Node, Groups | Rows | None]] = {}
@@ -71,7 +71,7 @@ def find_shifts(walk: Walk, *, softmax: bool = False) -> list[Member]:
     return [member for name in walk.captured.parameters.values() for member in found.get(name, ())]
 
 
-def _note(node: fx.Node, walk: Walk, uses: Sequence[Groups | Rows | None]) -> None:
+def _note(node: fx.Node, walk: SymmetryPropagation, uses: Sequence[Groups | Rows | None]) -> None:
     """Shifts that most readers ignore and a linear map could take back; and those that stop at a linear operation."""
     readers, name = list(_readers(node, walk)), operation_name(node.target)
     ignored = [use is not None for use in uses]
@@ -94,7 +94,7 @@ def _touched(groups: Groups | Rows | None) -> bool:
     return labels is not None and bool((labels >= 0).any())
 
 
-def _compensates(node: fx.Node, reader: fx.Node, walk: Walk) -> bool:
+def _compensates(node: fx.Node, reader: fx.Node, walk: SymmetryPropagation) -> bool:
     """Whether a reader is a linear map by a trained weight, which could undo what is done to what it reads."""
     if operation_name(reader.target) in (*_ORDERED, *_TURNING):
         readers = list(_readers(reader, walk))
@@ -104,7 +104,7 @@ def _compensates(node: fx.Node, reader: fx.Node, walk: Walk) -> bool:
     return linear and any(isinstance(each, Signal) and each.weights and each.roles for each in others)
 
 
-def _readers(node: fx.Node, walk: Walk) -> Iterator[fx.Node]:
+def _readers(node: fx.Node, walk: SymmetryPropagation) -> Iterator[fx.Node]:
     """The nodes that read a value and pass a gradient on; of an operation with several results, each of these."""
     for user in node.users:
         name = operation_name(user.target)
@@ -121,7 +121,7 @@ def _reads(node: fx.Node, source: fx.Node) -> int:
     return found.count(source)
 
 
-def _shape(walk: Walk, node: fx.Node) -> tuple[int, ...]:
+def _shape(walk: SymmetryPropagation, node: fx.Node) -> tuple[int, ...]:
     """The shape of a value, or of the first of several."""
     signal = walk.signals[node]
     signal = signal[0] if isinstance(signal, (tuple, list)) and signal else signal
@@ -151,7 +151,7 @@ def _indices(labels: Tensor) -> Iterable[Tensor]:
 # Operations ---------------------------------------------------------------------------------------------------------
 
 
-def _sources(node: fx.Node, walk: Walk, groups: Groups | Rows | None) -> Sources:
+def _sources(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows | None) -> Sources:
     """Groups of the inputs of an operation: what it ignores by itself, or what the readers of its output ignore."""
     name = operation_name(node.target)
     if groups is None and name in (*DROPPING, *_PICKING, "getitem"):
@@ -175,7 +175,7 @@ def _inputs(node: fx.Node, count: int = 2) -> Iterator[fx.Node]:
 # What an operation ignores by itself ----------------------------------------------------------------------------------
 
 
-def _centring(node: fx.Node, walk: Walk) -> Sources:
+def _centring(node: fx.Node, walk: SymmetryPropagation) -> Sources:
     """`x - mean(x)` or `x - max(x)`, written by hand: both nodes together ignore a shift."""
     centre = node if operation_name(node.target) in _CENTRES else _undetached(node.args[1])
     if not isinstance(centre, fx.Node) or operation_name(centre.target) not in _CENTRES or len(centre.args) < 3:
@@ -195,16 +195,16 @@ def _undetached(node: Any) -> Any:
     return node.args[0] if is_detach else node
 
 
-def _detached_readers(node: fx.Node, walk: Walk) -> list[fx.Node]:
+def _detached_readers(node: fx.Node, walk: SymmetryPropagation) -> list[fx.Node]:
     """The readers of a `detach`, where the walk looks through it; any other node itself."""
     through = walk.through_detach and operation_name(node.target) == "detach"
     return list(node.users) if through else [node]
 
 
-def _over(dims: Callable[[fx.Node, int], Any]) -> Callable[[fx.Node, Walk], Sources]:
+def _over(dims: Callable[[fx.Node, int], Any]) -> Callable[[fx.Node, SymmetryPropagation], Sources]:
     """Whatever ignores a common shift of the first argument over some axes of it, given as `dims(node, ndim)`."""
 
-    def rule(node: fx.Node, walk: Walk) -> Sources:
+    def rule(node: fx.Node, walk: SymmetryPropagation) -> Sources:
         source = next(_inputs(node))
         shape = _shape(walk, source)
         axes = dims(node, len(shape))
@@ -222,14 +222,14 @@ def _reduced(node: fx.Node, ndim: int) -> Sequence[int]:
     return [dims] if isinstance(dims, int) else dims
 
 
-def _group_norm(node: fx.Node, walk: Walk) -> Sources:
+def _group_norm(node: fx.Node, walk: SymmetryPropagation) -> Sources:
     source, count = node.args[:2]
     shape = _shape(walk, source)  # pyright: ignore[reportArgumentType]
     parted = (shape[0], count, shape[1] // count, *shape[2:])  # pyright: ignore[reportOperatorIssue]
     yield source, along(parted, range(2, len(parted))).reshape(shape)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
-def _attention(node: fx.Node, walk: Walk) -> Sources:
+def _attention(node: fx.Node, walk: SymmetryPropagation) -> Sources:
     """A shift of all keys alike shifts every score of a query alike; so does one of its row of the mask."""
     key, mask = node.args[1], node.args[3] if len(node.args) > 3 else None
     yield key, along(_shape(walk, key), [-2])  # pyright: ignore[reportArgumentType, reportReturnType]
@@ -241,7 +241,7 @@ def _own_statistics(node: fx.Node, axes: Sequence[int]) -> Sequence[int] | None:
     return axes if node.args[5] else None
 
 
-_IGNORING: dict[str, Callable[[fx.Node, Walk], Sources]] = {
+_IGNORING: dict[str, Callable[[fx.Node, SymmetryPropagation], Sources]] = {
     **dict.fromkeys((*_CENTRES, "sub"), _centring),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _over(lambda node, ndim: [node.args[1]])),
     **dict.fromkeys(("var", "std"), _over(_reduced)),
@@ -258,7 +258,7 @@ _IGNORING: dict[str, Callable[[fx.Node, Walk], Sources]] = {
 # What the readers of an operation's result ignore ---------------------------------------------------------------------
 
 
-def _movement(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _movement(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Element numbers, moved by the operation itself, say where every element comes from."""
     source = next(_inputs(node))
     name, shape = operation_name(node.target), _shape(walk, source)
@@ -271,7 +271,7 @@ def _movement(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
         yield source, None if labels is None else pull(labels, _numbers(node, source, walk), shape)
 
 
-def _part(node: fx.Node, source: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _part(node: fx.Node, source: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """One of several results."""
     if operation_name(source.target) in _SPLITTING:
         whole = next(_inputs(source))
@@ -304,7 +304,7 @@ _ORDERED = (
 )
 
 
-def _numbers(node: fx.Node, source: fx.Node, walk: Walk) -> Any:
+def _numbers(node: fx.Node, source: fx.Node, walk: SymmetryPropagation) -> Any:
     """A tensor of numbers, or as many as the operation returns tensors."""
     shape = _shape(walk, source)
     others = [_plain(argument, walk) for argument in node.args[1:]]
@@ -314,14 +314,14 @@ def _numbers(node: fx.Node, source: fx.Node, walk: Walk) -> Any:
     return node.target(numbers, *others) if operation_name(node.target) not in _SAME else numbers  # pyright: ignore[reportCallIssue]
 
 
-def _plain(argument: Any, walk: Walk) -> Any:
+def _plain(argument: Any, walk: SymmetryPropagation) -> Any:
     """An argument with values in place of nodes; shapes for tensors that have none."""
     value = lambda signal: torch.empty(signal.shape) if signal.value is None else signal.value  # noqa: E731
     held = lambda node: value(walk.signals[node]) if isinstance(walk.signals[node], Signal) else walk.signals[node]  # noqa: E731
     return map_arg(argument, held)
 
 
-def _sum(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _sum(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     for source in _inputs(node):
         yield source, _spread(groups, _shape(walk, source), _shape(walk, node))
 
@@ -335,7 +335,7 @@ def _spread(groups: Groups | Rows, shape: tuple[int, ...], onto: tuple[int, ...]
     return None if labels is None else pull(labels, numbers, shape)
 
 
-def _scaling(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _scaling(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """A product by element: a factor moves with all that it is multiplied with by the same number."""
     if not isinstance(node.args[1], fx.Node):
         yield next(_inputs(node)), groups
@@ -371,7 +371,7 @@ def _broadcast_terms(shapes: Sequence[Sequence[int]], ndim: int) -> tuple[list[s
 _LETTERS = "".join(chr(ord("A") + place) for place in range(26)) + "".join(chr(ord("a") + place) for place in range(26))
 
 
-def _masking(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _masking(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Minus infinity, and any number that a softmax takes for it, stays what it is under any shift."""
     shown, hidden = (0, 2) if operation_name(node.target) == "masked_fill" else (1, 2)
     for source, filling in ((node.args[shown], node.args[hidden]), (node.args[hidden], node.args[shown])):
@@ -379,7 +379,7 @@ def _masking(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
             yield source, _spread(groups, _shape(walk, source), _shape(walk, node))
 
 
-def _hides(filling: Any, walk: Walk) -> bool:
+def _hides(filling: Any, walk: SymmetryPropagation) -> bool:
     value = walk.signals[filling].value if isinstance(filling, fx.Node) else torch.tensor(filling)
     return value is not None and value.numel() > 0 and bool((value <= _HIDDEN).all())
 
@@ -387,7 +387,7 @@ def _hides(filling: Any, walk: Walk) -> bool:
 _HIDDEN = -1e4  # exp of it is zero
 
 
-def _contraction(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _contraction(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Matrix products in any spelling: rows of a factor may be shifted where every row of the result allows it."""
     factors, bias = _factors(node)
     shapes = [_shape(walk, factor) for factor in factors]
@@ -460,7 +460,7 @@ def _spelled(equation: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[str
     return full, output.replace("...", "".join(written))
 
 
-def _convolution(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _convolution(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Channels of one group at a time; the weight at each tap by itself."""
     x, weight, *bias = _inputs(node, 3)
     turned = "transpose" in operation_name(node.target)
@@ -498,7 +498,7 @@ def _padding(node: fx.Node) -> Sequence[Any]:
     return [padding] if isinstance(padding, (int, str)) else padding
 
 
-def _affine(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _affine(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """The bias of a normalisation."""
     name, after = operation_name(node.target), _shape(walk, node)
     bias = node.args[_BIASES[name]] if len(node.args) > _BIASES[name] else None
@@ -518,7 +518,7 @@ _BIASES = {
 }
 
 
-def _embedding(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _embedding(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Rows of a table chosen by the data: each by itself, or all of them alike."""
     table, positions = _inputs(node)
     shape, padding = _shape(walk, table), node.args[2] if len(node.args) > 2 else -1
@@ -541,7 +541,7 @@ def _all(shape: Sequence[int]) -> Tensor:
     return torch.arange(math.prod(shape)).reshape(tuple(shape))
 
 
-def _bag(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _bag(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Sums or means of rows of a table."""
     table = next(_inputs(node))
     mode, labels = node.args[4] if len(node.args) > 4 else 0, dense(groups, _shape(walk, node))
@@ -550,7 +550,7 @@ def _bag(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
         yield table, chosen(labels, lambda numbers: numbers[:1].expand(labels.shape), shape, [0])
 
 
-def _picked(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _picked(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Entries at places that are known, or that the data choose along some axes."""
     source = next(_inputs(node))
     shape, labels = _shape(walk, source), dense(groups, _shape(walk, node))
@@ -561,7 +561,7 @@ def _picked(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
     yield source, pull(labels, _numbers(node, source, walk), shape) if known and found is None else found
 
 
-def _at_any_place(node: fx.Node, source: fx.Node, walk: Walk, labels: Groups) -> Rows | None:
+def _at_any_place(node: fx.Node, source: fx.Node, walk: SymmetryPropagation, labels: Groups) -> Rows | None:
     """Groups of the entries that an index may pick along its axes, each by itself."""
     name, shape = operation_name(node.target), _shape(walk, source)
     if name == "gather":
@@ -576,7 +576,7 @@ def _at_any_place(node: fx.Node, source: fx.Node, walk: Walk, labels: Groups) ->
     return chosen(labels, lambda numbers: torch.ops.aten.index(numbers, first), shape, axes)
 
 
-def _gathered(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _gathered(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Sums into places along one axis that the data choose: `index_add`, or `scatter_add` of whole slices."""
     target, source = node.args[0], node.args[3]
     shape, labels = _shape(walk, target), dense(groups, _shape(walk, node))  # pyright: ignore[reportArgumentType]
@@ -595,7 +595,7 @@ def _reaching(labels: Groups, axis: int, shape: tuple[int, ...]) -> Rows | None:
     return factor(labels, 0, [term.replace(term[axis], "z"), "z" + term[axis]], term, shape)
 
 
-def _whole_slices(places: Any, axis: int, walk: Walk) -> bool:
+def _whole_slices(places: Any, axis: int, walk: SymmetryPropagation) -> bool:
     """Whether all elements of a slice go to one index."""
     shape = _shape(walk, places)
     if len(shape) == 1:
@@ -605,7 +605,7 @@ def _whole_slices(places: Any, axis: int, walk: Walk) -> bool:
     return all(size == 1 for other, size in enumerate(narrow) if other != axis + len(narrow) - len(shape))
 
 
-def _cat(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _cat(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     sources: Any = node.args[0]
     labels = dense(groups, _shape(walk, node))
     if labels is None:
@@ -618,7 +618,7 @@ def _cat(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
         yield source, pull(labels, joined, shape)
 
 
-def _total(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _total(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """A sum or a mean: its groups move with one summand of each."""
     source = next(_inputs(node))
     shape, labels = _shape(walk, source), dense(groups, _shape(walk, node))
@@ -629,7 +629,7 @@ def _total(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
         yield source, torch.where(kept >= 0, kept * summand.numel() + summand, kept)
 
 
-def _padded(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _padded(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """A constant around, which does not move."""
     source, labels = next(_inputs(node)), dense(groups, _shape(walk, node))
     mode = node.args[2] if operation_name(node.target) == "pad" and len(node.args) > 2 else "constant"
@@ -638,7 +638,7 @@ def _padded(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
         yield source, pull(labels, torch.constant_pad_nd(_all(shape), width, -1), shape)  # pyright: ignore[reportArgumentType]
 
 
-def _idle(node: fx.Node, walk: Walk, groups: Groups | Rows) -> Sources:
+def _idle(node: fx.Node, walk: SymmetryPropagation, groups: Groups | Rows) -> Sources:
     """Dropout that is off."""
     if not node.args[2] or node.args[1] == 0:
         yield next(_inputs(node)), groups
@@ -648,7 +648,7 @@ _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "addmv",
 _SPLITTING = ("split", "chunk", "split_with_sizes", "unbind", "tensor_split", "unsafe_split")
 _PICKING = ("index", "index_select", "gather")
 _SAME = ("_to_copy", "to", "type_as", "clone", "contiguous", "alias", "neg", "detach")
-_Through = Callable[[fx.Node, Walk, Groups | Rows], Sources]
+_Through = Callable[[fx.Node, SymmetryPropagation, Groups | Rows], Sources]
 _THROUGH: list[tuple[tuple[str, ...], _Through]] = [
     ((*KEEPING, *DROPPING, *COPYING, *_SAME, "getitem"), _movement),
     (("add", "sub"), _sum),

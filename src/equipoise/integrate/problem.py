@@ -16,9 +16,8 @@ from equipoise.data import Dataset, validate
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, channel_axis, read_chain
-from equipoise.graph.degree import homogeneity
-from equipoise.graph.evaluate import Kink, kinks, recorded
-from equipoise.graph.rectified import rectified
+from equipoise.graph.degrees import homogeneity
+from equipoise.graph.evaluate import Kink, kinks, recorded, rectified
 from equipoise.integrate.admission import outputs_of_two, require_parameters, require_trainable
 from equipoise.integrate.entropic import precision_floor, resolved_temperature
 from equipoise.integrate.feedforward import FeedforwardMargins

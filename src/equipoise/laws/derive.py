@@ -12,8 +12,8 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.coverage import Coverage, coverage
 from equipoise.graph.interface import Interface, Member, find_interfaces
+from equipoise.graph.propagate import SymmetryPropagation
 from equipoise.graph.shifts import find_shifts
-from equipoise.graph.walk import Walk
 from equipoise.laws.commutant import Antisymmetric, Blocks, Commutant, ComplexPlanes, Diagonal, Full, Scalar, Shift
 from equipoise.laws.law import Law, Parameters
 
@@ -31,7 +31,7 @@ class Reading:
 
 def derive(captured: Captured, reading: Reading) -> tuple[list[Law], Coverage]:
     """Every law of a captured model, and the coverage that proves none was guessed."""
-    walk = Walk(captured, reading.frozen, reading.patterns, reading.references, reading.through_detach)
+    walk = SymmetryPropagation(captured, reading.frozen, reading.patterns, reading.references, reading.through_detach)
     laws = [*laws_of(find_interfaces(walk)), *_shift_laws(find_shifts(walk, softmax=reading.softmax))]
     return laws, coverage(walk).beside({name for law in laws for name in law.parameters})
 

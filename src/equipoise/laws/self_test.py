@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from equipoise.errors import one_line
 from equipoise.graph.capture import Captured, copied, placeholders
 from equipoise.graph.coverage import Refuted
-from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.walk import operation_name
+from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.propagate import operation_name
 from equipoise.laws.derive import Reading
 from equipoise.laws.law import Law
 from equipoise.laws.sweep import plan, residuals

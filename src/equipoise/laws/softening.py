@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from equipoise.graph.capture import Captured
-from equipoise.graph.walk import RANDOM, operation_name
+from equipoise.graph.propagate import RANDOM, operation_name
 from equipoise.laws.law import Law
 
 Loss = Callable[[Any], Tensor]

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from equipoise.graph.chain import Layer
-from equipoise.graph.tail import linear_tail
+from equipoise.graph.chain import Layer, linear_tail
 from equipoise.measure.spectrum import spectra
 from equipoise.page.canvas import Reach, canvas, fitted, line, positive
 from equipoise.page.material import Material

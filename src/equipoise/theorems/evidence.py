@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer
-from equipoise.graph.degree import Homogeneity, homogeneity
+from equipoise.graph.degrees import Homogeneity, homogeneity
 from equipoise.laws import Law, Laws
 from equipoise.losses import Loss, log_risk
 from equipoise.measure.margins import binary_margins, class_margins

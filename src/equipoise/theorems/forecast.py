@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import InputError
-from equipoise.graph.tail import read_tail
+from equipoise.graph.chain import read_tail
 from equipoise.integrate.validation import require_real
 from equipoise.laws import invariances
 from equipoise.theorems.gather import FinishedRun, doubles, gather_run, lawful

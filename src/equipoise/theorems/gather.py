@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.data.dataset import validate
 from equipoise.errors import InputError
-from equipoise.graph.chain import Layer, read_chain
-from equipoise.graph.tail import read_tail
+from equipoise.graph.chain import Layer, read_chain, read_tail
 from equipoise.integrate.objective import shares
 from equipoise.laws import Laws, invariances
 from equipoise.losses import Loss, named_loss

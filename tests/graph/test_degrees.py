@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from equipoise.graph.capture import capture
-from equipoise.graph.degree import homogeneity
+from equipoise.graph.degrees import homogeneity
 from equipoise.networks import mlp, residual_mlp
 
 

@@ -8,25 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from equipoise.graph.capture import Captured, Inputs, capture
+from torch import Tensor
 
 _aten = torch.ops.aten
 _GUARD = 1e6
 _SELU = 1.6732632423543772, 1.0507009873554805  # α, and the scale
-
-
-def rectified(captured: Captured, model: nn.Module, example_inputs: Inputs) -> Captured:
-    """The same computation, read again where that makes more of its kinks known.
-
-    >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU6())
-    >>> graph = rectified(capture(model, torch.ones(4, 3)), model, torch.ones(4, 3)).graph
-    >>> [node.target.__name__ for node in graph.nodes if node.op == "call_function"]
-    ['linear.default', 'relu.default', 'neg.default', 'sub.Tensor', 'relu.default', 'add.Tensor', 'neg.default']
-    """
-    bends = any(node.target in IN_OTHER_WORDS for node in captured.graph.nodes)
-    return capture(model, example_inputs, IN_OTHER_WORDS) if bends else captured
 
 
 def _larger(z: Tensor, low: Any) -> Tensor:
@@ -79,7 +65,7 @@ def _adaptive_max_pool(z: Tensor, sizes: int | Sequence[int]) -> Any:
     return z, torch.zeros_like(z, dtype=torch.int64)
 
 
-IN_OTHER_WORDS: Mapping[Any, Callable[..., Any]] = {
+DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     _aten.clamp.default: _clamp,
     _aten.clamp.Tensor: _clamp,
     _aten.clamp_min.default: _larger,

@@ -11,15 +11,15 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from equipoise.graph.algebra import Algebra
 from equipoise.graph.capture import Captured, fetched, placeholders
-from equipoise.graph.matchers import MATCHERS
-from equipoise.graph.matchers.contraction import dot, dotted, einsum_terms
-from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.matchers.pointwise import FLOOR, TINY
-from equipoise.graph.matchers.recurrent import LAWLESS, REFERENCES
-from equipoise.graph.matchers.registry import Unreadable
-from equipoise.graph.signal import Signal
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import Signal
+from equipoise.graph.ops import MATCHERS
+from equipoise.graph.ops.contraction import dot, dotted, einsum_terms
+from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.ops.operator import Unreadable
+from equipoise.graph.ops.pointwise import FLOOR, TINY
+from equipoise.graph.ops.recurrent import LAWLESS, REFERENCES
 
 BATCH = 2  # what a free batch dimension is walked with
 _MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
@@ -50,7 +50,7 @@ class Unmatched:
 
 
 @dataclass
-class Walk:
+class SymmetryPropagation:
     """The restrictions and labels gathered on one pass; `refine` may split a piecewise linear unit's cell by a key."""
 
     captured: Captured
@@ -202,7 +202,7 @@ class Walk:
         return signal.with_roles([self.algebra.renewed(role) for role in signal.roles])
 
     def _nested(self, reference: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Walk a reference implementation in place of an operation that cannot be read."""
+        """SymmetryPropagation a reference implementation in place of an operation that cannot be read."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Signal)]
 

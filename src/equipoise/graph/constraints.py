@@ -22,13 +22,13 @@ from numpy import ndarray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from equipoise.graph.ragged import alike, distinct, numbered
+from equipoise.graph.labels.ragged import alike, distinct, numbered
 
 STILL = 0  # the coordinate whose rate is zero
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class FreeGenerators:
     """For every coordinate: its root, its ratio to the root, and its cell; and the blocks of free roots.
 
     A block is an independent family of generators: roots mixed by one matrix, of its `width`, or several roots that
@@ -47,7 +47,7 @@ class Solution:
     rate: Float64[ndarray, " members"]
 
 
-class Symmetry:
+class GeneratorConstraints:
     """The restrictions gathered so far on a growing set of coordinates."""
 
     def __init__(self):
@@ -220,11 +220,11 @@ class Symmetry:
         bound = np.array([root for equation in self._equations for root, _ in equation], np.int64)
         return distinct(np.concatenate([*tied, bound]))
 
-    def solution(self) -> Solution:
+    def solution(self) -> FreeGenerators:
         """The largest set of generators within all restrictions."""
         self._settle()
         root, ratio = self.find(np.arange(len(self._parent)))
-        return Solution(root, ratio, self._cell.copy(), *self._blocks(root, ratio))
+        return FreeGenerators(root, ratio, self._cell.copy(), *self._blocks(root, ratio))
 
     def _settle(self) -> None:
         """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
@@ -297,7 +297,7 @@ class Symmetry:
         return keys
 
     def _blocks(self, root: ndarray, ratio: ndarray) -> tuple[ndarray, ...]:
-        """Width and kind of each block, and its members, as in `Solution`."""
+        """Width and kind of each block, and its members, as in `FreeGenerators`."""
         free = np.ones(len(root), bool)
         free[[STILL, *(r for equation in self._equations for r, _ in equation)]] = False
         roots = root[numbered(root)[1]]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.pointwise import add
-from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import ZERO, Role, Signal
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import ZERO, Role, Signal
+from equipoise.graph.ops.operator import matches
+from equipoise.graph.ops.pointwise import add
 
 Axes = int | Sequence[int] | None
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.registry import Unreadable, matches, rest
-from equipoise.graph.signal import ZERO, Role, Signal, blank, is_zero, reshaped
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import ZERO, Role, Signal, blank, is_zero, reshaped
+from equipoise.graph.ops.operator import Unreadable, matches, rest
 
 aten = torch.ops.aten
 

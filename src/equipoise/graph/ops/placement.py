@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.contraction import dotted, einsum
-from equipoise.graph.matchers.movement import embedding, paired
-from equipoise.graph.matchers.pointwise import add
-from equipoise.graph.matchers.registry import MATCHERS, Unreadable, matches
-from equipoise.graph.signal import Role, Signal
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import Role, Signal
+from equipoise.graph.ops.contraction import dotted, einsum
+from equipoise.graph.ops.movement import embedding, paired
+from equipoise.graph.ops.operator import MATCHERS, Unreadable, matches
+from equipoise.graph.ops.pointwise import add
 
 aten = torch.ops.aten
 

@@ -9,9 +9,9 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from equipoise.graph.ragged import alike, joined, numbered, places
-from equipoise.graph.symmetry import Solution
-from equipoise.graph.walk import Leaf
+from equipoise.graph.constraints import FreeGenerators
+from equipoise.graph.labels.ragged import alike, joined, numbered, places
+from equipoise.graph.propagate import Leaf
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Positions:
     position: Int64[ndarray, " moved"]
 
     @classmethod
-    def of(cls, solution: Solution, leaves: Sequence[Leaf]) -> "Positions":
+    def of(cls, solution: FreeGenerators, leaves: Sequence[Leaf]) -> "Positions":
         """The table of a solution, for the roles `leaves` of its parameters."""
         sizes = np.array([len(leaf.coordinates) for leaf in leaves], np.int64)
         coordinates = np.concatenate([np.zeros(0, np.int64), *(each.coordinates for each in leaves)])
@@ -92,7 +92,7 @@ class Positions:
             )
 
 
-def _moved(solution: Solution, coordinates: Int64[ndarray, " n"]) -> tuple[ndarray, ndarray]:
+def _moved(solution: FreeGenerators, coordinates: Int64[ndarray, " n"]) -> tuple[ndarray, ndarray]:
     """Pairs of a coordinate's number and a member of a block that it moves with, in the order of the coordinates."""
     order = np.argsort(solution.member, kind="stable")
     count = np.bincount(solution.member, minlength=len(solution.root))

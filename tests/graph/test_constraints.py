@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from equipoise.graph.symmetry import Symmetry
+from equipoise.graph.constraints import GeneratorConstraints
 
 
 @pytest.mark.parametrize("units", [1, 8])
 def test_an_equation_that_settles_another_is_settled_first(units):
     """`a + b = c` and `c + d = e` with `e = 0`: in whichever order, the second makes `c = -d` within the first."""
-    symmetry = Symmetry()
+    symmetry = GeneratorConstraints()
     coordinates = np.stack([symmetry.fresh(5) for _ in range(units)])
     for a, b, c, d, e in coordinates.tolist():
         symmetry.balance([(a, 1.0), (b, 1.0), (c, -1.0)])

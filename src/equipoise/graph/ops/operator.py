@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.signal import Signal
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import Signal
 
 Matcher = Callable[..., Any]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.pointwise import add
-from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import Role, Signal, is_zero, reshaped
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import Role, Signal, is_zero, reshaped
+from equipoise.graph.ops.operator import matches
+from equipoise.graph.ops.pointwise import add
 
 
 def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:

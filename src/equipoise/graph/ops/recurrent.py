@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.contraction import linear
-from equipoise.graph.matchers.movement import join, stack
-from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import Signal
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import Signal
+from equipoise.graph.ops.contraction import linear
+from equipoise.graph.ops.movement import join, stack
+from equipoise.graph.ops.operator import matches
 
 
 def rnn_relu(

@@ -5,7 +5,7 @@ a tuple). An operation without a matcher demands that nothing it reads moves, wh
 the coverage.
 """
 
-from equipoise.graph.matchers import (
+from equipoise.graph.ops import (
     attention,
     contraction,
     movement,
@@ -15,7 +15,7 @@ from equipoise.graph.matchers import (
     recurrent,
     reduction,
 )
-from equipoise.graph.matchers.registry import MATCHERS, Matcher
+from equipoise.graph.ops.operator import MATCHERS, Matcher
 
 __all__ = [
     "MATCHERS",

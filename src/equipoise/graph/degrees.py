@@ -8,8 +8,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.capture import Captured
-from equipoise.graph.matchers.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.walk import operation_name
+from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
+from equipoise.graph.propagate import operation_name
 
 _PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "mv", "mul", "conv1d", "conv2d", "conv3d", "einsum"})
 _SUMS = frozenset({"add", "sub", "cat", "stack", "maximum", "minimum"})

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.registry import MATCHERS, matches, moving, rest
-from equipoise.graph.signal import ZERO, Signal, blank, is_zero
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import ZERO, Signal, blank, is_zero
+from equipoise.graph.ops.operator import MATCHERS, matches, moving, rest
 
 TINY = 1e-2  # constants below this, added under a square root, are read as an `eps`
 FLOOR = 1e-6  # a clamp below this guards a division

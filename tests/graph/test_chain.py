@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from equipoise.graph.capture import capture
-from equipoise.graph.tail import read_tail
+from equipoise.graph.chain import read_tail
 
 
 def names(model, *shape):

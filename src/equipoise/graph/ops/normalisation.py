@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.pointwise import add, multiply
-from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import Signal
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import Signal
+from equipoise.graph.ops.operator import matches
+from equipoise.graph.ops.pointwise import add, multiply
 
 
 def _normalised(

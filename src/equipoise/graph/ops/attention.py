@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from equipoise.graph.algebra import Algebra
-from equipoise.graph.matchers.contraction import matmul
-from equipoise.graph.matchers.registry import matches
-from equipoise.graph.signal import Role, Signal
+from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.signal import Role, Signal
+from equipoise.graph.ops.contraction import matmul
+from equipoise.graph.ops.operator import matches
 
 
 @matches("scaled_dot_product_attention")

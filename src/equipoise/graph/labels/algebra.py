@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise.graph.ragged import distinct
-from equipoise.graph.signal import INERT, ZERO, Role, Signal, blank, compact, compactly
-from equipoise.graph.symmetry import STILL, Symmetry
+from equipoise.graph.constraints import STILL, GeneratorConstraints
+from equipoise.graph.labels.ragged import distinct
+from equipoise.graph.labels.signal import INERT, ZERO, Role, Signal, blank, compact, compactly
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Algebra:
     """The verbs of the matchers; each one restricts the unknown generators of `symmetry` and returns new labels."""
 
     def __init__(self):
-        self.symmetry = Symmetry()
+        self.symmetry = GeneratorConstraints()
         self.absorbed: list[Absorbed] = []
         self.place = ""
         self.narrowed: set[str] = set()  # places at which a rule keeps less than the operation allows
