@@ -1,5 +1,7 @@
 """Slow, obvious twins: every fast implementation is compared with one of these."""
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -247,3 +249,22 @@ def slid(margins, surfaces, weights, arrives):
     found = solve_ivp(rate, (0.0, 1e6), weights.numpy(), "DOP853", events=event, rtol=1e-12, atol=1e-13)
     end = torch.as_tensor(found.y_events[0][0])
     return end, held(end)[1]
+
+
+def equalised(layers, rounds=500):
+    """Cross-layer equalisation as Nagel et al. (2019) state it: weights and biases of a chain of convolutions.
+
+    For each pair, `s_i = √(r1_i r2_i) / r2_i` with the ranges of output channel i of the first and of input channel i
+    of the second; a depthwise layer has one input channel for each output channel.
+    """
+    found = [[layer.weight.detach().clone(), layer.bias.detach().clone()] for layer in layers]
+    for _ in range(rounds):
+        for number, (first, second) in enumerate(itertools.pairwise(found)):
+            axis = 0 if layers[number + 1].groups > 1 else 1
+            r1 = first[0].abs().flatten(1).amax(1)
+            r2 = second[0].abs().transpose(0, axis).flatten(1).amax(1)
+            s = (r1 * r2).sqrt() / r2
+            first[0], first[1] = first[0] / s[:, None, None, None], first[1] / s
+            shape = [-1 if place == axis else 1 for place in range(4)]
+            second[0] = second[0] * s.reshape(shape)
+    return found

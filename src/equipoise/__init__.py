@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from equipoise import data, losses, networks, sinks, testing
+from equipoise import data, init, losses, networks, sinks, testing
 from equipoise.checkpoint import analyze
 from equipoise.decomposition import Decomposition, decompose, sign_changes
 from equipoise.integrate import steppers
@@ -18,6 +18,7 @@ from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
 from equipoise.theorems.forecast import forecast
 from equipoise.theorems.limits import limit_direction, undecided_pairs
+from equipoise.transform import balance
 
 __version__ = version("equipoise")
 
@@ -42,12 +43,14 @@ __all__ = [
     "TrainingAlarm",
     "acts_like",
     "analyze",
+    "balance",
     "certify",
     "cite",
     "data",
     "decompose",
     "flow",
     "forecast",
+    "init",
     "invariances",
     "limit_direction",
     "losses",

@@ -124,6 +124,30 @@ REFERENCES: dict[str, Reference] = {
             2007,
             "https://ieeexplore.ieee.org/document/7098875",
         ),
+        Reference(
+            "kempf1979length",
+            "George Kempf and Linda Ness",
+            "The length of vectors in representation spaces",
+            "Algebraic Geometry, Springer LNM 732",
+            1979,
+            "https://doi.org/10.1007/BFb0066647",
+        ),
+        Reference(
+            "nagel2019data",
+            "Markus Nagel and Mart van Baalen and Tijmen Blankevoort and Max Welling",
+            "Data-free quantization through weight equalization and bias correction",
+            "ICCV",
+            2019,
+            "https://arxiv.org/abs/1906.04721",
+        ),
+        Reference(
+            "ainsworth2023git",
+            "Samuel K. Ainsworth and Jonathan Hayase and Siddhartha Srinivasa",
+            "Git Re-Basin: merging models modulo permutation symmetries",
+            "ICLR",
+            2023,
+            "https://arxiv.org/abs/2209.04836",
+        ),
     ]
 }
 

@@ -5,6 +5,7 @@ Exit 0 on success, 1 when something falls short, 2 on bad input.
 
 from equipoise.cli import (  # each registers its verb
     analyze,
+    balance,
     certify,
     decompose,
     flow,
@@ -14,4 +15,4 @@ from equipoise.cli import (  # each registers its verb
 )
 from equipoise.cli.app import app, main
 
-__all__ = ["analyze", "app", "certify", "decompose", "flow", "gallery", "invariances", "main", "report"]
+__all__ = ["analyze", "app", "balance", "certify", "decompose", "flow", "gallery", "invariances", "main", "report"]

@@ -1,0 +1,99 @@
+"""Weights moved along the symmetry behind a law, in place: the function stays (docs/theory.md, T8).
+
+A generator `A` of the commutant acts on the slices of a member by `e^{degree · A}`: producers are multiplied by `T`,
+consumers by its inverse from the other side, biases are columns of their producer. Which slices these are, reshaped and
+indexed as the model uses them, is what `Law.slices` says.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from equipoise.graph.interface import Member
+from equipoise.laws import Law
+
+Weights = dict[str, Tensor]  # by canonical name, contiguous
+Matrices = Float[Tensor, "blocks width width"]
+Components = Float[Tensor, "blocks width"]
+
+
+def moments(law: Law, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Matrices:
+    """`Σ degree · X Yᵀ` over the members, symmetric, projected on the commutant.
+
+    At `X = Y = w` this is the conserved quantity, and the gradient of `½‖w‖²` along the symmetry.
+    """
+    found = law.commutant.project(law.commutant.moments(law.slices(left), law.slices(right), law.degrees))
+    return (found + found.mT) / 2
+
+
+def scale(law: Law, weights: Weights, rates: Components, vanishing: Bool[Tensor, "blocks width"]) -> None:
+    """Multiply component `i` of every member by `e^{degree · rates[i]}`, or by zero where it vanishes."""
+    for member in law.interface.members:
+        factors = (member.degree * rates).exp().masked_fill(vanishing, 0.0)[:, None, :, None]
+        _update(member, weights, lambda slices, factors=factors: slices * factors)
+
+
+def transform(law: Law, weights: Weights, producers: Matrices, consumers: Matrices) -> None:
+    """Multiply the components of producers by one matrix, those of consumers by the other."""
+    for member in law.interface.members:
+        matrix = (producers if member.degree > 0 else consumers)[:, None]
+        _update(member, weights, lambda slices, matrix=matrix: matrix @ slices)
+
+
+def rotate(law: Law, weights: Weights, orthogonal: Matrices) -> None:
+    """Multiply the components of producers and consumers by an orthogonal matrix, which is its own contragredient."""
+    transform(law, weights, orthogonal, orthogonal)
+
+
+def advance(law: Law, weights: Weights, generator: Matrices) -> None:
+    """Move the members along the curve `e^{tA}` to `t = 1`, for a symmetric generator `A`."""
+    exponentials = {degree: torch.matrix_exp(degree * generator)[:, None] for degree in set(law.degrees)}
+    for member in law.interface.members:
+        matrix = exponentials[member.degree]
+        _update(member, weights, lambda slices, matrix=matrix: matrix @ slices)
+
+
+def add_velocity(law: Law, weights: Weights, generator: Matrices, velocity: Weights) -> None:
+    """Add to `velocity` the derivative of the weights along `e^{tA}` at `t = 0`, for a symmetric generator `A`."""
+    for member, slices in zip(law.interface.members, law.slices(weights), strict=True):
+        own = member.degree * (generator[:, None] @ slices)
+        _update(member, velocity, lambda sofar, own=own: sofar + own)
+
+
+def overlaps(law: Law, weights: Weights) -> bool:
+    """Whether two members share an element of a weight, as a recurrent matrix that is written and read by one layer.
+
+    Such an element moves with the product of two factors, so that no unit can be solved for without the others.
+    """
+    names = [member.parameter for member in law.interface.members]
+    repeated = {name: torch.zeros_like(weights[name]) for name in names if names.count(name) > 1}
+    for member in law.interface.members:
+        if member.parameter in repeated:
+            _update(member, repeated, lambda hits: hits + 1)
+    return any(bool((hits > 1).any()) for hits in repeated.values())
+
+
+def stacked(law: Law, weights: Mapping[str, Tensor], sign: int) -> Float[Tensor, "blocks width rest"]:
+    """The slices of all producers (`sign` 1) or of all consumers (-1), side by side."""
+    pairs = zip(law.degrees, law.slices(weights), strict=True)
+    return torch.cat([slices.transpose(1, 2).flatten(2) for degree, slices in pairs if degree * sign > 0], 2)
+
+
+def squared_norm(tensors: Mapping[str, Tensor] | Sequence[Tensor]) -> float:
+    """The sum of squares of all elements."""
+    values = tensors.values() if isinstance(tensors, Mapping) else tensors
+    return float(sum(value.square().sum() for value in values))
+
+
+def _update(member: Member, tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> None:
+    """Replace the slices of a member by what becomes of them; in its memory where they are a view of it."""
+    tensor = tensors[member.parameter]
+    slices = member.slices(tensor)
+    changed = change(slices)
+    if slices.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+        slices.copy_(changed)
+    else:
+        numbers = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
+        tensor.view(-1)[member.slices(numbers).long()] = changed
