@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.measure.leading import ExactSpectra
+from equipoise.measure.spectra import ExactSpectra
 from equipoise.observers import Scene, Snapshot
 from refresh import best
 

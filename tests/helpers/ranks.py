@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import equipoise as eq
 from equipoise.laws.units import Units
-from equipoise.measure import tracking
+from equipoise.linalg import krylov
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(24) % 3
@@ -102,8 +102,8 @@ def failing(kind, where, rank, size, folder):
     model = wrapped(network(), kind, size)
     if rank == size - 1:
         owner, name, call = {
-            "before the sum": (tracking, "_multiply", 60),
-            "after the sum": (tracking, "leadings", 11),
+            "before the sum": (krylov, "_multiply", 60),
+            "after the sum": (krylov, "leading_of", 11),
             "in the laws": (Units, "sums", 6),
             "of the laws": (Units, "figures", 4),
         }[where]

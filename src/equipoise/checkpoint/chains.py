@@ -10,7 +10,7 @@ from equipoise.checkpoint.matrices import Matrix
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
 from equipoise.graph.chain import read_chain
-from equipoise.measure.alignment import Alignment, alignment
+from equipoise.measure.alignment import LayerAlignment, alignment
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 Pairs = tuple[tuple[str, str], ...]
@@ -58,7 +58,7 @@ def _compose(lower: Matrix | None, upper: Matrix | None) -> bool:
     return lower is not None and upper is not None and lower.shape[0] == upper.shape[1]
 
 
-def aligned(lower: Matrix, upper: Matrix) -> Alignment | None:
+def aligned(lower: Matrix, upper: Matrix) -> LayerAlignment | None:
     """The alignment of two matrices in float64, by their full SVD; None where they do not compose or are not finite."""
     if not _compose(lower, upper):
         return None

@@ -17,7 +17,7 @@ from equipoise.checkpoint.null import DRAWS, gaussian_singular_values
 from equipoise.checkpoint.randomised import randomised
 from equipoise.checkpoint.streamed import Streamed
 from equipoise.checkpoint.tail import heavy_tail
-from equipoise.measure.spectrum import Spectrum
+from equipoise.measure.spectrum import SingularSpectrum
 
 NULLED = (
     "stable_rank",
@@ -111,7 +111,7 @@ def described(
     values: Float[Tensor, " k"], rows: int, columns: int, settings: Settings, residual: float | None = None
 ) -> Row:
     """Every measure of docs/theory.md §6 and of the bulk and tail of a spectrum, from all singular values."""
-    spectrum = Spectrum(values, rows, columns, r=settings.r)
+    spectrum = SingularSpectrum(values, rows, columns, r=settings.r)
     tolerance, around = settings.rank_tolerance(rows, columns), bulk(spectrum.frobenius_norm, rows, columns)
     tail = heavy_tail(values) if settings.heavy_tail else None
     return {

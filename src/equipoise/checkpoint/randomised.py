@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise import linalg
+from equipoise.linalg.bounds import own_generator
 
 _PROBES = 16
 _STEPS = 24
+_SWEEPS = 5  # for the leading triplets
 _ROWS = 1024
 _APART = 16  # leading triplets that no probe has to see: they would make most of the scatter
 
@@ -29,21 +31,22 @@ def randomised(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Float[Ten
 
     `matrix` is float32 or float64, and not zero.
     """
-    found = linalg.krylov_triplets(matrix, min(max(r, _APART), *matrix.shape))
+    matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT  # right vectors are orthonormal in any case
+    found = linalg.krylov_triplets(matrix, max(r, _APART), sweeps=_SWEEPS)
     norm = math.hypot(*(float(torch.linalg.vector_norm(rows.double())) for rows in matrix.split(_ROWS)))
     ranges = certain(matrix, found, norm) | estimated(matrix, found.triplets, norm)
-    return found.triplets.values[:r].double(), norm, ranges
+    return torch.tensor(found.values[:r], dtype=torch.float64), norm, ranges
 
 
-def certain(matrix: Tensor, found: linalg.KrylovTriplets, norm: float) -> dict[str, Range]:
+def certain(matrix: Tensor, found: linalg.LeadingTriplets, norm: float) -> dict[str, Range]:
     """What follows from the first singular value: bounds that hold but for the 1e-9 of `probable_norm_bound`.
 
     `σ̂_1 ≤ σ_1 ≤ t`, hence `‖W‖_F²/t² ≤ stable rank ≤ ‖W‖_F²/σ̂_1²`; deflating any unit vectors bounds the residual
     from above.
     """
-    top = found.triplets.top(1)
+    top = found.top(1).triplets
     low = min(_stretch(matrix, top.right[:, 0]), norm)  # one rounding apart for a matrix of rank one
-    high = max(min(float(linalg.probable_norm_bound(matrix)), float(found.upper), norm), low)
+    high = max(min(float(linalg.probable_norm_bound(matrix)), found.upper, norm), low)
     deflated = min(_residual(matrix, top) / norm**2, 1.0)
     return {
         "spectral_norm": Range(low, low, high),
@@ -99,13 +102,11 @@ def _powers(values: Tensor) -> Tensor:
 def _quadrature(matrix: Tensor, triplets: linalg.Triplets, norm: float) -> tuple[Tensor, Tensor]:
     """Nodes `σ/‖W‖_F` and weights of each probe: Golub–Kahan, orthogonal to itself and to the triplets."""
     known = triplets.right
-    if matrix.shape[0] < matrix.shape[1]:
-        matrix, known = matrix.mT, triplets.left
     size = matrix.shape[1]
     steps = min(_STEPS, size - known.shape[1])
     if steps == 0:
         return torch.zeros(_PROBES, 1).double(), torch.zeros(_PROBES, 1).double()
-    generator = linalg.own_generator(matrix.device)
+    generator = own_generator(matrix.device)
     probes = torch.randn(_PROBES, size, generator=generator, dtype=matrix.dtype, device=matrix.device)
     probes = probes - probes @ known @ known.mT
     basis, images = [torch.nn.functional.normalize(probes, dim=-1)], []

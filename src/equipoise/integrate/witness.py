@@ -14,7 +14,7 @@ from equipoise.integrate.steppers import State, Step
 from equipoise.integrate.steppers.state import velocity
 from equipoise.laws.gauge import Gauge
 from equipoise.losses import Exponential
-from equipoise.measure.leading import ExactSpectra
+from equipoise.measure.spectra import ExactSpectra
 from equipoise.measure.unfolding import Unfolding
 from equipoise.observers import Foresight, Memory, Observer, Scene, Snapshot
 from equipoise.store import Record

@@ -12,7 +12,7 @@ from torch import Tensor
 from equipoise.graph.interface import Member
 from equipoise.laws.law import fitting
 from equipoise.laws.scratch import Scratch
-from equipoise.linalg import SHORT, wide
+from equipoise.linalg.norms import SHORT, wide
 
 
 class Reduction(NamedTuple):

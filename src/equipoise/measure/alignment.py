@@ -13,7 +13,7 @@ from equipoise.measure.unfolding import read, written
 
 
 @dataclass(frozen=True)
-class Alignment:
+class LayerAlignment:
     """Alignment of consecutive layers: `cosine = |⟨v_{k+1}, u_k⟩|`, its `sine`, and the top-`r` principal angles.
 
     The sine is the norm of the rejected component `v - u⟨u, v⟩`, so `sine²` is `1 - cosine²` without the subtraction
@@ -31,7 +31,7 @@ def alignment(
     r: int = 1,
     *,
     bias: Float[Tensor, " _"] | None = None,
-) -> Alignment:
+) -> LayerAlignment:
     """Alignment of the layer `lower` (`W_k`) with the next one, `upper` (`W_{k+1}`), as in `upper @ lower` (T3.2).
 
     `u_k` is the top left singular vector of `lower` (with `bias`, of `[W_k b_k]`) and `v_{k+1}` the top right one of
@@ -52,7 +52,7 @@ def alignment(
     return compare(linalg.leading_triplets(written(lower, bias), r), linalg.leading_triplets(read(upper), r))
 
 
-def compare(lower: linalg.Triplets, upper: linalg.Triplets) -> Alignment:
+def compare(lower: linalg.Triplets, upper: linalg.Triplets) -> LayerAlignment:
     """`alignment` from triplets that are already at hand: left vectors of `lower`, right ones of `upper`.
 
     The angles are between the spaces of all triplets given: pass `triplets.top(r)` for those of the leading ones.
@@ -65,9 +65,9 @@ def compare(lower: linalg.Triplets, upper: linalg.Triplets) -> Alignment:
     """
     u, v = lower.left[:, _significant(lower)], upper.right[:, _significant(upper)]
     if u.shape[1] == 0 or v.shape[1] == 0:
-        return Alignment(0.0, 1.0, u.new_zeros(0))
+        return LayerAlignment(0.0, 1.0, u.new_zeros(0))
     ((cosine, sine),) = cosines_and_sines([(u[:, 0], v[:, 0])])
-    return Alignment(cosine, sine, linalg.principal_angles(u, v))
+    return LayerAlignment(cosine, sine, linalg.principal_angles(u, v))
 
 
 def cosines_and_sines(pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]]) -> list[tuple[float, float]]:

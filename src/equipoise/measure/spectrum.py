@@ -1,4 +1,4 @@
-"""What the singular values of a matrix say: ranks, hard and soft, and the distance to low rank."""
+"""Measures of the singular values of a matrix: ranks, hard and soft, and the distance to low rank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from equipoise.errors import InputError
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class SingularSpectrum:
     """The measures of docs/theory.md §6 on all singular values `σ_1 ≥ σ_2 ≥ …` of one matrix.
 
     Every ratio is scale-free and computed in float64 from `σ_i / σ_1`; residuals are sums over the tail, never
@@ -80,7 +80,7 @@ class Spectrum:
         return int((self._relative > tolerance).sum())
 
 
-def spectrum(matrix: Float[Tensor, "out in *taps"], r: int = 1) -> Spectrum:
+def spectrum(matrix: Float[Tensor, "out in *taps"], r: int = 1) -> SingularSpectrum:
     """The exact spectrum of a weight matrix, or of a convolution kernel as its `out × (in·taps)` matrix.
 
     All singular values come from one full SVD, each right to a few `eps · σ_1` of its dtype (float32 or float64), so
@@ -98,7 +98,7 @@ def spectrum(matrix: Float[Tensor, "out in *taps"], r: int = 1) -> Spectrum:
     return spectra({"matrix": matrix}, r)["matrix"]
 
 
-def spectra(matrices: Mapping[str, Float[Tensor, "_ _ *_"]], r: int = 1) -> dict[str, Spectrum]:
+def spectra(matrices: Mapping[str, Float[Tensor, "_ _ *_"]], r: int = 1) -> dict[str, SingularSpectrum]:
     """`spectrum` of every named matrix; matrices of one shape are decomposed as one batch.
 
     >>> {name: s.stable_rank for name, s in spectra({"a": torch.eye(2), "b": torch.eye(3)}).items()}
@@ -108,10 +108,12 @@ def spectra(matrices: Mapping[str, Float[Tensor, "_ _ *_"]], r: int = 1) -> dict
         raise InputError(expected="at least one singular value", found=f"r={r}", remedy="pass r=1 or more")
     unfolded = {name: linalg.require_matrix(matrix, name).flatten(1) for name, matrix in matrices.items()}
     values = linalg.singular_values(unfolded.values())
-    return {name: Spectrum(v, *unfolded[name].shape, r=r) for name, v in zip(unfolded, values, strict=True)}
+    return {name: SingularSpectrum(v, *unfolded[name].shape, r=r) for name, v in zip(unfolded, values, strict=True)}
 
 
-def circular_spectrum(kernel: Float[Tensor, "out in height width"], size: tuple[int, int], r: int = 1) -> Spectrum:
+def circular_spectrum(
+    kernel: Float[Tensor, "out in height width"], size: tuple[int, int], r: int = 1
+) -> SingularSpectrum:
     """The exact spectrum of the *operator* of a convolution: stride 1, circular padding, images of `size`.
 
     In the Fourier basis the operator is one `out × in` complex matrix a frequency (Sedghi, Gupta & Long 2019); these
@@ -132,7 +134,7 @@ def circular_spectrum(kernel: Float[Tensor, "out in height width"], size: tuple[
     transfer = torch.fft.fft2(kernel, s=list(size)).permute(2, 3, 0, 1)
     values = torch.linalg.svdvals(transfer).flatten().sort(descending=True).values
     positions = size[0] * size[1]
-    return Spectrum(values, out_channels * positions, in_channels * positions, r=r)
+    return SingularSpectrum(values, out_channels * positions, in_channels * positions, r=r)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

@@ -40,3 +40,12 @@ class Unfolding:
         if self.reads:
             return read(weight)
         return written(weight, tensors[self.bias] if self.bias else None)
+
+    def canonical(self, tensors: Mapping[str, Tensor]) -> "Unfolding":
+        """The same matrix by one name: read or written, a weight without taps and bias is the same.
+
+        >>> Unfolding("w", reads=True).canonical({"w": torch.ones(4, 3)})
+        Unfolding(weight='w', bias=None, reads=False)
+        """
+        plain = self.bias is None and tensors[self.weight].ndim == 2
+        return Unfolding(self.weight) if plain else self

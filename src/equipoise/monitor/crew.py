@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.linalg import wide
-from equipoise.measure.pieces import Piece, square
+from equipoise.linalg import sum_of_squares, wide
+from equipoise.linalg.rows import RowBlock
 from equipoise.measure.unfolding import Unfolding
 
 
@@ -88,7 +88,7 @@ class Crew:
 
     # --- parts of a weight ---
 
-    def piece(self, unfolding: Unfolding, along: str | None, weights: Mapping[str, Tensor]) -> Piece:
+    def piece(self, unfolding: Unfolding, along: str | None, weights: Mapping[str, Tensor]) -> RowBlock:
         """The rows of a matrix that are this process's: its shard, or its share of what all have.
 
         `along` names a bias with which the matrix is seen besides.
@@ -102,7 +102,7 @@ class Crew:
         mine = local[unfolding.weight].shape[0]
         matrix = wide(unfolding.matrix(local))
         taps = matrix.shape[0] // mine if mine else 1
-        return Piece(matrix, wide(local[along]) if along else None, offset * taps, rows * taps)
+        return RowBlock(matrix, wide(local[along]) if along else None, offset * taps, rows * taps)
 
     def summands(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as tensors of their full shape whose sum over all processes is the weight."""
@@ -115,7 +115,7 @@ class Crew:
         sums = {}
         if rest:
             with self.together():
-                counted = [square(_local(weights[name])) for name in rest]
+                counted = [sum_of_squares(_local(weights[name])) for name in rest]
                 mine = [self.leads or _is_sharded(weights[name]) for name in rest]
                 apart = [part if own else torch.zeros_like(part) for part, own in zip(counted, mine, strict=True)]
                 sums = dict(zip(rest, self.reduce([torch.stack(apart)])[0].tolist(), strict=True))

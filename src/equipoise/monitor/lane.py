@@ -23,7 +23,7 @@ from equipoise.monitor.gradients import BackwardRecord
 from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.optimizers import held, hooked, in_backward
 from equipoise.monitor.scenery import Scenery, untouched_generators
-from equipoise.monitor.spectra import Follower, canonical
+from equipoise.monitor.spectra import Follower
 from equipoise.observers import Alignment, Memory, Observer, Reading, Scene, Snapshot, Unavailable
 from equipoise.observers.judgement import Judgement, judge
 
@@ -271,7 +271,7 @@ class Lane:
         if any(isinstance(observer, Alignment) for observer in on):
             asked += [each for pair in scene.consecutive for each in pair]
         weights = scenery.weights()
-        unfoldings = dict.fromkeys(canonical(unfolding, weights) for unfolding in asked)
+        unfoldings = dict.fromkeys(unfolding.canonical(weights) for unfolding in asked)
         r = max((getattr(observer, "r", 1) for observer in on), default=1)
         self.follower = Follower(tuple(unfoldings), r, scenery.crew)
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from equipoise.linalg import wide
-from equipoise.measure.leading import Leading
-from equipoise.measure.spectrum import Spectrum, spectra
-from equipoise.measure.tracking import COLD, Group, Seen, cold, directions, follow
+from equipoise.linalg import LeadingTriplets, wide
+from equipoise.linalg.krylov import COLD_SWEEPS, Found, TripletGroup, directions, start, sweep
+from equipoise.measure.spectrum import SingularSpectrum, spectra
 from equipoise.measure.unfolding import Unfolding
 from equipoise.monitor.crew import Crew, whole
 
@@ -24,7 +23,7 @@ class Follower:
     unfoldings: tuple[Unfolding, ...]
     r: int
     crew: Crew
-    groups: list[Group] = field(default_factory=list)
+    groups: list[TripletGroup] = field(default_factory=list)
     _plan: list[tuple[Unfolding, str | None]] = field(default_factory=list)
 
     def look(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> "Followed":
@@ -32,21 +31,21 @@ class Follower:
         return Followed(self, weights, squares)
 
     @torch.inference_mode()
-    def sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, Leading]:
+    def sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, LeadingTriplets]:
         """One sweep; several before the first look."""
         with self.crew.together():
             return self._sweep(weights, squares)
 
-    def _sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, Leading]:
+    def _sweep(self, weights: Mapping[str, Tensor], squares: Mapping[str, float]) -> dict[Unfolding, LeadingTriplets]:
         plan = self._plan = self._plan or list(self._together(weights))
         pieces = [self.crew.piece(unfolding, along, weights) for unfolding, along in plan]
         known = [_squares(unfolding, along, squares) for unfolding, along in plan]
-        sweeps = 1 if self.groups else COLD
+        count = 1 if self.groups else COLD_SWEEPS
         if not self.groups:
-            self.groups = cold(pieces, self.r, torch.Generator().manual_seed(0))
-        seen: list[Seen] = []
-        for _ in range(sweeps):
-            seen = follow(pieces, known, self.groups, self.r, self.crew.reduce)
+            self.groups = start(pieces, self.r, torch.Generator().manual_seed(0))
+        seen: list[Found] = []
+        for _ in range(count):
+            seen = sweep(pieces, known, self.groups, self.r, self.crew.reduce)
         found = {unfolding: own for (unfolding, _), (own, _) in zip(plan, seen, strict=True)}
         for (unfolding, along), (_, more) in zip(plan, seen, strict=True):
             if more is not None:
@@ -74,22 +73,16 @@ class Followed:
     follower: Follower
     weights: Mapping[str, Tensor]
     squares: Mapping[str, float]
-    _seen: dict[Unfolding, Leading] = field(default_factory=dict)
+    _seen: dict[Unfolding, LeadingTriplets] = field(default_factory=dict)
 
-    def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[Leading]:
+    def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[LeadingTriplets]:
         """From the sweep of this look, taken at the first call."""
         if not self._seen:
             self._seen = self.follower.sweep(self.weights, self.squares)
-        return [self._seen[canonical(unfolding, self.weights)].top(r) for unfolding in unfoldings]
+        return [self._seen[unfolding.canonical(self.weights)].top(r) for unfolding in unfoldings]
 
-    def full(self, unfoldings: Sequence[Unfolding]) -> list[Spectrum]:
+    def full(self, unfoldings: Sequence[Unfolding]) -> list[SingularSpectrum]:
         """All singular values, by one decomposition for each shape."""
         gathered = whole(self.weights)
         matrices = {str(i): wide(unfolding.matrix(gathered)) for i, unfolding in enumerate(unfoldings)}
         return list(spectra(matrices).values())
-
-
-def canonical(unfolding: Unfolding, weights: Mapping[str, Tensor]) -> Unfolding:
-    """Read or written, a weight without taps and bias is the same matrix."""
-    plain = unfolding.bias is None and weights[unfolding.weight].ndim == 2
-    return Unfolding(unfolding.weight) if plain else unfolding

@@ -16,8 +16,8 @@ from equipoise.errors import InputError
 from equipoise.laws import Laws
 from equipoise.laws.gauge import Dials, Gauge
 from equipoise.laws.law import Law
-from equipoise.measure.leading import Leading
-from equipoise.measure.spectrum import Spectrum
+from equipoise.linalg import LeadingTriplets
+from equipoise.measure.spectrum import SingularSpectrum
 from equipoise.measure.unfolding import Unfolding
 from equipoise.observers.judgement import Judgement
 
@@ -83,11 +83,11 @@ class Spectra(Protocol):
     In a training loop their vectors are inference tensors: an observer that differentiates through them clones them.
     """
 
-    def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[Leading]:
+    def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[LeadingTriplets]:
         """The `r` leading triplets of each."""
         ...
 
-    def full(self, unfoldings: Sequence[Unfolding]) -> list[Spectrum]:
+    def full(self, unfoldings: Sequence[Unfolding]) -> list[SingularSpectrum]:
         """All singular values of each."""
         ...
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from equipoise.measure.leading import Leading
-from equipoise.measure.spectrum import Spectrum as Full
+from equipoise.linalg import LeadingTriplets
+from equipoise.measure.spectrum import SingularSpectrum
 from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
 
 
@@ -41,7 +41,7 @@ class Spectrum:
         return memory, readings
 
 
-def _leading(seen: Leading) -> dict[str, float]:
+def _leading(seen: LeadingTriplets) -> dict[str, float]:
     figures = {f"sigma_{i + 1}": sigma for i, sigma in enumerate(seen.values)}
     return figures | {
         "frobenius_norm": seen.frobenius_norm,
@@ -50,11 +50,11 @@ def _leading(seen: Leading) -> dict[str, float]:
     }
 
 
-def _certainty(seen: Leading) -> dict[str, float]:
+def _certainty(seen: LeadingTriplets) -> dict[str, float]:
     return {"error_bound": seen.error_bound, "residual_1": seen.residuals[0]}
 
 
-def _full(seen: Full) -> dict[str, float]:
+def _full(seen: SingularSpectrum) -> dict[str, float]:
     return {
         "effective_rank": seen.effective_rank,
         "participation_ratio": seen.participation_ratio,

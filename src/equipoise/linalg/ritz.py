@@ -1,6 +1,6 @@
-"""Rayleigh–Ritz of many matrices at once: what a block of directions and its images say of the spectrum.
+"""Rayleigh–Ritz of a batch of matrices: Ritz pairs, residuals and bounds from blocks of directions and their images.
 
-What is as long as a matrix stays where it is; what is as small as a block goes to the host, in float64.
+Arrays as long as a matrix stay on its device; those as small as a block go to the host, in float64.
 """
 
 import math
@@ -14,15 +14,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from equipoise.measure.leading import Leading
+from equipoise.linalg.bounds import norm_bound, rounding_of
+from equipoise.linalg.norms import tiny
+from equipoise.linalg.svd import LeadingTriplets
 
 _TINY = float(np.finfo(np.float64).tiny)
 
 
-class Size(NamedTuple):
-    """Of a matrix in a batch, without what fills it up: length of images, how many directions, their length.
+class MatrixSize(NamedTuple):
+    """The size of one matrix of a batch, without padding: length of images, number of directions, their length.
 
-    `extended` by a bias: then `[W b]` is seen beside `W`.
+    `extended` by a bias: then `[W b]` is iterated beside `W`.
     """
 
     length: int
@@ -32,32 +34,32 @@ class Size(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the directions span the whole space, which nothing leaves."""
+        """Whether the directions span the whole space."""
         return self.block == self.columns
 
 
 @dataclass(frozen=True)
-class Frame:
-    """How a batch is filled up: the `moving` first matrices are those that are not `whole`.
+class BatchShape:
+    """The padded shape of a batch: the `moving` first matrices are those that are not `whole`.
 
     There is an eigenproblem for each `W`, and after those one more for each `[W b]`, with row 0.
     """
 
-    sizes: tuple[Size, ...]
+    sizes: tuple[MatrixSize, ...]
 
     @cached_property
     def moving(self) -> int:
-        """How many do not span everything."""
+        """The number of matrices whose directions do not span everything."""
         return sum(not size.whole for size in self.sizes)
 
     @cached_property
     def length(self) -> int:
-        """Of the longest image."""
+        """The length of the longest image."""
         return max(size.length for size in self.sizes)
 
     @cached_property
     def rows(self) -> int:
-        """Those of all directions, and row 0."""
+        """The number of rows: those of all directions, and row 0."""
         return 1 + max(size.block for size in self.sizes)
 
     @cached_property
@@ -83,7 +85,7 @@ class Frame:
         return np.eye(self.rows) * (1 - np.einsum("bii->bi", self.kept)[:, None])
 
 
-class Slot(NamedTuple):
+class BatchSlot(NamedTuple):
     """The part of a batch's memory that belongs to one matrix."""
 
     directions: Float[Tensor, "rows columns"]
@@ -92,48 +94,48 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Swept:
-    """A batch of matrices: their directions and the products of a sweep, in memory that lasts from look to look.
+class SweptBatch:
+    """A batch of matrices: their directions and the products of a sweep, in memory that lasts from sweep to sweep.
 
     Row 0 is the direction of the bias, zero in the space of `W`; its image is the bias, if there is one. `images` are
     `Wx` of each direction; `spread` has `Wᵀ` of each image, for matrices that move, and below them the directions.
     """
 
-    frame: Frame
+    shape: BatchShape
     images: Float[Tensor, "batch length rows"]
     spread: Float[Tensor, "batch rows_and_block columns"]
 
     @classmethod
-    def empty(cls, frame: Frame, like: Tensor) -> "Swept":
+    def empty(cls, shape: BatchShape, like: Tensor) -> "SweptBatch":
         """Zeros, which stay where nothing is written."""
-        count, columns = len(frame.sizes), max(size.columns for size in frame.sizes)
-        images = like.new_zeros(count, frame.length, frame.rows)
-        return cls(frame, images, like.new_zeros(count, 2 * frame.rows, columns))
+        count, columns = len(shape.sizes), max(size.columns for size in shape.sizes)
+        images = like.new_zeros(count, shape.length, shape.rows)
+        return cls(shape, images, like.new_zeros(count, 2 * shape.rows, columns))
 
     @property
     def pulled(self) -> Float[Tensor, "moving rows columns"]:
         """`Wᵀ` of each image."""
-        return self.spread[: self.frame.moving, : self.frame.rows]
+        return self.spread[: self.shape.moving, : self.shape.rows]
 
     @cached_property
     def directions(self) -> Float[Tensor, "batch block columns"]:
         """The directions of this sweep."""
-        return self.spread[:, self.frame.rows + 1 :]
+        return self.spread[:, self.shape.rows + 1 :]
 
-    def slot(self, number: int) -> Slot:
-        """That of one matrix."""
-        size, rows = self.frame.sizes[number], self.frame.rows
+    def slot(self, number: int) -> BatchSlot:
+        """The memory of one matrix."""
+        size, rows = self.shape.sizes[number], self.shape.rows
         images, spread = self.images[number, : size.length, : size.block + 1], self.spread[number, :, : size.columns]
         pulled = None if size.whole else spread[: size.block + 1]
-        return Slot(spread[rows : rows + size.block + 1], images, pulled)
+        return BatchSlot(spread[rows : rows + size.block + 1], images, pulled)
 
     def turn(self, directions: Float[Tensor, "moving block columns"]) -> None:
-        """To other directions, for the next sweep."""
-        self.directions[: self.frame.moving] = directions
+        """Set the directions of the next sweep."""
+        self.directions[: self.shape.moving] = directions
 
 
 @dataclass(frozen=True)
-class Ritz:
+class RitzPairs:
     """Ritz pairs of `WᵀW`, from row 1 on, `eigenvalues` `σ̂_i²` descending; row 0 is the top one of `[W b]ᵀ[W b]`.
 
     Without a bias it is one more of `W`'s own. `coupling_i = (WᵀW v_i - σ̂_i² v_i) / scale_i`, of norm `coupled_i`; of
@@ -141,7 +143,7 @@ class Ritz:
     couples: what a Ritz pair leaves is orthogonal to the directions, and that is one. `squares` are `‖b‖²` and `‖W‖²`.
     """
 
-    swept: Swept
+    swept: SweptBatch
     squares: Float[np.ndarray, "batch 2"]
     eigenvalues: np.ndarray
     scale: np.ndarray
@@ -152,53 +154,55 @@ class Ritz:
 
     def left_of(self, number: int, first: int, rows: int | slice) -> Float[Tensor, "*rows length"]:
         """Left vectors of one matrix, counted from the first on."""
-        return self.left[number, _from(first, rows), : self.swept.frame.sizes[number].length]
+        return self.left[number, _from(first, rows), : self.swept.shape.sizes[number].length]
 
     def right_of(self, number: int, first: int, rows: int | slice) -> Float[Tensor, "*rows columns"]:
         """Right vectors of one `W`."""
-        return self.vectors[number, _from(first, rows), : self.swept.frame.sizes[number].columns]
+        return self.vectors[number, _from(first, rows), : self.swept.shape.sizes[number].columns]
 
     def extended(self, number: int, rows: int | slice) -> Float[Tensor, "*rows columns_and_bias"]:
-        """Those of one `[W b]`."""
+        """Right vectors of one `[W b]`."""
         return torch.cat([self.right_of(number, 0, rows), self.bias[number, rows, None]], dim=-1)
 
     @cached_property
     def finite(self) -> np.ndarray:
-        """Which of the matrices have nothing but finite figures."""
+        """The matrices whose figures are all finite, as booleans."""
         return np.asarray(np.isfinite(self.scale + self.eigenvalues + self.coupled).all(1))
 
 
-def ritz(swept: Swept, squares: Float[np.ndarray, "batch 2"], r: int) -> Ritz:
-    """`Yᵀ Y` is summed in float64, so that `σ̂_i` keeps the digits of `Y`."""
-    frame, x, m, top = swept.frame, swept.directions, swept.frame.moving, min(r + 1, swept.frame.rows)
+def rayleigh_ritz(swept: SweptBatch, squares: Float[np.ndarray, "batch 2"], r: int) -> RitzPairs:
+    """Ritz pairs of a swept batch; `YᵀY` is summed in float64, so that `σ̂_i` keeps the digits of the images `Y`."""
+    shape, x, m, top = swept.shape, swept.directions, swept.shape.moving, min(r + 1, swept.shape.rows)
     wide = swept.images.double()
     along, own = squares.T
-    scale, coupled = np.zeros((2, len(own), frame.rows))
-    scale[:] = np.maximum(own, _tiny(x))[:, None]
+    scale, coupled = np.zeros((2, len(own), shape.rows))
+    scale[:] = np.maximum(own, tiny(x))[:, None]
     scale[:, 0] += along
-    eigenvalues, turn = _turned(torch.bmm(wide.mT, wide).cpu().numpy(), frame, scale[:, 0], r)
-    apart = np.zeros((len(turn), top + frame.rows, 2 * frame.rows))  # of what was pulled, and of the directions
-    apart[:, :top, frame.rows :] = turn[:, :top]
-    apart[:m, top:, : frame.rows] = scaled = turn[:m] / scale[:m, :, None]
-    apart[:m, top:, frame.rows :] = eigenvalues[:m, :, None] * -scaled
+    eigenvalues, turn = _turned(torch.bmm(wide.mT, wide).cpu().numpy(), shape, scale[:, 0], r)
+    apart = np.zeros((len(turn), top + shape.rows, 2 * shape.rows))  # of what was pulled, and of the directions
+    apart[:, :top, shape.rows :] = turn[:, :top]
+    apart[:m, top:, : shape.rows] = scaled = turn[:m] / scale[:m, :, None]
+    apart[:m, top:, shape.rows :] = eigenvalues[:m, :, None] * -scaled
     vectors = torch.bmm(torch.from_numpy(apart).to(x), swept.spread)
     coupled[:m] = torch.linalg.vector_norm(vectors[:m, top:], dim=-1).cpu().numpy()
-    length = np.maximum(np.sqrt(eigenvalues[:, :top, None]), _tiny(x))
+    length = np.maximum(np.sqrt(eigenvalues[:, :top, None]), tiny(x))
     left = torch.bmm(torch.from_numpy(turn[:, :top] / length).to(x), swept.images.mT)
-    return Ritz(swept, squares, eigenvalues, scale, coupled, torch.from_numpy(turn[:, :top, 0]).to(x), left, vectors)
+    return RitzPairs(
+        swept, squares, eigenvalues, scale, coupled, torch.from_numpy(turn[:, :top, 0]).to(x), left, vectors
+    )
 
 
-def _turned(gram: np.ndarray, frame: Frame, peaks: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
+def _turned(gram: np.ndarray, shape: BatchShape, peaks: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and, as rows, eigenvectors of the Gram matrices: those without the bias, after the top one with.
 
     Nothing in a Gram matrix is above its peak.
     """
-    count, more = len(gram), min(r, frame.rows - 2)
-    values, vectors = _descending(gram[frame.matrices] * frame.kept - frame.filled * peaks[frame.matrices, None, None])
+    count, more = len(gram), min(r, shape.rows - 2)
+    values, vectors = _descending(gram[shape.matrices] * shape.kept - shape.filled * peaks[shape.matrices, None, None])
     turn, levels = np.zeros(gram.shape), np.zeros(gram.shape[:2])
     turn[:, 1:], levels[:, 1:] = vectors[:count, :-1], values[:count, :-1]
     turn[:, 0], levels[:, 0] = vectors[:count, more], values[:count, more]
-    turn[frame.extended, 0], levels[frame.extended, 0] = vectors[count:, 0], values[count:, 0]
+    turn[shape.extended, 0], levels[shape.extended, 0] = vectors[count:, 0], values[count:, 0]
     return levels, turn
 
 
@@ -213,25 +217,25 @@ def _descending(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return eigenvalues, vectors[..., ::-1].swapaxes(1, 2)
 
 
-def leadings(found: Ritz, r: int) -> list[tuple[Leading, Leading | None]]:
-    """What is known of each `W` and, where it has a bias, of `[W b]`: tails by difference."""
+def leading_of(found: RitzPairs, r: int) -> list[tuple[LeadingTriplets, LeadingTriplets | None]]:
+    """The leading triplets of each `W` and, where it has a bias, of `[W b]`: tails by difference."""
     top = r + 1
     values, distance = np.sqrt(found.eigenvalues[:, :top]), (found.coupled * found.scale)[:, :top]
     nearest = np.minimum(distance / np.maximum(values, _TINY), np.sqrt(distance)).tolist()
     squares, peaks, upper = found.squares.tolist(), found.eigenvalues[:, :2].tolist(), _upper(found).tolist()
     reports = []
-    for i, (size, sigma) in enumerate(zip(found.swept.frame.sizes, values.tolist(), strict=True)):
+    for i, (size, sigma) in enumerate(zip(found.swept.shape.sizes, values.tolist(), strict=True)):
         (along, own), (with_bias, without), shape = squares[i], peaks[i], (size.length, size.columns)
         count, more = min(r, size.block), None
         rest = upper[i], math.sqrt(own), _tail(own - without, shape)
         vectors = partial(found.left_of, i, 1), partial(found.right_of, i, 1)
-        seen = Leading(shape, sigma[1 : count + 1], tuple(nearest[i][1 : count + 1]), *rest, *vectors)
+        seen = LeadingTriplets(shape, sigma[1 : count + 1], tuple(nearest[i][1 : count + 1]), *rest, *vectors)
         if size.extended:
             shape = size.length, size.columns + 1
             bound, square = math.sqrt(upper[i] ** 2 + along), own + along  # σ_1² of [W b] is at most σ_1² + ‖b‖²
             rest = bound, math.sqrt(square), _tail(square - with_bias, shape)
             vectors = partial(found.left_of, i, 0), partial(found.extended, i)
-            more = Leading(shape, sigma[:1], tuple(nearest[i][:1]), *rest, *vectors)
+            more = LeadingTriplets(shape, sigma[:1], tuple(nearest[i][:1]), *rest, *vectors)
         reports.append((seen, more))
     return reports
 
@@ -244,30 +248,18 @@ def _tail(difference: float, shape: tuple[int, int]) -> float:
     return 0.0 if 1 in shape else max(difference, 0.0)
 
 
-def _upper(found: Ritz) -> np.ndarray:
-    """An upper bound for `σ_1` of each, rounding included; NaN where a figure is not finite.
-
-    In a basis completed from the block `WᵀW` is `[[Λ, Rᵀ], [R, F]]`, `F ≥ 0` of trace `‖W‖_F² - tr Λ`, and no block
-    matrix exceeds the matrix of its blocks' norms. Rounding is put at `4 √size · eps` after Higham & Mary (2019).
-    """
-    size = max(size.length + size.columns for size in found.swept.frame.sizes)
-    rounding = 4 * size**0.5 * torch.finfo(found.vectors.dtype).eps
-    count, k = found.eigenvalues.shape
-    arrow = np.zeros((count, k, k))
-    diagonal = arrow.reshape(count, -1)[:, :: k + 1]
-    diagonal[:, :-1] = found.eigenvalues[:, 1:] / found.scale[:, 1:]
-    diagonal[:, -1] = np.maximum(1 - diagonal.sum(1), 0) + rounding
-    arrow[:, -1, :-1] = found.coupled[:, 1:]  # the lower triangle is enough
-    broken = ~found.finite
-    arrow[broken] = 0
-    largest = np.where(broken, np.nan, np.linalg.eigvalsh(arrow)[:, -1])
-    return np.sqrt(found.squares[:, 1]) * (np.sqrt(largest) + rounding)
+def _upper(found: RitzPairs) -> np.ndarray:
+    """An upper bound of `σ_1` of each `W`."""
+    size = max(size.length + size.columns for size in found.swept.shape.sizes)
+    shares = found.eigenvalues[:, 1:] / found.scale[:, 1:]
+    bound = norm_bound(shares, found.coupled[:, 1:], rounding_of(size, found.vectors.dtype))
+    return np.sqrt(found.squares[:, 1]) * bound
 
 
-def noise(swept: Swept, generator: torch.Generator) -> Iterator[Float[Tensor, "moving 1 columns"]]:
-    """A random direction for each matrix that moves, again and again; drawn for a few sweeps at once."""
-    m, columns = swept.frame.moving, swept.spread.shape[2]
-    inside = torch.arange(columns) < torch.tensor([[[size.columns]] for size in swept.frame.sizes[:m]])
+def noise(swept: SweptBatch, generator: torch.Generator) -> Iterator[Float[Tensor, "moving 1 columns"]]:
+    """Endless random directions, one a sweep for each matrix that moves; drawn for a few sweeps at once."""
+    m, columns = swept.shape.moving, swept.spread.shape[2]
+    inside = torch.arange(columns) < torch.tensor([[[size.columns]] for size in swept.shape.sizes[:m]])
     while True:
         yield from (torch.randn(_SWEEPS, m, 1, columns, generator=generator) * inside).to(swept.spread)
 
@@ -275,20 +267,16 @@ def noise(swept: Swept, generator: torch.Generator) -> Iterator[Float[Tensor, "m
 _SWEEPS = 8  # for which noise is drawn at once
 
 
-def fresh(found: Ritz, r: int, noise: Iterator[Tensor]) -> Float[Tensor, "moving block columns"]:
-    """Those for the next sweep: Ritz vectors, their residuals, the vectors before, which start every block, and noise.
+def next_directions(found: RitzPairs, r: int, noise: Iterator[Tensor]) -> Float[Tensor, "moving block columns"]:
+    """Directions of the next sweep: Ritz vectors, their residuals, the Ritz vectors before, and noise (LOBPCG).
 
-    Of the matrices that move: directions that span the whole space do so for ever.
+    Only of the matrices that move. The Ritz vectors before are the first rows of the directions.
     """
-    frame, old = found.swept.frame, found.swept.directions
-    m = frame.moving
+    shape, old = found.swept.shape, found.swept.directions
+    m = shape.moving
     if not m:
         return old[:0]
     rows = torch.cat([found.vectors[:m, : 2 * (r + 1)], old[:m, :r], next(noise)], dim=1)
     if not found.finite.all():
         rows = torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0)
     return torch.linalg.qr(rows.mT).Q.mT
-
-
-def _tiny(tensor: Tensor) -> float:
-    return torch.finfo(tensor.dtype).tiny

@@ -7,22 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.measure.pieces import Piece, square
-from equipoise.measure.tracking import COLD, cold, follow
+from equipoise.linalg import sum_of_squares
+from equipoise.linalg.krylov import COLD_SWEEPS, start, sweep
+from equipoise.linalg.rows import RowBlock
 
 
 def squares(pieces):
-    return [(0.0 if p.bias is None else float(square(p.bias)), float(square(p.weight))) for p in pieces]
+    return [(0.0 if p.bias is None else float(sum_of_squares(p.bias)), float(sum_of_squares(p.weight))) for p in pieces]
 
 
-def track(matrices, r=4, sweeps=COLD, bias=None):
+def track(matrices, r=4, sweeps=COLD_SWEEPS, bias=None):
     """The figures after some sweeps over matrices that stand still, or move as `matrices` does."""
     generator, groups, seen = torch.Generator().manual_seed(0), None, []
     for matrix in [matrices] * sweeps if isinstance(matrices, torch.Tensor) else matrices:
-        now = [Piece.whole(matrix, bias)]
+        now = [RowBlock.whole(matrix, bias)]
         if groups is None:
-            groups = cold(now, r, generator)
-        seen = follow(now, squares(now), groups, r)
+            groups = start(now, r, generator)
+        seen = sweep(now, squares(now), groups, r)
     return seen[0][0] if bias is None else seen[0]
 
 
@@ -36,9 +37,9 @@ def planted(sigma, rows, columns, seed=0, dtype=torch.float32):
 def test_a_trained_like_spectrum_is_right_to_one_part_in_ten_thousand_at_every_look():
     """A power law under a few outliers, moving by a thousandth a look, as between looks of a training."""
     sigma = torch.cat([torch.tensor([5.0, 3.0, 2.5]), torch.arange(1, 190).double() ** -0.5])
-    start, drift = planted(sigma, 256, 192), planted(sigma, 256, 192, seed=1)
-    path = [start] * COLD + [start + 1e-3 * look * drift for look in range(1, 12)]
-    for looks in range(COLD, len(path)):
+    first, drift = planted(sigma, 256, 192), planted(sigma, 256, 192, seed=1)
+    path = [first] * COLD_SWEEPS + [first + 1e-3 * look * drift for look in range(1, 12)]
+    for looks in range(COLD_SWEEPS, len(path)):
         exact = torch.linalg.svdvals(path[looks].double())
         found = track(path[: looks + 1])
         assert found.values[0] == pytest.approx(float(exact[0]), rel=1e-4)
@@ -53,6 +54,26 @@ def test_a_flat_spectrum_converges_over_the_looks_and_says_so_until_then():
     assert errors[2] > 1e-2 > errors[8] > errors[30]
     assert errors[30] < 1e-5
     assert track(matrix, sweeps=2).residuals[0] > 0.02 * exact
+
+
+def test_a_warm_start_follows_a_moving_matrix_that_one_cold_sweep_does_not():
+    generator = torch.Generator().manual_seed(0)
+    noise, drift = (torch.randn(120, 80, generator=generator, dtype=torch.float64) for _ in range(2))
+    first = noise * torch.arange(1, 81).double() ** -0.5
+    path = [first + 1e-3 * moved * drift for moved in range(1, 16)]
+    exact = torch.linalg.svdvals(path[-1])[:2]
+    assert track(path, r=2).values == pytest.approx(exact.tolist(), rel=1e-4)
+    assert track(path[-1:], r=2).values[0] < 0.9 * float(exact[0])
+
+
+def test_a_direction_that_all_others_are_orthogonal_to_returns():
+    matrix = torch.diag(torch.tensor([1.0] * 39 + [100.0], dtype=torch.float64))
+    rows, generator = [RowBlock.whole(matrix)], torch.Generator().manual_seed(0)
+    groups = start(rows, 1, generator)
+    groups[0].slots[0].directions[1:] = torch.eye(40, dtype=torch.float64)[: len(groups[0].slots[0].directions) - 1]
+    for _ in range(4):
+        ((found, _),) = sweep(rows, squares(rows), groups, 1)
+    assert found.values[0] == pytest.approx(100)
 
 
 @given(
@@ -151,13 +172,13 @@ def test_what_goes_along_converges_as_fast_as_by_itself(size):
 def test_rows_in_shards_give_the_same_figures():
     generator = torch.Generator().manual_seed(0)
     matrix, bias = torch.randn(40, 60, generator=generator).double(), torch.randn(40, generator=generator).double()
-    whole = [Piece.whole(matrix, bias)]
-    halves = [Piece(matrix[:13], bias[:13], 0, 40), Piece(matrix[13:], bias[13:], 13, 40)]
+    whole = [RowBlock.whole(matrix, bias)]
+    halves = [RowBlock(matrix[:13], bias[:13], 0, 40), RowBlock(matrix[13:], bias[13:], 13, 40)]
     known, sent = squares(whole), []
 
     def first_sweep(pieces, reduce=list):
-        groups = cold(whole, 2, torch.Generator().manual_seed(0))
-        return follow(pieces, known, groups, 2, reduce)
+        groups = start(whole, 2, torch.Generator().manual_seed(0))
+        return sweep(pieces, known, groups, 2, reduce)
 
     for half in halves:  # what each would send ...
         first_sweep([half], lambda parts: sent.append(parts) or parts)
@@ -174,14 +195,14 @@ def test_a_matrix_with_nan_leaves_the_others_alone():
     bad = good.clone()
     bad[2, 3] = float("nan")
     alone, generator = track(good), torch.Generator().manual_seed(0)
-    pieces = [Piece.whole(bad), Piece.whole(good)]
-    groups = cold(pieces, 4, generator)
-    for _ in range(COLD):
-        (broken, _), (sound, _) = follow(pieces, squares(pieces), groups, 4)
+    pieces = [RowBlock.whole(bad), RowBlock.whole(good)]
+    groups = start(pieces, 4, generator)
+    for _ in range(COLD_SWEEPS):
+        (broken, _), (sound, _) = sweep(pieces, squares(pieces), groups, 4)
     assert broken.frobenius_norm != broken.frobenius_norm
     assert broken.values[0] != broken.values[0]
     assert sound.values[0] == pytest.approx(alone.values[0], rel=1e-9)
 
 
 def test_long_sums_of_squares_keep_their_digits_in_float32():
-    assert float(square(torch.full((3, 1 << 15), 0.1))) == pytest.approx(3 * (1 << 15) * 0.1**2, rel=1e-5)
+    assert float(sum_of_squares(torch.full((3, 1 << 15), 0.1))) == pytest.approx(3 * (1 << 15) * 0.1**2, rel=1e-5)
