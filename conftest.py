@@ -8,6 +8,7 @@ from jaxtyping import install_import_hook
 CHECKED = [
     "checkpoint",
     "data",
+    "decomposition",
     "gallery",
     "graph",
     "laws",

@@ -16,8 +16,8 @@ from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Resi
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.theorems.certificate import Certificate, certify
-from equipoise.theorems.forecast import forecast
-from equipoise.theorems.limits import limit_direction, undecided_pairs
+from equipoise.theorems.checks.low_rank_tail import forecast
+from equipoise.theorems.checks.stability import limit_direction, undecided_pairs
 from equipoise.transform import balance
 
 __version__ = version("equipoise")

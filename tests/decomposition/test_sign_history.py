@@ -18,6 +18,8 @@ class Finished:
     loss: object = Exponential()
     log_loss: float = 0.0
     defects: dict = field(default_factory=dict)
+    example_weights: None = None
+    missed: float = 0.0
 
     def at(self, s):
         turning = torch.tensor([[1.0, 1.0 - 1.2 * s, math.exp(-2 * s)]], dtype=torch.float64)

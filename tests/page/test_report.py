@@ -20,7 +20,7 @@ from equipoise.page.material import POINTS, Material
 from equipoise.page.report import report
 from equipoise.store import Record, Store
 from equipoise.theorems.certificate import certify
-from equipoise.theorems.tail import Tail, certified_bounds
+from equipoise.theorems.linear_tail import LinearTail, certified_bounds
 from helpers.browser import browse, look, needs_browser
 
 
@@ -85,7 +85,7 @@ def test_the_certified_curve_ends_at_the_certified_bound_and_stays_above_the_res
     drawn = Material.of_run(run)
     figure = next(figure for figure in FIGURES if figure.name == "rank-one").draw(drawn)
     traces = {trace.name: trace for trace in figure.data}
-    bounds = certified_bounds(Tail(linear_tail(run.chain)), run.initial, run.final)
+    bounds = certified_bounds(LinearTail(linear_tail(run.chain)), run.initial, run.final)
     measured, certified = traces["layer2"].y, traces["layer2 certified"].y
     assert certified[-1] == pytest.approx(bounds["layer2.weight"], rel=1e-9)
     assert not (measured > certified).any()  # NaN, where the bound says nothing, is above nothing

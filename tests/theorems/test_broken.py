@@ -16,7 +16,7 @@ from equipoise.integrate.steppers import GradientDescent
 from equipoise.laws import Between, Full, invariances
 from equipoise.networks import mlp
 from equipoise.theorems.certificate import certify
-from equipoise.theorems.limits import undecided_pairs
+from equipoise.theorems.checks.stability import undecided_pairs
 
 
 def standings(certificate):

@@ -18,8 +18,8 @@ from equipoise.integrate.readout import Signs
 from equipoise.integrate.steppers import EntropicMidpoint
 from equipoise.losses import Exponential
 from equipoise.networks import mlp
-from equipoise.theorems.assumptions import LAW_TOLERANCE
 from equipoise.theorems.certificate import certify
+from equipoise.theorems.evidence import LAW_TOLERANCE
 
 LAYERS = ["layer2.weight", "layer3.weight", "layer4.weight"]
 
@@ -36,6 +36,8 @@ class Finished:
     loss: object = Exponential()
     saved: dict = field(default_factory=dict)
     defects: dict = field(default_factory=dict)
+    example_weights: torch.Tensor | None = None
+    missed: float = 0.0
 
     def last(self, observer, quantity, place=""):
         """Nothing on record."""

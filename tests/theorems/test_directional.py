@@ -7,10 +7,10 @@ from equipoise import data
 from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.networks import mlp
-from equipoise.theorems.directional import LimitDirection, _estimate, _spaced, extrapolate
-from equipoise.theorems.evidence import Point
-from equipoise.theorems.gather import run_points
-from equipoise.theorems.stability import _settled
+from equipoise.theorems.checks.stability import _settled
+from equipoise.theorems.direction import LimitDirection, _estimate, _spaced, extrapolate
+from equipoise.theorems.evidence_builder import run_points
+from equipoise.theorems.weights import Point
 
 LIMIT = torch.nn.functional.normalize(torch.tensor([3.0, -2.0, 0.0, 1.0], dtype=torch.float64), dim=0)
 

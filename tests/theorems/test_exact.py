@@ -9,7 +9,8 @@ from torch import nn
 
 from equipoise.graph.capture import capture
 from equipoise.graph.chain import Layer
-from equipoise.theorems import tail
+from equipoise.theorems import linear_tail as tail
+from equipoise.theorems import spectral_bounds
 from equipoise.theorems.rounding import score_rounding
 
 mpmath.mp.dps = 60
@@ -44,7 +45,7 @@ def nearly_balanced(widths, rank, noise, scale, seed):
 def test_the_exact_residual_is_below_the_bound(widths, rank, noise, scale):
     weights = nearly_balanced(widths, rank, noise * scale, scale, seed=len(widths))
     layers = tuple(Layer(name, None, None) for name in weights)
-    bounds = tail.certified_bounds(tail.Tail(layers, rank), weights, weights)
+    bounds = tail.certified_bounds(tail.LinearTail(layers, rank), weights, weights)
     for name, bound in bounds.items():
         assert residual(weights[name], rank) <= bound
     if noise == 0.0:
@@ -59,7 +60,7 @@ def test_a_bound_without_rounding_would_be_wrong():
         weights = nearly_balanced([5, 6, 4, 1], 1, 0.0, 1.0, seed)
         bare = 0.0
         for lower, upper in reversed(list(pairwise(weights.values()))):
-            bare += tail.excess(upper.T @ upper - lower @ lower.T, 1)
+            bare += spectral_bounds.excess(upper.T @ upper - lower @ lower.T, 1)
         above += residual(weights["w0"], 1) > max(bare, 0.0) / float(weights["w0"].square().sum())
     assert above > 0
 

@@ -16,9 +16,8 @@ from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.networks import convnet, residual_mlp
 from equipoise.theorems.certificate import certify
-from equipoise.theorems.coactive import rectified_layers
-from equipoise.theorems.descent import descended
-from equipoise.theorems.gather import gather, gather_run
+from equipoise.theorems.checks.coactive_layers import ranked_layers, rectified_layers
+from equipoise.theorems.evidence_builder import evidence_of_model, evidence_of_run
 
 
 def positive(model, *names):
@@ -35,7 +34,7 @@ def on_positive(examples):
 
 
 def layers_of(evidence):
-    return descended(evidence, rectified_layers(evidence)[0])
+    return ranked_layers(evidence, rectified_layers(evidence)[0])
 
 
 def rectified_of(evidence):
@@ -79,7 +78,7 @@ def test_a_class_is_within_its_bound_from_the_time_it_became_stable(run):
     certificate = certify(run)
     assert certificate.holds
     claims = {claim.name: claim for claim in of_theorem(certificate, "T4.2")}
-    (layer,) = (one.layer for one in rectified_of(gather_run(run)))
+    (layer,) = (one.layer for one in rectified_of(evidence_of_run(run)))
     known = [found for found in layer.classes if found.since is not None]
     assert known
     points = {0.0: run.initial} | {float(name.partition("=")[2]): weights for name, weights in run.saved.items()}
@@ -95,7 +94,7 @@ def test_a_class_is_within_its_bound_from_the_time_it_became_stable(run):
 
 def test_a_start_that_is_not_that_of_the_class_is_not_believed(run):
     moved = {name: 1.1 * weights for name, weights in run.initial.items()}
-    (one,) = rectified_of(gather_run(replace(run, initial=moved, saved={})))
+    (one,) = rectified_of(evidence_of_run(replace(run, initial=moved, saved={})))
     assert one.layer.classes
     assert all(found.since is None for found in one.layer.classes)
 
@@ -151,7 +150,7 @@ def enumerated(weights, X, bias):
 
 def test_rank_by_patterns_is_that_of_direct_enumeration(deep):
     """From today's matrices."""
-    evidence = gather(deep.model, deep.final, deep.data, "exponential")
+    evidence = evidence_of_model(deep.model, deep.final, deep.data, "exponential")
     (one,) = rectified_of(evidence)
     written, (rank, deficit) = enumerated(deep.final, deep.data[0], evidence.chain)
     assert one.written.rank == rank < min(written.shape)

@@ -9,9 +9,9 @@ from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.networks import mlp
 from equipoise.theorems.certificate import certify
-from equipoise.theorems.evidence import Point
-from equipoise.theorems.gather import gather_run
-from equipoise.theorems.stationarity import on_kinks
+from equipoise.theorems.checks.stationarity import on_kinks
+from equipoise.theorems.evidence_builder import evidence_of_run
+from equipoise.theorems.weights import Point
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_stationarity_is_compared_with_a_unit_of_growth_before(run):
 
 def test_a_pair_on_its_kink_leaves_stationarity_open():
     run = flow(mlp([5, 6, 1], seed=2), data.load("separable", n=20, d=5, seed=1), until=LogLoss(-1e3), observe=[])
-    evidence = gather_run(run)
+    evidence = evidence_of_run(run)
     assert not on_kinks(evidence, evidence.points[-1])
     weights = {name: tensor.clone() for name, tensor in run.final.items()}
     x, row = run.data.X[0], weights["layer1.weight"][0]

@@ -11,10 +11,9 @@ from equipoise.integrate.goals import LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.networks import mlp
 from equipoise.theorems.certificate import certify
-from equipoise.theorems.coactive import rectified_layers
-from equipoise.theorems.descent import descended
-from equipoise.theorems.gather import gather, gather_run
-from equipoise.theorems.submatrix import bounded_classes
+from equipoise.theorems.checks.coactive_classes import bounded_classes
+from equipoise.theorems.checks.coactive_layers import ranked_layers, rectified_layers
+from equipoise.theorems.evidence_builder import evidence_of_model, evidence_of_run
 
 
 def positive_features(seed=0):
@@ -30,7 +29,7 @@ def positive_features(seed=0):
 
 
 def patterned_layers(evidence):
-    return descended(evidence, rectified_layers(evidence)[0])
+    return ranked_layers(evidence, rectified_layers(evidence)[0])
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_with_only_the_final_weights_classes_are_observed(run):
 def test_the_bounds_are_those_of_the_slow_twin(run, moment):
     """From the matrices of one point: classes by comparing every pair, eigenvalues of matrices written out."""
     weights = getattr(run, moment)
-    evidence = gather(run.model, weights, run.data, "exponential")
+    evidence = evidence_of_model(run.model, weights, run.data, "exponential")
     (found,) = patterned_layers(evidence)
     layer = found.layer
     X, _ = run.data
@@ -115,10 +114,10 @@ def test_classes_that_mix_break_their_law_and_are_taken_from_a_later_point(run):
     early = min(run.saved)
     turned = dict(run.saved[early])
     turned["layer1.weight"] = turned["layer1.weight"] * 1.01
-    evidence = gather_run(run)
+    evidence = evidence_of_run(run)
     since = [found.since for found in patterned_layers(evidence)[0].layer.classes if found.since is not None]
     assert min(since) == 0.0
-    moved = gather_run(replace(run, saved=run.saved | {early: turned}))
+    moved = evidence_of_run(replace(run, saved=run.saved | {early: turned}))
     later = [found.since for found in patterned_layers(moved)[0].layer.classes if found.since is not None]
     assert later
     assert min(later) > 0.25
@@ -131,7 +130,7 @@ def test_leaky_layers_have_no_neurons_that_are_off():
     ).double()
     with torch.no_grad():
         model[0].weight[:3] = -X.sum(0).sign()  # not all off, but three alike
-    (found,) = patterned_layers(gather(model, dict(model.named_parameters()), (X, y), "exponential"))
+    (found,) = patterned_layers(evidence_of_model(model, dict(model.named_parameters()), (X, y), "exponential"))
     assert len(found.layer.off) == 0
     assert sum(len(each.members) for each in found.layer.classes) == 8
 

@@ -13,7 +13,7 @@ from equipoise.data import Dataset
 from equipoise.errors import InputError
 from equipoise.graph.chain import linear_tail
 from equipoise.integrate.goals import parse_goal
-from equipoise.theorems.tail import Tail, certified_bounds
+from equipoise.theorems.linear_tail import LinearTail, certified_bounds
 
 
 @Parameter(name="*")
@@ -133,7 +133,7 @@ def _rank_one_bounds(run: "eq.Run") -> dict[str, float]:
     """The certified bound of every layer of the tail that tends to rank one."""
     if not run.chain:
         return {}
-    tail = Tail.of(linear_tail(run.chain), run.final)
+    tail = LinearTail.of(linear_tail(run.chain), run.final)
     bounds, ranks = certified_bounds(tail, run.initial, run.final), tail.ranks(run.final)
     return {name: bound for name, bound in bounds.items() if ranks[name] == 1}
 

@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from equipoise.theorems.directional import LimitDirection, extrapolate
-from equipoise.theorems.evidence import Point
-from equipoise.theorems.gather import FinishedRun, run_points
+from equipoise.theorems.direction import LimitDirection, extrapolate
+from equipoise.theorems.evidence_builder import FinishedRun, run_points
+from equipoise.theorems.weights import Point
 
 
 def sign_changes(run: FinishedRun) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from torch import Tensor
 from equipoise.gallery.case import Moment
 from equipoise.graph.chain import Layer
 from equipoise.measure.spectrum import spectrum
-from equipoise.theorems.tail import bounded, excess
+from equipoise.theorems.spectral_bounds import bounded, excess
 
 
 def together_since(moments: tuple[Moment, ...], position: int, members: Tensor) -> int:

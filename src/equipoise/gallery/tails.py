@@ -10,11 +10,10 @@ from equipoise.graph.chain import Layer, read_tail
 from equipoise.laws import invariances
 from equipoise.measure.alignment import alignment
 from equipoise.measure.spectrum import spectrum
-from equipoise.theorems.tail import (
-    Tail,
+from equipoise.theorems.linear_tail import LinearTail, deficit_bounds
+from equipoise.theorems.spectral_bounds import (
     certainly,
     conserved_matrix,
-    deficit_bounds,
     excess,
     gram_rounding,
     matrix,
@@ -108,8 +107,8 @@ def within_predicted_bounds(trail: Trail) -> Finding:
     return Finding(worst, curve, f"at the end {curve[-1][1]:.1e} 1 - σ₁²/‖W‖², certified below {bound:.1e}")
 
 
-def _tail(trail: Trail) -> Tail:
-    return Tail.of(read_tail(capture(trail.run.model, trail.run.data.X[:2])), trail.run.initial)
+def _tail(trail: Trail) -> LinearTail:
+    return LinearTail.of(read_tail(capture(trail.run.model, trail.run.data.X[:2])), trail.run.initial)
 
 
 def _gap(moment: Moment, name: str, rank: int) -> float:

@@ -17,7 +17,7 @@ from equipoise.measure.spectrum import spectra
 from equipoise.page.canvas import Reach, canvas, fitted, line, positive
 from equipoise.page.material import Material
 from equipoise.page.words import plain, power
-from equipoise.theorems.tail import Tail, deficit_bounds
+from equipoise.theorems.linear_tail import LinearTail, deficit_bounds
 
 SHADES = 5  # of each kind of layer, in the template's style sheet
 
@@ -235,7 +235,7 @@ def _certified(material: Material) -> dict[str, pd.DataFrame]:
     )
     if not chain or not material.initial or len(material.initial[chain[-1].weight]) != 1:
         return {}
-    tail = Tail(linear_tail(chain))
+    tail = LinearTail(linear_tail(chain))
     if not tail.layers:
         return {}
     deficits = deficit_bounds(tail, material.initial, material.final or None)

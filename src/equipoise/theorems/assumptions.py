@@ -1,46 +1,30 @@
-"""What the theorems assume, each decided from the weights and the data themselves.
-
-An assumption is *verified* (proved from the artefacts, rounding included), *observed* (seen so far, unprovable in
-finite time) or *failed*.
-"""
+"""The assumptions of the theorems, each decided from the weights and the data themselves."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from equipoise.losses import LOSSES
-from equipoise.theorems.directional import LimitDirection
+from equipoise.theorems.claims import Assumption, Standing
+from equipoise.theorems.direction import LimitDirection
 from equipoise.theorems.evidence import Evidence
 
-Standing = Literal["verified", "observed", "failed"]
 
-LAW_TOLERANCE = 1e-12
-"""Relative drift of a law that rounding alone explains in float64: ten thousand steps, each kept to 1e-16, at worst.
-
-The drift of gradient descent and of Adam, `η² ‖G‖²` a step (T2.2), lies orders above it unless nothing is learnt.
-"""
+def of_network(evidence: Evidence) -> tuple[Assumption, ...]:
+    """The assumptions on the network, its loss, its margins and its laws."""
+    decisions = (homogeneous, exponential_tail, separated, laws_conserved)
+    return tuple(decide(evidence) for decide in decisions)
 
 
-def law_tolerance(evidence: Evidence) -> float:
-    """`LAW_TOLERANCE` in the arithmetic that training computed in."""
-    return LAW_TOLERANCE * evidence.coarseness
+def of_record(evidence: Evidence) -> tuple[Assumption, ...]:
+    """The assumption on the artefacts of a run; none without one."""
+    recorded = evidence.recorded_log_risk
+    return () if recorded is None else (weights_of_the_run(evidence, recorded),)
 
 
-@dataclass(frozen=True)
-class Assumption:
-    """One hypothesis of a theorem, with what was found.
-
-    `measured` and `tolerance` are the two numbers compared, where there are numbers; `why` says what was compared.
-    """
-
-    name: str
-    statement: str
-    standing: Standing
-    measured: float | None
-    tolerance: float | None
-    why: str
+def start_is_lost(evidence: Evidence) -> bool:
+    """Whether the laws are not those of the initial weights, or the weights not those of the run."""
+    return any(found.standing == "failed" for found in (laws_conserved(evidence), *of_record(evidence)))
 
 
 def homogeneous(evidence: Evidence) -> Assumption:
@@ -100,7 +84,7 @@ def separated(evidence: Evidence) -> Assumption:
 
 
 def laws_conserved(evidence: Evidence) -> Assumption:
-    """Every law of the network is what it was at initialisation: what gradient flow, and nothing else, keeps.
+    """Every law of the network is what it was at initialisation, as under gradient flow.
 
     Where gradient descent kept count of T2.2, the law must be where its defects put it.
     """
@@ -108,7 +92,7 @@ def laws_conserved(evidence: Evidence) -> Assumption:
     statement = f"every law of the network is what it was at initialisation{predicted}"
     if evidence.initial is None:
         return Assumption("laws conserved", statement, "observed", None, None, "not measured: no initial weights given")
-    rounding = law_tolerance(evidence)
+    rounding = evidence.law_tolerance
     allowed = {name: rounding + evidence.slack(name) for name in evidence.drifts}
     worst = max(evidence.drifts, key=lambda name: evidence.drifts[name] / allowed[name], default=None)
     drift, tolerance = (0.0, rounding) if worst is None else (evidence.drifts[worst], allowed[worst])

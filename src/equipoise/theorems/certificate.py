@@ -1,26 +1,23 @@
-"""From assumptions to claims: what the theorems say about a trained network, their bounds beside what was measured."""
+"""`eq.certify`: evidence, each theorem checked once, and the certificate of what they say about a trained network.
 
-from collections.abc import Mapping, Sequence
+evidence_of_run(run) → check(evidence) of every theorem → claimed(statement, standings) → Certificate
+"""
+
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from equipoise.laws import Laws
+from equipoise.losses import Loss
 from equipoise.references import REFERENCES, Reference
 from equipoise.store import finite
-from equipoise.theorems import assumptions, present
-from equipoise.theorems.assumptions import Assumption
-from equipoise.theorems.claims import Claim, Claimer, tail_claims
-from equipoise.theorems.coactive import rectified_layers
-from equipoise.theorems.descent import Descended, descended
-from equipoise.theorems.directional import extrapolate
+from equipoise.theorems import assumptions, formatting
+from equipoise.theorems.checks import THEOREMS
+from equipoise.theorems.claims import Assumption, Claim, Standing, claimed
 from equipoise.theorems.evidence import Evidence
-from equipoise.theorems.gather import FinishedRun, gather, gather_run
+from equipoise.theorems.evidence_builder import ExampleWeights, FinishedRun, evidence_of_model, evidence_of_run
 from equipoise.theorems.recheck import Fingerprint, Recheck, compare, fingerprint
-from equipoise.theorems.stability import stability_claims
-from equipoise.theorems.stationarity import stationarity_claims
-from equipoise.theorems.submatrix import bounded_classes, class_laws, submatrix_claims
 
 _REFERENCES = ("le2022training", "du2018algorithmic", "ji2019gradient", "lyu2020gradient", "ji2020directional")
 
@@ -30,14 +27,20 @@ class Certificate:
     """The assumptions of the theorems as they were found, their claims about one network, and its fingerprint.
 
     Distances from rank `r` are `1 - Σ_{i≤r} σ_i²/‖W_k‖_F²` and misalignments `‖sin Θ‖²`, neither by subtraction.
-    `stated` is what the file it was read from said of itself: compared by `recheck`, believed by nothing.
+
+    Attributes:
+        assumptions: the hypotheses, each with its standing.
+        claims: the statements of the theorems, each with the standing of its worst assumption.
+        notes: remarks in words.
+        subject: hashes of weights and data.
+        stated: the verdicts in the file it was read from: compared by `recheck`, believed nowhere.
     """
 
     assumptions: tuple[Assumption, ...]
     claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     subject: Fingerprint
-    stated: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    stated: Mapping[str, object] | None = field(default=None, compare=False, repr=False)
 
     @property
     def holds(self) -> bool:
@@ -67,34 +70,55 @@ class Certificate:
     def recheck(
         self,
         model: FinishedRun | nn.Module,
-        data: Any = None,
+        data: object = None,
         *,
         initial: Mapping[str, Tensor] | None = None,
-        loss: Any = "exponential",
+        loss: str | Loss = "exponential",
         laws: Laws | None = None,
         predicted: Mapping[str, Tensor] | None = None,
-        example_weights: Any = None,
+        example_weights: ExampleWeights | None = None,
     ) -> Recheck:
         """Make the certificate again from the artefacts alone, and compare: weights, data, and every figure.
 
-        The arguments are those of `certify`. Nothing in this certificate is believed: `holds` of the result is about
-        the new one, and `differences` names everything in which the two are not the same.
-        """
-        known = {"laws": laws, "predicted": predicted, "example_weights": example_weights}
-        return compare(self, certify(model, data, initial=initial, loss=loss, **known))
+        Nothing in this certificate is believed.
 
-    def verdicts(self) -> dict[str, Any]:
-        """What follows from assumptions and claims: in a certificate that was read, what its file said."""
-        if self.stated is not None:
-            return dict(self.stated)
-        return present.verdicts(self.to_json())
+        Args:
+            model: as of `certify`, like all that follow.
+            data: the training set.
+            initial: the weights at initialisation.
+            loss: the loss.
+            laws: laws in place of those read from the model.
+            predicted: the predicted change of every law.
+            example_weights: the weights of the examples.
+
+        Returns:
+            The verdict of the new certificate, `holds`, and all `differences` of this one from it.
+        """
+        again = certify(
+            model,
+            data,
+            initial=initial,
+            loss=loss,
+            laws=laws,
+            predicted=predicted,
+            example_weights=example_weights,
+        )
+        return compare(self, again)
+
+    def verdicts(self) -> dict[str, object]:
+        """The verdicts that follow from assumptions and claims; of a certificate that was read, those in its file."""
+        return formatting.verdicts(self.to_json()) if self.stated is None else dict(self.stated)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Certificate":
-        """What `to_json` wrote. Raises `InputError` for anything else."""
-        return present.read(cls, fields)
+    def from_json(cls, fields: formatting.Json) -> "Certificate":
+        """A certificate from the JSON that `to_json` wrote.
 
-    def to_json(self) -> dict[str, Any]:
+        Raises:
+            InputError: for anything else.
+        """
+        return cls(*formatting.parse(fields))
+
+    def to_json(self) -> dict[str, object]:
         """Everything as JSON can hold it; a figure that is not finite becomes null."""
         return {
             "holds": self.holds,
@@ -114,7 +138,7 @@ class Certificate:
         beside = f"; {silent} bounds that anything satisfies say nothing" if silent else ""
         proof = f"holds: {len(self.proved)} informative claims verified{beside}"
         verdict = proof if self.holds else f"does not hold: {', '.join(self.failed) or self._lacks}"
-        return present.text(f"Certificate {verdict}", self.assumptions, self.claims, self.notes)
+        return formatting.text(f"Certificate {verdict}", self.assumptions, self.claims, self.notes)
 
     @property
     def _lacks(self) -> str:
@@ -128,13 +152,13 @@ class Certificate:
 
 def certify(
     run: FinishedRun | nn.Module,
-    data: Any = None,
+    data: object = None,
     *,
     initial: Mapping[str, Tensor] | None = None,
-    loss: Any = "exponential",
+    loss: str | Loss = "exponential",
     laws: Laws | None = None,
     predicted: Mapping[str, Tensor] | None = None,
-    example_weights: Any = None,
+    example_weights: ExampleWeights | None = None,
 ) -> Certificate:
     """Check the assumptions of T3, T4, T5.2 and T7 and their bounds for a network that ends in a linear layer.
 
@@ -155,16 +179,26 @@ def certify(
       of the margins (T7), where the network is homogeneous.
 
     Claims are named for what they bound, and say whether that is informative: of a network hardly trained the bounds
-    are such that anything satisfies them, and the certificate does not hold for want of a claim.
+    are such that anything satisfies them, and the certificate does not hold for want of a claim. Tolerances are those
+    of the arithmetic that the weights are stored in, float32 or float64.
 
-    `example_weights` are `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`, of a run its own.
-    Tolerances are those of the arithmetic that the weights are stored in, float32 or float64.
+    Args:
+        run: a run of `eq.flow`, which has all that follows; or a model.
+        data: the training set `(X, y)` of a model.
+        initial: the weights of a model at initialisation, by parameter name, where known.
+        loss: the loss of a model, or its name.
+        laws: laws in place of those read from the model.
+        predicted: the accumulated T2.2 defect of every law by its name, as the sum of `laws.predict_drift` over the
+            steps of gradient descent; the laws must then be where it puts them.
+        example_weights: `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; all `1/n` by default.
 
-    `predicted` is the accumulated T2.2 defect of every law by its name, as the sum of `laws.predict_drift` over the
-    steps of gradient descent; the laws must then be where it puts them. `laws` replaces those read from the model.
+    Returns:
+        The certificate.
 
-    Raises `InputError` for a network that does not end in a linear layer, weights that are not finite, initial weights
-    of other names or shapes, and unusable data; `CaptureError` for a model that cannot be read.
+    Raises:
+        InputError: for a network that does not end in a linear layer, weights that are not finite, initial weights of
+            other names or shapes, and unusable data.
+        CaptureError: for a model that cannot be read.
 
     >>> import torch
     >>> from equipoise.networks import mlp
@@ -176,57 +210,42 @@ def certify(
     >>> [(claim.name, claim.informative) for claim in certificate.claims if claim.theorem == "T3.1"]
     [('distance of layer2.weight from rank one', ...), ('distance of layer3.weight from rank one', False)]
     """
-    if isinstance(run, nn.Module):
-        known = {"initial": initial, "laws": laws, "predicted": predicted, "example_weights": example_weights}
-        evidence = gather(run, dict(run.named_parameters()), data, loss, **known)
-        return _certificate(evidence, ())
-    evidence = gather_run(run)
-    return _certificate(evidence, (assumptions.weights_of_the_run(evidence, run.log_loss),))
+    if not isinstance(run, nn.Module):
+        return _certificate(evidence_of_run(run))
+    evidence = evidence_of_model(
+        run,
+        dict(run.named_parameters()),
+        data,
+        loss,
+        initial=initial,
+        laws=laws,
+        predicted=predicted,
+        example_weights=example_weights,
+    )
+    return _certificate(evidence)
 
 
-def _certificate(evidence: Evidence, recorded: tuple[Assumption, ...]) -> Certificate:
-    direction = extrapolate(evidence.points)
-    rectified, apart = rectified_layers(evidence)
-    layers = descended(evidence, rectified)
+def _certificate(evidence: Evidence) -> Certificate:
+    """Each theorem checked once on the evidence; its statements judged by the assumptions that were decided."""
+    results = [check(evidence) for check in THEOREMS]
     found = (
-        assumptions.homogeneous(evidence),
-        assumptions.exponential_tail(evidence),
-        assumptions.separated(evidence),
-        assumptions.laws_conserved(evidence),
-        *class_laws(
-            [bounded.found for layer in layers for bounded in bounded_classes(evidence, layer)],
-            assumptions.law_tolerance(evidence),
-        ),
-        assumptions.directional_convergence(direction),
-        *recorded,
+        *assumptions.of_network(evidence),
+        *(assumption for result in results for assumption in result.assumptions),
+        *assumptions.of_record(evidence),
     )
-    claim = Claimer.of(found)
-    claims = (
-        *tail_claims(evidence, claim),
-        *submatrix_claims(evidence, layers, claim),
-        *stability_claims(evidence, direction, claim),
-        *stationarity_claims(evidence, claim),
-    )
-    return Certificate(found, claims, (*_layer_notes(layers, apart), *_notes(evidence, claim)), fingerprint(evidence))
+    standings: dict[str, Standing] = {assumption.name: assumption.standing for assumption in found}
+    claims = tuple(claimed(statement, standings) for result in results for statement in result.statements)
+    notes = (*(note for result in results for note in result.notes), *_notes(evidence, standings))
+    return Certificate(found, claims, notes, fingerprint(evidence))
 
 
-def _layer_notes(layers: Sequence[Descended], apart: Sequence[str]) -> tuple[str, ...]:
-    """What is not claimed of the layers with an activation, a line each."""
-    layers = [one for one in layers if not one.layer.linear]
-    names = ", ".join(one.layer.name for one in layers)
-    whole = (f"{names}: followed by an activation, rank one is not claimed of all of the matrix (T4.4)",)
-    silent = [f"no rank by patterns (T4.3) of {one.layer.name}: {one.obstacle}" for one in layers if one.obstacle]
-    together = [f"nothing is claimed of neurons together (T4.2, T4.3) of {line}" for line in apart]
-    return (*(whole if layers else ()), *silent, *together)
-
-
-def _notes(evidence: Evidence, claim: Claimer) -> tuple[str, ...]:
+def _notes(evidence: Evidence, standings: Mapping[str, Standing]) -> tuple[str, ...]:
     notes = []
-    if claim.failed("homogeneous"):
+    if standings["homogeneous"] == "failed":
         notes.append(
             "not homogeneous: growth and convergence are hypotheses here, and nothing is claimed of T3.3, T4.1 and T7"
         )
-    if claim.failed("laws conserved"):
+    if standings["laws conserved"] == "failed":
         notes.append(
             "the laws did not survive: the bounds from today's matrices hold at any point, whatever the optimizer"
         )

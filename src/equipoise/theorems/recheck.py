@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import zip_longest
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from equipoise.theorems.assumptions import Assumption
-from equipoise.theorems.claims import Claim
+from equipoise.theorems.claims import Assumption, Claim
 from equipoise.theorems.evidence import Evidence
 
 FIGURES_AGREE = 1e-6
@@ -20,7 +19,7 @@ FIGURES_AGREE = 1e-6
 
 _TEXTS = ("quantity", "statement")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.])")  # and not "T3.2", "0.1.weight"
-_NEGLIGIBLE = 1e-9  # figures of rounding, as they stand in a text, that another machine may print quite differently
+_NEGLIGIBLE = 1e-9  # figures of rounding, as printed in a text, that another machine may print quite differently
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Fingerprint:
 
 @runtime_checkable
 class Certified(Protocol):
-    """What is compared of two certificates."""
+    """The parts of a certificate that are compared."""
 
     @property
     def assumptions(self) -> tuple[Assumption, ...]:
@@ -50,17 +49,17 @@ class Certified(Protocol):
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        """With bound and measurement."""
+        """With bounds and measurements."""
         ...
 
     @property
     def subject(self) -> Fingerprint:
-        """What it is about."""
+        """The fingerprint of its artefacts."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What else there is to say."""
+        """Remarks in words."""
         ...
 
     @property
@@ -68,7 +67,7 @@ class Certified(Protocol):
         """Its verdict."""
         ...
 
-    def verdicts(self) -> dict[str, Any]:
+    def verdicts(self) -> Mapping[str, object]:
         """Its verdicts on the whole and on every claim."""
         ...
 
@@ -92,7 +91,7 @@ class Recheck:
 
 
 def fingerprint(evidence: Evidence) -> Fingerprint:
-    """What a certificate is about."""
+    """Hashes of the artefacts that a certificate is about."""
     saved = {f"{point} {name}": tensor for point, at in evidence.saved.items() for name, tensor in at.items()}
     shares = evidence.example_weights
     return Fingerprint(
@@ -141,23 +140,23 @@ def _differences(given: Certified, again: Certified) -> Iterator[str]:
 
 
 def _verdicts(given: Certified, again: Certified) -> Iterator[str]:
-    """What the certificate says of itself, where it is not what the one made again says; of the same claims."""
+    """The verdicts in the certificate that differ from those of the one made again; of the same claims."""
     stated, found = given.verdicts(), again.verdicts()
     for name, value in found.items():
         if name in stated and stated[name] != value:
             yield f"{name} {stated[name]} in the certificate, {value} when made again"
 
 
-def _by_name(parts: tuple[Any, ...]) -> dict[str, Any]:
+def _by_name(parts: tuple[Assumption, ...] | tuple[Claim, ...]) -> dict[str, Assumption | Claim]:
     """By name; of several of one name all, each but the first with its number."""
-    found: dict[str, Any] = {}
+    found: dict[str, Assumption | Claim] = {}
     for part in parts:
         times = sum(name == part.name or name.startswith(f"{part.name} [") for name in found)
         found[f"{part.name} [{times + 1}]" if times else part.name] = part
     return found
 
 
-def _compared(what: str, stated: Any, found: Any) -> Iterator[str]:
+def _compared(what: str, stated: Assumption | Claim | None, found: Assumption | Claim | None) -> Iterator[str]:
     if stated is None or found is None:
         yield f"{what}: {'not there when made again' if found is None else 'missing'}"
         return
@@ -169,7 +168,7 @@ def _compared(what: str, stated: Any, found: Any) -> Iterator[str]:
             yield f"{what}: {name} {other} in the certificate, {value} when made again"
 
 
-def _agree(value: Any, other: Any) -> bool:
+def _agree(value: object, other: object) -> bool:
     """Whether two entries are one; JSON has null for a figure that is not finite, and for no other."""
     if not isinstance(value, float):
         return value == other

@@ -7,7 +7,7 @@ from equipoise.gallery.case import Case, Moment, Trail
 from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.drifts import ROUNDING
 from equipoise.gallery.recipes import RELU
-from equipoise.theorems.tail import conserved_matrix
+from equipoise.theorems.spectral_bounds import conserved_matrix
 
 HIDDEN = (0, 1)  # the ReLU layers of the network
 

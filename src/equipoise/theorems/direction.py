@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor
 
-from equipoise.theorems.evidence import Point
+from equipoise.theorems.weights import Point, flattened
 
 _SPAN = 1.0  # of growth at the end, over which the direction is fitted
 
@@ -32,11 +32,14 @@ class Undecided(NamedTuple):
 
 @dataclass(frozen=True)
 class LimitDirection:
-    """An extrapolated limit `w̄` of `w/‖w‖`, by parameter name, and what else it could be: its uncertainty.
+    """An extrapolated limit `w̄` of `w/‖w‖`, by parameter name, with its uncertainty.
 
-    `rate` is `κ` in `w/‖w‖ = w̄ + a e^{-κ s}`, None where the direction does not settle yet: `limit` is then the last
-    direction, and every error infinite. `turning` is `‖Δ(w/‖w‖)‖ / Δs` at the end. `others` are the last direction and
-    the limit as seen from further back.
+    Attributes:
+        rate: `κ` in `w/‖w‖ = w̄ + a e^{-κ s}`; None where the direction does not settle yet, `limit` is then the last
+            direction and every error infinite.
+        turning: `‖Δ(w/‖w‖)‖ / Δs` at the end.
+        limit: `w̄`.
+        others: the last direction, and the limit as extrapolated from further back.
     """
 
     rate: float | None
@@ -69,7 +72,7 @@ class LimitDirection:
     def undecided(self, preactivations: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Iterator[Undecided]:
         """The neuron-example pairs whose state at the limit is not settled, `z = 0` within the uncertainty (T4.1).
 
-        `preactivations` maps weights to what every activation reads: rows for examples, by the name of the layer.
+        `preactivations` maps weights to the input of every activation: rows for examples, by the name of the layer.
         """
         at = [preactivations(direction) for direction in (self.limit, *self.others)]
         for place, z in at[0].items():
@@ -141,7 +144,7 @@ def _estimate(first: Point, middle: Point, last: Point) -> _Estimate:
 
 
 def _direction(point: Point) -> Float[Tensor, " D"]:
-    flat = torch.cat([tensor.double().flatten() for tensor in point.weights.values()])
+    flat = flattened(point.weights).double()
     return flat / flat.norm()
 
 

@@ -4,18 +4,28 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as fields_of
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from equipoise.errors import InputError
-from equipoise.theorems.assumptions import Assumption
-from equipoise.theorems.claims import Claim
+from equipoise.theorems.claims import Assumption, Claim
 from equipoise.theorems.recheck import Fingerprint
 
-T = TypeVar("T")
+T = TypeVar("T", Assumption, Claim, Fingerprint)
+Json: TypeAlias = Mapping[str, Any]
+
+
+class Parsed(NamedTuple):
+    """The fields of a certificate that was read; `stated` is its own account of what follows from them."""
+
+    assumptions: tuple[Assumption, ...]
+    claims: tuple[Claim, ...]
+    notes: tuple[str, ...]
+    subject: Fingerprint
+    stated: dict[str, object]
 
 
 def text(verdict: str, assumptions: Sequence[Assumption], claims: Sequence[Claim], notes: Sequence[str]) -> str:
@@ -23,39 +33,42 @@ def text(verdict: str, assumptions: Sequence[Assumption], claims: Sequence[Claim
     return "\n".join([verdict, _printed(_assumption_rows(assumptions)), _printed(_claim_rows(claims)), *notes])
 
 
-def read(certificate: type[T], stored: Mapping[str, Any]) -> T:
-    """A certificate of that class from the fields of its JSON."""
+def parse(stored: Json) -> Parsed:
+    """The fields of a certificate from its JSON.
+
+    Raises:
+        InputError: for anything that is no certificate.
+    """
     try:
-        parts = {
-            "assumptions": tuple(_record(Assumption, found) for found in stored["assumptions"]),
-            "claims": tuple(_record(Claim, found) for found in stored["claims"]),
-            "notes": tuple(stored["notes"]),
-            "subject": _record(Fingerprint, stored["subject"]),
-            "stated": verdicts(stored),
-        }
+        return Parsed(
+            assumptions=tuple(_record(Assumption, found) for found in stored["assumptions"]),
+            claims=tuple(_record(Claim, found) for found in stored["claims"]),
+            notes=tuple(stored["notes"]),
+            subject=_record(Fingerprint, stored["subject"]),
+            stated=verdicts(stored),
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             expected="the JSON of a certificate",
             found=f"{type(error).__name__}: {error}",
             remedy="pass what equipoise certify DIR --json printed, of this version",
         ) from None
-    return certificate(**parts)
 
 
-def verdicts(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What the JSON of a certificate says of itself: whether it holds, what has failed, and of every claim likewise."""
-    found = {name: stored.get(name) for name in ("holds", "failed", "references")}
+def verdicts(stored: Json) -> dict[str, object]:
+    """The verdicts in the JSON of a certificate: whether it holds, what has failed, and of every claim likewise."""
+    found: dict[str, object] = {name: stored.get(name) for name in ("holds", "failed", "references")}
     for claim in stored["claims"]:
         found |= {f"claim {claim['name']}: {name}": claim.get(name) for name in ("informative", "holds")}
     return found
 
 
-def _record(kind: type[T], stored: Mapping[str, Any]) -> T:
+def _record(kind: type[T], stored: Json) -> T:
     """A dataclass from its JSON: lists become tuples again, and null a figure that was not finite where one must be."""
-    values = {field.name: stored[field.name] for field in fields_of(kind)}  # pyright: ignore[reportArgumentType]
+    values = {field.name: stored[field.name] for field in fields_of(kind)}
     for name in ("measured", "bound", "trivial") if kind is Claim else ():
         values[name] = math.nan if values[name] is None else values[name]
-    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return kind(**plain)
 
 
