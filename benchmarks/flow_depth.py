@@ -21,7 +21,7 @@ from scipy.integrate import solve_ivp
 from torchdiffeq import odeint_event
 
 from equipoise.data import load
-from equipoise.integrate.landing import landed
+from equipoise.integrate.implicit.event_location import locate_event
 from equipoise.integrate.problem import build_problem
 from equipoise.integrate.steppers import EntropicGauss, EntropicMidpoint, State
 from equipoise.integrate.steppers.runge_kutta import direction
@@ -79,9 +79,9 @@ def stepped(problem, depths, stepper, clock):
         while (begun := objective.log_risk(state.evaluation) - depth) > 0:
             taken = stepper.step(objective, state)
             if objective.log_risk(taken[0].evaluation) <= depth:
-                taken = landed(
+                taken = locate_event(
                     lambda size, state=state: stepper.step(objective, state, size),
-                    lambda taken: taken[1].asked,
+                    lambda taken: taken[1].planned,
                     lambda taken, depth=depth: objective.log_risk(taken[0].evaluation) - depth,
                     taken,
                     begun,
@@ -140,10 +140,10 @@ def descent(problem, depths, fall, clock):
         while log_risk(problem, weights) > depth:
             clock.seconds()
             state = State.start(objective, weights, {})
-            flow = objective.linearise(weights, state.slopes).pullback(objective.forces(state.evaluation))
+            flow = objective.linearize(weights, state.slopes).vjp(objective.cotangents(state.evaluation))
             move = fall * flow / flow.square().sum()
             if log_risk(problem, weights + move) <= depth:
-                move *= landed(
+                move *= locate_event(
                     lambda share: share,
                     lambda share: share,
                     lambda share, depth=depth, move=move, weights=weights: (

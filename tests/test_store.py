@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from equipoise.errors import StoreError
-from equipoise.store import Checkpoint, Record, Store
+from equipoise.store import Record, ResumePoint, Store
 
 
 def record(step, value=0.0, quantity="margin"):
@@ -116,9 +116,9 @@ def test_database_is_in_wal_mode(store, folder):
 
 def test_checkpoint_is_replaced_and_exact(store):
     assert store.checkpoint() is None
-    store.commit([], Checkpoint(1, tensors(1.0)))
+    store.commit([], ResumePoint(1, tensors(1.0)))
     exact = {"w": torch.tensor([0.1, math.nan, -math.inf, -0.0], dtype=torch.float64), "on": torch.tensor([True])}
-    store.commit([], Checkpoint(2, exact, {"growth": 0.1 + 0.2, "log_loss": -math.inf, "ds": [1e-3, None]}))
+    store.commit([], ResumePoint(2, exact, {"growth": 0.1 + 0.2, "log_loss": -math.inf, "ds": [1e-3, None]}))
     point = store.checkpoint()
     assert point.step == 2
     assert point.metadata == {"growth": 0.1 + 0.2, "log_loss": -math.inf, "ds": [1e-3, None]}
@@ -161,7 +161,7 @@ def test_result_is_strict_json(store, folder):
 
 
 def test_reading_while_another_writes(store, folder):
-    store.commit([record(1)], Checkpoint(1, tensors()))
+    store.commit([record(1)], ResumePoint(1, tensors()))
     with Store.open(folder) as reader:
         assert len(reader.table()) == 1
         store.commit([record(2)])
@@ -187,7 +187,7 @@ def test_folder_is_free_again_after_a_refusal(folder):
 
 
 def test_resuming_drops_what_is_newer_than_the_checkpoint(store, folder):
-    store.commit([record(1), record(2)], Checkpoint(2, tensors()))
+    store.commit([record(1), record(2)], ResumePoint(2, tensors()))
     store.commit([record(3), record(4)])
     store.finish({"status": "reached"})
     store.close()
@@ -229,7 +229,7 @@ def finished(folder):
     """The folder of a small finished run with records, three checkpoints and three files of weights."""
     with Store.create(folder, {"seed": 3, "loss": "exponential"}, {"initial": tensors(0.5)}) as store:
         for step in range(1, 5):
-            store.commit([record(step, value=step / 7), record(step, math.nan)], Checkpoint(step, tensors(step)))
+            store.commit([record(step, value=step / 7), record(step, math.nan)], ResumePoint(step, tensors(step)))
         store.save_weights("growth=1", tensors(3.0))
         store.save_weights("final", tensors(4.0))
         store.finish({"status": "reached", "log_loss": -12.5})
@@ -414,7 +414,7 @@ def test_names_stay_in_their_folder(store, name):
 
 
 def committed(store):
-    store.commit([record(1, 1.5)], Checkpoint(1, tensors(1.0), {"growth": 0.1}))
+    store.commit([record(1, 1.5)], ResumePoint(1, tensors(1.0), {"growth": 0.1}))
     store.save_weights("initial", tensors(1.0))
 
 
@@ -425,14 +425,14 @@ def nothing_is_lost(folder):
         assert store.checkpoint().tensors["layer1.weight"].eq(1).all()
         assert store.checkpoint().metadata == {"growth": 0.1}
         assert store.load_weights("initial")[0]["layer1.weight"].eq(1).all()
-        store.commit([record(2)], Checkpoint(2, tensors(2.0)))
+        store.commit([record(2)], ResumePoint(2, tensors(2.0)))
 
 
 def test_database_that_may_not_grow(store, folder):
     committed(store)
     store._database.connection.execute("PRAGMA max_page_count = 14")
     with refused("room on the disk for .*first; found a full disk; .*what was committed is safe"):
-        store.commit([record(2)] * 10, Checkpoint(2, {"w": torch.ones(100_000)}))
+        store.commit([record(2)] * 10, ResumePoint(2, {"w": torch.ones(100_000)}))
     store.commit([record(2)])
     store.close()
     nothing_is_lost(folder)
@@ -457,7 +457,7 @@ def test_full_disk(small_disk):
     with refused(full):
         store.save_weights("initial", large)
     with refused(full):
-        store.commit([record(2)], Checkpoint(2, large))
+        store.commit([record(2)], ResumePoint(2, large))
     with refused(full):
         store.finish({"long": "x" * 1_000_000})
     assert store.table()["step"].tolist() == [1]
@@ -471,7 +471,7 @@ def test_disk_that_fills_step_by_step(small_disk):
     store = Store.create(folder, {})
     with refused("found a full disk"):
         for step in range(1, 10_000):
-            store.commit([record(step, quantity="q" * 500)] * 3, Checkpoint(step, tensors(step)))
+            store.commit([record(step, quantity="q" * 500)] * 3, ResumePoint(step, tensors(step)))
     store.close()
     with Store.open(folder) as reader:
         assert reader.checkpoint().step == step - 1
@@ -524,7 +524,7 @@ def test_a_run_killed_while_it_is_made_is_none_or_can_go_on(folder, monkeypatch,
         with Store.resume(folder) as store:
             store.rewind()
             assert store.load_weights("initial")[0]["layer1.weight"].equal(start["layer1.weight"])
-            store.commit([record(1)], Checkpoint(1, start))
+            store.commit([record(1)], ResumePoint(1, start))
     else:
         Store.create(folder, {"seed": 3}, {"initial": start}).close()
         assert contents_of_new(folder) == ["initial"]

@@ -34,7 +34,9 @@ import torch
 
 import equipoise as eq
 from equipoise.errors import EquipoiseError, InputError
-from equipoise.integrate import keeping
+from equipoise.integrate import recorder
+from equipoise.integrate.loop import run_flow
+from equipoise.integrate.manifest import Origin
 from equipoise.store import MANIFEST, RESULT, Store
 from equipoise.store.folder import LOCK
 
@@ -49,8 +51,8 @@ def flow(folder: Path) -> None:
     """A run of some thirty steps that commits each."""
     data = eq.data.load("separable", n=12, d=4)
     observers = [eq.Spectrum(), eq.Drift(), eq.Activity(), eq.Signs()]
-    told = {"network": NETWORK, "seed": 0}
-    eq.flow(eq.networks.mlp(**NETWORK), data, until=eq.Steps(30), observe=observers, out=folder, arguments=told)
+    network, origin = eq.networks.mlp(**NETWORK), Origin(NETWORK, seed=0)
+    run_flow(network, data, until=eq.Steps(30), observe=observers, out=folder, origin=origin)
 
 
 def go_on(folder: Path) -> None:
@@ -112,7 +114,7 @@ def same(found: tuple, whole: tuple) -> bool:
 def kills(count: int, seed: int) -> bool:
     """The table of `count` runs; whether all ended as they should."""
     torch.set_num_threads(1)  # a forked child has no thread pool
-    keeping.CHECKPOINT_SECONDS = 0.0
+    recorder.CHECKPOINT_SECONDS = 0.0
     draw, place = random.Random(seed), Path(tempfile.mkdtemp())
     flow(place / "whole")  # here, so that children find everything imported
     seconds = child(flow, place / "again", None)
@@ -325,7 +327,7 @@ def folders(count: int, seed: int) -> bool:
     other = eq.networks.mlp(**{**NETWORK, "seed": 1})
     data = eq.data.load("separable", n=12, d=4)
     for name, model in (("whole", network), ("other", other)):
-        eq.flow(copy.deepcopy(model), data, until=eq.Steps(5), out=place / name, arguments={"network": NETWORK})
+        run_flow(copy.deepcopy(model), data, until=eq.Steps(5), out=place / name, origin=Origin(NETWORK))
     whole, found, work = contents(place / "whole"), Counter(), place / "work"
     for number in range(count):
         shutil.rmtree(work, ignore_errors=True)

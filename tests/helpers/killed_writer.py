@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from equipoise.store import Checkpoint, Record, Store
+from equipoise.store import Record, ResumePoint, Store
 
 ROWS = 3
 
@@ -26,7 +26,7 @@ def write_for_ever(folder):
         while True:
             step += 1
             weights = torch.full((50, 50), float(step), dtype=torch.float64)
-            store.commit([record(step, row) for row in range(ROWS)], Checkpoint(step, {"w": weights}, {"step": step}))
+            store.commit([record(step, row) for row in range(ROWS)], ResumePoint(step, {"w": weights}, {"step": step}))
             store.save_weights("final", {"w": weights}, {"step": step})
 
 

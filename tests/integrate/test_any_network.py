@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 import equipoise as eq
 from equipoise.errors import InputError
+from equipoise.integrate.loop import run_flow
+from equipoise.integrate.manifest import Origin
 from equipoise.networks import convnet, mlp, residual_mlp, transformer
 
 
@@ -96,7 +98,7 @@ def test_example_weights_are_kept_with_the_run(tmp_path):
     weights = torch.linspace(1, 3, 40).tolist()
     options = {"until": eq.Steps(3), "observe": [], "example_weights": weights}
     network = {"widths": [64, 8, 1], "linear_tail": 1}
-    run = eq.flow(mlp(**network), digits(), out=tmp_path / "run", arguments={"network": network}, **options)
+    run = run_flow(mlp(**network), digits(), out=tmp_path / "run", origin=Origin(network), **options)
     plain = eq.flow(mlp(**network), digits(), until=eq.Steps(3), observe=[])
     again = eq.Run.load(tmp_path / "run", data=digits())
     assert run.log_loss != plain.log_loss

@@ -96,7 +96,7 @@ def test_two_classes_with_two_scores_are_one_score_with_two_signs(two):
     binary, classes = build_problem(one, (X, y), two[0]), build_problem(both, (X, ((y + 1) / 2).long()), two[1])
     states = [EntropicMidpoint().init(p.objective, p.weights) for p in (binary, classes)]
     assert torch.allclose(states[0].evaluation.margins, states[1].evaluation.margins[:, 0], rtol=1e-13)
-    forces = [p.objective.forces(s.evaluation) for p, s in zip((binary, classes), states, strict=True)]
+    forces = [p.objective.cotangents(s.evaluation) for p, s in zip((binary, classes), states, strict=True)]
     assert torch.allclose(forces[0], forces[1][:, 0], rtol=1e-13)
 
 

@@ -10,6 +10,8 @@ import torch
 
 import equipoise as eq
 from equipoise.errors import InputError
+from equipoise.integrate.loop import run_flow
+from equipoise.integrate.manifest import Origin
 from equipoise.store import Store
 
 SMALL = {"widths": [5, 6, 6, 1], "linear_tail": 2, "bias": False, "init": "fan_in", "seed": 0}
@@ -18,16 +20,19 @@ FLOW = """
 import json, sys, torch
 torch.set_num_threads(1)
 import equipoise as eq
-from equipoise.integrate import keeping
-keeping.CHECKPOINT_SECONDS = 0.0
+from equipoise.integrate import recorder
+from equipoise.integrate.loop import run_flow
+from equipoise.integrate.manifest import Origin
+recorder.CHECKPOINT_SECONDS = 0.0
 network = json.loads(sys.argv[2])
-eq.flow(eq.networks.mlp(**network), eq.data.load("separable", n=30, d=5), until=eq.LogLoss(-1e5), out=sys.argv[1],
-        save_at=[eq.Steps(6), eq.LogLoss(-5e4 / 3)], arguments={"network": network, "seed": 0})
+run_flow(eq.networks.mlp(**network), eq.data.load("separable", n=30, d=5), until=eq.LogLoss(-1e5), out=sys.argv[1],
+         save_at=[eq.Steps(6), eq.LogLoss(-5e4 / 3)], origin=Origin(network, 0))
 """
 
 
 def small_flow(**options):
-    return eq.flow(eq.networks.mlp(**SMALL), eq.data.load("separable", n=30, d=5), **options)
+    data = eq.data.load("separable", n=30, d=5)
+    return run_flow(eq.networks.mlp(**SMALL), data, origin=Origin(SMALL, seed=0), **options)
 
 
 def test_the_callers_model_and_data_never_change():
@@ -138,7 +143,7 @@ def rows(folder):
 
 
 def test_a_finished_run_comes_back_from_its_folder(tmp_path):
-    run = small_flow(until=eq.Steps(4), out=tmp_path / "run", arguments={"network": SMALL, "seed": 0})
+    run = small_flow(until=eq.Steps(4), out=tmp_path / "run")
     again = eq.Run.load(tmp_path / "run")
     assert again.log_loss == run.log_loss
     assert again.status == run.status
@@ -171,7 +176,7 @@ def test_models_that_cannot_flow_are_refused_in_one_line(model, message):
 )
 def test_a_run_goes_on_with_its_own_observers_only(tmp_path, observe, found):
     own = [eq.Spectrum(), eq.Drift()]
-    options = {"out": tmp_path / "run", "arguments": {"network": SMALL, "seed": 0}}
+    options = {"out": tmp_path / "run"}
     small_flow(until=eq.Steps(3), observe=own, max_steps=1, **options)
     with pytest.raises(InputError, match=f"the observers of the run, Spectrum, Drift, with the same fields; {found}"):
         eq.resume(tmp_path / "run", observe=observe)
@@ -180,7 +185,7 @@ def test_a_run_goes_on_with_its_own_observers_only(tmp_path, observe, found):
 
 def test_observers_that_hold_tensors_are_passed_again(tmp_path):
     own = [eq.Activity(torch.randn(4, 5).double())]
-    options = {"out": tmp_path / "run", "arguments": {"network": SMALL, "seed": 0}}
+    options = {"out": tmp_path / "run"}
     small_flow(until=eq.Steps(3), observe=own, max_steps=1, **options)
     with pytest.raises(InputError, match="the observers of the run, Activity, with the same fields; found none"):
         eq.resume(tmp_path / "run")
@@ -193,7 +198,7 @@ def test_a_flow_of_short_passes_is_on_one_thread_and_leaves_torch_as_it_was(monk
     before, during = torch.get_num_threads(), set()
     torch.set_num_threads(2)
     try:
-        small_flow(until=eq.Steps(2), watcher=lambda *seen: during.add(torch.get_num_threads()))
+        small_flow(until=eq.Steps(2), callback=lambda *seen: during.add(torch.get_num_threads()))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

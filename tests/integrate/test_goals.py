@@ -8,7 +8,7 @@ import torch
 import equipoise as eq
 from equipoise.errors import InputError
 from equipoise.integrate.goals import parse_goal
-from equipoise.integrate.landing import landed
+from equipoise.integrate.implicit.event_location import locate_event
 
 SMALL = {"widths": [5, 6, 6, 1], "linear_tail": 2, "seed": 0}
 
@@ -64,7 +64,7 @@ def test_goals_are_read_as_they_are_written(text):
 
 def test_landing_on_a_function_that_jumps_ends_past_the_goal():
     jumps = lambda size: 1.0 if size < 0.3 else -0.5  # noqa: E731
-    assert 0.3 <= landed(lambda size: size, lambda size: size, jumps, 1.0, 1.0, 1e-9) < 0.31
+    assert 0.3 <= locate_event(lambda size: size, lambda size: size, jumps, 1.0, 1.0, 1e-9) < 0.31
 
 
 def test_landing_on_a_loss_takes_few_trials():
@@ -76,7 +76,7 @@ def test_landing_on_a_loss_takes_few_trials():
         return size
 
     short = lambda size: (1e4 - 9510 * math.exp(4.6 * size)) / 1e4  # noqa: E731
-    assert -1e-8 <= short(landed(again, lambda size: size, short, 0.06, short(0.0), 1e-8)) <= 0
+    assert -1e-8 <= short(locate_event(again, lambda size: size, short, 0.06, short(0.0), 1e-8)) <= 0
     assert len(asked) <= 5
 
 
@@ -88,7 +88,7 @@ def test_a_step_that_was_rejected_and_taken_shorter_is_a_step_on_the_way():
         asked.append(size)
         return size / 2 if size > 0.5 else size
 
-    landed_at = landed(again, lambda size: size, lambda size: 0.7 - size, 0.9, 0.7, 1e-9)
+    landed_at = locate_event(again, lambda size: size, lambda size: 0.7 - size, 0.9, 0.7, 1e-9)
     assert len(asked) == 1
     assert landed_at == asked[0] / 2
 

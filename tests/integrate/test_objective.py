@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from equipoise.data import load
 from equipoise.errors import InputError
-from equipoise.integrate.margins import local_slopes
+from equipoise.integrate.margins.protocol import local_slopes
 from equipoise.integrate.problem import build_problem
 from equipoise.losses import LOSSES
 from equipoise.networks import mlp
@@ -39,11 +39,11 @@ def test_log_risk_and_its_gradient_are_those_of_the_formula(loss, weighted):
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     objective = problem.objective
     at = objective.margins.evaluate(problem.weights)
-    here = objective.linearise(problem.weights, local_slopes(objective.margins, at))
+    here = objective.linearize(problem.weights, local_slopes(objective.margins, at))
     assert objective.log_risk(at) == pytest.approx(risk.log().item(), rel=1e-13)
-    assert torch.allclose(here.pullback(objective.forces(at)), -gradient, rtol=1e-11, atol=1e-14)
+    assert torch.allclose(here.vjp(objective.cotangents(at)), -gradient, rtol=1e-11, atol=1e-14)
     weights = torch.softmax(-objective.potential(at), 0)
-    assert torch.allclose(here.pullback(here.forces(weights)), -gradient, rtol=1e-11, atol=1e-14)
+    assert torch.allclose(here.vjp(here.cotangents(weights)), -gradient, rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -54,18 +54,18 @@ def test_a_restricted_objective_has_the_same_potentials_and_the_rows_of_the_kern
     slopes = local_slopes(objective.margins, at)
     rows = torch.tensor([0, 3, 7, 8, 19]) * (objective.per_example - (objective.per_example > 1))
     some, examples = objective.restricted(rows), objective.examples(rows)
-    whole = objective.linearise(weights, slopes)
-    part = some.linearise(weights, tuple(slope[examples] for slope in slopes))
+    whole = objective.linearize(weights, slopes)
+    part = some.linearize(weights, tuple(slope[examples] for slope in slopes))
     change = torch.randn(len(weights), dtype=torch.float64)
     assert some.count < objective.count
     assert torch.allclose(some.potential(some.margins.evaluate(weights)), objective.potential(at)[rows], rtol=1e-14)
     assert torch.allclose(part.kernel(), whole.kernel()[rows][:, rows], rtol=1e-11, atol=1e-13)
     columns = torch.tensor([4, 1])
     assert torch.allclose(part.kernel(columns), part.kernel()[:, columns], rtol=1e-11, atol=1e-13)
-    assert torch.allclose(part.pushforward(change)[0], whole.pushforward(change)[0][rows], rtol=1e-11, atol=1e-13)
+    assert torch.allclose(part.jvp(change)[0], whole.jvp(change)[0][rows], rtol=1e-11, atol=1e-13)
     forces = torch.zeros_like(objective.potential(at)).index_fill(0, rows, 0.7)
-    expected = whole.pullback(whole.forces(forces))
-    assert torch.allclose(part.pullback(part.forces(forces[rows])), expected, rtol=1e-11, atol=1e-13)
+    expected = whole.vjp(whole.cotangents(forces))
+    assert torch.allclose(part.vjp(part.cotangents(forces[rows])), expected, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -76,10 +76,10 @@ def test_the_kernel_is_that_of_the_potentials(loss):
     slopes = local_slopes(objective.margins, objective.margins.evaluate(weights))
     step, columns = 1e-6, []
     for unit in torch.eye(len(weights), dtype=torch.float64):
-        ends = [objective.margins.linearise(weights + sign * step * unit, slopes).margins for sign in (1, -1)]
+        ends = [objective.margins.linearize(weights + sign * step * unit, slopes).margins for sign in (1, -1)]
         columns.append((problem.loss.potential(ends[0]) - problem.loss.potential(ends[1])).flatten() / (2 * step))
     jacobian = torch.stack(columns, 1)
-    assert torch.allclose(objective.linearise(weights, slopes).kernel(), jacobian @ jacobian.T, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(objective.linearize(weights, slopes).kernel(), jacobian @ jacobian.T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [0.0] * 20, [-1.0] * 20])

@@ -138,9 +138,9 @@ def test_an_interrupted_flow_says_how_to_go_on(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=r"interrupted after step 1; go on with equipoise flow --resume .*run, or"):
-        own(tmp_path / "run", until=eq.Steps(6), watcher=stop)
+        own(tmp_path / "run", until=eq.Steps(6), callback=stop)
     with pytest.raises(Interrupted, match="nothing is kept without a folder"):
-        own(None, until=eq.Steps(6), watcher=stop)
+        own(None, until=eq.Steps(6), callback=stop)
     whole, data = own(tmp_path / "whole", until=eq.Steps(6))
     again = eq.resume(tmp_path / "run", network(), data)
     assert all(torch.equal(again.final[name], weights) for name, weights in whole.final.items())

@@ -32,7 +32,7 @@ def check(table, out):
 
 def test_local_processes_and_a_restart_that_skips_what_is_finished(tmp_path):
     told = []
-    table = eq.sweep(both_losses(), seeds=[0, 1], out=tmp_path, jobs=2, watcher=lambda *so_far: told.append(so_far))
+    table = eq.sweep(both_losses(), seeds=[0, 1], out=tmp_path, jobs=2, callback=lambda *so_far: told.append(so_far))
     check(table, tmp_path)
     assert told[0] == (0, 4)
     assert told[-1] == (4, 4)
@@ -41,7 +41,7 @@ def test_local_processes_and_a_restart_that_skips_what_is_finished(tmp_path):
     unfinished.unlink()  # as if it had been killed
     told.clear()
     check(
-        eq.sweep(both_losses(), seeds=[0, 1], out=tmp_path, jobs=1, watcher=lambda *so_far: told.append(so_far)),
+        eq.sweep(both_losses(), seeds=[0, 1], out=tmp_path, jobs=1, callback=lambda *so_far: told.append(so_far)),
         tmp_path,
     )
     assert told == [(3, 4), (4, 4)]

@@ -11,10 +11,10 @@ from equipoise import data
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
 from equipoise.integrate.loop import flow
-from equipoise.integrate.margins import Layout
+from equipoise.integrate.margins.protocol import ParameterLayout
+from equipoise.integrate.margins.readout import BinaryReadout
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.problem import build_margins
-from equipoise.integrate.readout import Signs
 from equipoise.integrate.steppers import EntropicMidpoint
 from equipoise.losses import Exponential
 from equipoise.networks import mlp
@@ -48,8 +48,8 @@ def flowed(bias=False, goal=-300.0):
     X, y = data.load("separable", n=30, d=10, seed=0)
     model = mlp([10, 8, 8, 8, 1], linear_tail=3, bias=bias, seed=0)
     initial = copy.deepcopy(model.state_dict())
-    layout = Layout.of(initial)
-    objective = Objective(build_margins(capture(model, X[:2]), layout, X, Signs(y)), Exponential())
+    layout = ParameterLayout.of(initial)
+    objective = Objective(build_margins(capture(model, X[:2]), layout, X, BinaryReadout(y)), Exponential())
     stepper = EntropicMidpoint(step_size=0.2, rtol=0.1)
     state = stepper.init(objective, layout.flatten(initial))
     while (log_loss := objective.log_risk(state.evaluation)) > goal:

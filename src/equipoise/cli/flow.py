@@ -13,6 +13,8 @@ from equipoise.data import Dataset
 from equipoise.errors import InputError
 from equipoise.graph.chain import linear_tail
 from equipoise.integrate.goals import parse_goal
+from equipoise.integrate.loop import run_flow
+from equipoise.integrate.manifest import Origin
 from equipoise.theorems.linear_tail import LinearTail, certified_bounds
 
 
@@ -91,13 +93,13 @@ def flow(
         json: one JSON object as the last line of standard output.
         quiet: no progress line.
     """
-    with ProgressLine(quiet or not stderr.is_terminal) as watcher:
+    with ProgressLine(quiet or not stderr.is_terminal) as callback:
         if resume is not None:
-            run = eq.resume(resume, watcher=watcher)
+            run = eq.resume(resume, callback=callback)
         else:
             goal, stepper = parse_goal(until), eq.steppers.EntropicMidpoint(step_size=step_size)
             asked = {"loss": loss, "until": goal, "stepper": stepper, "max_steps": max_steps, "out": out}
-            run = _trained(examples.load(seed), network, seed, watcher, **asked)
+            run = _trained(examples.load(seed), network, seed, callback, **asked)
     return _tell_run(run, eq.certify(run), json)
 
 
@@ -112,8 +114,8 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
         page: where the page goes.
         seed: of the weights and of the choice of examples.
     """
-    with ProgressLine(quiet or not stderr.is_terminal) as watcher:
-        run = _trained(Examples().load(seed), Network(scale=0.03), seed, watcher, until=eq.LogLoss(-1e12))
+    with ProgressLine(quiet or not stderr.is_terminal) as callback:
+        run = _trained(Examples().load(seed), Network(scale=0.03), seed, callback, until=eq.LogLoss(-1e12))
     certificate = eq.certify(run)
     where = eq.report(run, page, certificate=certificate)
     code = _tell_run(run, certificate, json)
@@ -123,10 +125,10 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
     return code
 
 
-def _trained(dataset: Dataset, network: Network, seed: int, watcher: "ProgressLine", **asked: Any) -> "eq.Run":
+def _trained(dataset: Dataset, network: Network, seed: int, callback: "ProgressLine", **asked: Any) -> "eq.Run":
     recipe = network.recipe(dataset.X[0].numel(), seed)
-    told = {"network": recipe, "seed": seed, "command": typed()}
-    return eq.flow(eq.networks.mlp(**recipe), dataset, arguments=told, watcher=watcher, **asked)
+    origin = Origin(recipe, seed, typed())
+    return run_flow(eq.networks.mlp(**recipe), dataset, origin=origin, callback=callback, **asked)
 
 
 def _rank_one_bounds(run: "eq.Run") -> dict[str, float]:

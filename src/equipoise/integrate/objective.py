@@ -1,24 +1,25 @@
-"""`log R` as a function of the weights: margins, the loss, and what each example counts (T6.3).
+"""`log R` as a function of the weights: margins, the loss, and the weight of each example (T6.3).
 
-A stepper sees nothing but potentials `u` and forces. Potentials lie in one flat vector, one for each example and other
-class; `R = mean Σ e^{-u}` exactly, and `-∇ log R = J_uᵀ softmax(-u)` with `J_u = D J`.
+A stepper sees nothing but potentials `u` and cotangents of the margins. Potentials lie in one flat vector, one for each
+example and other class; `R = mean Σ e^{-u}` exactly, and `-∇ log R = J_uᵀ softmax(-u)` with `J_u = D J`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.errors import InputError
-from equipoise.integrate.margins import Evaluation, Linearisation, Margins, Slopes, Weights
-from equipoise.integrate.readout import Rows
+from equipoise.integrate.margins.protocol import Evaluation, Linearization, Margins, Slopes, Weights
+from equipoise.integrate.margins.readout import Rows
 from equipoise.losses import Differential, Loss
 
-Forces = Float[Tensor, " examples *others"]  # on the margins
+ExampleWeights = Tensor | Sequence[float]
+Cotangents = Float[Tensor, " examples *others"]  # of the margins
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Objective:
 
     @property
     def operations(self) -> float:
-        """About what a pass over the examples costs, forward and backward."""
+        """Operations of a pass over the examples, forward and backward."""
         return 6.0 * self.margins.layout.size * self.count
 
     @property
@@ -53,7 +54,7 @@ class Objective:
         return torch.unique(rows // self.per_example)
 
     def restricted(self, rows: Rows) -> "Objective":
-        """The same on some of the potentials (of an objective on all), and on no other example."""
+        """The objective on some of the potentials (of an objective on all), and on no other example."""
         examples = self.examples(rows)
         local = torch.searchsorted(examples, rows // self.per_example)
         return replace(
@@ -65,41 +66,41 @@ class Objective:
 
     def potential(self, at: Evaluation) -> Float[Tensor, " rows"]:
         """`u`, flat."""
-        return self.pick(self._potential(at.margins))
+        return self.gather(self._potential(at.margins))
 
     def log_risk(self, at: Evaluation) -> float:
         """`log R`, from all the examples there are."""
         return float(torch.logsumexp(-self._potential(at.margins).flatten(), 0) - math.log(self.count))
 
-    def forces(self, at: Evaluation) -> Forces:
+    def cotangents(self, at: Evaluation) -> Cotangents:
         """`-∂ log R/∂m = Dᵀ softmax(-u)`, on all potentials."""
         potential = self._potential(at.margins)
         weights = torch.softmax(-potential.flatten(), 0).view_as(potential)
         return self.loss.differential(at.margins).vjp(weights)
 
-    def linearise(self, weights: Weights, slopes: Slopes) -> "Tangent":
+    def linearize(self, weights: Weights, slopes: Slopes) -> "PotentialLinearization":
         """The network with these slopes, around these weights."""
-        return Tangent(self, self.margins.linearise(weights, slopes))
+        return PotentialLinearization(self, self.margins.linearize(weights, slopes))
 
-    def spread(self, values: Float[Tensor, " rows"]) -> Forces:
-        """Flat values where they belong, zero elsewhere."""
+    def scatter(self, values: Float[Tensor, " rows"]) -> Cotangents:
+        """Flat values at these rows, zero elsewhere."""
         shape = (self.count, *self.margins.readout.others)
         if self.rows is None:
             return values.view(shape)
         return values.new_zeros(math.prod(shape)).index_copy(0, self.rows, values).view(shape)
 
-    def pick(self, values: Forces) -> Float[Tensor, " rows"]:
-        """The flat values of these rows: the adjoint of `spread`."""
+    def gather(self, values: Cotangents) -> Float[Tensor, " rows"]:
+        """The flat values of these rows: the adjoint of `scatter`."""
         return values.flatten() if self.rows is None else values.flatten()[self.rows]
 
-    def _potential(self, margins: Forces) -> Forces:
+    def _potential(self, margins: Cotangents) -> Cotangents:
         potential = self.loss.potential(margins)
         if self.offsets is None:
             return potential
         return potential + self.offsets.view(-1, *[1] * (potential.ndim - 1))
 
 
-def shares(example_weights: Any, examples: int, like: Tensor) -> Float[Tensor, " examples"]:
+def shares(example_weights: ExampleWeights, examples: int, like: Tensor) -> Float[Tensor, " examples"]:
     """`w_i` of `R = Σ w_i ℓ_i`: weights of examples over their sum, in float64, where `like` is.
 
     Raises `InputError` unless there is one for each example, positive and finite.
@@ -118,36 +119,44 @@ def shares(example_weights: Any, examples: int, like: Tensor) -> Float[Tensor, "
 
 
 @dataclass(frozen=True)
-class Tangent:
-    """The potentials of a network with frozen slopes to first order: `J_u = D J` by its products."""
+class PotentialLinearization:
+    """The potentials of a network with frozen slopes, linearized: products of `J_u = D J`."""
 
     objective: Objective
-    here: Linearisation
+    network: Linearization
 
     @cached_property
     def differential(self) -> Differential:
         """`D` at the margins of the frozen network."""
-        return self.objective.loss.differential(self.here.margins)
+        return self.objective.loss.differential(self.network.margins)
 
-    def forces(self, weights: Float[Tensor, " rows"]) -> Forces:
-        """`Dᵀ p`: what weights on the potentials are on the margins."""
-        return self.differential.vjp(self.objective.spread(weights))
+    def cotangents(self, weights: Float[Tensor, " rows"]) -> Cotangents:
+        """`Dᵀ p`: cotangents of the margins from weights of the potentials."""
+        return self.differential.vjp(self.objective.scatter(weights))
 
-    def pullback(self, forces: Forces) -> Weights:
+    def vjp(self, cotangents: Cotangents) -> Weights:
         """`Jᵀ f`; with `f = Dᵀ p` this is `J_uᵀ p`."""
-        return self.here.pullback(forces)
+        return self.network.vjp(cotangents)
 
-    def pushforward(self, change: Weights) -> tuple[Float[Tensor, " rows"], tuple[Tensor, ...]]:
-        """`J_u δw`, and by how much every pre-activation moves."""
-        moved = self.here.pushforward(change)
-        return self.objective.pick(self.differential.jvp(moved.margins)), moved.preactivations
+    def sensitivity(self, cotangents: Cotangents) -> Slopes:
+        """`∂⟨cotangents, m⟩/∂h` with respect to the output of every kink."""
+        return self.network.sensitivity(cotangents)
+
+    def squared_gradients(self) -> Slopes:
+        """`‖∂z/∂w‖²` at every kink, or an estimate of it."""
+        return self.network.squared_gradients()
+
+    def jvp(self, change: Weights) -> tuple[Float[Tensor, " rows"], tuple[Tensor, ...]]:
+        """`J_u δw`, and the first-order change of every pre-activation."""
+        moved = self.network.jvp(change)
+        return self.objective.gather(self.differential.jvp(moved.margins)), moved.preactivations
 
     def kernel(self, columns: Rows | None = None) -> Float[Tensor, "rows columns"]:
         """`K_u = D J Jᵀ Dᵀ` of these rows: all its columns, or those of `columns`, by their places among the rows."""
         objective = self.objective
         total = objective.count * objective.per_example
-        rows = torch.arange(total, device=self.here.margins.device) if objective.rows is None else objective.rows
+        rows = torch.arange(total, device=self.network.margins.device) if objective.rows is None else objective.rows
         examples = rows // objective.per_example
-        units = torch.zeros(len(rows), *objective.margins.readout.others).to(self.here.margins)
+        units = torch.zeros(len(rows), *objective.margins.readout.others).to(self.network.margins)
         units.view(len(rows), -1).scatter_(1, (rows % objective.per_example)[:, None], 1.0)
-        return self.here.kernel(examples, self.differential.take(examples).vjp(units), columns)
+        return self.network.kernel(examples, self.differential.take(examples).vjp(units), columns)

@@ -1,10 +1,9 @@
 """A finished flow: where it ended, why, and everything recorded on the way."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from equipoise.data import Dataset, Provenance, rebuild
-from equipoise.errors import EquipoiseError, InputError, StoreError, one_line
-from equipoise.graph.chain import Layer
-from equipoise.integrate.checkpoints import memories_of
+from equipoise.data import Dataset
+from equipoise.errors import InputError
+from equipoise.graph.capture import Captured, capture
+from equipoise.graph.chain import Layer, read_chain
+from equipoise.graph.degrees import homogeneity
+from equipoise.graph.evaluate import rectified
 from equipoise.integrate.goals import Goal
-from equipoise.integrate.margins import Weights
-from equipoise.integrate.problem import Problem, build_problem
+from equipoise.integrate.manifest import StoredInputs, flow_manifest
+from equipoise.integrate.observation import accumulated, memories_of, observed_figures
 from equipoise.losses import Loss
-from equipoise.networks import mlp
-from equipoise.observers import Memory
-from equipoise.observers.activity import remembered_slides
-from equipoise.observers.defect import accumulated
 from equipoise.store import Record, Store
-
-KIND = "flow"  # of a run folder, in its manifest
 
 
 class Status(StrEnum):
@@ -73,8 +68,6 @@ class Run:
     final: dict[str, Tensor]
     data: Dataset
     loss: Loss
-    chain: tuple[Layer, ...] | None
-    homogeneity: int | None
     status: Status
     log_loss: float
     growth: float
@@ -89,7 +82,8 @@ class Run:
     slid: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by layer: example, neuron, first, last step
     example_weights: Tensor | None = field(default=None, repr=False)  # `w_i` of `R = Σ w_i ℓ_i`; all 1/n without
     reason: str | None = None  # what was found where a run stalled, or why no weights can fit
-    missed: float = 0.0  # Σ ‖w₁ - w₀ - h J(w_mid)ᵀ f‖ over the steps: all that laws may drift by, twice, times ‖w‖
+    missed: float = 0.0  # Σ ‖w₁ - w₀ - h J(w_mid)ᵀ f‖ over the steps: laws drift by at most twice that, times ‖w‖
+    captured: Captured | None = field(default=None, repr=False, compare=False)  # the graph, where it was read already
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f", folder={str(self.folder)!r}"
@@ -146,8 +140,26 @@ class Run:
                 return record.value
         return None
 
+    @cached_property
+    def _graph(self) -> Captured:
+        """The graph of the network: exported when it is first needed, for a run that was loaded."""
+        if self.captured is not None:
+            return self.captured
+        example = self.data.X[:2].to(next(self.model.parameters()))
+        return rectified(capture(self.model, example), self.model, example)
+
+    @property
+    def chain(self) -> tuple[Layer, ...] | None:
+        """The layers of a feedforward chain; None for any other network."""
+        return read_chain(self._graph)
+
+    @property
+    def homogeneity(self) -> int | None:
+        """`L` with `f(x; aw) = a^L f(x; w)`, or None for an operation, a bias or a skip without a degree."""
+        return homogeneity(self._graph).degree
+
     def summary(self) -> dict[str, Any]:
-        """What the command line prints as JSON, but for the certificate.
+        """The figures of the run that the command line prints as JSON, without the certificate.
 
         `growth` is `log(‖w‖/‖w₀‖)`; drifts are `‖C - C₀‖_F/‖w‖²`; gradient evaluations count full passes over the data.
         """
@@ -163,75 +175,57 @@ class Run:
             "seconds": self.seconds,
             "missed": self.missed,
             "precision": str(next(iter(self.final.values())).dtype).removeprefix("torch."),
-            "layers": [self._layer(layer) for layer in self.chain or ()],
-            "laws": {
-                f"worst_{kind}_relative_drift": self.last("drift", "relative_drift", f"worst {kind}")
-                for kind in ("linear", "vertex")
-            },
-            "activity": {"layers": [self._activity(layer) for layer in self.chain or () if layer.kind == "relu"]},
             "slides": {"pairs": len(slides), "longest_growth": float(slides.growth.max()) if len(slides) else None},
-            "margin": {
-                name: self.last("margin", name)
-                for name in ("minimum", "normalised", "support", "kkt_epsilon", "kkt_delta")
-            },
+            **observed_figures(self.last, self.chain or ()),
         }
 
-    def _layer(self, layer: Layer) -> dict[str, Any]:
-        return {
-            "name": layer.weight,
-            "kind": layer.kind,
-            "rank_one_residual": self.last("spectrum", "rank_one_residual", layer.weight),
-            "alignment_next": self.last("alignment", "alignment_next", layer.weight),
-        }
-
-    def _activity(self, layer: Layer) -> dict[str, Any]:
-        names = ("neurons", "stably_active", "stably_inactive", "sliding_pairs", "pattern_classes")
-        counts = {name: self.last("activity", name, layer.weight) for name in names}
-        return {"name": layer.weight} | {name: None if count is None else int(count) for name, count in counts.items()}
-
     @classmethod
-    def of(cls, problem: Problem, weights: Weights, memories: Iterable[Memory], *, steps: int, **told: Any) -> "Run":
-        """The run that brought a problem to these weights, and its observers to these memories."""
-        memories = tuple(memories)
-        slid = {place: spans for memory in memories for place, spans in remembered_slides(memory, steps).items()}
-        defects = {name: total for memory in memories for name, total in accumulated(memory).items()}
-        known = {name: getattr(problem, name) for name in ("initial", "data", "loss", "chain", "homogeneity")}
-        known |= {"final": problem.layout.copies(weights), "steps": steps, "defects": defects, "slid": slid}
-        if problem.example_weights is not None:
-            known["example_weights"] = torch.tensor(problem.example_weights, dtype=torch.float64)
-        return cls(model=problem.trained(weights), **known | told)
+    def load(cls, folder: str | Path, model: nn.Module | None = None, data: object = None) -> "Run":
+        """Read a finished run from its folder; the network is not exported before its graph is needed.
 
-    @classmethod
-    def load(cls, folder: str | Path, model: nn.Module | None = None, data: Any = None) -> "Run":
-        """A finished run from its folder.
+        Args:
+            folder: of a run that `flow(out=...)` finished.
+            model: for a run on a model of your own, its architecture; the weights are those of the run.
+            data: for a run on data of your own, the same examples.
 
-        A model or data of one's own are not in the folder: pass them again. Raises `InputError` without them, or for a
-        run that has not finished, and `StoreError` for a folder that is no run of `flow`, or damaged.
+        Returns:
+            The run, as `flow` returned it.
+
+        Raises:
+            InputError: without a model or data that are not in the folder, for others, and for an unfinished run.
+            StoreError: for a folder that is no run of `flow`, or damaged.
         """
         with Store.open(folder) as store:
-            with manifest_of_flow(store):
-                problem = stored_problem(store, model, data)
+            with flow_manifest(store):
+                given = StoredInputs.read(store, model, data)
             result, last = _result(store), store.checkpoint()
-            shares = store.manifest["arguments"].get("example_weights")  # as they were: a logarithm costs a digit
             known = {name: store.load_weights(name)[0] for name in ("final", *store.between())}
             records = [Record(*row) for row in store.table().itertuples(index=False)]
-        final = known.pop("final")
-        weights = problem.layout.flatten({name: final[name] for name in problem.layout.shapes})
+        trained = given.trained(known.pop("final"))
+        counted = accumulated(() if last is None else memories_of(last), result["steps"])
+        shares = given.example_weights  # as they were: a logarithm costs a digit
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
-        return cls.of(
-            problem,
-            weights,
-            () if last is None else memories_of(last),
-            initial=problem.initial,
+        return cls(
+            model=trained,
+            initial=_weights(given.model),
+            final=_weights(trained),
+            data=given.data,
+            loss=given.loss,
             status=Status(result["status"]),
             records=records,
             folder=Path(folder),
             reason=result.get("reason"),
             saved=known,
+            defects=counted.defects,
+            slid=counted.slid,
             example_weights=None if shares is None else torch.tensor(shares, dtype=torch.float64),
             missed=result.get("missed", 0.0),
             **{name: result[name] for name in names},
         )
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def _result(store: Store) -> dict[str, Any]:
@@ -243,82 +237,3 @@ def _result(store: Store) -> dict[str, Any]:
             remedy=f"type equipoise flow --resume {store.folder}",
         )
     return result
-
-
-@contextmanager
-def manifest_of_flow(store: Store) -> Iterator[None]:
-    """Raises `StoreError` for the folder of anything but a flow, and where the manifest lacks what the block reads."""
-    kind = store.manifest.get("kind")
-    if kind != KIND:
-        raise StoreError(
-            expected=f"a run of eq.flow in {store.folder}",
-            found="a watched training" if kind == "watch" else f"kind {kind!r}",
-            remedy="pass the folder of a flow; equipoise.store.Store.open(folder).table() reads any",
-        )
-    try:
-        yield
-    except EquipoiseError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise StoreError(
-            expected=f"the manifest of a flow in {store.folder}",
-            found=one_line(error),
-            remedy="restore manifest.json, or run again in another folder",
-        ) from None
-
-
-def stored_problem(store: Store, model: nn.Module | None, data: Any) -> Problem:
-    """The problem of a run folder, from its initial weights; what is not in the folder must be passed."""
-    manifest = store.manifest
-    model = _recorded_network(manifest.get("network")) if model is None else copy.deepcopy(model)
-    _set_weights(model, _initial_weights(store, model))
-    given = data if data is not None else rebuild(Provenance.from_json(manifest["data"]))
-    asked = manifest["arguments"]
-    dtype = {"float32": torch.float32}.get(asked.get("dtype", ""), torch.float64)
-    problem = build_problem(model, given, manifest["loss"], asked.get("example_weights"), dtype)
-    if problem.data.provenance.sha256 != manifest["data"]["sha256"]:
-        raise InputError(
-            expected=f"the data of the run, SHA-256 {manifest['data']['sha256'][:12]}…",
-            found=f"{problem.data.provenance.sha256[:12]}…",
-            remedy="pass the data that the run was trained on",
-        )
-    return problem
-
-
-def _initial_weights(store: Store, model: nn.Module) -> dict[str, Tensor]:
-    """Those of the folder; where they are lost, those of the model if the manifest's hash says they are the same."""
-    if not isinstance(model, nn.Module):
-        raise InputError(expected="a model", found=type(model).__name__, remedy="pass model= as a torch.nn.Module")
-    try:
-        return store.load_weights("initial")[0]
-    except StoreError:
-        dtype = getattr(torch, store.manifest["arguments"]["dtype"])
-        own = {name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()}
-        if not store.wrote("initial", own):
-            raise
-        return own
-
-
-def _set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a model the weights of the run, in their precision."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    stored = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if shapes != stored:
-        differs = next(name for name in [*stored, *shapes] if shapes.get(name) != stored.get(name))
-        raise InputError(
-            expected=f"the model of the run, with {differs} of shape {stored.get(differs, 'none')}",
-            found=f"{differs} of shape {shapes.get(differs, 'none')}",
-            remedy="pass model= with the architecture that was trained",
-        )
-    model.to(next(iter(weights.values())).dtype)
-    model.load_state_dict(weights, strict=False)
-
-
-def _recorded_network(recipe: dict[str, Any] | None) -> nn.Module:
-    if recipe is None:
-        raise InputError(
-            expected="the model of this run, which is not in its folder",
-            found="none",
-            remedy="pass model= with the architecture that was trained",
-        )
-    return mlp(**recipe)

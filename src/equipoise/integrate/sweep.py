@@ -14,15 +14,15 @@ import torch
 from equipoise.data import load
 from equipoise.errors import InputError
 from equipoise.integrate.goals import Goal
-from equipoise.integrate.loop import flow, resume
-from equipoise.integrate.recorded import described
+from equipoise.integrate.loop import resume, run_flow
+from equipoise.integrate.manifest import Origin, described
 from equipoise.networks import mlp
 from equipoise.store import MANIFEST, RESULT, Store
 
 BACKENDS = ("loky", "ray", "dask")
 _FIGURES = ("status", "log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
 
-Watcher = Callable[[int, int], None]  # flows finished, flows in all
+Callback = Callable[[int, int], None]  # flows finished, flows in all
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def sweep(
     out: str | Path,
     jobs: int = -1,
     backend: str = "loky",
-    watcher: Watcher | None = None,
+    callback: Callback | None = None,
 ) -> pd.DataFrame:
     """Run every setting with every seed, and return one tidy table: a row for each flow.
 
@@ -51,8 +51,9 @@ def sweep(
 
     Each flow has a folder of its own under `out`, named after its setting and seed; one that is finished is read, not
     run again, so that a sweep that was stopped goes on where it stopped. `jobs` run at a time (-1: one a core) through
-    joblib's `loky` processes, or on a `ray` or `dask` cluster that is running or that they start. `watcher` is told how
-    many are finished. Raises `InputError` for settings that make no sense and for a backend that is not installed.
+    joblib's `loky` processes, or on a `ray` or `dask` cluster that is running or that they start. `callback` is called
+    with the numbers of finished and of all flows. Raises `InputError` for invalid settings and for a backend that is
+    not installed.
 
     >>> import tempfile
     >>> setting = {"network": {"widths": [5, 4, 1], "linear_tail": 1}, "data": {"name": "separable", "n": 20, "d": 5}}
@@ -66,13 +67,13 @@ def sweep(
     tasks = [_Task(setting, seed, Path(out) / _name(setting, seed)) for setting in settings for seed in seeds]
     ahead = [task for task in tasks if not _finished(task.folder)]
     done = len(tasks) - len(ahead)
-    if watcher is not None:
-        watcher(done, len(tasks))
+    if callback is not None:
+        callback(done, len(tasks))
     with _backend(backend, jobs):
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered" if backend == "loky" else "list")
         for finished, _ in enumerate(parallel(joblib.delayed(_run)(task) for task in ahead) or (), start=done + 1):
-            if watcher is not None:
-                watcher(finished, len(tasks))
+            if callback is not None:
+                callback(finished, len(tasks))
     varied = [key for key in _keys(settings) if len({_text(setting.get(key)) for setting in settings}) > 1]
     return pd.DataFrame([_row(task, varied) for task in tasks])
 
@@ -141,7 +142,7 @@ def _run(task: _Task) -> None:
         resume(task.folder, observe=setting.get("observe"))
         return
     dataset = load(**source)
-    flow(mlp(**network), dataset, out=task.folder, arguments={"network": network, "seed": task.seed}, **setting)
+    run_flow(mlp(**network), dataset, out=task.folder, origin=Origin(network, task.seed), **setting)
 
 
 def _keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:

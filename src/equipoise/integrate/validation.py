@@ -1,14 +1,18 @@
-"""Numbers that a user passes: real, of the right kind, and within their bounds, or refused in one line."""
+"""Checks of what a user passes: numbers, and models before their first step, each with its remedy."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
 
-from equipoise.errors import InputError
+import torch
+from torch import Tensor, nn
+
+from equipoise.errors import InputError, one_line
+from equipoise.graph.capture import Captured
 
 
 def require_real(
-    name: str, value: Any, remedy: str, *, above: float = -math.inf, below: float = math.inf, most: float = math.inf
+    name: str, value: object, remedy: str, *, above: float = -math.inf, below: float = math.inf, most: float = math.inf
 ) -> None:
     """Refuse what is not a finite real number with `above < value < below` and `value ≤ most`.
 
@@ -17,15 +21,16 @@ def require_real(
         ...
     equipoise.errors.InputError: expected rtol to be a finite number above 0; found nan; pass rtol=0.01
     """
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if real and math.isfinite(value) and above < float(value) < below and float(value) <= most:
-        return
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and above < number < below and number <= most:
+            return
     raise InputError(
         expected=f"{name} to be a finite number{_bounds(above, below, most)}", found=repr(value), remedy=remedy
     )
 
 
-def require_integer(name: str, value: Any, remedy: str, *, least: int = 0) -> None:
+def require_integer(name: str, value: object, remedy: str, *, least: int = 0) -> None:
     """Refuse what is not a whole number of at least `least`.
 
     >>> require_integer("max_steps", 2.5, "pass max_steps=10_000", least=1)
@@ -39,5 +44,131 @@ def require_integer(name: str, value: Any, remedy: str, *, least: int = 0) -> No
 
 def _bounds(above: float, below: float, most: float) -> str:
     bounds = [("above", above, -math.inf), ("below", below, math.inf), ("at most", most, math.inf)]
-    told = [f"{word} {bound:g}" for word, bound, none in bounds if bound != none]
-    return " " + " and ".join(told) if told else ""
+    given = [f"{word} {bound:g}" for word, bound, none in bounds if bound != none]
+    return " " + " and ".join(given) if given else ""
+
+
+# ---- models ----
+
+
+def require_parameters(model: nn.Module) -> None:
+    """Raises `InputError` unless the model has parameters, all of them real floating-point numbers that are trained."""
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise InputError(
+            expected="a model with parameters", found="none", remedy="pass a network with weights to train"
+        )
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise InputError(
+                expected="parameters of real floating-point numbers",
+                found=f"{name} of dtype {parameter.dtype}",
+                remedy="register what is not trained as a buffer",
+            )
+        if not bool(torch.isfinite(parameter).all()):
+            raise InputError(
+                expected="finite weights",
+                found=f"NaN or infinite entries in {name}",
+                remedy="initialise the model again",
+            )
+    if not any(bool(parameter.any()) for parameter in parameters.values()):
+        raise InputError(
+            expected="weights that are not all zero, where growth has no beginning",
+            found="every parameter zero",
+            remedy="initialise the model, however small: eq.networks.mlp(..., scale=1e-8)",
+        )
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if frozen:
+        raise InputError(
+            expected="a model whose every parameter is trained",
+            found=f"{', '.join(frozen)} with requires_grad=False",
+            remedy="call requires_grad_(), or register them as buffers: gradient flow moves all parameters",
+        )
+
+
+def outputs_of_two(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs for the first two examples; raises `InputError` where the model fails, or changes the inputs."""
+    given = inputs[:2].clone()
+    try:
+        with torch.no_grad():
+            output = model(given)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            expected="inputs that the model accepts",
+            found=f"examples of shape {tuple(inputs.shape[1:])} ({str(error).partition(chr(10))[0]})",
+            remedy="match the width of the first layer to the data",
+        ) from None
+    if not isinstance(output, Tensor):
+        raise InputError(
+            expected="a model that returns one tensor", found=type(output).__name__, remedy="return the scores alone"
+        )
+    if not torch.equal(given, inputs[:2]):
+        raise InputError(
+            expected="a model that leaves its inputs as they are",
+            found="inputs changed in place by the forward pass",
+            remedy="work on a copy: x = x.clone(), or relu(x) in place of relu_(x)",
+        )
+    return output
+
+
+def require_trainable(model: nn.Module, captured: Captured, inputs: Tensor) -> None:
+    """Raises `InputError` unless every parameter receives a gradient, and the captured graph is the model itself.
+
+    Three examples go through the graph, which was read from two; the first again where there are fewer.
+    """
+    _require_constant_buffers(captured)
+    inputs = torch.cat([inputs[:3], inputs[:1], inputs[:1]])[:3]
+    output = _output(model, inputs)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    lost = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    if lost:
+        raise InputError(
+            expected="a model whose every parameter receives a gradient",
+            found=f"{', '.join(lost)} without",
+            remedy="remove what is not used, and any detach() or no_grad() on the way to the output",
+        )
+    _require_same(captured, parameters, inputs, output)
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Tensor:
+    try:
+        output = model(inputs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise _unlike(one_line(error)) from None
+    if not output.requires_grad:
+        raise InputError(
+            expected="an output that depends on the weights by differentiable operations",
+            found="one without a gradient",
+            remedy="remove detach(), no_grad(), and operations on integers",
+        )
+    return output
+
+
+def _require_constant_buffers(captured: Captured) -> None:
+    if captured.mutates_buffers:
+        raise InputError(
+            expected="a model whose forward pass changes no buffer",
+            found="buffers that change (BatchNorm in training mode)",
+            remedy="call model.eval() first",
+        )
+
+
+def _require_same(captured: Captured, parameters: Mapping[str, Tensor], inputs: Tensor, output: Tensor) -> None:
+    output = output.detach()
+    scale = float(output.abs().max())
+    try:
+        with torch.no_grad():
+            error = float((captured.run(parameters, inputs) - output).abs().max())
+    except RuntimeError:
+        error = float("inf")
+    if error > 1e4 * torch.finfo(output.dtype).eps * max(scale, 1.0):
+        raise _unlike(f"outputs {error:.1e} apart between the model and the operations read from it")
+
+
+def _unlike(found: str) -> InputError:
+    return InputError(
+        expected="a model that treats every example alike, in a batch of any size",
+        found=found,
+        remedy="call model.eval(); remove what depends on the size of the batch or on the values of tensors",
+    )

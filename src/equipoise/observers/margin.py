@@ -76,6 +76,6 @@ def _kkt(snapshot: Snapshot, seen: Tensor, degree: int, examples: int) -> dict[s
     rows = seen.argsort(stable=True)[:examples].sort().values
     here, seen = snapshot.linearisation.restricted(rows), seen[rows]
     multipliers = kkt.multipliers_from_gram(here.kernel(), degree * seen, snapshot.norm, seen, degree)
-    residuals = kkt.kkt_residuals(here.weights(), here.pullback(multipliers), multipliers, seen, degree)
+    residuals = kkt.kkt_residuals(here.weights(), here.vjp(multipliers), multipliers, seen, degree)
     carried = float((multipliers > _POSITIVE * multipliers.max()).sum())
     return {"kkt_epsilon": residuals.epsilon, "kkt_delta": residuals.delta, "support": carried}

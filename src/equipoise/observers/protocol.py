@@ -104,12 +104,12 @@ class JacobianProducts(Protocol):
         """`J Jᵀ`."""
         ...
 
-    def pullback(self, forces: Tensor) -> Tensor:
+    def vjp(self, cotangents: Tensor) -> Tensor:
         """`Jᵀ p`."""
         ...
 
     def weights(self) -> Tensor:
-        """`w`, in the order of `pullback`."""
+        """`w`, in the order of `vjp`."""
         ...
 
     def gradients(self) -> Mapping[str, Tensor]:

@@ -60,7 +60,7 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ResumePoint:
     """The point from which a run can go on: tensors by name, and whatever else JSON can hold."""
 
     step: int
@@ -75,7 +75,7 @@ class _Saved:
     number: int
     page: int
     sha256: str
-    checkpoint: Checkpoint
+    checkpoint: ResumePoint
 
 
 class Database:
@@ -130,7 +130,7 @@ class Database:
 
     # ---- records ----
 
-    def commit(self, records: Iterable[Record], checkpoint: Checkpoint | None) -> None:
+    def commit(self, records: Iterable[Record], checkpoint: ResumePoint | None) -> None:
         """Append a page of records, and a checkpoint that ends with it: both or neither."""
         rows = [_row(record) for record in records]
         with self.connection as connection:
@@ -181,7 +181,7 @@ class Database:
 
     # ---- checkpoints ----
 
-    def newest(self) -> tuple[Checkpoint, str] | None:
+    def newest(self) -> tuple[ResumePoint, str] | None:
         """The newest checkpoint and its hash; None before the first. Raises `StoreError` where it is damaged."""
         numbers = self._numbers()
         if not numbers:
@@ -191,7 +191,7 @@ class Database:
             raise damaged(self.path, "a last checkpoint that does not match its SHA-256")
         return saved.checkpoint, saved.sha256
 
-    def last_good(self) -> Checkpoint | None:
+    def last_good(self) -> ResumePoint | None:
         """The newest checkpoint that matches its hash, and whose records do; None before the first.
 
         Raises `StoreError` where there are checkpoints, and none is good.
@@ -244,7 +244,7 @@ class Database:
             tensors = dict(sorted(safetensors.torch.load(packed).items()))
         except SafetensorError as error:
             raise StoreError(expected="a checkpoint in safetensors", found=str(error), remedy="run again") from None
-        return _Saved(number, page, expected, Checkpoint(step, tensors, json.loads(told)))
+        return _Saved(number, page, expected, ResumePoint(step, tensors, json.loads(told)))
 
 
 def _frame(rows: list[tuple]) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from equipoise.errors import StoreError
-from equipoise.store.database import Checkpoint, Database, Record
+from equipoise.store.database import Database, Record, ResumePoint
 from equipoise.store.files import (
     MANIFEST,
     RECORDS,
@@ -170,7 +170,7 @@ class Store:
             place_json(self.folder / MANIFEST, self.manifest | dict(changes))
             self.manifest.update(changes)
 
-    def commit(self, records: Iterable[Record], checkpoint: Checkpoint | None = None) -> None:
+    def commit(self, records: Iterable[Record], checkpoint: ResumePoint | None = None) -> None:
         """Append records and a checkpoint, both or neither.
 
         Records that come with a checkpoint are of its step or before. NaN and infinities are kept.
@@ -178,7 +178,7 @@ class Store:
         with in_one_line(self.folder):
             self._database.commit(records, checkpoint)
 
-    def checkpoint(self) -> Checkpoint | None:
+    def checkpoint(self) -> ResumePoint | None:
         """The checkpoint to go on from, its tensors on the CPU and in the order of their names; None before the first.
 
         Of a finished run the last one; of another the last that is whole, as its records are.

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from equipoise.errors import InputError
-from equipoise.integrate.margins import Weights, local_slopes
+from equipoise.integrate.margins.protocol import Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.steppers.selection import check_selection, selected_slopes
-from equipoise.integrate.steppers.state import State, Step, Update, later, velocity
+from equipoise.integrate.state import State, Step, Update, later, velocity
+from equipoise.integrate.steppers.kink_selection import check_selection, selected_slopes
 from equipoise.integrate.validation import require_real
 
 SCHEDULES = ("constant", "loss_scaled", "normalised")
@@ -77,7 +77,7 @@ class GradientDescent:
         """The state at the start of a run."""
         return State.start(objective, weights, {})
 
-    def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
+    def step(self, objective: Objective, state: State, max_size: float = math.inf) -> tuple[State, Step] | None:
         """One step, always whole; `None` where it moves nothing."""
         state = replace(state, slopes=selected_slopes(objective, state, self.at_kinks))
         gradient = -velocity(objective, state)  # of log R
@@ -99,11 +99,11 @@ def check_rate(lr: Any) -> None:
 
 
 def descended(
-    objective: Objective, state: State, update: Update, log_span: float, steepness: float, full: bool = True
+    objective: Objective, state: State, update: Update, log_span: float, gradient_norm: float, full: bool = True
 ) -> tuple[State, Step] | None:
     """The state after an update that takes `exp(log_span)` of physical time; `None` where it moves nothing.
 
-    `steepness` is that of `log R` where the gradient was taken: known without another one, a step late. `full` says
+    `gradient_norm` is that of `log R` where the gradient was taken: known without another one, a step late. `full` says
     that the gradient is that of the whole loss, with which its decrease can be compared.
     """
     weights = (1 - update.decay) * state.weights - update.rate * update.gradient
@@ -115,11 +115,11 @@ def descended(
         objective.log_risk(state.evaluation) - objective.log_risk(at),
         update.rate * float(update.gradient.norm()),
     )
-    decrease = -math.expm1(min(-fall, 700.0)) / max(size * steepness, sys.float_info.min) if full else math.nan
+    decrease = -math.expm1(min(-fall, 700.0)) / max(size * gradient_norm, sys.float_info.min) if full else math.nan
     after = replace(
         state,
         weights=weights,
-        steepness=steepness,
+        gradient_norm=gradient_norm,
         evaluation=at,
         slopes=local_slopes(objective.margins, at),
         log_time=later(state.log_time, log_span),

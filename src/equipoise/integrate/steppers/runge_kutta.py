@@ -8,9 +8,10 @@ import torch
 from scipy.integrate import RK23, RK45
 
 from equipoise.errors import InputError
-from equipoise.integrate.margins import Weights, local_slopes
+from equipoise.integrate.margins.protocol import Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.steppers.state import State, Step, check_steps, elapsed, velocity_at
+from equipoise.integrate.state import State, Step, elapsed, velocity_at
+from equipoise.integrate.steppers.protocol import check_steps
 
 METHODS = {"RK23": RK23, "RK45": RK45}
 _GROWS, _SHRINKS, _SAFETY = 5.0, 0.2, 0.9  # scipy's own step control
@@ -44,13 +45,13 @@ class ExplicitRK:
         """The state at the start of a run."""
         return State.start(objective, weights, {"explicit": 1e-4})
 
-    def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
+    def step(self, objective: Objective, state: State, max_size: float = math.inf) -> tuple[State, Step] | None:
         """One accepted step, or `None` when none above `smallest` is acceptable or the velocity vanishes."""
         wanted, rejected, visited = state.sizes["explicit"], 0, 0
         order = METHODS[self.method].error_estimator_order + 1
         first = direction(objective, state.weights)
         while first is not None:
-            size = min(wanted, most)
+            size = min(wanted, max_size)
             weights, error, mean = self._tried(objective, state.weights, first, size)
             visited += METHODS[self.method].n_stages * objective.count
             factor = _GROWS if error == 0 else min(_GROWS, max(_SHRINKS, _SAFETY * (self.rtol / error) ** (1 / order)))
@@ -95,15 +96,15 @@ class ExplicitRK:
     ) -> State:
         at, length = objective.margins.evaluate(weights), float((weights - state.weights).norm())
         slopes = local_slopes(objective.margins, at)
-        steepness = float(velocity_at(objective, weights, slopes, at).norm())
+        gradient_norm = float(velocity_at(objective, weights, slopes, at).norm())
         return replace(
             state,
-            steepness=steepness,
+            gradient_norm=gradient_norm,
             weights=weights,
             evaluation=at,
             slopes=slopes,
             sizes={"explicit": size},
-            log_time=elapsed(objective, state, at, length, (mean, steepness)),
+            log_time=elapsed(objective, state, at, length, (mean, gradient_norm)),
             examples_visited=state.examples_visited + visited,
             taken=state.taken + 1,
         )
@@ -112,7 +113,7 @@ class ExplicitRK:
 def direction(objective: Objective, weights: Weights) -> tuple[Weights, float] | None:
     """`‖w‖ v/‖v‖` with `v = -∇ log R`, and `‖v‖`; `None` where that is no direction."""
     at = objective.margins.evaluate(weights)
-    here = objective.linearise(weights, local_slopes(objective.margins, at))
-    flow = here.pullback(objective.forces(at))
+    linearization = objective.linearize(weights, local_slopes(objective.margins, at))
+    flow = linearization.vjp(objective.cotangents(at))
     speed, norm = float(flow.norm()), float(weights.norm())
     return (flow * (norm / speed), speed) if 0 < speed < math.inf else None

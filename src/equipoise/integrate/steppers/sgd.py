@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import InputError
-from equipoise.integrate.margins import Weights
+from equipoise.integrate.margins.protocol import Weights
 from equipoise.integrate.objective import Objective
+from equipoise.integrate.state import State, Step, Update
 from equipoise.integrate.steppers.gradient_descent import check_rate, descended
-from equipoise.integrate.steppers.selection import check_selection, selected_slopes
-from equipoise.integrate.steppers.state import State, Step, Update
+from equipoise.integrate.steppers.kink_selection import check_selection, selected_slopes
 from equipoise.integrate.validation import require_integer, require_real
 
 
@@ -49,7 +49,7 @@ class SGD:
         """The state at the start of a run."""
         return State.start(objective, weights, {})
 
-    def step(self, objective: Objective, state: State, most: float = math.inf) -> tuple[State, Step] | None:
+    def step(self, objective: Objective, state: State, max_size: float = math.inf) -> tuple[State, Step] | None:
         """One step on the next batch; `None` where it moves nothing."""
         examples = self.batch(objective.count, state.taken).to(state.weights.device)
         per_example = objective.per_example
@@ -57,9 +57,9 @@ class SGD:
         on = objective.restricted(rows)
         state = replace(state, slopes=selected_slopes(objective, state, self.at_kinks))
         at = state.evaluation.take(examples)
-        here = on.linearise(state.weights, tuple(slope[examples] for slope in state.slopes))
+        linearization = on.linearize(state.weights, tuple(slope[examples] for slope in state.slopes))
         scale = math.exp(min(on.log_risk(at), 700.0))
-        flow = here.pullback(on.forces(at))
+        flow = linearization.vjp(on.cotangents(at))
         update = Update(-scale * flow, self.lr, self.lr * self.weight_decay)
         return descended(objective, state, update, math.log(self.lr), float(flow.norm()), full=False)
 

@@ -1,0 +1,116 @@
+"""From the scores of a network to margins: a linear map for each example, and its adjoint (docs/theory.md §0)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Rows = Int[Tensor, " rows"]
+
+
+@runtime_checkable
+class Readout(Protocol):
+    """Margins of labelled examples from their scores."""
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        ...
+
+    @property
+    def scores(self) -> int:
+        """Scores of an example."""
+        ...
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The shape of one example's margins: `()` for two classes, `(C - 1,)` for `C`."""
+        ...
+
+    def margins(self, scores: Float[Tensor, "n scores"]) -> Float[Tensor, " n *others"]:
+        """The margins."""
+        ...
+
+    def adjoint(self, cotangents: Float[Tensor, " n *others"]) -> Float[Tensor, "n scores"]:
+        """The cotangents of the scores."""
+        ...
+
+    def take(self, examples: Rows) -> "Readout":
+        """The readout of some of the examples, which may repeat."""
+        ...
+
+
+@dataclass(frozen=True)
+class BinaryReadout:
+    """`m_i = y_i f(x_i)`, labels in {-1, +1}.
+
+    >>> BinaryReadout(torch.tensor([1.0, -1.0])).margins(torch.tensor([[2.0], [3.0]]))
+    tensor([ 2., -3.])
+    """
+
+    labels: Float[Tensor, " n"]
+    scores: int = 1
+    others: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+    def margins(self, scores: Float[Tensor, "n scores"]) -> Float[Tensor, " n"]:
+        """`y f`."""
+        return self.labels * scores.reshape(len(self.labels))
+
+    def adjoint(self, cotangents: Float[Tensor, " n"]) -> Float[Tensor, "n scores"]:
+        """`y p`."""
+        return (self.labels * cotangents)[:, None]
+
+    def take(self, examples: Rows) -> "BinaryReadout":
+        """The readout of some of the examples."""
+        return BinaryReadout(self.labels[examples])
+
+
+@dataclass(frozen=True)
+class MulticlassReadout:
+    """`m_ic = f_{y_i}(x_i) - f_c(x_i)` for every other class `c ≠ y_i` in ascending order; labels `0 … C - 1`.
+
+    >>> MulticlassReadout(torch.tensor([1]), 3).margins(torch.tensor([[1.0, 5.0, 2.0]]))
+    tensor([[4., 3.]])
+    """
+
+    labels: Int[Tensor, " n"]
+    scores: int
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """`(C - 1,)`."""
+        return (self.scores - 1,)
+
+    @cached_property
+    def _columns(self) -> Int[Tensor, "n others"]:
+        """The other classes of every example."""
+        ranks = torch.arange(self.scores - 1, device=self.labels.device)
+        return ranks + (ranks >= self.labels[:, None])
+
+    def margins(self, scores: Float[Tensor, "n scores"]) -> Float[Tensor, "n others"]:
+        """The score of the true class less each of the others."""
+        return scores.gather(1, self.labels[:, None]) - scores.gather(1, self._columns)
+
+    def adjoint(self, cotangents: Float[Tensor, "n others"]) -> Float[Tensor, "n scores"]:
+        """`Σ_c p_c` on the true class, `-p_c` on the others."""
+        onto = cotangents.new_zeros(len(cotangents), self.scores)
+        return onto.scatter(1, self._columns, -cotangents).scatter(
+            1, self.labels[:, None], cotangents.sum(1, keepdim=True)
+        )
+
+    def take(self, examples: Rows) -> "MulticlassReadout":
+        """The readout of some of the examples."""
+        return MulticlassReadout(self.labels[examples], self.scores)

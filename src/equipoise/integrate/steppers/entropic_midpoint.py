@@ -1,0 +1,242 @@
+"""The entropic midpoint step: gradient flow to any depth of loss (T6).
+
+One step, in the order of this file: predict from the velocity of the start; near a saddle, try a step of prescribed
+length; else choose the cheaper rule for the weights `p̄` of the examples, solve the implicit step, accept or halve it,
+converge its midpoint to rounding, and move.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from equipoise.errors import InputError
+from equipoise.integrate.implicit.active_set import implicit_operations, initial_active_set, landmarks, violations
+from equipoise.integrate.implicit.dual_problem import resolved_temperature
+from equipoise.integrate.implicit.dual_weights import EntropicWeights, TrapezoidalWeights
+from equipoise.integrate.implicit.fixed_point import ImplicitStep, converge_midpoint, solve_implicit_step
+from equipoise.integrate.implicit.step_problem import StepPredictor, StepProblem
+from equipoise.integrate.margins.protocol import Slopes, Weights, local_slopes
+from equipoise.integrate.objective import Objective
+from equipoise.integrate.state import State, Step, elapsed, later, velocity_at
+from equipoise.integrate.steppers.protocol import check_steps
+from equipoise.integrate.steppers.saddle_escape import LONGEST, Escape, escape, margins_at_rest
+
+_ITERATIONS = {"trapezoid": 25, "entropic": 40}  # iterations above which the next step is smaller
+_REACH = 2.0  # how far the fastest margin may move in a trapezoidal step
+_CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
+_RETRIED = 1.2  # growth of the step size of the rule not taken, per accepted step
+_FAR = 2.0  # times `step_size`, from which an escape step is worth its passes
+_LONGER = 1.3  # growth of its size per accepted step of another kind
+
+Taken = tuple[State, Step]
+
+
+@dataclass(frozen=True)
+class _Tries:
+    """Step sizes by rule, rejected attempts and examples visited in the search for an acceptable step."""
+
+    sizes: dict[str, float]
+    rejected: int
+    visited: int
+    over: bool = False  # no acceptable step is left
+
+
+@dataclass(frozen=True)
+class EntropicMidpoint:
+    """The entropic midpoint step (T6.1–T6.3): second order, free of stiffness, exact in every quadratic law.
+
+    Each step is the implicit midpoint rule on a network with frozen slopes: of a pair that crosses its kink, its share
+    of time above it. The weights `p̄` of the examples come from the cheaper of two rules per unit of progress, by a
+    count of operations: `trapezoid`, `p̄ = ½(softmax(-u₀) + softmax(-u₁))`, while the margins move by about one a step;
+    `entropic`, the extrapolated solution of the stiff system of margins, at any depth of loss.
+
+    `step_size` is the largest `‖Δw‖/‖w‖` of a step. `rtol` bounds the difference of `p̄` at two orders, in the same
+    unit. A step that does not converge, or exceeds it, is rejected and halved. `order=1` takes one Euler step of the
+    system of margins in place of the extrapolation, to compare with.
+    """
+
+    order: int = 2
+    rtol: float = 0.01
+    step_size: float = 0.05
+    smallest: float = 1e-10  # a step below this has stalled
+    continuous: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_steps(self.rtol, self.step_size, self.smallest)
+        if self.order not in (1, 2):
+            raise InputError(
+                expected="order 1 or 2",
+                found=f"order={self.order!r}",
+                remedy="pass order=2",
+            )
+
+    def init(self, objective: Objective, weights: Weights) -> State:
+        """The state at the start of a run."""
+        return State.start(objective, weights, dict.fromkeys(("trapezoid", "entropic", "escape"), self.step_size))
+
+    def step(self, objective: Objective, state: State, max_size: float = math.inf) -> Taken | None:
+        """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
+        predictor = StepPredictor.at(objective, state)
+        tries = _Tries(dict(state.sizes), 0, state.examples_visited + objective.count)
+        while 0 < predictor.speed < math.inf and not tries.over:
+            far = min(tries.sizes.get("escape", 0.0), max_size)
+            if far >= _FAR * self.step_size and margins_at_rest(predictor, far):
+                taken, tries = self._escape_step(objective, state, predictor, far, tries)
+            else:
+                taken, tries = self._implicit_step(objective, state, predictor, max_size, tries)
+            if taken is not None:
+                return taken
+        return None
+
+    def _escape_step(
+        self, objective: Objective, state: State, predictor: StepPredictor, size: float, tries: _Tries
+    ) -> tuple[Taken | None, _Tries]:
+        """A step of prescribed length, where no margin moves; shorter at the next try where it is refused."""
+        tried = escape(objective, state, predictor, size, self.step_size**3 / 12)
+        sizes, visited = tries.sizes, tries.visited + tried.passes * objective.count
+        if tried.accepted and tried.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
+            longer = sizes["escape"] if size < sizes["escape"] else min(LONGEST, size * tried.factor)
+            return _escaped(objective, state, tried, sizes | {"escape": longer}, tries.rejected, visited), tries
+        return None, _Tries(sizes | {"escape": size * min(tried.factor, 0.7)}, tries.rejected + 1, visited)
+
+    def _implicit_step(
+        self, objective: Objective, state: State, predictor: StepPredictor, max_size: float, tries: _Tries
+    ) -> tuple[Taken | None, _Tries]:
+        """An implicit midpoint step by the cheaper rule; of half the size at the next try where it is rejected."""
+        rule, sizes = self._cheaper_rule(objective, state, predictor, tries.sizes)
+        size = min(sizes[rule], max_size)
+        step = StepProblem(objective, state, predictor, size / predictor.speed, self.order, max_size < math.inf)
+        solved = solve_trapezoidal(step) if rule == "trapezoid" else solve_entropic(step)
+        visited = tries.visited + solved.visited
+        if torch.equal(solved.weights, state.weights):  # the velocity vanishes here, though it did not on the last step
+            return None, replace(tries, over=True)
+        if solved.converged and solved.error <= self.rtol:
+            grown = sizes[rule] if size < sizes[rule] else min(self.step_size, size * self._growth(solved, rule))
+            after, record = _advanced(
+                step, solved, rule, self._next_sizes(predictor, sizes | {rule: grown}, rule), tries.rejected, visited
+            )
+            if record.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
+                return (after, record), tries
+            visited = after.examples_visited
+        halved = size / 2
+        return None, _Tries(sizes | {rule: halved}, tries.rejected + 1, visited, over=halved < self.smallest)
+
+    def _cheaper_rule(
+        self, objective: Objective, state: State, predictor: StepPredictor, sizes: dict[str, float]
+    ) -> tuple[str, dict[str, float]]:
+        """The rule that costs less per unit of progress, from counts of operations alone, and sizes within reach.
+
+        A loss without an exponential tail never becomes stiff, and its potentials are singular where it vanishes.
+        """
+        if not objective.loss.exponential_tail:
+            return "trapezoid", sizes
+        explicit, implicit = sizes["trapezoid"], sizes["entropic"]
+        reach = _REACH * predictor.speed / predictor.fastest if predictor.fastest > 0 else math.inf
+        if explicit > reach:
+            explicit = max(reach, explicit / 2)
+        operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed)
+        while math.isinf(operations) and implicit > explicit:
+            implicit /= 2
+            operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed)
+        cheaper = "entropic" if objective.operations / explicit > operations / implicit else "trapezoid"
+        return cheaper, sizes | {"trapezoid": explicit, "entropic": implicit}
+
+    def _growth(self, solved: ImplicitStep, rule: str) -> float:
+        """The factor on the next step's size: below 1 after many iterations, or an error near `rtol`."""
+        within = 0.9 * math.sqrt(self.rtol / solved.error) if solved.error > 0 else math.inf
+        return min(1.3, max(0.7, math.sqrt(_ITERATIONS[rule] / solved.iterations)), max(0.5, within))
+
+    def _next_sizes(self, predictor: StepPredictor, sizes: dict[str, float], rule: str) -> dict[str, float]:
+        """The sizes after an accepted step: those of the other rule and of the escape grow unused."""
+        other = "entropic" if rule == "trapezoid" else "trapezoid"
+        far = sizes.get("escape", self.step_size)
+        longer = min(LONGEST, _LONGER * far) if margins_at_rest(predictor, far) else self.step_size
+        return sizes | {other: min(self.step_size, _RETRIED * sizes[other]), "escape": longer}
+
+
+def solve_trapezoidal(step: StepProblem) -> ImplicitStep:
+    """The step on all examples, without a kernel."""
+    return solve_implicit_step(step, step.objective, None, TrapezoidalWeights(step.objective, step.order))
+
+
+def solve_entropic(step: StepProblem) -> ImplicitStep:
+    """The step on the potentials that matter; those of the others that turn out to weigh enter, and it is repeated."""
+    objective, visited = step.objective, 0
+    temperature = resolved_temperature(step.predictor.potential)
+    rows = initial_active_set(step.predictor, step.state.dual, step.span)
+    while True:
+        active, dual = objective.restricted(rows), step.state.dual
+        places = landmarks(objective, step.predictor, dual, step.span, rows)
+        weights = EntropicWeights(active, dual[rows], places, step.span, temperature, step.order)
+        solved = solve_implicit_step(step, active, rows, weights)
+        visited += solved.visited + objective.count // 3
+        solved = replace(solved, visited=visited, temperature=temperature)
+        if not solved.converged:
+            return solved
+        out = violations(objective.potential(objective.margins.evaluate(solved.weights)), rows)
+        if len(out) == 0:
+            return solved
+        rows = torch.cat([rows, out]).sort().values
+
+
+def _advanced(
+    step: StepProblem, solved: ImplicitStep, rule: str, sizes: dict[str, float], rejected: int, visited: int
+) -> Taken:
+    """Converge the midpoint with all else frozen, then move."""
+    state, objective, span = step.state, step.objective, step.span
+    weights, mismatch, iterations = converge_midpoint(state, solved, span)
+    evaluation = objective.margins.evaluate(weights)
+    moved, length = weights - state.weights, float((weights - state.weights).norm())
+    examples = None if solved.rows is None else objective.examples(solved.rows)
+    active_evaluation = evaluation if examples is None else evaluation.take(examples)
+    velocity = velocity_at(solved.objective, weights, solved.slopes, active_evaluation)
+    after = State(
+        weights=weights,
+        evaluation=evaluation,
+        slopes=_merged(local_slopes(objective.margins, evaluation), objective, solved),
+        dual=torch.softmax(-objective.potential(evaluation), 0) if solved.rows is None else solved.dual,
+        velocity=velocity if solved.rows is None else moved / span,
+        gradient_norm=float(velocity.norm()),
+        sizes=sizes,
+        log_time=elapsed(objective, state, evaluation, length, (length / span, float(velocity.norm()))),
+        temperature=solved.temperature,
+        examples_visited=visited + iterations * solved.objective.count,
+        taken=state.taken + 1,
+        missed=state.missed + mismatch * float(weights.norm()),
+    )
+    active = len(solved.dual if solved.rows is None else solved.rows)
+    size = length / float(state.weights.norm())
+    return after, Step(rule, size, step.size, solved.error, rejected, active, mismatch)
+
+
+def _merged(local: Slopes, objective: Objective, solved: ImplicitStep) -> Slopes:
+    """Slopes of the step for the active examples, one-sided slopes for the others."""
+    if solved.rows is None:
+        return solved.slopes
+    for all_rows, active in zip(local, solved.slopes, strict=True):
+        all_rows[objective.examples(solved.rows)] = active
+    return local
+
+
+def _escaped(
+    objective: Objective, state: State, taken: Escape, sizes: dict[str, float], rejected: int, visited: int
+) -> Taken:
+    """The state at the end of an escape step."""
+    after = State(
+        weights=taken.end,
+        evaluation=taken.evaluation,
+        slopes=state.slopes,
+        dual=torch.softmax(-objective.potential(taken.evaluation), 0),
+        velocity=taken.velocity,
+        gradient_norm=float(taken.velocity.norm()),
+        sizes=sizes,
+        log_time=later(state.log_time, math.log(taken.span) - objective.log_risk(taken.evaluation)),
+        temperature=state.temperature,
+        examples_visited=visited,
+        taken=state.taken + 1,
+        missed=state.missed + taken.mismatch * float(taken.end.norm()),
+    )
+    step = Step("escape", taken.size, taken.size, taken.error, rejected, len(after.dual), taken.mismatch)
+    return after, step
