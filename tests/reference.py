@@ -268,3 +268,16 @@ def equalised(layers, rounds=500):
             shape = [-1 if place == axis else 1 for place in range(4)]
             second[0] = second[0] * s.reshape(shape)
     return found
+
+
+def pattern_classes_by_comparison(preactivations):
+    """Channels with the same signs in every row, compared pair by pair: the slow twin of hashed patterns."""
+    on = (preactivations > 0).T
+    classes = []
+    for channel in range(len(on)):
+        mine = next((each for each in classes if torch.equal(on[each[0]], on[channel])), None)
+        if mine is None:
+            classes.append([channel])
+        else:
+            mine.append(channel)
+    return classes

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from equipoise import data, init, losses, networks, sinks, testing
 from equipoise.checkpoint import analyze
+from equipoise.compression import compress
 from equipoise.decomposition import Decomposition, decompose, sign_changes
 from equipoise.integrate import steppers
 from equipoise.integrate.goals import Flip, Growth, LogLoss, Separated, Steps
@@ -46,6 +47,7 @@ __all__ = [
     "balance",
     "certify",
     "cite",
+    "compress",
     "data",
     "decompose",
     "flow",

@@ -7,6 +7,7 @@ from equipoise.cli import (  # each registers its verb
     analyze,
     balance,
     certify,
+    compress,
     decompose,
     flow,
     gallery,
@@ -15,4 +16,16 @@ from equipoise.cli import (  # each registers its verb
 )
 from equipoise.cli.app import app, main
 
-__all__ = ["analyze", "app", "balance", "certify", "decompose", "flow", "gallery", "invariances", "main", "report"]
+__all__ = [
+    "analyze",
+    "app",
+    "balance",
+    "certify",
+    "compress",
+    "decompose",
+    "flow",
+    "gallery",
+    "invariances",
+    "main",
+    "report",
+]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, InputError, one_line
 
-SHAPES = "(model, example_inputs), (model, example_inputs, loss) or (model, example_inputs, target, loss)"
+SHAPES = "(model, example_inputs), (model, example_inputs, loss or target) or (model, example_inputs, target, loss)"
 EXAMPLE = "type --module package.module:factory"
 
 
@@ -50,6 +50,8 @@ def _subject(path: str, result: Any) -> Subject:
         kinds = [type(part).__name__ for part in result] if isinstance(result, tuple | list) else type(result).__name__
         _refuse(path, str(kinds))
     model, inputs, *rest = result
+    if len(rest) == 1 and isinstance(rest[0], Tensor):
+        rest = [rest[0], None]
     if inputs is None:
         _refuse(path, "a model alone")
     target, loss = rest if len(rest) == 2 else (None, *rest) if rest else (None, None)

@@ -1,0 +1,73 @@
+"""`equipoise compress`: fewer weights with the same answers on the data."""
+
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.utils import _pytree as pytree
+
+import equipoise as eq
+from equipoise.cli.app import Json, app, cell, line, say, shown
+from equipoise.cli.factory import as_input, made_by, own_output
+from equipoise.compression import Compressed
+from equipoise.errors import InputError
+
+
+@app.command
+def compress(
+    *,
+    module: str,
+    tolerance: float = 0.0,
+    holdout: float = 0.0,
+    keep_predictions: bool = True,
+    save: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Take away weights that the answers on the data do not need.
+
+    Exit code 1 says that the smaller model does not keep what was promised.
+
+    Args:
+        module: `package.module:factory`; the factory returns (model, X) or (model, X, y), y class indices or signs.
+        tolerance: largest relative change of the outputs; 0 keeps them, to rounding.
+        holdout: share of the examples, the last of them, on which the two models are compared only.
+        keep_predictions: accept only what leaves every predicted class as it is.
+        save: a folder for model.safetensors and compression.json.
+    """
+    subject = made_by(module)
+    data, held = _split(subject.inputs, subject.target, holdout)
+    with own_output(), as_input("a model that runs on X in float64", "run it by itself"):
+        small = eq.compress(subject.model, data, tolerance, holdout=held, keep_predictions=keep_predictions)
+        if save is not None:
+            small.save(save)
+    if json:
+        say(line({**small.summary(), "saved": str(save) if save else None}))
+    else:
+        _show(small)
+    return 0 if small.ok else 1
+
+
+def _split(inputs: object, target: object, share: float) -> tuple[tuple[object, object], tuple[object, object] | None]:
+    if not 0 <= share < 1:
+        raise InputError(expected="--holdout from 0 to below 1", found=f"{share}", remedy="type --holdout 0.2")
+    leaves = pytree.tree_leaves(inputs)
+    count = len(leaves[0]) - round(len(leaves[0]) * share) if leaves and hasattr(leaves[0], "__len__") else 0
+    if share == 0:
+        return (inputs, target), None
+    first, last = (
+        tuple(pytree.tree_map(lambda leaf, part=part: leaf[part], (inputs, target)))
+        for part in (slice(None, count), slice(count, None))
+    )
+    return first, last
+
+
+def _show(small: Compressed) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table("", "move", "layers", "before", "after", "parameters", "change", box=box.SIMPLE)
+    for move in small.moves:
+        sizes = (str(move.before), str(move.after), f"{move.parameters:,}", f"{move.output_change:.1e}")
+        table.add_row(str(move.number), move.kind, cell(", ".join(move.layers)), *sizes)
+    console.print(table)
+    console.print(shown(str(small)), markup=False, highlight=False)

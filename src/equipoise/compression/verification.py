@@ -1,0 +1,166 @@
+"""What was kept: predictions and margins on the data, agreement on a holdout, and where the exact moves are exact."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from scipy.stats import binomtest
+from torch import Tensor, nn
+from torch.func import jacrev, vmap
+
+from equipoise.compression.data import Examples, outputs
+from equipoise.compression.exact import relative_change
+from equipoise.errors import InputError
+from equipoise.graph.capture import Captured
+from equipoise.graph.evaluate import piecewise_linear, recorded
+from equipoise.graph.piecewise import Rectifier
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two models on the same examples.
+
+    `output_change` is `‖f' - f‖ / ‖f‖` over all outputs. `changed` counts examples whose predicted class differs, and
+    `margin_change` is the interval of `m' - m` over all margins `f_y - f_c` (`y f` for one score), both None without
+    classes. Accuracies are None without labels.
+    """
+
+    examples: int
+    output_change: float
+    changed: int | None = None
+    margin_change: tuple[float, float] | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The share of examples with the same predicted class."""
+        return None if self.changed is None else 1 - self.changed / self.examples
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """The Clopper–Pearson interval of the probability of the same prediction, for examples drawn independently.
+
+        >>> low, high = Agreement(1000, 0.01, changed=0).interval()
+        >>> round(low, 4), high
+        (0.9963, 1.0)
+        """
+        if self.changed is None:
+            return None
+        found = binomtest(self.examples - self.changed, self.examples).proportion_ci(confidence, "exact")
+        return float(found.low), float(found.high)
+
+
+def agreement(before: nn.Module, after: nn.Module, examples: Examples, labels: Tensor | None) -> Agreement:
+    """Compare two models, from nothing but themselves and the data.
+
+    Args:
+        before: the original model.
+        after: the compressed one.
+        examples: inputs.
+        labels: classes, or signs for one score; None for outputs without classes.
+
+    Returns:
+        What they agree in.
+
+    >>> model = nn.Linear(2, 3)
+    >>> agreement(model, model, Examples(torch.randn(5, 2)), torch.tensor([0, 1, 2, 0, 1])).changed
+    0
+    """
+    old, new = outputs(before, examples), outputs(after, examples)
+    change = relative_change(old, new)
+    if labels is None:
+        return Agreement(len(examples), change)
+    old, new = scores(old), scores(new)
+    targets = classes_of(labels, old)
+    margins_before, margins_after = _margins(old, targets), _margins(new, targets)
+    difference = (margins_after - margins_before).double()
+    difference = difference[difference.isfinite()]
+    predicted_before, predicted_after = predictions(old), predictions(new)
+    return Agreement(
+        len(examples),
+        change,
+        int((predicted_before != predicted_after).sum()),
+        (float(difference.min()), float(difference.max())),
+        float((predicted_before == targets).double().mean()),
+        float((predicted_after == targets).double().mean()),
+    )
+
+
+def scores(outputs: Tensor) -> Float[Tensor, "n classes"]:
+    """Outputs as one row of scores an example; raises `InputError` for outputs that are no scores."""
+    if outputs.ndim == 1:
+        return outputs[:, None]
+    if outputs.ndim == 2:
+        return outputs
+    raise InputError(
+        expected="one score, or one a class, for each example",
+        found=f"outputs of shape {tuple(outputs.shape)}",
+        remedy="pass (X, None): outputs are then compared as they are",
+    )
+
+
+def predictions(scores: Float[Tensor, "n classes"]) -> Int64[Tensor, " n"]:
+    """The predicted class; of one score, 1 where it is positive."""
+    return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
+
+
+def classes_of(labels: Tensor, scores: Float[Tensor, "n classes"]) -> Int64[Tensor, " n"]:
+    """Labels as class indices; raises `InputError` for a wrong number or wrong values of them."""
+    flat = labels.reshape(-1).to(scores.device)
+    if len(flat) != len(scores):
+        raise InputError(
+            expected=f"a label for each of {len(scores)} examples",
+            found=f"{len(flat)}",
+            remedy="pass (X, y) of one length",
+        )
+    values = flat.double()
+    if scores.shape[1] == 1:
+        if not bool(((values.abs() == 1) | (values == 0)).all()) or bool((values == 0).any() & (values == -1).any()):
+            raise InputError(expected="labels -1 and +1, or 0 and 1", found=_some(values), remedy="map the two classes")
+        return (values > 0).long()
+    if not bool(((values == values.round()) & (values >= 0) & (values < scores.shape[1])).all()):
+        raise InputError(
+            expected=f"labels 0 … {scores.shape[1] - 1}", found=_some(values), remedy="pass class indices as y"
+        )
+    return values.long()
+
+
+def _some(values: Tensor) -> str:
+    return ", ".join(f"{value:g}" for value in values.unique()[:6].tolist())
+
+
+def _margins(scores: Float[Tensor, "n classes"], targets: Int64[Tensor, " n"]) -> Float[Tensor, "n rivals"]:
+    """`y f` for one score, `f_y - f_c` for several; infinite for the class itself."""
+    if scores.shape[1] == 1:
+        return scores * (2 * targets[:, None] - 1)
+    margins = scores.gather(1, targets[:, None]) - scores
+    return margins.scatter(1, targets[:, None], math.inf)
+
+
+def exactness_radius(captured: Captured, parameters: dict[str, Tensor], inputs: Tensor) -> Float[Tensor, " n"] | None:
+    """The Euclidean distance from each example to the nearest kink of a piecewise linear network.
+
+    Within it every neuron keeps its side, so that neurons that are active together at an example stay so, and exact
+    moves are exact at every input in the ball. All preactivations are affine there: the distance to the kink of one is
+    `|z| / ‖∂z/∂x‖`. None for a network that bends otherwise than by ReLU.
+
+    >>> from equipoise.graph.capture import capture
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.ReLU()).double()
+    >>> with torch.no_grad():
+    ...     weights = {"0.weight": torch.tensor([[2.0]]).double(), "0.bias": torch.tensor([-1.0]).double()}
+    >>> exactness_radius(capture(model, torch.zeros(2, 1).double()), weights, torch.tensor([[0.0], [3.0]]).double())
+    tensor([0.5000, 2.5000], dtype=torch.float64)
+    """
+    kinks = piecewise_linear(captured)
+    if kinks is None or not all(isinstance(kink.map, Rectifier) for kink in kinks):
+        return None
+
+    def preactivations(example: Tensor) -> Tensor:
+        _, found = recorded(captured, kinks, parameters, example[None])
+        return torch.cat([each.flatten() for each in found])
+
+    values = vmap(preactivations)(inputs)
+    slopes = vmap(jacrev(preactivations))(inputs).flatten(2).norm(dim=2)
+    distances = torch.where(slopes > 0, values.abs() / slopes, torch.inf)
+    return distances.amin(1)
