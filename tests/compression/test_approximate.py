@@ -88,7 +88,7 @@ def test_the_outputs_stay_within_the_tolerance_and_the_predictions_as_they_are(t
     assert again == small.kept
     assert small.held_out.examples == 100
     low, high = small.kept.margin_change
-    old, new = model(X), small.model(X)
+    old, new = model(X).detach(), small.model(X).detach()
     target = torch.arange(len(X))
     gaps = (new[target, y, None] - new) - (old[target, y, None] - old)
     assert low == pytest.approx(float(gaps.min()), abs=1e-5)
@@ -139,12 +139,12 @@ def test_layers_of_attention_are_factorised():
     assert small.parameters_after < 0.8 * small.parameters_before
 
 
-def test_layers_whose_weights_others_read_are_left_alone():
+def test_layers_whose_weights_others_read_are_not_factorised():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)  # reads linear1.weight itself
     small = eq.compress(layer, (torch.randn(20, 5, 16), None), 0.1)
-    assert small.parameters_after == small.parameters_before
-    assert small.kept.output_change == 0
+    assert {move.kind for move in small.moves} == {"select"}  # fewer neurons, in the same modules
+    assert small.ok
 
 
 def test_a_saved_model_is_built_again_and_exported(tmp_path):

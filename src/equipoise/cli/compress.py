@@ -6,12 +6,15 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import equipoise as eq
 from equipoise.cli.app import Json, app, cell, line, say, shown
 from equipoise.cli.factory import as_input, made_by, own_output
 from equipoise.compression import Compressed
+from equipoise.compression.compressing import Data
+from equipoise.compression.data import Inputs
 from equipoise.errors import InputError
 
 
@@ -49,7 +52,7 @@ def compress(
     return 0 if small.ok else 1
 
 
-def _split(inputs: object, target: object, share: float) -> tuple[tuple[object, object], tuple[object, object] | None]:
+def _split(inputs: Inputs, target: Tensor | None, share: float) -> tuple[Data, Data | None]:
     if not 0 <= share < 1:
         raise InputError(expected="--holdout from 0 to below 1", found=f"{share}", remedy="type --holdout 0.2")
     leaves = pytree.tree_leaves(inputs)

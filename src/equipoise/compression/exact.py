@@ -181,5 +181,6 @@ def _axis(module: Layer) -> int:
 
 def relative_change(before: Tensor, after: Tensor) -> float:
     """`‖f' - f‖ / ‖f‖`, the root mean square over all outputs; 0/0 = 0."""
-    difference = float((after.double() - before.double()).norm())
-    return difference / float(before.double().norm()) if difference else 0.0
+    old, new = before.detach().double(), after.detach().double()
+    difference = float((new - old).norm())
+    return difference / float(old.norm()) if difference else 0.0

@@ -4,6 +4,8 @@ import copy
 import json
 import os
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
@@ -112,7 +114,7 @@ def _built(spec: Spec) -> nn.Module:
         assert isinstance(layers, list)
         return nn.Sequential(*map(_built, layers))
     arguments = {name: _tuples(spec[name]) for name in _ARGUMENTS}
-    return _CONVOLUTIONS[str(kind)](**arguments, bias=bool(spec["bias"]))  # pyright: ignore[reportArgumentType]
+    return partial(_CONVOLUTIONS[str(kind)], **arguments)(bias=bool(spec["bias"]))  # pyright: ignore[reportCallIssue]
 
 
 def _tuples(value: object) -> object:
@@ -131,8 +133,8 @@ def to_onnx(model: nn.Module, examples: Examples, path: Path) -> float:
     import onnxruntime  # only here, because it is an extra
 
     batch = next(examples.head(8).batches(next(model.parameters())))
-    arguments = (batch,) if isinstance(batch, Tensor) else batch if isinstance(batch, tuple) else ()
-    keywords = dict(batch) if not arguments and hasattr(batch, "keys") else {}  # pyright: ignore[reportArgumentType]
+    keywords = dict(batch.items()) if isinstance(batch, Mapping) else {}
+    arguments = (batch,) if isinstance(batch, Tensor) else () if keywords else tuple(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own libraries
         torch.onnx.export(model, arguments, str(path), kwargs=keywords, dynamo=True, verbose=False, external_data=False)

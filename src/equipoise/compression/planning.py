@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -168,7 +168,7 @@ class Planner:
         return [each for each in hidden_layers(self.model, captured) if self._may_select(each)] if captured else []
 
     def _may_select(self, hidden: Hidden) -> bool:
-        if len(hidden.readers) > 1 or ("select", (hidden.writer, *hidden.readers)) in self.settings.vetoed:
+        if len(hidden.readers) != 1 or ("select", (hidden.writer, *hidden.readers)) in self.settings.vetoed:
             return False
         channels, reader = len(layer(self.model, hidden.writer).weight), layer(self.model, hidden.readers[0])
         return channels >= SMALLEST and isinstance(reader, nn.Linear) and reader.in_features == channels
@@ -280,7 +280,7 @@ def require_floating(model: nn.Module) -> None:
 
 def labelled(data: object) -> tuple[Inputs, Tensor | None]:
     """Inputs and labels of `(X, y)`; raises `InputError` for anything else."""
-    if not isinstance(data, Sequence) or isinstance(data, Tensor | str) or len(data) != 2:
+    if not isinstance(data, tuple | list) or len(data) != 2:
         raise InputError(
             expected="data as (X, y)", found=type(data).__name__, remedy="pass (X, y), or (X, None) without classes"
         )

@@ -140,8 +140,10 @@ def _follow(
             readers.append(modules[user])
             continue
         if name in _SHAPING:
-            if (axis := _after_shaping(node, user, axis)) is None:
+            flattened = _after_shaping(node, user, axis)
+            if flattened is None:
                 return False
+            axis = flattened
         elif name not in _RECTIFIERS | _LINEAR | _OTHER or user.args[0] is not node:
             return False
         between.append(name)
