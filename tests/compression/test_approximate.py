@@ -6,7 +6,7 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.compression.approximate import Factorisation, Selection
-from equipoise.compression.data import Examples, SecondMoment, visit
+from equipoise.compression.data import DataBatches, SecondMoment, visit
 from equipoise.compression.structure import hidden_layers
 from equipoise.graph.capture import capture
 
@@ -44,7 +44,7 @@ def trained(widths=(8, 48, 48, 3), n=300, seed=0):
 def test_the_error_of_a_factorised_layer_is_the_discarded_squares(layer, inputs):
     model, inputs = nn.Sequential(copy.deepcopy(layer)).double(), inputs.double()
     moment = SecondMoment(model[0].weight[0].numel())
-    visit(model, Examples(inputs, batch_size=3), {"0": moment})
+    visit(model, DataBatches(inputs, batch_size=3), {"0": moment})
     found = Factorisation.of("0", model[0], moment)
     for rank in range(1, 6):
         smaller = copy.deepcopy(model)
@@ -60,7 +60,7 @@ def test_the_error_of_selected_neurons_is_that_of_least_squares():
     model, X = model.double(), X.double()
     hidden = hidden_layers(model, capture(model, X[:2]))[1]
     moment = SecondMoment(48)
-    visit(model, Examples(X), {"4": moment})
+    visit(model, DataBatches(X), {"4": moment})
     selection = Selection.of(model, hidden, moment)
     assert len(selection.sets) > 3
     active = model[3](model[2](model[1](model[0](X)))).detach()

@@ -7,7 +7,7 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.compression.cones import positive_factors
-from equipoise.compression.data import Examples, PatternHash, outputs, visit
+from equipoise.compression.data import DataBatches, PatternHash, outputs, visit
 from equipoise.compression.exact import merge_coactive, relative_change
 from equipoise.compression.structure import hidden_layers
 from equipoise.graph.capture import capture
@@ -33,7 +33,7 @@ def test_hashed_patterns_are_those_compared_pair_by_pair():
     model = nn.Sequential(nn.Linear(2, 60), nn.ReLU(), nn.Linear(60, 1)).double()
     X = torch.randn(7, 2).double()
     pattern = PatternHash(-1)
-    visit(model, Examples(X, batch_size=3), {"0": pattern})
+    visit(model, DataBatches(X, batch_size=3), {"0": pattern})
     slow = pattern_classes_by_comparison(model[0](X))
     assert sorted(sorted(each.tolist()) for each in pattern.classes()) == sorted(slow)
 
@@ -55,7 +55,7 @@ def test_classes_of_coactive_neurons_become_as_many_as_their_readers_need(slope)
     model, X = coactive(slope)
     before = model(X)
     hidden = hidden_layers(model, capture(model, X))
-    change = merge_coactive(model, hidden[0], Examples(X))
+    change = merge_coactive(model, hidden[0], DataBatches(X))
     assert (change.before, change.after) == (60, 9)  # two scores of both signs: three neurons a class
     assert relative_change(before, model(X)) < 1e-14
 
@@ -184,7 +184,7 @@ def test_the_radius_is_where_the_two_models_part():
     radius = small.radius(X)
     direction = nn.functional.normalize(torch.randn(200, 1, 2).double(), dim=-1)
     inside = (X + 0.999 * radius[:, None] * direction).flatten(0, 1)
-    assert relative_change(outputs(model, Examples(inside)), outputs(small.model, Examples(inside))) < 1e-13
+    assert relative_change(outputs(model, DataBatches(inside)), outputs(small.model, DataBatches(inside))) < 1e-13
     near = nn.functional.normalize(torch.randn(2000, 1, 2).double(), dim=-1)
     outside = (X + 1.5 * radius[:, None] * near).flatten(0, 1)
-    assert relative_change(outputs(model, Examples(outside)), outputs(small.model, Examples(outside))) > 1e-6
+    assert relative_change(outputs(model, DataBatches(outside)), outputs(small.model, DataBatches(outside))) > 1e-6

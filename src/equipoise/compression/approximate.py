@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import MultiTaskLasso
 from torch import Tensor, nn
 
-from equipoise.compression.data import Examples, SecondMoment, outputs, visit
+from equipoise.compression.data import DataBatches, SecondMoment, outputs, visit
 from equipoise.compression.exact import Change
 from equipoise.compression.layers import columns, factors, layer, replace, rows, set_columns, set_rows
 from equipoise.compression.structure import Hidden
@@ -155,7 +155,7 @@ class Selection:
 
 
 def factorise(
-    model: nn.Module, names: Sequence[str], examples: Examples, accept: Accept
+    model: nn.Module, names: Sequence[str], examples: DataBatches, accept: Accept
 ) -> tuple[nn.Module, list[Change]]:
     """The cheapest ranks of all named layers together at which the model is accepted; the model itself if none is."""
     moments = {name: SecondMoment(layer(model, name).weight[0].numel()) for name in names}
@@ -173,7 +173,7 @@ def factorise(
 
 
 def select(
-    model: nn.Module, hidden: Sequence[Hidden], examples: Examples, accept: Accept
+    model: nn.Module, hidden: Sequence[Hidden], examples: DataBatches, accept: Accept
 ) -> tuple[nn.Module, list[Change]]:
     """The smallest sets of neurons of all hidden layers together at which the model is accepted."""
     moments = {each.readers[0]: SecondMoment(layer(model, each.readers[0]).weight[0].numel()) for each in hidden}
@@ -199,7 +199,7 @@ Smaller = Callable[[dict[str, int]], tuple[nn.Module, list[Change]]]
 
 
 def _cheapest(
-    model: nn.Module, options: dict[str, list[Option]], smaller: Smaller, examples: Examples, accept: Accept
+    model: nn.Module, options: dict[str, list[Option]], smaller: Smaller, examples: DataBatches, accept: Accept
 ) -> tuple[nn.Module, list[Change]]:
     """The sizes of least cost at one price of an error for all layers; the price by bisection, evaluating the model."""
     options = {name: listed for name, listed in options.items() if len(listed) > 1}
@@ -235,7 +235,7 @@ def _choice(options: Sequence[Option], price: float) -> Option:
 
 
 def _gains(
-    model: nn.Module, options: dict[str, list[Option]], smaller: Smaller, examples: Examples
+    model: nn.Module, options: dict[str, list[Option]], smaller: Smaller, examples: DataBatches
 ) -> dict[str, float]:
     """How much of each layer's squared error reaches the outputs, measured at a middle size on some examples.
 

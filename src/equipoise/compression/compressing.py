@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import benchmark
 
 from equipoise.compression import exporting
-from equipoise.compression.data import Examples, Inputs, call
+from equipoise.compression.data import DataBatches, Inputs, call
 from equipoise.compression.layers import parameter_count
-from equipoise.compression.planning import Move, Plan, Settings, checked, labelled, require_floating
+from equipoise.compression.planning import Move, Plan, PlanSettings, checked, labelled, require_floating
 from equipoise.compression.verification import Agreement, agreement, exactness_radius
 from equipoise.errors import InputError, StoreError
 from equipoise.graph.capture import capture
@@ -55,8 +55,8 @@ def plan(
     """
     require_floating(model)
     inputs, labels = labelled(data)
-    settings = Settings(checked(tolerance), keep_predictions)
-    return Plan.of(model, Examples.of(inputs, batch_size), labels, settings)
+    settings = PlanSettings(checked(tolerance), keep_predictions)
+    return Plan.of(model, DataBatches.of(inputs, batch_size), labels, settings)
 
 
 def apply(plan: Plan, model: nn.Module, holdout: Data | None = None) -> "Compressed":
@@ -80,7 +80,7 @@ def apply(plan: Plan, model: nn.Module, holdout: Data | None = None) -> "Compres
     held = None
     if holdout is not None:
         inputs, labels = labelled(holdout)
-        held = agreement(before, after, Examples.of(inputs, plan.examples.batch_size), labels)
+        held = agreement(before, after, DataBatches.of(inputs, plan.examples.batch_size), labels)
     return Compressed(smaller, model, plan, kept, held)
 
 
@@ -184,7 +184,7 @@ class Compressed:
     def recheck(self, data: Data) -> Agreement:
         """Compare the two models on any data, from nothing but their weights."""
         inputs, labels = labelled(data)
-        examples = Examples.of(inputs, self.plan.examples.batch_size)
+        examples = DataBatches.of(inputs, self.plan.examples.batch_size)
         return agreement(exporting.evaluating(self.original), exporting.evaluating(self.model), examples, labels)
 
     def radius(self, X: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:

@@ -17,14 +17,14 @@ Hook: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class DataBatches:
     """Inputs whose tensors have the examples along their first axis, in batches."""
 
     inputs: Inputs
     batch_size: int = 1024
 
     @classmethod
-    def of(cls, inputs: Inputs, batch_size: int) -> "Examples":
+    def of(cls, inputs: Inputs, batch_size: int) -> "DataBatches":
         """Raises `InputError` for inputs that are no tensors, not finite, or of different numbers of examples."""
         leaves = pytree.tree_leaves(inputs)
         if not leaves or not all(isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves):
@@ -49,9 +49,9 @@ class Examples:
     def __len__(self) -> int:
         return len(pytree.tree_leaves(self.inputs)[0])
 
-    def head(self, count: int) -> "Examples":
+    def head(self, count: int) -> "DataBatches":
         """The first examples."""
-        return Examples(pytree.tree_map(lambda leaf: leaf[:count], self.inputs), self.batch_size)
+        return DataBatches(pytree.tree_map(lambda leaf: leaf[:count], self.inputs), self.batch_size)
 
     def batches(self, like: Tensor) -> Iterator[Inputs]:
         """One batch after the other, floating inputs in the dtype, and all on the device, of a parameter."""
@@ -88,14 +88,14 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, examples: Examples) -> Float[Tensor, "n ..."]:
+def outputs(model: nn.Module, examples: DataBatches) -> Float[Tensor, "n ..."]:
     """The outputs on all examples, in the dtype of the model."""
     like = next(model.parameters())
     return torch.cat([call(model, batch) for batch in examples.batches(like)])
 
 
 @torch.no_grad()
-def visit(model: nn.Module, examples: Examples, hooks: Mapping[str, Hook]) -> None:
+def visit(model: nn.Module, examples: DataBatches, hooks: Mapping[str, Hook]) -> None:
     """Run the model on all examples, with hooks at modules that are given what goes in and what comes out."""
     like = next(model.parameters())
     with _hooked(model, hooks):
@@ -138,7 +138,7 @@ class PatternHash:
         return [torch.nonzero(labels == label)[:, 0] for label in range(int(labels.max()) + 1)]
 
 
-class Range:
+class ChannelRange:
     """The least and the largest value of every channel that a module reads, over all examples and positions."""
 
     def __init__(self, channels: int, axis: int):

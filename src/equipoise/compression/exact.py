@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.compression.cones import positive_factors
-from equipoise.compression.data import Examples, PatternHash, Range, visit
+from equipoise.compression.data import ChannelRange, DataBatches, PatternHash, visit
 from equipoise.compression.layers import (
     add_to_bias,
     columns,
@@ -104,7 +104,7 @@ def _both_linear(model: nn.Module, hidden: Hidden) -> bool:
     return all(isinstance(model.get_submodule(name), nn.Linear) for name in (hidden.writer, *hidden.readers))
 
 
-def merge_coactive(model: nn.Module, hidden: Hidden, examples: Examples) -> Change | None:
+def merge_coactive(model: nn.Module, hidden: Hidden, examples: DataBatches) -> Change | None:
     """Replace neurons that are active on the same examples by `r` or `r + 1`, where `r` is the rank of their readers.
 
     The new rows are non-negative combinations of the old: they have the pattern of the class.
@@ -142,12 +142,12 @@ def merge_coactive(model: nn.Module, hidden: Hidden, examples: Examples) -> Chan
     )
 
 
-def remove_constant(model: nn.Module, hidden: Hidden, examples: Examples) -> Change | None:
+def remove_constant(model: nn.Module, hidden: Hidden, examples: DataBatches) -> Change | None:
     """Remove channels whose value is the same at all examples and positions; the readers' biases take it over."""
     writer = layer(model, hidden.writer)
     readers = [layer(model, name) for name in hidden.readers]
     width = len(writer.weight)
-    ranges = {name: Range(width, _axis(reader)) for name, reader in zip(hidden.readers, readers, strict=True)}
+    ranges = {name: ChannelRange(width, _axis(reader)) for name, reader in zip(hidden.readers, readers, strict=True)}
     visit(model, examples, dict(ranges))
     constant = torch.stack([each.high <= each.low for each in ranges.values()]).all(0)
     for name, reader in zip(hidden.readers, readers, strict=True):

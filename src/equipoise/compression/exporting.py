@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equipoise.compression.data import Examples, call
+from equipoise.compression.data import DataBatches, call
 from equipoise.compression.exact import relative_change
 from equipoise.compression.layers import replace
 from equipoise.errors import InputError, StoreError, one_line
@@ -121,7 +121,7 @@ def _tuples(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def to_onnx(model: nn.Module, examples: Examples, path: Path) -> float:
+def to_onnx(model: nn.Module, examples: DataBatches, path: Path) -> float:
     """Export, run with onnxruntime, compare; see `Compressed.to_onnx`."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.compression import approximate, exact
-from equipoise.compression.data import Examples, Inputs, outputs
+from equipoise.compression.data import DataBatches, Inputs, outputs
 from equipoise.compression.exact import Change, relative_change
 from equipoise.compression.layers import layer, parameter_count
 from equipoise.compression.structure import LAYERS, Hidden, hidden_layers, normalisations
@@ -49,7 +49,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PlanSettings:
     """How far outputs may change, and what is not to be done."""
 
     tolerance: float = 0.0
@@ -60,7 +60,7 @@ class Settings:
 class Planner:
     """A copy of a model in float64 that becomes smaller move by move."""
 
-    def __init__(self, model: nn.Module, examples: Examples, labels: Tensor | None, settings: Settings):
+    def __init__(self, model: nn.Module, examples: DataBatches, labels: Tensor | None, settings: PlanSettings):
         self.model = copy.deepcopy(model).eval().double()
         self.examples, self.settings = examples, settings
         self.before = outputs(self.model, examples)
@@ -199,15 +199,15 @@ class Plan:
 
     moves: tuple[Move, ...]
     notes: tuple[str, ...]
-    settings: Settings
+    settings: PlanSettings
     fingerprint: str
     planned: nn.Module
     source: nn.Module
-    examples: Examples
+    examples: DataBatches
     labels: Tensor | None
 
     @classmethod
-    def of(cls, model: nn.Module, examples: Examples, labels: Tensor | None, settings: Settings) -> "Plan":
+    def of(cls, model: nn.Module, examples: DataBatches, labels: Tensor | None, settings: PlanSettings) -> "Plan":
         """Find the moves; the model is not changed."""
         planner = Planner(model, examples, labels, settings)
         planner.run()

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from equipoise.compression.data import Examples, outputs
+from equipoise.compression.data import DataBatches, outputs
 from equipoise.compression.exact import relative_change
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
@@ -51,7 +51,7 @@ class Agreement:
         return float(found.low), float(found.high)
 
 
-def agreement(before: nn.Module, after: nn.Module, examples: Examples, labels: Tensor | None) -> Agreement:
+def agreement(before: nn.Module, after: nn.Module, examples: DataBatches, labels: Tensor | None) -> Agreement:
     """Compare two models, from nothing but themselves and the data.
 
     Args:
@@ -64,7 +64,7 @@ def agreement(before: nn.Module, after: nn.Module, examples: Examples, labels: T
         What they agree in.
 
     >>> model = nn.Linear(2, 3)
-    >>> agreement(model, model, Examples(torch.randn(5, 2)), torch.tensor([0, 1, 2, 0, 1])).changed
+    >>> agreement(model, model, DataBatches(torch.randn(5, 2)), torch.tensor([0, 1, 2, 0, 1])).changed
     0
     """
     old, new = outputs(before, examples), outputs(after, examples)
