@@ -16,6 +16,7 @@ from equipoise.monitor import TrainingAlarm, watch
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Residual, Signs, Spectrum
 from equipoise.page.report import report
 from equipoise.references import cite
+from equipoise.runs import load
 from equipoise.theorems.certificate import Certificate, certify
 from equipoise.theorems.checks.low_rank_tail import forecast
 from equipoise.theorems.checks.stability import limit_direction, undecided_pairs
@@ -55,6 +56,7 @@ __all__ = [
     "init",
     "invariances",
     "limit_direction",
+    "load",
     "losses",
     "networks",
     "report",

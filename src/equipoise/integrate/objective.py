@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +19,7 @@ from equipoise.integrate.margins.protocol import Evaluation, Linearization, Marg
 from equipoise.integrate.margins.readout import Rows
 from equipoise.losses import Differential, Loss
 
-ExampleWeights = Tensor | Sequence[float]
+ExampleWeights = Tensor | np.ndarray | Sequence[float]
 Cotangents = Float[Tensor, " examples *others"]  # of the margins
 
 
