@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.graph.ops import MATCHERS
+from equipoise.graph.ops import OPERATORS
 from equipoise.laws import FalseLaw, invariances, self_test
 
 
@@ -17,7 +17,7 @@ def network(kind: type[nn.Module] = nn.ReLU) -> nn.Module:
 @pytest.fixture
 def misread(monkeypatch):
     """A matcher that is wrong: tanh read as if it were positively homogeneous."""
-    monkeypatch.setitem(MATCHERS, "tanh", MATCHERS["relu"])
+    monkeypatch.setitem(OPERATORS, "tanh", OPERATORS["relu"])
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

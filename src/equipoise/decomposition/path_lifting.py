@@ -11,7 +11,7 @@ edge makes `D ← a D + (a - b) B`, so that no two nearly equal numbers are ever
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,12 +21,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
-from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.propagate import operation_name
-
-MOVING = frozenset({*KEEPING, *DROPPING, *COPYING, "getitem", "alias", "_unsafe_view", "_to_copy"})
-KINKS = frozenset({"relu", "leaky_relu", "abs"})
-_CONTRACTIONS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm"})
+from equipoise.graph.ops import operation_name, operator_of
 
 Entry = Callable[[Tensor, Tensor], Tensor]
 
@@ -136,27 +131,13 @@ class _Walk:
                 if any(isinstance(x, Edges) for x in leaves)
                 else target(*args, **kwargs)
             )
-        first = args[0]
         if name == "sym_size":
-            return target(first.parts[0], *args[1:])
-        if name in KINKS:
-            return first
-        if name in MOVING or name == "sum":
-            return Sums(tuple(target(part, *args[1:], **kwargs) for part in first.parts))
-        if name in ("cat", "stack"):
-            lists = [self.constant(item).parts for item in first]
-            return Sums(tuple(target(list(parts), *args[1:]) for parts in zip(*lists, strict=True)))
-        if name in ("add", "sub") and not kwargs:
-            return self._added(first, self._scaled(args[1], -1.0) if name == "sub" else args[1])
-        if name == "neg":
-            return self._scaled(first, -1.0)
-        if name in ("mul", "div") and len(args) == 2:
-            return self._product(name, *args)
-        if name in ("mean", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
-            return self._pooled(name, *args)
-        if name in _CONTRACTIONS and not isinstance(args[1], Sums):
-            return self._contracted(target, *args)
-        raise refusal(name)
+            return target(args[0].parts[0], *args[1:])
+        lift = operator_of(node).lift
+        found = None if lift is None else lift(self, node, args, kwargs)
+        if found is None:
+            raise refusal(name)
+        return found
 
     def _apart(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Edges:
         """An operation on weights alone, in each of the two networks."""
@@ -182,27 +163,45 @@ class _Walk:
         start = Sums(tuple(torch.tensor(s, dtype=torch.float64, device=edges.a.device) for s in self.lift.start))
         return self._mixed(edges, lambda part, weight, source: part * weight, start)
 
-    def _added(self, left: Any, right: Any) -> Sums:
+    def moved(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sums:
+        """A linear map without weights."""
+        target: Any = node.target
+        return Sums(tuple(target(part, *args[1:], **kwargs) for part in args[0].parts))
+
+    def joined(self, node: fx.Node, args: Sequence[Any]) -> Sums:
+        """Tensors side by side."""
+        target: Any = node.target
+        lists = [self.constant(item).parts for item in args[0]]
+        return Sums(tuple(target(list(parts), *args[1:]) for parts in zip(*lists, strict=True)))
+
+    def added(self, left: Any, right: Any) -> Sums:
+        """A sum."""
         pairs = zip(self.constant(left).parts, self.constant(right).parts, strict=True)
         return Sums(tuple(a + b for a, b in pairs))
 
-    def _scaled(self, value: Any, factor: float) -> Any:
-        fixed = torch.tensor(factor, dtype=torch.float64)
-        return self._product("mul", self.constant(value), Edges(fixed, fixed))
+    def scaled(self, value: Any, factor: float) -> Sums:
+        """A number times."""
+        return self._edgewise(self.constant(value), factor)
 
-    def _product(self, name: str, left: Any, right: Any) -> Sums:
-        """Each element times an edge of its own, trained or fixed."""
+    def product(self, node: fx.Node, left: Any, right: Any, *, divided: bool = False) -> Sums:
+        """Each element times an edge of its own, trained or fixed, or over it."""
         sums, edges = (left, right) if isinstance(left, Sums) else (right, left)
-        if isinstance(edges, Sums) or (name == "div" and isinstance(right, Sums)):
-            raise refusal(f"{name} of two activations")
+        if isinstance(edges, Sums) or (divided and isinstance(right, Sums)):
+            raise refusal(f"{operation_name(node.target)} of two activations")
+        return self._edgewise(sums, edges, divided=divided)
+
+    def _edgewise(self, sums: Sums, edges: Any, *, divided: bool = False) -> Sums:
         if not isinstance(edges, Edges):
             edges = Edges(*[torch.tensor(float(edges), dtype=torch.float64)] * 2)
-        edges = Edges(1 / edges.a, 1 / edges.b) if name == "div" else edges
+        edges = Edges(1 / edges.a, 1 / edges.b) if divided else edges
         return self._mixed(edges, lambda part, weight, source: part * weight, sums)
 
-    def _contracted(self, target: Any, sums: Sums, weight: Edges, bias: Edges | None = None, *rest: Any) -> Sums:
-        if not isinstance(sums, Sums):
-            raise refusal("a matrix of weights times activations")
+    def contracted(self, node: fx.Node, args: Sequence[Any]) -> Sums:
+        """A linear map of activations by a weight, and a bias."""
+        sums, weight, bias, *rest = (*args, None) if len(args) == 2 else args
+        if isinstance(weight, Sums):
+            raise refusal(operation_name(node.target))
+        target: Any = node.target
         extra = (None, *rest) if rest else ()
         total = self._mixed(weight, lambda part, entries, source: target(part, entries, *extra), sums)
         if bias is None:
@@ -210,26 +209,18 @@ class _Walk:
         place = (-1, *([1] * (weight.a.ndim - 2)))  # channels come before positions
         return Sums(tuple(t + c.reshape(place) for t, c in zip(total.parts, self.constant(bias).parts, strict=True)))
 
-    def _pooled(self, name: str, sums: Sums, *args: Any) -> Sums:
-        """A maximum as a sum, a mean as a sum of equal edges."""
-        if name == "mean":
-            totals = Sums(tuple(part.sum(*args) for part in sums.parts))
-            return self._scaled(totals, totals.parts[0].numel() / sums.parts[0].numel())
-        if name == "adaptive_avg_pool2d":
-            if tuple(args[0]) != (1, 1):
-                raise refusal("adaptive_avg_pool2d to more than one element")
-            return self._pooled("mean", sums, (-2, -1), True)
-        size, stride, padding = [*args, *[None] * 3][:3]
-        total = Sums(tuple(_window_sums(part, size, stride, padding) for part in sums.parts))
-        return total if name == "max_pool2d" else self._scaled(total, 1 / math.prod(_pair(size)))
+    def window_sums(self, sums: Any, args: Sequence[Any]) -> Sums:
+        """Sums over the windows of a pooling operation."""
+        return Sums(tuple(_window_sums(part, *[*args, None, None][:3]) for part in sums.parts))
+
+    def mean(self, sums: Any, args: Sequence[Any]) -> Sums:
+        """A mean over axes, as a sum of equal edges."""
+        totals = Sums(tuple(part.sum(*args) for part in sums.parts))
+        return self.scaled(totals, totals.parts[0].numel() / sums.parts[0].numel())
 
 
 def _window_sums(part: Tensor, size: Any, stride: Any, padding: Any) -> Tensor:
     return torch.nn.functional.avg_pool2d(part, size, stride or size, padding or 0, divisor_override=1)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 def refusal(operation: str) -> InputError:

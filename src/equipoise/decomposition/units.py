@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from equipoise.decomposition.path_lifting import KINKS, MOVING, refusal
+from equipoise.decomposition.path_lifting import refusal
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import is_linear
-from equipoise.graph.propagate import operation_name
+from equipoise.graph.ops import operation_name, operator_of
+from equipoise.graph.ops.rules import unchanged
 
 CONSTANT = 0  # the unit that feeds biases
 SUM, MAXIMUM = 1.0, math.inf  # in place of a slope below zero: a linear unit, and one that takes the largest
@@ -114,9 +115,9 @@ class _Builder:
         target: Any = node.target
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             return self._on_weights(target, args, kwargs) if any(map(_is_weights, leaves)) else target(*args, **kwargs)
-        if name == "sym_size" or name in MOVING:
+        if name == "sym_size" or operator_of(node).moves:
             return target(*args, **kwargs)
-        if name in KINKS:
+        if operator_of(node).lift is unchanged:
             return self._bent(args[0], _slope(name, args), name)
         if name == "max_pool2d":
             return self._maxima(args)

@@ -1,1 +1,1 @@
-"""A model read as interfaces: capture, evaluation, matchers, coverage."""
+"""A model read as interfaces: capture, propagation of symmetries, evaluation, coverage; operations are declared in `ops`."""

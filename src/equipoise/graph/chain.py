@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from equipoise.graph import operations
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import kinks
+from equipoise.graph.ops import operation_name, operator_of
+from equipoise.graph.ops.operator import Trait
 from equipoise.graph.piecewise import Rectifier
-from equipoise.graph.propagate import operation_name
 
 _aten = torch.ops.aten
 SHAPING = frozenset(
@@ -62,7 +62,6 @@ def read_chain(captured: Captured) -> tuple[Layer, ...] | None:
 
 
 _MAPS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
-_WRITING = ("conv", "linear", "matmul", "mm", "addmm", "bmm")
 
 
 def successions(captured: Captured) -> tuple[tuple[str, str | None, str], ...]:
@@ -92,9 +91,9 @@ def channel_axis(node: fx.Node) -> int:
     >>> [channel_axis(node) for node in capture(model, torch.ones(4, 2, 5)).output]
     [1]
     """
-    while node.all_input_nodes and not operation_name(node.target).startswith(_WRITING):
+    while node.all_input_nodes and not operator_of(node).is_a(Trait.PRODUCT | Trait.CONVOLUTION):
         node = node.all_input_nodes[0]
-    return 1 if operation_name(node.target).startswith("conv") else -1
+    return 1 if operator_of(node).is_a(Trait.CONVOLUTION) else -1
 
 
 def _map(node: fx.Node, captured: Captured) -> tuple[str | None, str | None]:
@@ -112,7 +111,7 @@ def _readers(node: fx.Node, captured: Captured) -> list[str]:
         weight, _ = _map(user, captured)
         if weight is not None and user.args[0] is node:
             readers += [weight] if _reads_all(user) else []
-        elif operation_name(user.target) in operations.CHANNELWISE or user.target is operator.getitem:
+        elif operator_of(user).is_a(Trait.CHANNELWISE) or user.target is operator.getitem:
             readers += _readers(user, captured)
     return readers
 

@@ -14,10 +14,9 @@ from torch import fx
 
 from equipoise.graph.exchanges import exchanges
 from equipoise.graph.labels.signal import Signal
-from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.ops.pointwise import LAWLESS, SOFTMAX
-from equipoise.graph.ops.recurrent import LAWLESS as CELLS
-from equipoise.graph.propagate import SymmetryPropagation, Unmatched, operation_name, summed
+from equipoise.graph.ops import operation_name, operator_of
+from equipoise.graph.ops.operator import Movement, Trait
+from equipoise.graph.propagate import SymmetryPropagation, Unmatched, summed
 
 
 @dataclass(frozen=True)
@@ -125,9 +124,8 @@ def coverage(walk: SymmetryPropagation) -> Coverage:
 def _lawless(walk: SymmetryPropagation) -> Iterator[str]:
     """Operations on what parameters compute that leave no linear flow."""
     for node in walk.captured.graph.nodes:
-        name = operation_name(node.target)
-        if node.op == "call_function" and name in (*LAWLESS, *CELLS) and walk.upstream(node):
-            yield name
+        if node.op == "call_function" and operator_of(node).is_a(Trait.LAWLESS) and walk.upstream(node):
+            yield operation_name(node.target)
 
 
 # What is read, but not followed ------------------------------------------------------------------------------------
@@ -155,7 +153,6 @@ def unfollowed(walk: SymmetryPropagation) -> tuple[Unfollowed, ...]:
 def _noted(walk: SymmetryPropagation) -> Iterator[Unfollowed]:
     algebra, read = walk.algebra, {each.node for each in walk.unmatched}
     for node in walk.captured.graph.nodes:
-        name = operation_name(node.target)
         parameter = walk.captured.parameters.get(node.name)
         if parameter is not None and parameter not in walk.frozen and (cut := _cut_up(node)):
             yield Unfollowed(cut.name, operation_name(cut.target), (parameter,))
@@ -166,16 +163,16 @@ def _noted(walk: SymmetryPropagation) -> Iterator[Unfollowed]:
             or (node.name in algebra.turnable and _turns(node, walk))
         )
         parameters = walk.upstream(node) if lost and node.name not in read else ()
-        if name == "exp" and (weighed := _softmax_over_data(node)):
+        if operation_name(node.target) == "exp" and (weighed := _softmax_over_data(node)):
             parameters = tuple(dict.fromkeys(name for each in (node, *weighed) for name in walk.upstream(each)))
         if parameters:
-            yield Unfollowed(node.name, name, parameters)
+            yield Unfollowed(node.name, operation_name(node.target), parameters)
 
 
 def _cut_up(node: fx.Node) -> fx.Node | None:
     """What cuts a weight into parts that read different vectors: only what is common to all of these is kept."""
     matrix = node.meta["val"].ndim > 1
-    cuts = [user for user in node.users if matrix and operation_name(user.target) in DROPPING]
+    cuts = [user for user in node.users if matrix and operator_of(user).movement is Movement.DROPPED]
     parts = [reader for cut in cuts for reader in _after(cut) if operation_name(reader.target) == "linear"]
     vectors = {part.args[0] for part in parts if isinstance(part.args[0], fx.Node)} - {node}
     return cuts[0] if len(vectors) > 1 else None
@@ -198,7 +195,7 @@ def _after(node: fx.Node) -> set[fx.Node]:
     queue = [node]
     while queue:
         for user in queue.pop().users:
-            passes = operation_name(user.target) in (*_PASSING, "index_select", "index", "add", "clamp_min")
+            passes = operator_of(user).passes or operation_name(user.target) in _KEEPING_SHIFTS
             queue += [user] if passes and user not in found else []
             found.add(user)
     return found
@@ -213,11 +210,12 @@ def _scales(node: fx.Node, walk: SymmetryPropagation) -> bool:
     while queue:
         current = queue.pop()
         for user in current.users:
-            name = operation_name(user.target)
-            if user.op == "output" or name in _ENDS:
+            operator = operator_of(user)
+            if user.op == "output" or operator.is_a(Trait.RESTING):
                 continue
-            other = _other(current, user)
-            passes = name in (*_PASSING, *_SUMS, *_HOMOGENEOUS) or (name in ("mul", "div") and other is None)
+            other, name = _other(current, user), operation_name(user.target)
+            scales = operator.passes or operator.is_a(Trait.TOTAL | Trait.HOMOGENEOUS)
+            passes = scales or (name in ("mul", "div") and other is None)
             if not passes and name not in ("add", "sub"):
                 return True
             if (passes or (other is not None and walk.upstream(other))) and user not in seen:
@@ -226,10 +224,7 @@ def _scales(node: fx.Node, walk: SymmetryPropagation) -> bool:
     return False
 
 
-_PASSING = (*KEEPING, *DROPPING, *COPYING, "_to_copy", "to", "type_as", "neg", "getitem", "dropout", "native_dropout")
-_HOMOGENEOUS = ("relu", "leaky_relu", "abs", "masked_fill", "where", "pow", "sqrt", "clamp_min")
-_SUMS = ("sum", "mean")
-_ENDS = (*LAWLESS, *SOFTMAX, *CELLS, "scaled_dot_product_attention", "sym_size", "detach")
+_KEEPING_SHIFTS = ("index_select", "index", "add", "clamp_min")
 
 
 def _turns(node: fx.Node, walk: SymmetryPropagation) -> bool:
@@ -250,23 +245,19 @@ def _turns(node: fx.Node, walk: SymmetryPropagation) -> bool:
 
 def _turned(source: fx.Node, user: fx.Node, walk: SymmetryPropagation) -> bool | None:
     """Whether rotations pass on from a vector to what is computed from it (None), end well (True) or not (False)."""
-    name, other = operation_name(user.target), _other(source, user)
-    if name in (*_PRODUCTS, "linalg_vector_norm", "sym_size", "detach"):
+    name, operator, other = operation_name(user.target), operator_of(user), _other(source, user)
+    if operator.is_a(Trait.PRODUCT | Trait.ROTATABLE | Trait.SHAPE_ONLY) or name == "detach":
         return True
-    if name in _SUMS:
+    if operator.is_a(Trait.TOTAL):
         axes, ndim = summed(user)[0], source.meta["val"].ndim
         return True if not axes or ndim - 1 in axes else None
-    if name in (*_PASSING, "square") or (name == "pow" and user.args[1] == 2):
+    if operator.passes or name == "square" or (name == "pow" and user.args[1] == 2):
         return None
     if name in ("add", "sub", "mul", "div") and (other is None or _narrow(walk, other)):
         return None
     if name in ("add", "sub", "mul") and other is not None and walk.upstream(other):
         return None if not _made_of_weights(walk, other) else False
     return None if name in ("layer_norm", "rms_norm") and len(user.all_input_nodes) == 1 else False
-
-
-_PRODUCTS = ("linear", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "scaled_dot_product_attention")
-_PRODUCTS += ("cosine_similarity",)
 
 
 def _other(source: fx.Node, user: fx.Node) -> fx.Node | None:

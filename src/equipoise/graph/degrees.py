@@ -2,25 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx
-from torch.utils import _pytree as pytree
+from torch.fx.node import Argument
 
 from equipoise.graph.capture import Captured
-from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.propagate import operation_name
-
-_PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "mv", "mul", "conv1d", "conv2d", "conv3d", "einsum"})
-_SUMS = frozenset({"add", "sub", "cat", "stack", "maximum", "minimum"})
-_KEPT = frozenset(
-    {"relu", "leaky_relu", "abs", "neg", "sum", "mean", "amax", "max", "getitem", "_to_copy", "contiguous"}
-    | {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool2d"}
-    | {"max_pool2d_with_indices", "adaptive_avg_pool1d", "alias", "_unsafe_view", "clone"}
-    | set(KEEPING)
-    | set(DROPPING)
-    | set(COPYING)
-)
+from equipoise.graph.ops import operation_name, operator_of
+from equipoise.graph.ops.rules import Mixed
 
 
 @dataclass(frozen=True)
@@ -66,32 +54,18 @@ def homogeneity(captured: Captured) -> Homogeneity:
 
 
 def _degree(node: fx.Node, degrees: Mapping[fx.Node, int]) -> int:
-    name = operation_name(node.target)
-    sources = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
-    found = [degrees[source] for source in sources]
+    """By the rule that the operation declares; what reads nothing that scales does not scale."""
+    found = [degrees[source] for source in node.all_input_nodes]
     if not any(found):
         return 0
-    if name in _PRODUCTS:
-        product = sum(found[:2])
-        return _agreed(name, [product, *found[2:]])
-    if name == "prelu":  # the trained slope enters below zero only
-        return _agreed(name, [found[0], sum(found)])
-    if name in _SUMS:
-        return _agreed(name, found + _numbers(node))
-    if name == "div":
-        return found[0] - (found[1] if len(found) > 1 else 0) if isinstance(node.args[0], fx.Node) else -found[0]
-    if name in _KEPT:
-        return found[0]
-    raise _Obstacle(f"{name} of what has degree {max(found)}")
 
+    def of(argument: Argument) -> int:
+        return degrees[argument] if isinstance(argument, fx.Node) else 0
 
-def _agreed(name: str, degrees: list[int]) -> int:
-    if len(set(degrees)) > 1:
-        raise _Obstacle(f"{name}: terms of degrees {' and '.join(map(str, dict.fromkeys(degrees)))}")
-    return degrees[0]
-
-
-def _numbers(node: fx.Node) -> list[int]:
-    """A plain number among the terms of a sum has degree 0, unless it is zero."""
-    terms: list[Any] = [argument for argument in node.args if isinstance(argument, (int, float)) and argument != 0]
-    return [0] * len(terms) if operation_name(node.target) in ("add", "sub") else []
+    name, rule = operation_name(node.target), operator_of(node).degree
+    if rule is None:
+        raise _Obstacle(f"{name} of what has degree {max(found)}")
+    try:
+        return rule(node, of)
+    except Mixed as mixed:
+        raise _Obstacle(f"{name}: {mixed}") from None

@@ -5,18 +5,30 @@ weights must be differentiable almost everywhere and is known by name; it is tak
 unknown is refused.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
-from equipoise.graph import operations
-from equipoise.graph.capture import Captured, Inputs, Intercept, capture
-from equipoise.graph.decompositions import DECOMPOSITIONS
-from equipoise.graph.piecewise import Largest, ParametricRectifier, Piecewise, Pooled, Rectifier
+from equipoise.graph.capture import Captured, Decompositions, Inputs, Intercept, capture
+from equipoise.graph.ops import OPERATORS, operation_name, operator_of
+from equipoise.graph.ops.operator import Regularity
+from equipoise.graph.piecewise import Piecewise, Rectifier
+
+DECOMPOSITIONS: Decompositions = {
+    getattr(getattr(torch.ops.aten, name), overload): function
+    for name, operator in OPERATORS.items()
+    for overload, function in operator.decompositions.items()
+}
+"""Operations that bend, in terms of ReLU and of maxima along an axis: the two whose kinks are known (T6.2).
+
+A flow does not pass a kink that it does not know of: the midpoint rule stalls where the derivative jumps.
+"""
+
+_DIFFERENTIABLE = (Regularity.MOVES, Regularity.LINEAR, Regularity.SMOOTH, Regularity.BENT)
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,6 @@ def kinks(captured: Captured) -> tuple[Kink, ...]:
 def rectified(captured: Captured, model: nn.Module, example_inputs: Inputs) -> Captured:
     """The same computation, read again where that makes more of its kinks known.
 
-    >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU6())
     >>> graph = rectified(capture(model, torch.ones(4, 3)), model, torch.ones(4, 3)).graph
     >>> [node.target.__name__ for node in graph.nodes if node.op == "call_function"]
@@ -70,13 +81,12 @@ def rectified(captured: Captured, model: nn.Module, example_inputs: Inputs) -> C
 def unfollowed(captured: Captured) -> list[str]:
     """The operations whose derivative jumps where no kink is known: a flow may stall there.
 
-    >>> import torch
     >>> from equipoise.graph.capture import capture
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.MaxPool1d(2, dilation=2))
     >>> unfollowed(capture(model, torch.ones(2, 4)))
     ['max_pool1d']
     """
-    bent = [node for node in _depending(captured) if _is_operation(node) and _readable(node) in operations.BENT]
+    bent = [node for node in _depending(captured) if operator_of(node).regularity is Regularity.BENT]
     return [node.name for node in bent if _read_piecewise(node) is None]
 
 
@@ -95,10 +105,11 @@ def piecewise_linear(captured: Captured, besides: Collection[str] = ()) -> tuple
     except InputError:
         return None
     bent, depending = {kink.node for kink in found}, _depending(captured)
-    divided = any(_readable(node) == "div" and node.args[1] in depending for node in depending)
+    divided = any(operation_name(node.target) == "div" and node.args[1] in depending for node in depending)
     return (
         found
-        if not divided and all(node in bent or is_linear(node) or _readable(node) in besides for node in depending)
+        if not divided
+        and all(node in bent or is_linear(node) or operation_name(node.target) in besides for node in depending)
         else None
     )
 
@@ -114,7 +125,7 @@ def _depending(captured: Captured) -> list[fx.Node]:
 
 def is_linear(node: fx.Node) -> bool:
     """Whether a node is one of the linear operations of a network, in its input; sizes are none."""
-    return _is_operation(node) and _readable(node) in operations.LINEAR | operations.MOVING - {"sym_size"}
+    return operator_of(node).linear and operation_name(node.target) != "sym_size"
 
 
 def stand_ins(kinks: Sequence[Kink], slopes: Sequence[Tensor], offsets: Sequence[Tensor] | None = None) -> Intercept:
@@ -175,32 +186,25 @@ def _exactly(kinks: Sequence[Kink]) -> Intercept:
 
 
 def _require_differentiable(node: fx.Node) -> None:
-    name = _readable(node)
-    if _is_random(node):
+    name, operator = operation_name(node.target), operator_of(node)
+    if operator.draws(node):
         raise InputError(
             expected="a model whose output is the same each time",
             found=f"{name} at {node.name} in training mode",
             remedy="call model.eval() first",
         )
-    if _is_operation(node) and name in operations.DIFFERENTIABLE:
+    if operator.regularity in _DIFFERENTIABLE:
         return
     raise InputError(
         expected="a network whose output is differentiable almost everywhere in its weights",
         found=f"{name} at {node.name}, "
         + (
             "whose derivative is zero almost everywhere"
-            if name in operations.FLAT
+            if operator.regularity is Regularity.FLAT
             else "an operation that is not known to be"
         ),
         remedy="replace it (nn.ReLU() and nn.GELU() will do), or use eq.watch, which takes any network",
     )
-
-
-def _is_random(node: fx.Node) -> bool:
-    """Dropout that drops, in any of its forms."""
-    name, args = _readable(node), (*node.args, *[None] * 5)
-    drops = name == "scaled_dot_product_attention" and (args[4] or node.kwargs.get("dropout_p"))
-    return bool(drops) or name in operations.RANDOM or (name in operations.DROPOUT and args[2] is not False)
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:
@@ -212,63 +216,7 @@ def _is_plumbing(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", "") in ("_operator", "math")
 
 
-def _is_operation(node: fx.Node) -> bool:
-    return str(node.target).startswith("aten.")
-
-
-def _readable(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").split(".")[0]
-
-
 def _read_piecewise(node: fx.Node) -> Piecewise | None:
     """The map of a node that is piecewise linear, or `None`."""
-    reader = _READERS.get(_readable(node)) if _is_operation(node) else None
-    return None if reader is None else reader(node)
-
-
-def _leaky(node: fx.Node) -> Piecewise:
-    slope = node.args[1] if len(node.args) > 1 else 0.01
-    assert isinstance(slope, int | float)
-    return Rectifier(float(slope))
-
-
-def _clamp(node: fx.Node) -> Piecewise | None:
-    """`clamp(z, min=0)`; with other bounds it is no homogeneous map."""
-    bounds = [*node.args[1:], *node.kwargs.values()]
-    return Rectifier(0.0) if bounds in ([0], [0, None]) and node.kwargs.get("max") is None else None
-
-
-def _max_pool(axes: int) -> Callable[[fx.Node], Piecewise | None]:
-    def read(node: fx.Node) -> Piecewise | None:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-        kernel = _per_axis(given["kernel_size"], axes)
-        plain = set(_per_axis(given.get("dilation", 1), axes)) == {1} and not given.get("ceil_mode", False)
-        if not plain:
-            return None
-        return Pooled(kernel, _per_axis(given.get("stride") or kernel, axes), _per_axis(given.get("padding", 0), axes))
-
-    return read
-
-
-def _largest(node: fx.Node) -> Piecewise:
-    axes, kept, *_ = (*node.args[1:], (), False)
-    return Largest(tuple(pytree.tree_leaves(axes)), bool(kept))
-
-
-def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
-    values = tuple(pytree.tree_leaves(value))
-    return values * axes if len(values) == 1 else values
-
-
-_READERS: dict[str, Callable[[fx.Node], Piecewise | None]] = {
-    "relu": lambda node: Rectifier(0.0),
-    "abs": lambda node: Rectifier(-1.0),
-    "leaky_relu": _leaky,
-    "prelu": lambda node: ParametricRectifier(),
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "amax": _largest,
-    "max_pool1d": _max_pool(1),
-    "max_pool2d": _max_pool(2),
-}
+    read = operator_of(node).piecewise
+    return None if read is None else read(node)

@@ -7,31 +7,19 @@ the difference of two biases of one sum; they are named, not derived.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx
+from torch.fx.node import Argument
 
-from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.ops.pointwise import SHAPE_ONLY
-from equipoise.graph.propagate import SymmetryPropagation, operation_name
+from equipoise.graph.ops import operator_of
+from equipoise.graph.ops.operator import Trait
+from equipoise.graph.ops.rules import STILL, Exchanged, Parts, Rates
+from equipoise.graph.propagate import SymmetryPropagation
 
-Rates = Mapping[str, float]
-Parts = tuple[Rates, ...]  # of a tensor whose parts move apart, such as tensors side by side
-
-_STILL: Parts = ({},)
-_MOVING = (*KEEPING, *DROPPING, *COPYING, "getitem", "index", "gather", "index_select", "_to_copy", "to", "type_as")
-_MOVING += ("detach", "embedding", "mean", "dropout", "native_dropout", "flip", "roll")
-_WITH_BIAS = ("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
-_WITH_BIAS += ("conv_transpose3d",)
-_NORMS = ("layer_norm", "native_layer_norm", "group_norm", "bilinear")  # with the bias in the fourth place
-_BY_CHANNEL = ("_native_batch_norm_legit_functional", "_native_batch_norm_legit_no_training", "instance_norm")
-_BIAS_FIRST = ("addmm", "baddbmm", "addmv")
-_CELLS = ("lstm", "rnn_tanh", "rnn_relu", "gru", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 LARGEST = 600  # parameters that are added to each other, one way or another
-MOST = 16  # parts of a tensor that move apart; with more of them all are held for seen
 
 
 def exchanges(walk: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
@@ -61,17 +49,16 @@ def _seen(walk: SymmetryPropagation) -> tuple[list[Rates], list[tuple[str, ...]]
     seen: list[Parts] = []
     pairs: list[tuple[str, ...]] = []
     for node in walk.captured.graph.nodes:
-        name = operation_name(node.target)
         if node.op == "placeholder":
             parameter = walk.captured.parameters.get(node.name)
-            moves[node] = _STILL if parameter is None or parameter in walk.frozen else ({parameter: 1.0},)
-        elif node.op == "call_function" and name in _CELLS:
+            moves[node] = STILL if parameter is None or parameter in walk.frozen else ({parameter: 1.0},)
+        elif node.op == "call_function" and operator_of(node).is_a(Trait.RECURRENT):
             pairs += _biases(node, walk)
             seen += [moves[source] for source in node.all_input_nodes if _two(walk, source)]
         elif node.op == "call_function":
-            moves[node], read = _through(node, name, moves)
-            seen += [moves.get(source, _STILL) for source in read]
-        moves.setdefault(node, _STILL)
+            moves[node], read = _through(node, moves)
+            seen += [moves.get(source, STILL) for source in read]
+        moves.setdefault(node, STILL)
     seen += [moves[node] for node in walk.captured.output]
     return [rates for parts in seen for rates in parts if rates], pairs
 
@@ -88,60 +75,14 @@ def _biases(node: fx.Node, walk: SymmetryPropagation) -> Iterator[tuple[str, ...
     yield from (tuple(pair) for pair in zip(names[::2], names[1::2], strict=False) if not set(pair) & set(walk.frozen))
 
 
-def _through(node: fx.Node, name: str, moves: Mapping[fx.Node, Parts]) -> tuple[Parts, Sequence[fx.Node]]:
+def _through(node: fx.Node, moves: Mapping[fx.Node, Parts]) -> Exchanged:
     """The rates of a result, and the arguments whose shift is seen."""
-    args: Any = node.args
-    of = lambda argument: moves.get(argument, _STILL) if isinstance(argument, fx.Node) else _STILL  # noqa: E731
-    sources = node.all_input_nodes
-    if name in SHAPE_ONLY or name == "sym_size":
-        return _STILL, ()
-    if name in ("add", "sub"):
-        sign = (-1.0 if name == "sub" else 1.0) * float(node.kwargs.get("alpha", 1))  # pyright: ignore[reportArgumentType]
-        total = _added(of(args[0]), of(args[1]), sign)
-        return (total, ()) if len(total) <= MOST else (_STILL, sources)
-    if name in ("mul", "div") and not isinstance(args[1], fx.Node):
-        factor = float(args[1]) if name == "mul" else 1 / float(args[1])
-        return _added(_STILL, of(args[0]), factor), ()
-    if name == "neg":
-        return _added(_STILL, of(args[0]), -1.0), ()
-    if name in ("cat", "stack"):
-        return _joined([of(part) for part in args[0]], sources)
-    if name in _MOVING:
-        return of(args[0]), sources[1:]
-    if name in _BIAS_FIRST and args[0] not in args[1:]:
-        return of(args[0]), [source for source in sources if source is not args[0]]
-    if name in (*_WITH_BIAS, *_NORMS, *_BY_CHANNEL):
-        place = 3 if name in _NORMS else 2
-        bias = args[place] if len(args) > place else None
-        return of(bias), [source for source in sources if source is not bias]
-    if name == "scaled_dot_product_attention":  # weights that sum to one
-        return of(args[2]), [source for source in sources if source is not args[2]]
-    return _STILL, sources
 
+    def of(argument: Argument) -> Parts:
+        return moves.get(argument, STILL) if isinstance(argument, fx.Node) else STILL
 
-def _joined(parts: Sequence[Parts], sources: Sequence[fx.Node]) -> tuple[Parts, Sequence[fx.Node]]:
-    """Parts side by side."""
-    kept = _distinct([rates for each in parts for rates in each])
-    return (kept, ()) if len(kept) <= MOST else (_STILL, sources)
-
-
-def _added(a: Parts, b: Parts, factor: float) -> Parts:
-    """Whichever part of the one is added to whichever of the other: too many at most, so that too much is demanded."""
-    return _distinct([_sum(one, other, factor) for one in a for other in b])
-
-
-def _sum(a: Rates, b: Rates, factor: float) -> Rates:
-    total = dict(a)
-    for name, rate in b.items():
-        total[name] = total.get(name, 0.0) + factor * rate
-    return {name: rate for name, rate in total.items() if rate}
-
-
-def _distinct(parts: Sequence[Rates]) -> Parts:
-    found: list[Rates] = []
-    for rates in parts:
-        found += [] if rates in found else [rates]
-    return tuple(found)
+    rule = operator_of(node).exchange
+    return (STILL, node.all_input_nodes) if rule is None else rule(node, of)
 
 
 def _pruned(seen: Sequence[Rates]) -> list[Rates]:

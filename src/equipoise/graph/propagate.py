@@ -14,20 +14,15 @@ from torch.utils import _pytree as pytree
 from equipoise.graph.capture import Captured, fetched, placeholders
 from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.signal import Signal
-from equipoise.graph.ops import MATCHERS
+from equipoise.graph.ops import operation_name, operator_of
 from equipoise.graph.ops.contraction import dot, dotted, einsum_terms
-from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.ops.operator import Unreadable
+from equipoise.graph.ops.operator import SymmetryRule, Trait
 from equipoise.graph.ops.pointwise import FLOOR, TINY
-from equipoise.graph.ops.recurrent import LAWLESS, REFERENCES
+from equipoise.graph.ops.site import Unreadable
 
 BATCH = 2  # what a free batch dimension is walked with
-_MATRIX = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
-_MATRIX += ("embedding_bag", "tensordot")
-RANDOM = ("bernoulli", "native_dropout", "dropout", "rand", "randn", "randint", "rand_like", "randn_like", "normal")
-_SUMS = ("sum", "mean")
-_NORMS = ("linalg_vector_norm", "norm")
-_ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal")
+_MAP = Trait.PRODUCT | Trait.TABLE
+_ENTERED = frozenset({"mul", "add", "cat", "_weight_norm"})  # through which a parameter is followed to a linear map
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,10 @@ class SymmetryPropagation:
     through_detach: bool = False
 
     def __post_init__(self):
-        self.references = {**REFERENCES, **self.references}
         self.algebra = Algebra()
         self.leaves: list[Leaf] = []
         self.unmatched: list[Unmatched] = []
+        self.unread: set[fx.Node] = set()  # whose form, or shape at this batch, no declaration reads
         self.unshifted: set[str] = set()  # nodes at which shifts are not followed (graph/shifts.py)
         self.signals: dict[fx.Node, Any] = {}
         self._products: dict[fx.Node, list[Signal]] = {}  # factors of products that are only summed
@@ -105,13 +100,13 @@ class SymmetryPropagation:
     # Operations -----------------------------------------------------------------------------------------------------
 
     def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = operation_name(node.target)
+        name, known = operation_name(node.target), operator_of(node)
         signals = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Signal)]
-        if not signals or node.target is operator.getitem:
+        if not signals or name == "getitem":
             return self._plain(node, args, kwargs)
         if name == "sym_size":
             return args[0].shape[args[1]]
-        if signals and all(signal.value is not None for signal in signals) and name not in RANDOM:
+        if all(signal.value is not None for signal in signals) and not known.draws(node):
             return self._constant(node, args, kwargs)
         if (constant_eps := self._softening(node, name, args)) is not None:
             return constant_eps
@@ -119,34 +114,46 @@ class SymmetryPropagation:
             return self._by_pattern(node.name, args[0])
         if name == "detach" and not self.through_detach:
             return Signal(args[0].shape)
-        if name in self.references:
-            return self._nested(self.references[name], args, kwargs)
+        if (reference := self.references.get(name, known.reference)) is not None:
+            return self._nested(reference, args, kwargs)
         if name == "mul" and (factors := self._factors_of_sums(node, args)):
             self._products[node] = factors
             return Signal(factors[0].shape)
-        if name in _SUMS and node.args[0] in self._products:
+        if known.is_a(Trait.TOTAL) and node.args[0] in self._products:
             left, right = self._products[node.args[0]]
             return dot(self.algebra, left, right, *summed(node))
-        reason = ""
-        if name in MATCHERS:
-            try:
-                found = MATCHERS[name](self.algebra, *args, **kwargs)
-                if _fits(found, node.meta.get("val")):
-                    return found
-            except Unreadable as error:
-                reason = f" ({error})"
-            except (RuntimeError, ValueError, IndexError):  # an unknown form, or a batch that must not be BATCH
-                pass
-            for role in (role for signal in signals for role in signal.roles):
-                self.algebra.pin(role)
+        found, reason = self._read(known.symmetry, node, args, kwargs)
+        if found is not None:
+            return found
         touched = self.upstream(node)
-        if name not in LAWLESS and touched:
+        if not known.is_a(Trait.LAWLESS) and touched:
             self.unmatched.append(Unmatched(node.name, name + reason, touched))
         return self._held(node, signals)
 
+    def _read(
+        self, symmetry: SymmetryRule | None, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, str]:
+        """How the result moves, and if that is not known why not; nothing that is read may then move."""
+        if symmetry is None:
+            return None, ""
+        reason = ""
+        try:
+            found = symmetry(self.algebra, *args, **kwargs)
+            if _fits(found, node.meta.get("val")):
+                return found, ""
+            self.unread.add(node)
+        except Unreadable as error:
+            reason = f" ({error})"
+        except (RuntimeError, ValueError, IndexError):  # torch refuses the shapes: a batch that must not be BATCH
+            self.unread.add(node)
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            for role in leaf.roles if isinstance(leaf, Signal) else ():
+                self.algebra.pin(role)
+        return None, reason
+
     def _factors_of_sums(self, node: fx.Node, args: tuple[Any, ...]) -> list[Signal]:
         """The factors of a product that is only ever summed over axes along which both are acted on: a dot product."""
-        over = [summed(user)[0] if operation_name(user.target) in _SUMS else [] for user in node.users]
+        over = [summed(user)[0] if operator_of(user).is_a(Trait.TOTAL) else [] for user in node.users]
         if not all(over) or not all(isinstance(side, Signal) for side in args) or node.args[0] is node.args[1]:
             return []
         factors = self.algebra.broadcast(*args)
@@ -158,9 +165,8 @@ class SymmetryPropagation:
             held, index = args
             return held[index] if isinstance(held, (tuple, list)) else held if index == 0 else Signal(held.shape)
         value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-        unknown = operation_name(node.target) in RANDOM
         if isinstance(value, Tensor):
-            return Signal(tuple(value.shape), value=None if unknown else value)
+            return Signal(tuple(value.shape), value=None if operator_of(node).draws(node) else value)
         return value
 
     def _constant(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -174,13 +180,13 @@ class SymmetryPropagation:
 
         A tiny floor under a norm, as in `F.normalize`, is never reached.
         """
-        if name in ("clamp", "clamp_min") and operation_name(node.all_input_nodes[0].target) in _NORMS:
+        if name in ("clamp", "clamp_min") and operator_of(node.all_input_nodes[0]).is_a(Trait.NORM):
             inactive = len(args) == 2 and isinstance(args[1], float) and 0 < args[1] <= FLOOR
             return args[0] if inactive else None
         small = name == "add" and len(args) == 2 and isinstance(args[1], float) and 0 < args[1] <= TINY
         if not small or not isinstance(args[0], Signal):
             return None
-        if not all(operation_name(user.target) in _ROOTS for user in node.users):
+        if not all(operator_of(user).is_a(Trait.ROOT) for user in node.users):
             return None
         for role in args[0].roles:
             self.algebra.absorb(role, args[1])
@@ -237,18 +243,11 @@ class SymmetryPropagation:
             seen.add(current)
             if current.name in self.captured.parameters:
                 found.append(self.captured.parameters[current.name])
-            elif operation_name(current.target) in _MATRIX:
+            elif operator_of(current).is_a(_MAP):
                 queue += [n for n in current.all_input_nodes if n.op == "placeholder"]
             else:
                 queue += current.all_input_nodes
         return tuple(dict.fromkeys(reversed(found)))
-
-
-def operation_name(target: Any) -> str:
-    """`relu` for `aten.relu.default`; the full name for operators of other libraries."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target._opname if target.namespace == "aten" else f"{target.namespace}::{target._opname}"
-    return getattr(target, "__name__", str(target))
 
 
 def summed(node: fx.Node) -> tuple[list[int], bool]:
@@ -290,7 +289,7 @@ def _leaf_axes(
     if use is not None and len(shape) >= 2 and (sides := list(_einsum_axes(node, use))):
         yield from ((shape, axes) for axes in sides)
         return
-    if use is not None and "conv" in operation_name(use.target) and len(shape) >= 3:
+    if use is not None and operator_of(use).is_a(Trait.CONVOLUTION) and len(shape) >= 3:
         yield from _convolution_axes(use, shape)
     elif use is not None and operation_name(use.target) == "bilinear" and len(shape) == 3:
         yield from ((shape, (axis,)) for axis in range(3))
@@ -335,10 +334,10 @@ def _first_use(node: fx.Node, references: Collection[str]) -> fx.Node | None:
     queue = [node]
     while queue:
         for user in queue.pop(0).users:
-            name = operation_name(user.target)
-            if name in (*_MATRIX, *LAWLESS, *references) or name.startswith("conv"):
+            name, use = operation_name(user.target), operator_of(user)
+            if use.is_a(_MAP | Trait.CONVOLUTION | Trait.RECURRENT) or use.reference is not None or name in references:
                 return user
-            if name in (*KEEPING, *DROPPING, *COPYING, "getitem", "mul", "add", "cat", "_to_copy", "_weight_norm"):
+            if use.moves or name in _ENTERED:
                 queue.append(user)
     return None
 

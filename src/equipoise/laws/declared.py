@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 
 from equipoise.errors import InputError
-from equipoise.graph.propagate import operation_name
+from equipoise.graph.ops import operation_name
 
 Reference = Callable[..., Any]
 _OPERATORS: dict[str, Reference] = {}

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from equipoise.errors import one_line
 from equipoise.graph.capture import Captured, copied, placeholders
 from equipoise.graph.coverage import Refuted
-from equipoise.graph.ops.movement import COPYING, DROPPING, KEEPING
-from equipoise.graph.propagate import operation_name
+from equipoise.graph.ops import operation_name, operator_of
+from equipoise.graph.ops.operator import Eps
 from equipoise.laws.derive import Reading
 from equipoise.laws.law import Law
 from equipoise.laws.sweep import plan, residuals
@@ -158,7 +158,7 @@ def _rows(node: fx.Node) -> int | None:
             name = operation_name(user.target)
             if name == "embedding" and user.args[1] is source:
                 sizes.append(int(user.args[0].meta["val"].shape[0]))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-            elif name in (*KEEPING, *DROPPING, *COPYING, "_to_copy"):
+            elif operator_of(user).moves:
                 queue.append(user)
     return min(sizes, default=None)
 
@@ -194,8 +194,9 @@ class _InFloat64(fx.Interpreter):
         if name == "detach" and self.reading.through_detach:
             return args[0]
         args, kwargs = pytree.tree_map(_wide, (args, kwargs))
-        if self.node is not None and self.node.name in self.broken and name in _EPS:
-            args = _without_eps(name, args)
+        eps = None if self.node is None else operator_of(self.node).eps
+        if eps is not None and self.node is not None and self.node.name in self.broken:
+            args = _without_eps(eps, args)
         compute: Callable[..., Any] = self.reading.references.get(name, copied if name == "copy" else target)
         return pytree.tree_map(_wide, compute(*args, **kwargs))
 
@@ -207,31 +208,16 @@ def _wide(leaf: Any) -> Any:
     return leaf.double() if narrow else leaf
 
 
-_EPS = {  # where an operation takes its eps, and what stands before it if that is left out
-    "layer_norm": (4, (None, None)),
-    "native_layer_norm": (4, (None, None)),
-    "group_norm": (4, (None, None)),
-    "rms_norm": (3, (None,)),
-    "_fused_rms_norm": (3, (None,)),
-    "_native_batch_norm_legit_functional": (7, ()),
-    "batch_norm": (7, ()),
-    "instance_norm": (7, ()),
-    "add": (1, ()),
-    "clamp": (1, ()),
-    "clamp_min": (1, ()),
-}
-
-
-def _without_eps(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    place, defaults = _EPS[name]
-    filled = (*args, *defaults[len(defaults) - max(0, place - len(args)) :]) if len(args) < place else args
-    return (*filled[:place], 0.0, *filled[place + 1 :])
+def _without_eps(eps: Eps, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    missing = max(0, eps.place - len(args))
+    filled = (*args, *eps.defaults[len(eps.defaults) - missing :])
+    return (*filled[: eps.place], 0.0, *filled[eps.place + 1 :])
 
 
 def _testable(law: Law, captured: Captured) -> bool:
     """Whether every `eps` that breaks it can be taken away."""
-    names = {node.name: operation_name(node.target) for node in captured.graph.nodes}
-    return all(names.get(place) in _EPS for place, _ in law.interface.breaks)
+    removable = {node.name for node in captured.graph.nodes if operator_of(node).eps is not None}
+    return all(place in removable for place, _ in law.interface.breaks)
 
 
 def _operations(law: Law, captured: Captured) -> tuple[str, ...]:

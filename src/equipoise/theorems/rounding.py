@@ -9,8 +9,8 @@ from torch import Tensor, fx
 
 from equipoise.graph.capture import Captured, Intercept
 from equipoise.graph.evaluate import Kink, is_linear, piecewise_linear
+from equipoise.graph.ops import operation_name
 from equipoise.graph.piecewise import ParametricRectifier, Rectifier
-from equipoise.graph.propagate import operation_name
 
 _EPS = torch.finfo(torch.float64).eps
 _SMOOTH = {"tanh": (1.0, 0.0), "sigmoid": (0.25, 0.5), "gelu": (1.13, 0.0), "silu": (1.1, 0.0)}

@@ -1,4 +1,4 @@
-"""Roles under the operations that all matchers are made of: restrict, share, multiply, sum over axes."""
+"""Roles under the operations that all rules of symmetry are made of: restrict, share, multiply, sum over axes."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equipoise.graph.constraints import STILL, GeneratorConstraints
 from equipoise.graph.labels.ragged import distinct
-from equipoise.graph.labels.signal import INERT, ZERO, Role, Signal, blank, compact, compactly
+from equipoise.graph.labels.signal import INERT, ZERO, Role, Signal, blank, compact, compactly, value_numbers
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Absorbed:
 
 
 class Algebra:
-    """The verbs of the matchers; each one restricts the unknown generators of `symmetry` and returns new labels."""
+    """What rules of symmetry are made of; each one restricts the unknown generators of `symmetry` and returns new labels."""
 
     def __init__(self):
         self.symmetry = GeneratorConstraints()
@@ -304,8 +304,7 @@ class Algebra:
         """No mixing between elements that another tensor multiplies by different values."""
         shape = role.coordinates.shape
         if other.value is not None and other.value.numel():
-            key = torch.unique(other.value, return_inverse=True)[1].reshape(other.shape)
-            self.separate(role, key.expand(shape))
+            self.separate(role, value_numbers(other.value).expand(shape))
             return
         sizes = (1,) * (len(shape) - other.ndim) + other.shape
         if role.regular:  # along other axes every fibre has the same pattern

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 SEEN, UNREAD = -1, -2  # labels of elements that may not be moved, and of those that nothing reads
 LARGEST = 2**23  # elements of which each has a label of its own
+LETTERS = ascii_uppercase + ascii_lowercase  # the axes of tensors, as in an `einsum`
 Groups = Tensor  # int64 labels in the shape of a tensor
 
 
@@ -131,6 +133,32 @@ def partition(shape: Sequence[int], links: Sequence[tuple[Tensor, Tensor]]) -> G
 def pull(groups: Groups, origin: Tensor, shape: Sequence[int]) -> Groups | None:
     """Groups of an input whose elements `origin` says where each element of the output comes from (-1: elsewhere)."""
     return partition(shape, [(origin.reshape(-1), groups.reshape(-1))])
+
+
+def spread(groups: Groups | Rows, shape: tuple[int, ...], onto: tuple[int, ...]) -> Groups | Rows | None:
+    """Groups of a tensor of some shape, from those of what it is broadcast to."""
+    if shape == onto:
+        return groups
+    labels = dense(groups, onto)
+    numbers = torch.arange(math.prod(shape)).reshape(shape).expand(onto)
+    return None if labels is None else pull(labels, numbers, shape)
+
+
+def broadcast_terms(shapes: Sequence[Sequence[int]], ndim: int) -> tuple[list[str], str]:
+    """Letters for the axes of tensors that are broadcast against each other; an axis of size one has its own.
+
+    >>> broadcast_terms([(2, 3), (3,), (2, 1)], 2)
+    (['AB', 'B', 'AC'], 'AB')
+    """
+    output, spare = LETTERS[:ndim], iter(LETTERS[ndim:])
+    wide = [
+        max((shape[axis - ndim] for shape in shapes if len(shape) >= ndim - axis), default=1) for axis in range(ndim)
+    ]
+    terms = []
+    for shape in shapes:
+        axes = range(ndim - len(shape), ndim)
+        terms.append("".join(output[a] if shape[a - ndim] == wide[a] else next(spare) for a in axes))
+    return terms, output
 
 
 def in_rows(groups: Groups, batch: int, own: int) -> Groups | None:

@@ -87,7 +87,7 @@ class Signal:
     def identity(self) -> Int64[Tensor, "..."]:
         """A number for each element; equal numbers promise equal values."""
         if self.value is not None and self.value.numel():
-            return torch.unique(self.value, return_inverse=True)[1].reshape(self.shape)
+            return value_numbers(self.value)
         count = int(torch.Size(self.shape).numel())
         return torch.arange(count).reshape(self.shape)
 
@@ -101,6 +101,18 @@ class Signal:
     def axis(self, axis: int) -> int:
         """The axis counted from the front."""
         return axis % max(self.ndim, 1)
+
+
+def value_numbers(value: Tensor) -> Int64[Tensor, "..."]:
+    """A number for each element of a tensor, equal where the values are.
+
+    >>> value_numbers(torch.tensor([2.0, 1.0, 2.0]))
+    tensor([1, 0, 1])
+    """
+    if value.is_complex():
+        pairs = torch.view_as_real(value.resolve_conj()).reshape(-1, 2)
+        return torch.unique(pairs, dim=0, return_inverse=True)[1].reshape(value.shape)
+    return torch.unique(value, return_inverse=True)[1].reshape(value.shape)
 
 
 def compact(labels: Tensor) -> Tensor:

@@ -1,16 +1,27 @@
 """Linear maps, convolutions and matrix products: generators of what is summed over cancel, the others pass on."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from string import ascii_lowercase, ascii_uppercase
-from typing import Any
+from typing import TypeAlias
 
 import torch
+from torch import fx
+from torch.fx.node import Argument
+from torch.utils import _pytree as pytree
 
 from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.shift_groups import LETTERS, Groups, Rows, broadcast_terms, contracted, dense, spread
 from equipoise.graph.labels.signal import Role, Signal, is_zero, reshaped
-from equipoise.graph.ops.operator import matches
+from equipoise.graph.ops import rules
+from equipoise.graph.ops.operator import Operator, Regularity, ShiftRule, Sources, Trait, declare
 from equipoise.graph.ops.pointwise import add
+from equipoise.graph.ops.site import Site
+
+Shape: TypeAlias = tuple[int, ...]
+
+# Symmetries -----------------------------------------------------------------------------------------------------------
 
 
 def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
@@ -26,7 +37,7 @@ def contract(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     columns = right.shape[1]
     shape = (batch, rows, columns)
     out = [_placed(role, (batch, rows, 1), shape) for role in carried[0]]
-    out += [_placed(role, (batch, 1, columns), shape) for role in (_swapped(role) for role in carried[1])]
+    out += [_placed(role, (batch, 1, columns), shape) for role in (swapped(role) for role in carried[1])]
     sums = [*summed[0], *summed[1]]
     if summed[0] and summed[1]:
         algebra.cancel(summed[0], summed[1])
@@ -66,7 +77,8 @@ def _across(algebra: Algebra, role: Role, axis: int) -> Role:
     return algebra.uniform(role, [axis])
 
 
-def _swapped(role: Role) -> Role:
+def swapped(role: Role) -> Role:
+    """The role of `(b, i, k)` as that of `(b, k, i)`."""
     return role.moved(lambda labels: labels.transpose(1, 2))
 
 
@@ -91,7 +103,7 @@ def _passed_on(
     return [_placed(alike, (shape[0], 1, 1), shape)]
 
 
-def _flat(signal: Signal, shape: Sequence[int], *, swap: bool = False) -> Signal:
+def flat(signal: Signal, shape: Sequence[int], *, swap: bool = False) -> Signal:
     """A tensor as `(b, i, k)`, or `(b, k, i)` swapped to it."""
     move = lambda labels: reshaped(labels, shape).transpose(1, 2) if swap else reshaped(labels, shape)  # noqa: E731
     final = (shape[0], shape[2], shape[1]) if swap else tuple(shape)
@@ -99,7 +111,6 @@ def _flat(signal: Signal, shape: Sequence[int], *, swap: bool = False) -> Signal
     return Signal(tuple(final), tuple(role.moved(move) for role in signal.roles), value, signal.weights)
 
 
-@matches("linear")
 def linear(algebra: Algebra, x: Signal, weight: Signal, bias: Signal | None = None) -> Signal:
     """`x Wᵀ + b`."""
     if is_zero(x):
@@ -108,17 +119,17 @@ def linear(algebra: Algebra, x: Signal, weight: Signal, bias: Signal | None = No
         return out if bias is None else add(algebra, out, bias)
     inner = x.shape[-1]
     rows = weight.shape[0] if weight.ndim == 2 else 1
-    out = contract(algebra, _flat(x, (1, math.prod(x.shape[:-1]), inner)), _flat(weight, (1, rows, inner)))
-    result = _flat_back(out, (*x.shape[:-1], *weight.shape[:-1]))
+    out = contract(algebra, flat(x, (1, math.prod(x.shape[:-1]), inner)), flat(weight, (1, rows, inner)))
+    result = flat_back(out, (*x.shape[:-1], *weight.shape[:-1]))
     return result if bias is None else add(algebra, result, bias)
 
 
-def _flat_back(signal: Signal, shape: Sequence[int]) -> Signal:
+def flat_back(signal: Signal, shape: Sequence[int]) -> Signal:
+    """A product in the shape of the result."""
     roles = tuple(role.moved(lambda labels: reshaped(labels, shape)) for role in signal.roles)
     return Signal(tuple(shape), roles, None, signal.weights)
 
 
-@matches("matmul", "mm", "bmm", "mv", "dot")
 def matmul(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     """`left @ right`, broadcast over leading axes."""
     like = torch.matmul(torch.empty(left.shape, device="meta"), torch.empty(right.shape, device="meta"))
@@ -127,30 +138,28 @@ def matmul(algebra: Algebra, left: Signal, right: Signal) -> Signal:
     inner = left.shape[-1]
     if right.ndim <= 2:
         columns = right.shape[1] if right.ndim == 2 else 1
-        a = _flat(left, (1, math.prod(left.shape[:-1]), inner))
-        b = _flat(right, (1, inner, columns), swap=True)
-        return _flat_back(contract(algebra, a, b), like.shape)
+        a = flat(left, (1, math.prod(left.shape[:-1]), inner))
+        b = flat(right, (1, inner, columns), swap=True)
+        return flat_back(contract(algebra, a, b), like.shape)
     rows = left.shape[-2] if left.ndim > 1 else 1
     batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     count = math.prod(batch)
     a = _broadcast(algebra, left, (*batch, rows, inner))
     b = _broadcast(algebra, right, (*batch, inner, right.shape[-1]))
-    out = contract(algebra, _flat(a, (count, rows, inner)), _flat(b, (count, inner, right.shape[-1]), swap=True))
-    return _flat_back(out, like.shape)
+    out = contract(algebra, flat(a, (count, rows, inner)), flat(b, (count, inner, right.shape[-1]), swap=True))
+    return flat_back(out, like.shape)
 
 
 def _broadcast(algebra: Algebra, signal: Signal, shape: tuple[int, ...]) -> Signal:
     return Signal(shape, tuple(algebra.expanded(role, shape) for role in signal.roles), None, signal.weights)
 
 
-@matches("addmm", "baddbmm", "addmv")
-def addmm(algebra: Algebra, bias: Signal, left: Signal, right: Signal, **kwargs: Any) -> Signal:
+def addmm(algebra: Algebra, bias: Signal, left: Signal, right: Signal, **kwargs: object) -> Signal:
     """`bias + left @ right`."""
     return add(algebra, matmul(algebra, left, right), bias)
 
 
-@matches("einsum")
-def einsum(algebra: Algebra, equation: str, operands: Sequence[Signal], **kwargs: Any) -> Signal:
+def einsum(algebra: Algebra, equation: str, operands: Sequence[Signal], **kwargs: object) -> Signal:
     """Products of two operands at a time, as batched matrix products; of one, a diagonal, a sum and a permutation."""
     terms, output = einsum_terms(equation, [signal.ndim for signal in operands])
     sizes = _sizes(terms, operands)
@@ -232,11 +241,11 @@ def _einsum_pair(
     alone = [[axis for axis in term if axis not in other] for term, other in ((left, right), (right, left))]
     size = lambda axes: math.prod(sizes[axis] for axis in axes)  # noqa: E731
     sides = [
-        _flat(_permuted(op, term, [*batch, *own, *inner]), (size(batch), size(own), size(inner)))
+        flat(_permuted(op, term, [*batch, *own, *inner]), (size(batch), size(own), size(inner)))
         for op, term, own in zip(operands, terms, alone, strict=True)
     ]
     order = [*batch, *alone[0], *alone[1]]
-    out = _flat_back(contract(algebra, *sides), [sizes[axis] for axis in order])
+    out = flat_back(contract(algebra, *sides), [sizes[axis] for axis in order])
     unneeded = [place for place, axis in enumerate(order) if axis not in needed]
     kept = algebra.total(out, unneeded) if unneeded else out
     return "".join(axis for axis in order if axis in needed), kept
@@ -254,109 +263,126 @@ def dot(algebra: Algebra, left: Signal, right: Signal, axes: Sequence[int], keep
     letters = ascii_lowercase[: left.ndim]
     kept = [axis for axis in range(left.ndim) if axis not in axes]
     out = einsum(algebra, f"{letters},{letters}->{''.join(letters[axis] for axis in kept)}", [left, right])
-    return _flat_back(out, [1 if axis in axes else size for axis, size in enumerate(left.shape)]) if keep else out
+    return flat_back(out, [1 if axis in axes else size for axis, size in enumerate(left.shape)]) if keep else out
 
 
-@matches("bilinear")
 def bilinear(algebra: Algebra, x: Signal, y: Signal, weight: Signal, bias: Signal | None = None) -> Signal:
     """`x A_o y + b_o`: each of the three axes of the form is one side of an interface."""
     outer, rows, columns = weight.shape
     count = math.prod(x.shape[:-1])
     form = _permuted(weight, "oij", "oji")
-    half = contract(algebra, _flat(x, (1, count, rows)), _flat(form, (1, outer * columns, rows)))
-    read = Signal((count, outer, columns), _flat(half, (count, outer, columns)).roles, None, weight.weights)
-    whole = contract(algebra, read, _flat(y, (count, 1, columns)))
-    result = _flat_back(Signal(whole.shape, whole.roles), (*x.shape[:-1], outer))
+    half = contract(algebra, flat(x, (1, count, rows)), flat(form, (1, outer * columns, rows)))
+    read = Signal((count, outer, columns), flat(half, (count, outer, columns)).roles, None, weight.weights)
+    whole = contract(algebra, read, flat(y, (count, 1, columns)))
+    result = flat_back(Signal(whole.shape, whole.roles), (*x.shape[:-1], outer))
     return result if bias is None else add(algebra, result, bias)
 
 
-@matches("conv1d", "conv2d", "conv3d")
-def convolution(
-    algebra: Algebra,
-    x: Signal,
-    weight: Signal,
-    bias: Signal | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Signal:
-    """A linear map on channels, the same at every position; zero padding moves with anything."""
-    settings = stride, padding, dilation, groups
-    return _convolution("conv", algebra, x, weight, bias, settings, groups)
+def tensordot(algebra: Algebra, left: Signal, right: Signal, over: Sequence[int], onto: Sequence[int]) -> Signal:
+    """A product summed over these axes of the factors."""
+    terms, output = dotted([left.ndim, right.ndim], over, onto)
+    return einsum(algebra, f"{','.join(terms)}->{output}", [left, right])
 
 
-@matches("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def transposed_convolution(
-    algebra: Algebra,
-    x: Signal,
-    weight: Signal,
-    bias: Signal | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Signal:
-    """The transposed map on channels."""
-    settings = stride, padding, output_padding, groups, dilation
-    return _convolution("conv_transpose", algebra, x, weight, bias, settings, groups)
+# Shifts ---------------------------------------------------------------------------------------------------------------
+
+Spelled: TypeAlias = tuple[list[str], str]
+Spelling: TypeAlias = Callable[[Site, list[Shape]], Spelled]
+"""A product as an `einsum`: the axes of each factor and of the result, one letter each."""
 
 
-def _convolution(
-    family: str,
-    algebra: Algebra,
-    x: Signal,
-    weight: Signal,
-    bias: Signal | None,
-    settings: Sequence[Any],
-    groups: int,
-) -> Signal:
-    """A convolution of as many axes as the weight has; one example may come without a batch axis."""
-    if x.ndim < weight.ndim:
-        one = Signal((1, *x.shape), tuple(role.moved(lambda labels: labels[None]) for role in x.roles))
-        out = _convolution(family, algebra, one, weight, bias, settings, groups)
-        return Signal(out.shape[1:], tuple(role.moved(lambda labels: labels[0]) for role in out.roles))
-    function = getattr(torch.nn.functional, f"{family}{weight.ndim - 2}d")
-    shape = function(*(torch.empty(signal.shape, device="meta") for signal in (x, weight)), None, *settings).shape
-    return _convolved(algebra, x, weight, bias, shape, groups, transposed=family == "conv_transpose")
+def _shift_of_product(spelling: Spelling, factors: slice = slice(0, 2), bias: int | None = 2) -> ShiftRule:
+    """Rows of a factor may be shifted where every row of the result allows it; a bias moves as the result does."""
+
+    def rule(site: Site, groups: Groups | Rows) -> Sources:
+        sources = [each for each in pytree.tree_leaves(site.args[factors]) if isinstance(each, fx.Node)]
+        shapes, labels = [site.shape_of(source) for source in sources], dense(groups, site.shape)
+        if labels is None:
+            return
+        yield from zip(sources, contracted(labels, *spelling(site, shapes), shapes), strict=True)
+        summand = None if bias is None else site.tensor(bias)
+        if summand is not None:
+            yield summand, spread(labels, site.shape_of(summand), site.shape)
+
+    return rule
 
 
-def _convolved(
-    algebra: Algebra,
-    x: Signal,
-    weight: Signal,
-    bias: Signal | None,
-    shape: Sequence[int],
-    groups: int,
-    *,
-    transposed: bool,
-) -> Signal:
-    batch, channels, *_ = x.shape
-    for role in x.roles:
-        algebra.merges(role, range(2, x.ndim))
-    at_one_place = [algebra.uniform(role, range(2, x.ndim)) for role in x.roles]
-    grouped = lambda labels: reshaped(labels, (batch, groups, channels // groups)).transpose(0, 1)  # noqa: E731
-    data = Signal((groups, batch, channels // groups), tuple(role.moved(grouped) for role in at_one_place))
-    out = contract(algebra, data, _kernel(algebra, weight, groups, transposed=transposed))
-    ungrouped = lambda labels: reshaped(labels.transpose(0, 1), (batch, shape[1], *([1] * (x.ndim - 2))))  # noqa: E731
-    roles = [algebra.expanded(role.moved(ungrouped), tuple(shape)) for role in out.roles]
-    result = Signal(tuple(shape), tuple(roles))
-    if bias is None:
-        return result
-    spread = lambda labels: labels.reshape(-1, *([1] * (x.ndim - 2)))  # noqa: E731
-    column = Signal((bias.shape[0], *([1] * (x.ndim - 2))), tuple(role.moved(spread) for role in bias.roles))
-    return add(algebra, result, column)
+def _linear_terms(site: Site, shapes: list[Shape]) -> Spelled:
+    lead = LETTERS[: len(shapes[0]) - 1]
+    return [lead + "z", "yz"[2 - len(shapes[1]) :]], lead + ("y" if len(shapes[1]) == 2 else "")
 
 
-def _kernel(algebra: Algebra, weight: Signal, groups: int, *, transposed: bool) -> Signal:
-    """A convolution's weight at one tap, as `(groups, out, in)`."""
-    at_one_tap = [algebra.uniform(role, range(2, weight.ndim)) for role in weight.roles]
-    outer, inner = weight.shape[:2]
-    swap = lambda labels: reshaped(labels, (groups, outer // groups, inner))  # noqa: E731
-    shape = (groups, outer // groups, inner)
-    signal = Signal(shape, tuple(role.moved(swap) for role in at_one_tap), None, weight.weights)
-    if transposed:
-        turned = tuple(_swapped(role) for role in signal.roles)
-        return Signal((groups, inner, outer // groups), turned, None, weight.weights)
-    return signal
+def _matrix_terms(site: Site, shapes: list[Shape]) -> Spelled:
+    left, right = shapes
+    rows, columns = ("x" if len(left) > 1 else ""), ("y" if len(right) > 1 else "")
+    ndim = max(len(left), len(right), 2) - 2
+    (one, other), batch = broadcast_terms([left[:-2], right[:-2]], ndim)
+    return [one + rows + "z", other + "z" + columns], batch + rows + columns
+
+
+def _bilinear_terms(site: Site, shapes: list[Shape]) -> Spelled:
+    lead = LETTERS[: len(shapes[0]) - 1]
+    return [lead + "z", lead + "y", "xzy"], lead + "x"
+
+
+def _einsum_terms(site: Site, shapes: list[Shape]) -> Spelled:
+    return einsum_terms(str(site.args[0]), [len(shape) for shape in shapes])
+
+
+def _tensordot_terms(site: Site, shapes: list[Shape]) -> Spelled:
+    return dotted([len(shape) for shape in shapes], site.integers(2), site.integers(3))
+
+
+# Degrees --------------------------------------------------------------------------------------------------------------
+
+
+def _of_einsum(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    return sum(of(operand) for operand in node.args[1])  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+
+
+def _of_bilinear(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    biases = [of(bias) for bias in node.args[3:4] if isinstance(bias, fx.Node)]
+    return rules.agreed([sum(of(factor) for factor in node.args[:3]), *biases])
+
+
+# Declarations ---------------------------------------------------------------------------------------------------------
+
+_PRODUCT = Operator(degree=rules.multiplied, regularity=Regularity.LINEAR, traits=Trait.PRODUCT)
+declare(
+    "linear",
+    replace(
+        _PRODUCT,
+        symmetry=linear,
+        shift=_shift_of_product(_linear_terms),
+        exchange=rules.added_last(2),
+        lift=rules.lifted_map,
+    ),
+)
+_MATRICES = replace(_PRODUCT, symmetry=matmul, shift=_shift_of_product(_matrix_terms, bias=None))
+declare("matmul mm bmm", replace(_MATRICES, lift=rules.lifted_map))
+declare("mv dot", _MATRICES)
+declare(
+    "addmm baddbmm addmv",
+    replace(
+        _PRODUCT,
+        symmetry=addmm,
+        shift=_shift_of_product(_matrix_terms, slice(1, 3), bias=0),
+        exchange=rules.added_first,
+        degree=rules.multiplied_and_added,
+    ),
+)
+declare(
+    "einsum",
+    replace(_PRODUCT, symmetry=einsum, shift=_shift_of_product(_einsum_terms, slice(1, 2), None), degree=_of_einsum),
+)
+declare("tensordot", replace(_PRODUCT, symmetry=tensordot, shift=_shift_of_product(_tensordot_terms, bias=None)))
+declare(
+    "bilinear",
+    replace(
+        _PRODUCT,
+        symmetry=bilinear,
+        shift=_shift_of_product(_bilinear_terms, slice(0, 3), bias=3),
+        exchange=rules.added_last(3),
+        degree=_of_bilinear,
+    ),
+)

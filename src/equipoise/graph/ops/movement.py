@@ -1,75 +1,72 @@
-"""Operations that only move elements: labels are moved by the operation itself."""
+"""Operations that only move elements, or convert them: labels are moved by the operation itself."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.shift_groups import Groups, Rows, dense, pull, spread
 from equipoise.graph.labels.signal import ZERO, Role, Signal, blank, is_zero, reshaped
-from equipoise.graph.ops.operator import Unreadable, matches, rest
+from equipoise.graph.ops import rules
+from equipoise.graph.ops.operator import (
+    Movement,
+    Operator,
+    Regularity,
+    Sources,
+    SymmetryRule,
+    Trait,
+    declare,
+    operator_of,
+    rest,
+)
+from equipoise.graph.ops.site import Site, Unreadable, element_numbers
 
 aten = torch.ops.aten
+Moved: TypeAlias = Signal | tuple[Signal, ...]
 
-# Operations by what they may do to the copies of an element: keep every one, drop some, or make more.
-KEEPING = [
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "transpose",
-    "permute",
-    "t",
-    "unsqueeze",
-    "squeeze",
-    "clone",
-    "contiguous",
-    "alias",
-    "flatten",
-    "flip",
-    "roll",
-    "numpy_T",
-    "movedim",
-    "swapaxes",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "unflatten",
-    "view_as",
-    "lift_fresh_copy",
-    "detach_",
-    "mT",
-]
-DROPPING = [
-    "select",
-    "slice",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "unbind",
-    "narrow",
-    "diagonal",
-    "tensor_split",
-    "unsafe_split",
-]
-COPYING = ["expand", "repeat", "repeat_interleave", "tile", "unfold", "expand_as"]
-_LIKE = ["expand_as", "view_as"]
-_CASTING = ["_to_copy", "to", "type_as", "positive", "detach"]
+# Symmetries -----------------------------------------------------------------------------------------------------------
 
 
-def _moved(algebra: Algebra, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _moves(name: str, movement: Movement) -> SymmetryRule:
     """Run the operation on the labels of its first argument."""
-    signal, *others = args
-    if name in ("view", "_unsafe_view", "reshape"):
-        shape = tuple(torch.empty(signal.shape, device="meta").reshape(others[0]).shape)
-        return _relabelled(algebra, signal, lambda labels: reshaped(labels, shape))
     operation = getattr(aten, name)
-    others = pytree.tree_map_only(Signal, _plain if name not in _LIKE else _like, others)
-    move = lambda labels: operation(labels, *others, **kwargs)  # noqa: E731
-    moved = _relabelled(algebra, signal, move, drops=name in (*DROPPING, "unfold"), copies=name in COPYING)
-    return replace(moved, alike=_added_axes(signal, moved)) if name in ("expand", "expand_as") else moved
+    sample = {"expand_as", "view_as"}
+
+    def rule(algebra: Algebra, signal: Signal, *others: object, **kwargs: object) -> Moved:
+        kwargs.pop("memory_format", None)
+        as_tensors = pytree.tree_map_only(Signal, _shaped_like if name in sample else known_value, others)
+        move = lambda labels: operation(labels, *as_tensors, **kwargs)  # noqa: E731
+        return relabelled(
+            algebra,
+            signal,
+            move,
+            drops=movement is Movement.DROPPED or name == "unfold",
+            copies=movement is Movement.COPIED,
+        )
+
+    return rule
+
+
+def _viewed(algebra: Algebra, signal: Signal, size: Sequence[int], **kwargs: object) -> Moved:
+    """The same elements in the same order; axes along which nothing changes stay so."""
+    shape = tuple(torch.empty(signal.shape, device="meta").reshape(size).shape)
+    return relabelled(algebra, signal, lambda labels: reshaped(labels, shape))
+
+
+def _broadcasts(name: str) -> SymmetryRule:
+    rule = _moves(name, Movement.COPIED)
+
+    def expanded(algebra: Algebra, signal: Signal, *others: object, **kwargs: object) -> Moved:
+        moved = rule(algebra, signal, *others, **kwargs)
+        assert isinstance(moved, Signal)
+        return replace(moved, alike=_added_axes(signal, moved))
+
+    return expanded
 
 
 def _added_axes(signal: Signal, expanded: Signal) -> frozenset[int]:
@@ -78,20 +75,26 @@ def _added_axes(signal: Signal, expanded: Signal) -> frozenset[int]:
     return frozenset(axis for axis, size in enumerate(sizes) if size == 1)
 
 
-def _like(signal: Signal) -> Tensor:
+def _shaped_like(signal: Signal) -> Tensor:
     return torch.empty(signal.shape, device="meta")
 
 
-def _plain(signal: Signal) -> Tensor:
-    """A tensor that says how elements are moved; it must not depend on the data."""
+def known_value(signal: Signal) -> Tensor:
+    """A tensor that says how elements are moved; raises `Unreadable` if it depends on the data."""
     if signal.value is None:
         raise Unreadable("by the data")
     return signal.value
 
 
-def _relabelled(
-    algebra: Algebra, signal: Signal, move: Callable[[Tensor], Any], *, drops: bool = False, copies: bool = False
-) -> Any:
+def relabelled(
+    algebra: Algebra,
+    signal: Signal,
+    move: Callable[[Tensor], Tensor | Sequence[Tensor]],
+    *,
+    drops: bool = False,
+    copies: bool = False,
+) -> Moved:
+    """The roles of a tensor after an operation that moves labels as it moves elements."""
     shapes = move(torch.zeros((), dtype=torch.int64).expand(signal.shape))
     pieces = [shapes] if isinstance(shapes, Tensor) else list(shapes)
     roles: list[list[Role]] = [[] for _ in pieces]
@@ -99,7 +102,7 @@ def _relabelled(
         labels, fibres = move(role.coordinates), move(role.fibres)
         pairs = [(labels, fibres)] if isinstance(labels, Tensor) else zip(labels, fibres, strict=True)
         for piece, pair in zip(roles, pairs, strict=True):
-            moved = Role(*pair)
+            moved = Role(*pair)  # pyright: ignore[reportArgumentType]
             moved = algebra.distinct(moved) if copies else moved
             piece.append(algebra.close(moved) if drops else moved)
     results = [
@@ -108,29 +111,38 @@ def _relabelled(
     return results[0] if isinstance(shapes, Tensor) else tuple(results)
 
 
-def _register(name: str) -> None:
-    @matches(name)
-    def move(algebra: Algebra, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("memory_format", None)
-        return _moved(algebra, name, args, kwargs)
-
-
-for _name in (*KEEPING, *DROPPING, *COPYING):
-    _register(_name)
-
-
-@matches(*_CASTING, "neg", "conj", "_conj", "real")
-def cast(algebra: Algebra, signal: Signal, *args: Any, **kwargs: Any) -> Signal:
+def cast(algebra: Algebra, signal: Signal, *args: object, **kwargs: object) -> Signal:
     """Another dtype or another sign: the same linear action; integers have no gradient and must not move."""
-    dtype = kwargs.get("dtype") or next((each for each in args if isinstance(each, torch.dtype)), torch.float64)
-    if not (dtype.is_floating_point or dtype.is_complex):
+    dtypes = [each for each in (kwargs.get("dtype"), *args) if isinstance(each, torch.dtype)]
+    if dtypes and not (dtypes[0].is_floating_point or dtypes[0].is_complex):
         return rest(algebra, signal.shape, signal)
     return Signal(signal.shape, tuple(algebra.renewed(role) for role in signal.roles), None, signal.weights)
 
 
-@matches("cat", "stack")
-def join(algebra: Algebra, signals: Sequence[Signal], dim: int = 0, *, operation: Any = torch.cat) -> Signal:
-    """Tensors side by side; zeros take whatever role the others have."""
+def as_complex(algebra: Algebra, signal: Signal) -> Signal:
+    """Pairs along the last axis as complex numbers: real and imaginary parts must move alike."""
+    for role in signal.roles:
+        algebra.merges(role, [signal.ndim - 1])
+    roles = [algebra.uniform(role, [signal.ndim - 1]) for role in signal.roles]
+    flat = [algebra.renewed(role.moved(lambda labels: labels.squeeze(-1))) for role in roles]
+    return Signal(signal.shape[:-1], tuple(flat), None, signal.weights)
+
+
+def as_real(algebra: Algebra, signal: Signal) -> Signal:
+    """Real and imaginary parts along a new last axis: both move as the complex number does."""
+    shape = (*signal.shape, 2)
+    roles = [algebra.expanded(role.moved(lambda labels: labels.unsqueeze(-1)), shape) for role in signal.roles]
+    return Signal(shape, tuple(roles), None, signal.weights)
+
+
+def join(
+    algebra: Algebra,
+    signals: Sequence[Signal],
+    dim: int = 0,
+    *,
+    operation: Callable[[list[Tensor], int], Tensor] = torch.cat,
+) -> Signal:
+    """Tensors side by side; zeros take the role that the others have."""
     signals = [signal for signal in signals if signal.shape != (0,)]
     count = max((len(signal.roles) for signal in signals), default=0)
     columns = [_roles(signal, count) for signal in signals]
@@ -142,14 +154,13 @@ def join(algebra: Algebra, signals: Sequence[Signal], dim: int = 0, *, operation
     return Signal(tuple(like.shape), tuple(roles))
 
 
-@matches("stack")
 def stack(algebra: Algebra, signals: Sequence[Signal], dim: int = 0) -> Signal:
     """Tensors along a new axis."""
     return join(algebra, signals, dim, operation=torch.stack)
 
 
 def paired(left: Signal, right: Signal) -> list[tuple[Role, Role]]:
-    """The roles of two tensors that become one, in order; zeros take whatever role the other has."""
+    """The roles of two tensors that become one, in order; zeros take the role that the other has."""
     count = max(len(left.roles), len(right.roles))
     return list(zip(_roles(left, count), _roles(right, count), strict=True))
 
@@ -159,10 +170,13 @@ def _roles(signal: Signal, count: int) -> list[Role]:
     return [*signal.roles, *missing]
 
 
-@matches("pad", "constant_pad_nd")
 def pad(
-    algebra: Algebra, signal: Signal, width: Sequence[int], mode: str = "constant", value: float | int | None = None
-) -> Signal:
+    algebra: Algebra,
+    signal: Signal,
+    width: Sequence[int],
+    mode: str | float | int = "constant",
+    value: float | int | None = None,
+) -> Moved:
     """Zeros around, which no linear map moves; another constant stays where it is; other modes copy."""
     if mode == "constant" or isinstance(mode, (int, float)):
         constant = value if isinstance(mode, str) else mode
@@ -178,125 +192,181 @@ def pad(
         cropped = any(side < 0 for side in width)
         return Signal(tuple(like.shape), tuple(algebra.close(role) if cropped else role for role in roles))
     floating = lambda labels: torch.nn.functional.pad(labels.double(), list(width), mode=mode).long()  # noqa: E731
-    return _relabelled(algebra, signal, floating, copies=True)
+    return relabelled(algebra, signal, floating, copies=True)
 
 
-@matches("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
-def upsample(algebra: Algebra, signal: Signal, size: Any, scales: Any = None, *args: Any) -> Signal:
-    """Every element copied over a small square."""
-    spatial = signal.ndim - 2
-    factor = scales if size is None else None
-    copy = lambda labels: torch.nn.functional.interpolate(labels.double(), size, factor).long()  # noqa: E731
-    assert spatial > 0
-    return _relabelled(algebra, signal, copy, copies=True)
-
-
-@matches("index")
-def index(algebra: Algebra, signal: Signal, indices: Sequence[Signal | None]) -> Signal:
-    """Fancy indexing: exact for constant indices; for indices in the data, all that may be picked must move alike."""
-    if all(position is None or position.value is not None for position in indices):
-        exact = [None if position is None else position.value for position in indices]
-        return _relabelled(algebra, signal, lambda labels: aten.index(labels, exact), drops=True, copies=True)
-    axes = [axis for axis, position in enumerate(indices) if position is not None]
-    zeros = [None if p is None else torch.zeros(p.shape, dtype=torch.int64) for p in indices]
-    return _picked(algebra, signal, axes, lambda labels: aten.index(labels, zeros))
-
-
-@matches("index_select")
-def index_select(algebra: Algebra, signal: Signal, dim: int, positions: Signal) -> Signal:
-    """Slices along one axis."""
-    axis = signal.axis(dim)
-    return index(algebra, signal, [None] * axis + [positions])
-
-
-@matches("gather")
-def gather(algebra: Algebra, signal: Signal, dim: int, positions: Signal, **kwargs: Any) -> Signal:
-    """Elements along one axis."""
-    _one_by_one(algebra, signal, signal.axis(dim), positions)
-    zeros = torch.zeros(positions.shape, dtype=torch.int64)
-    return _picked(algebra, signal, [signal.axis(dim)], lambda labels: aten.gather(labels, dim, zeros))
-
-
-def _one_by_one(algebra: Algebra, signal: Signal, axis: int, positions: Signal) -> None:
-    """No mixing between elements that come from, or go to, different places along an axis."""
-    same_places = positions.constant_axes()
-    along = [other == axis or other in same_places for other in range(signal.ndim)]
-    sizes = [1 if same else size for same, size in zip(along, signal.shape, strict=True)]
-    key = torch.arange(math.prod(sizes)).reshape(sizes).expand(signal.shape)
-    for role in signal.roles:
-        algebra.separate(role, key)
-
-
-def _picked(algebra: Algebra, signal: Signal, axes: Sequence[int], pick: Callable[[Tensor], Tensor]) -> Signal:
-    alike = [algebra.uniform(role, axes) for role in signal.roles]
-    spread = [role.moved(lambda labels: labels.expand(signal.shape)) for role in alike]
-    return _relabelled(algebra, signal.with_roles(spread), pick, drops=True, copies=True)
-
-
-@matches("embedding")
-def embedding(
+def upsample(
     algebra: Algebra,
-    table: Signal,
-    positions: Signal,
-    padding: int = -1,
-    by_frequency: Any = False,
-    sparse: Any = False,
-) -> Signal:
-    """Rows of a table, chosen by the data: no action on the rows, any on the columns.
-
-    Autograd drops the gradient of the row `padding_idx` and divides others by their frequency if asked to: what it
-    returns is then not the gradient of the function, and obeys none of its laws.
-    """
-    if table.weights and (padding >= 0 or by_frequency):
-        raise Unreadable(f"padding_idx={padding}" if padding >= 0 else "scale_grad_by_freq")
-    for role in table.roles:
-        if role.varies(0):
-            algebra.pin(role)
-    columns = table.with_roles([role for role in table.roles if not role.varies(0)])
-    first = columns.with_roles([algebra.uniform(role, [0]) for role in columns.roles])
-    shape = (*positions.shape, *table.shape[1:])
-    roles = [algebra.expanded(Role(role.coordinates[0], role.fibres[0]), shape) for role in first.roles]
-    return Signal(shape, tuple(roles))
+    signal: Signal,
+    size: Sequence[int] | None,
+    scales: Sequence[float | int] | None = None,
+    *args: object,
+) -> Moved:
+    """Every element copied over a small square."""
+    factor = list(scales) if size is None and scales is not None else None
+    copy = lambda labels: torch.nn.functional.interpolate(labels.double(), size, factor).long()  # noqa: E731
+    return relabelled(algebra, signal, copy, copies=True)  # pyright: ignore[reportArgumentType]
 
 
-@matches("scatter_reduce")
-def scatter_reduce(
-    algebra: Algebra, target: Signal, dim: int, positions: Signal, source: Signal, reduce: str, **kwargs: Any
-) -> Signal:
-    """Sums, means or maxima of what the data put into one place."""
-    if reduce not in ("sum", "mean", "amax", "amin"):
-        return rest(algebra, target.shape, target, source)
-    source = algebra.diagonal(source) if reduce.startswith("a") else source
-    return scatter_add(algebra, target, dim, positions, source)
+# Shifts ---------------------------------------------------------------------------------------------------------------
 
 
-@matches("scatter_add")
-def scatter_add(
-    algebra: Algebra, target: Signal, dim: int, positions: Signal, source: Signal, *args: Any, **kwargs: Any
-) -> Signal:
-    """Sums into places chosen for each element by itself."""
-    _one_by_one(algebra, source, source.axis(dim), positions)
-    return scatter(algebra, target, dim, positions, source)
+def _shift_of_moved(site: Site, groups: Groups | Rows) -> Sources:
+    """Element numbers, moved by the operation itself, say where every element comes from."""
+    source, labels = site.source(), dense(groups, site.shape)
+    yield source, None if labels is None else pull(labels, _numbers(site), site.shape_of(source))
 
 
-@matches("index_add")
-def scatter(
-    algebra: Algebra, target: Signal, dim: int, positions: Signal, source: Signal, *args: Any, **kwargs: Any
-) -> Signal:
-    """Sums into places chosen by the data: everything along that axis must move alike."""
-    axis = target.axis(dim)
-    alike = [algebra.uniform(role, [axis]) for role in source.roles]
-    narrow = [role.moved(lambda labels: _fitted(labels, axis, target.shape)) for role in alike]
-    spread = [algebra.expanded(role, target.shape) for role in narrow]
-    result = Signal(target.shape, tuple(algebra.renewed(role) for role in spread))
-    if not is_zero(target):
-        algebra.equal(result, target)
-    return result
+def _shift_of_broadcast(site: Site, groups: Groups | Rows) -> Sources:
+    """All copies of an element move alike."""
+    source = site.source()
+    yield source, spread(groups, site.shape_of(source), site.shape)
 
 
-def _fitted(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
-    """Labels with one index along `axis`, cut to the other axes of a shape."""
-    for other, size in enumerate(shape):
-        if other != axis and labels.shape[other] > size:
-            labels = labels.narrow(other, 0, size)
-    return labels
+def _numbers(site: Site) -> Tensor:
+    return site.node.target(element_numbers(site.shape_of(site.source())), *site.plain(site.args[1:]))  # pyright: ignore[reportCallIssue]
+
+
+def shift_of_same_order(site: Site, groups: Groups | Rows) -> Sources:
+    """The same elements in the same order, in another shape or type."""
+    source = site.source()
+    if isinstance(groups, Rows):
+        yield source, groups
+    else:
+        numbers = element_numbers(site.shape_of(source)).reshape(site.shape)
+        yield source, pull(groups, numbers, site.shape_of(source))
+
+
+def _shift_of_turned(site: Site, groups: Groups | Rows) -> Sources:
+    """Axes in another order."""
+    source = site.source()
+    turned = _rows_turned(site, groups, site.shape_of(source)) if isinstance(groups, Rows) else None
+    if turned is not None:
+        yield source, turned
+    else:
+        yield from _shift_of_moved(site, groups)
+
+
+def _rows_turned(site: Site, rows: Rows, before: tuple[int, ...]) -> Rows | None:
+    if (rows_after := rows.on(site.shape)) is None:
+        return None
+    sizes = range(2, 2 + len(before))  # told apart by their sizes
+    turned = site.node.target(torch.empty(tuple(sizes), device="meta"), *site.args[1:], **site.node.kwargs).shape  # pyright: ignore[reportCallIssue]
+    origin = [turned.index(size) for size in sizes]
+    labelled = [axis for axis in range(len(before)) if origin[axis] in rows_after.axes]
+    order = [rows_after.axes.index(origin[axis]) for axis in labelled]
+    return Rows(rows_after.labels.permute(order), tuple(labelled), before)
+
+
+def _shift_of_part(site: Site, groups: Groups | Rows) -> Sources:
+    """One of several results: of an operation that splits, elements of what it reads; of others the first."""
+    source, place = site.source(), site.integer(1)
+    if operator_of(source).is_a(Trait.SPLITTING):
+        split = replace(site, node=source)
+        whole, labels = split.source(), dense(groups, site.shape)
+        shape = site.shape_of(whole)
+        yield whole, None if labels is None else pull(labels, _numbers(split)[place], shape)
+    elif place == 0:
+        yield source, groups
+
+
+def _shift_of_joined(site: Site, groups: Groups | Rows) -> Sources:
+    """Each of several tensors side by side."""
+    parts = [part for part in pytree.tree_leaves(site.args[0]) if isinstance(part, fx.Node)]
+    labels = dense(groups, site.shape)
+    if labels is None:
+        return
+    shapes = [site.shape_of(part) for part in parts]
+    for place, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+        numbers = [torch.full(other, -1) for other in shapes]
+        numbers[place] = element_numbers(shape)
+        joined = site.node.target(numbers, *site.args[1:])  # pyright: ignore[reportCallIssue]
+        yield part, pull(labels, joined, shape)
+
+
+def _shift_of_padded(site: Site, groups: Groups | Rows) -> Sources:
+    """A constant around, which does not move."""
+    source, labels = site.source(), dense(groups, site.shape)
+    mode = site.args[2] if len(site.args) > 2 else "constant"
+    if labels is not None and (mode == "constant" or not isinstance(mode, str)):
+        shape = site.shape_of(source)
+        yield source, pull(labels, torch.constant_pad_nd(element_numbers(shape), site.integers(1), -1), shape)
+
+
+def _of_padded(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    """Zeros around have every degree, other numbers 0."""
+    filling = next((each for each in (*node.args[2:], *node.kwargs.values()) if isinstance(each, (int, float))), 0)
+    return rules.agreed([of(node.args[0])] + [0] * bool(filling))
+
+
+# Sums over paths ------------------------------------------------------------------------------------------------------
+
+
+def _lifted_negative(
+    algebra: rules.PathAlgebra, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object]
+) -> object:
+    return algebra.scaled(args[0], -1.0)
+
+
+# Declarations ---------------------------------------------------------------------------------------------------------
+
+_MOVING = Operator(exchange=rules.passed, degree=rules.kept, regularity=Regularity.MOVES, lift=rules.lifted_moves)
+
+
+def _declare_movements(names: str, movement: Movement, operator: Operator) -> None:
+    for name in names.split():
+        declare(name, replace(operator, symmetry=_moves(name, movement), movement=movement))
+
+
+_ORDERED = replace(_MOVING, shift=shift_of_same_order, movement=Movement.ORDERED)
+declare("view _unsafe_view reshape", replace(_ORDERED, symmetry=_viewed))
+_declare_movements("flatten unflatten unsqueeze squeeze view_as lift_fresh_copy contiguous", Movement.ORDERED, _ORDERED)
+_declare_movements("clone alias", Movement.ORDERED, replace(_ORDERED, traits=Trait.CHANNELWISE))
+declare("_to_copy to type_as", replace(_ORDERED, symmetry=cast, traits=Trait.CASTING))
+declare("positive", replace(_ORDERED, symmetry=cast))
+_TURNED = replace(_MOVING, shift=_shift_of_turned)
+_declare_movements("t transpose permute movedim swapaxes numpy_T mT", Movement.TURNED, _TURNED)
+_ELSEWHERE = replace(_MOVING, shift=_shift_of_moved)
+_declare_movements("flip roll pixel_shuffle pixel_unshuffle detach_", Movement.KEPT, _ELSEWHERE)
+_declare_movements("select slice narrow diagonal", Movement.DROPPED, _ELSEWHERE)
+_SPLIT = replace(_ELSEWHERE, shift=None, traits=Trait.SPLITTING)
+_declare_movements("split split_with_sizes chunk unbind tensor_split unsafe_split", Movement.DROPPED, _SPLIT)
+declare("getitem", replace(_MOVING, movement=Movement.DROPPED, shift=_shift_of_part))
+_declare_movements("repeat repeat_interleave tile unfold", Movement.COPIED, _ELSEWHERE)
+for _name in ("expand", "expand_as"):
+    declare(
+        _name, replace(_ELSEWHERE, symmetry=_broadcasts(_name), shift=_shift_of_broadcast, movement=Movement.COPIED)
+    )
+
+declare(
+    "neg",
+    Operator(
+        symmetry=cast,
+        shift=shift_of_same_order,
+        exchange=rules.negated_rates,
+        degree=rules.kept,
+        regularity=Regularity.LINEAR,
+        lift=_lifted_negative,
+        traits=Trait.CASTING,
+    ),
+)
+declare(
+    "detach",
+    Operator(symmetry=cast, shift=shift_of_same_order, exchange=rules.passed, traits=Trait.RESTING),
+)
+_COMPLEX = Operator(degree=rules.kept, regularity=Regularity.LINEAR)
+declare("conj _conj", replace(_COMPLEX, symmetry=cast))
+declare("real imag", replace(_COMPLEX, symmetry=cast))
+declare("view_as_complex", replace(_COMPLEX, symmetry=as_complex))
+declare("view_as_real", replace(_COMPLEX, symmetry=as_real))
+
+_JOINED = replace(_MOVING, shift=_shift_of_joined, exchange=rules.joined_rates, degree=rules.joined)
+declare("cat", replace(_JOINED, symmetry=join, lift=rules.lifted_join))
+declare("stack", replace(_JOINED, symmetry=stack, lift=rules.lifted_join))
+declare(
+    "pad constant_pad_nd",
+    Operator(symmetry=pad, shift=_shift_of_padded, degree=_of_padded, regularity=Regularity.MOVES),
+)
+declare("upsample_nearest2d", Operator(symmetry=upsample, degree=rules.kept, regularity=Regularity.LINEAR))
+declare("upsample_nearest1d upsample_nearest3d", Operator(symmetry=upsample, degree=rules.kept))
+declare("im2col tril triu", Operator(degree=rules.kept, regularity=Regularity.MOVES))

@@ -1,137 +1,106 @@
 """Operations on each element by itself: piecewise linear, powers, sums, products, and those with no symmetry."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import TypeAlias
 
 import torch
+from torch import Tensor, fx
+from torch.fx.node import Argument
 
 from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.shift_groups import Groups, Rows, along, broadcast_terms, contracted, dense, spread
 from equipoise.graph.labels.signal import ZERO, Signal, blank, is_zero
-from equipoise.graph.ops.operator import MATCHERS, matches, moving, rest
+from equipoise.graph.ops import rules
+from equipoise.graph.ops.operator import (
+    OPERATORS,
+    Eps,
+    Operator,
+    Regularity,
+    Sources,
+    Trait,
+    declare,
+    moving,
+    operation_name,
+    operator_of,
+    rest,
+)
+from equipoise.graph.ops.site import Site
+from equipoise.graph.piecewise import ParametricRectifier, Piecewise, Rectifier
 
 TINY = 1e-2  # constants below this, added under a square root, are read as an `eps`
 FLOOR = 1e-6  # a clamp below this guards a division
 
-SHAPE_ONLY = [
-    "zeros_like",
-    "new_zeros",
-    "ones_like",
-    "empty_like",
-    "full_like",
-    "rand_like",
-    "randn_like",
-    "new_empty",
-    "new_ones",
-    "new_full",
-    "sym_size",
-]
-ZEROS = ["zeros_like", "new_zeros"]
-LAWLESS = [
-    "gelu",
-    "silu",
-    "tanh",
-    "sigmoid",
-    "exp",
-    "log",
-    "softplus",
-    "elu",
-    "selu",
-    "celu",
-    "mish",
-    "hardswish",
-    "hardsigmoid",
-    "hardtanh",
-    "erf",
-    "sin",
-    "cos",
-    "logsigmoid",
-    "log_sigmoid_forward",
-    "relu6",
-    "softsign",
-    "exp2",
-    "expm1",
-    "log1p",
-    "log2",
-    "atan",
-]
-SOFTMAX = ["softmax", "_softmax", "log_softmax", "_log_softmax"]  # only a shift, see graph/shifts.py
+Number: TypeAlias = int | float
+Term: TypeAlias = Signal | Number
+
+# Symmetries -----------------------------------------------------------------------------------------------------------
 
 
-@matches(*LAWLESS, *SOFTMAX)
-def lawless(algebra: Algebra, signal: Signal, *args: Any, **kwargs: Any) -> Signal:
+def lawless(algebra: Algebra, signal: Signal, *args: object, **kwargs: object) -> Signal:
     """A map that commutes with no linear flow."""
     return rest(algebra, signal.shape, signal)
 
 
-@matches("relu", "leaky_relu", "abs", "rrelu", "threshold_at_zero")
-def positively_homogeneous(algebra: Algebra, signal: Signal, *args: Any, **kwargs: Any) -> Signal:
+def rectified(algebra: Algebra, signal: Signal, *args: object, **kwargs: object) -> Signal:
     """`φ(a z) = a φ(z)` for `a > 0`, unit by unit."""
     same = algebra.diagonal(signal)
     return same.with_roles([algebra.renewed(role) for role in same.roles])
 
 
-@matches("prelu")
 def prelu(algebra: Algebra, signal: Signal, slope: Signal) -> Signal:
     """As leaky ReLU; the slope itself belongs to neither side."""
     algebra.still(slope)
-    return positively_homogeneous(algebra, signal)
+    return rectified(algebra, signal)
 
 
-@matches("clamp", "clamp_min")
-def clamp(algebra: Algebra, signal: Signal, low: Any = None, high: Any = None) -> Signal:
+def clamp(algebra: Algebra, signal: Signal, low: Term | None = None, high: Term | None = None) -> Signal:
     """A clamp at zero is a ReLU; one at a tiny positive floor is one up to an `eps`."""
     if high is None and isinstance(low, (int, float)) and 0 <= low <= FLOOR:
         for role in signal.roles if low else ():
             algebra.absorb(role, low)
-        return positively_homogeneous(algebra, signal)
+        return rectified(algebra, signal)
     return rest(algebra, signal.shape, signal, *(bound for bound in (low, high) if isinstance(bound, Signal)))
 
 
-@matches("native_dropout", "dropout", "feature_dropout")
-def dropout(algebra: Algebra, signal: Signal, probability: Any = 0.5, training: Any = True) -> Any:
+def dropout(algebra: Algebra, signal: Signal, probability: Number | None = 0.5, training: object = True) -> Signal:
     """In training a mask on each element, exact for the mask drawn; the identity otherwise."""
-    result = positively_homogeneous(algebra, signal) if training and probability else signal
-    return result
+    return rectified(algebra, signal) if training and probability else signal
 
 
-@matches("gt", "lt", "ge", "le", "eq", "ne", "sign", "isnan", "isinf", "logical_not", "signbit")
-def comparison(algebra: Algebra, signal: Signal, other: Any = 0) -> Signal:
+def comparison(algebra: Algebra, signal: Signal, other: Term = 0) -> Signal:
     """The side of zero does not change under positive scaling; any other comparison pins what it compares."""
-    threshold = other if isinstance(other, Signal) else None
-    shape = torch.broadcast_shapes(signal.shape, threshold.shape) if threshold else signal.shape
-    if other == 0:
+    if not isinstance(other, Signal):
+        if other != 0:
+            return rest(algebra, signal.shape, signal)
         algebra.diagonal(signal)
-        return Signal(tuple(shape))
-    return rest(algebra, tuple(shape), signal, *([threshold] if threshold else []))
+        return Signal(signal.shape)
+    return rest(algebra, tuple(torch.broadcast_shapes(signal.shape, other.shape)), signal, other)
 
 
-@matches("where")
-def where(algebra: Algebra, condition: Signal, left: Any, right: Any) -> Signal:
+def where(algebra: Algebra, condition: Signal, left: Term, right: Term) -> Signal:
     """Either of two tensors, element by element."""
     algebra.still(condition)
-    sides = [side if isinstance(side, Signal) else _constant(side) for side in (left, right)]
-    *sides, chosen = algebra.broadcast(*sides, condition)
+    *sides, chosen = algebra.broadcast(_signal(left), _signal(right), condition)
     for side in sides:
         for role in side.roles:
             algebra.separate(role, condition.identity().expand(chosen.shape))
     return _sum(algebra, *sides)
 
 
-@matches("masked_fill")
-def masked_fill(algebra: Algebra, signal: Signal, mask: Signal, value: Any) -> Signal:
+def masked_fill(algebra: Algebra, signal: Signal, mask: Signal, value: Term) -> Signal:
     """A constant where the mask says so."""
     return where(algebra, mask, value, signal)
 
 
-def _constant(value: float | int) -> Signal:
-    return Signal((), value=torch.tensor(value))
+def _signal(term: Term) -> Signal:
+    return term if isinstance(term, Signal) else Signal((), value=torch.tensor(term))
 
 
-@matches("add", "sub", "rsub")
-def add(algebra: Algebra, left: Any, right: Any, *, alpha: Any = 1) -> Signal:
+def add(algebra: Algebra, left: Term, right: Term, *, alpha: object = 1) -> Signal:
     """Summands must move alike; adding zero demands nothing."""
-    left, right = (side if isinstance(side, Signal) else _constant(side) for side in (left, right))
-    return _sum(algebra, left, right)
+    return _sum(algebra, _signal(left), _signal(right))
 
 
 def _sum(algebra: Algebra, left: Signal, right: Signal) -> Signal:
@@ -144,58 +113,32 @@ def _as_wildcard(signal: Signal) -> Signal:
     return signal.with_roles([blank(signal.shape, ZERO)]) if is_zero(signal) else signal
 
 
-@matches("mul")
-def multiply(algebra: Algebra, left: Signal, right: Any) -> Signal:
+def multiply(algebra: Algebra, left: Signal, right: Term) -> Signal:
     """Generators add; a number changes nothing."""
     if not isinstance(right, Signal):
         return left.with_roles([algebra.renewed(role) for role in left.roles])
     return algebra.product(left, right)
 
 
-@matches("glu")
 def gated(algebra: Algebra, signal: Signal, dim: int = -1) -> Signal:
     """`a · sigmoid(b)` for the two halves `a, b` of an axis."""
-    value, gate = MATCHERS["chunk"](algebra, signal, 2, dim)
+    chunk = OPERATORS["chunk"].symmetry
+    assert chunk is not None
+    value, gate = chunk(algebra, signal, 2, dim)  # pyright: ignore[reportGeneralTypeIssues]
     algebra.still(gate)
     return algebra.product(value, Signal(gate.shape))
 
 
-@matches("div", "true_divide")
-def divide(algebra: Algebra, left: Signal, right: Any, **kwargs: Any) -> Signal:
+def divide(algebra: Algebra, left: Signal, right: Term, **kwargs: object) -> Signal:
     """Generators subtract."""
     if not isinstance(right, Signal):
         return multiply(algebra, left, right)
     if kwargs.get("rounding_mode"):
         return rest(algebra, tuple(torch.broadcast_shapes(left.shape, right.shape)), left, right)
-    return algebra.product(left, reciprocal(algebra, right))
+    return algebra.product(left, power(algebra, right, -1))
 
 
-@matches("reciprocal")
-def reciprocal(algebra: Algebra, signal: Signal) -> Signal:
-    """Degree -1."""
-    return power(algebra, signal, -1)
-
-
-@matches("sqrt")
-def sqrt(algebra: Algebra, signal: Signal) -> Signal:
-    """Degree 1/2."""
-    return power(algebra, signal, Fraction(1, 2))
-
-
-@matches("rsqrt")
-def rsqrt(algebra: Algebra, signal: Signal) -> Signal:
-    """Degree -1/2."""
-    return power(algebra, signal, Fraction(-1, 2))
-
-
-@matches("square")
-def square(algebra: Algebra, signal: Signal) -> Signal:
-    """Degree 2."""
-    return power(algebra, signal, 2)
-
-
-@matches("pow")
-def power(algebra: Algebra, signal: Any, exponent: Any) -> Signal:
+def power(algebra: Algebra, signal: Term, exponent: Term | Fraction) -> Signal:
     """Homogeneous of the exponent's degree."""
     if not isinstance(signal, Signal) or isinstance(exponent, Signal):
         operands = [side for side in (signal, exponent) if isinstance(side, Signal)]
@@ -207,14 +150,441 @@ def power(algebra: Algebra, signal: Any, exponent: Any) -> Signal:
     return algebra.scaled(signal, Fraction(exponent))
 
 
-@matches(*(name for name in SHAPE_ONLY if name not in ZEROS), "bernoulli")
-def filled(algebra: Algebra, signal: Signal, size: Any = None, *args: Any, **kwargs: Any) -> Signal:
+def _to_the(exponent: int | Fraction) -> Callable[[Algebra, Signal], Signal]:
+    return lambda algebra, signal: power(algebra, signal, exponent)
+
+
+def filled(
+    algebra: Algebra, signal: Signal, size: Sequence[int] | object = None, *args: object, **kwargs: object
+) -> Signal:
     """Only the shape is read."""
     return Signal(tuple(size) if isinstance(size, (list, tuple)) else signal.shape)
 
 
-@matches(*ZEROS)
-def zeros(algebra: Algebra, signal: Signal, size: Any = None, *args: Any, **kwargs: Any) -> Signal:
+def zeros(
+    algebra: Algebra, signal: Signal, size: Sequence[int] | object = None, *args: object, **kwargs: object
+) -> Signal:
     """Zeros, which move with anything that is added to them."""
     shape = filled(algebra, signal, size).shape
     return Signal(shape, value=torch.zeros(()).expand(shape))
+
+
+def interpolated(algebra: Algebra, start: Signal, end: Signal, weight: Term) -> Signal:
+    """`start + weight (end - start)`: both must move alike."""
+    if not isinstance(weight, Signal):
+        return add(algebra, start, end)
+    algebra.still(weight)
+    fixed = weight.with_roles([])
+    return add(algebra, algebra.product(start, fixed), algebra.product(end, fixed))
+
+
+def product_added(algebra: Algebra, signal: Signal, left: Signal, right: Signal, *, value: object = 1) -> Signal:
+    """`signal + value · left · right`."""
+    return add(algebra, signal, algebra.product(left, right))
+
+
+def quotient_added(algebra: Algebra, signal: Signal, left: Signal, right: Signal, *, value: object = 1) -> Signal:
+    """`signal + value · left / right`."""
+    return add(algebra, signal, divide(algebra, left, right))
+
+
+# Shifts ---------------------------------------------------------------------------------------------------------------
+
+
+def ignored_by_centring(site: Site) -> Sources:
+    """`x - mean(x)` or `x - max(x)`, written by hand: both nodes together ignore a shift."""
+    centre = site.node if operator_of(site.node).is_a(Trait.CENTRE) else _undetached(site.tensor(1))
+    if centre is None or not operator_of(centre).is_a(Trait.CENTRE) or len(centre.args) < 3:
+        return
+    whole = replace(site, node=centre)
+    source = whole.source()
+    readers = [reader for user in centre.users for reader in _detached_readers(user, site)]
+    centred = [user for user in readers if operation_name(user.target) == "sub" and user.args[0] is source]
+    if centre.args[2] and len(centred) == len(readers):
+        yield source, along(site.shape_of(source), whole.integers(1))
+
+
+def _undetached(node: fx.Node | None) -> fx.Node | None:
+    detached = node is not None and operation_name(node.target) == "detach"
+    return node.all_input_nodes[0] if node is not None and detached else node
+
+
+def _detached_readers(node: fx.Node, site: Site) -> list[fx.Node]:
+    """The readers of a `detach`, where gradients pass it; any other node itself."""
+    return list(node.users) if site.through_detach and operation_name(node.target) == "detach" else [node]
+
+
+def shift_of_sum(site: Site, groups: Groups | Rows) -> Sources:
+    """A summand moves as the sum does."""
+    for source in site.tensors():
+        yield source, spread(groups, site.shape_of(source), site.shape)
+
+
+def shift_of_product(site: Site, groups: Groups | Rows) -> Sources:
+    """A factor moves with all that it is multiplied with by the same number."""
+    sources = list(site.tensors())
+    if site.tensor(1) is None:
+        yield sources[0], groups
+    elif len(sources) == 2:
+        yield from zip(sources, _factors(site, sources, groups), strict=False)
+
+
+def shift_of_quotient(site: Site, groups: Groups | Rows) -> Sources:
+    """The dividend as a factor."""
+    yield from list(shift_of_product(site, groups))[:1] if site.tensor(0) is not None else ()
+
+
+def _shift_of_first(site: Site, groups: Groups | Rows) -> Sources:
+    """What a product or a quotient is added to moves as the sum does."""
+    source = site.source()
+    yield source, spread(groups, site.shape_of(source), site.shape)
+
+
+def _shift_of_interpolation(site: Site, groups: Groups | Rows) -> Sources:
+    """Both ends, by a number: each moves the result by its share."""
+    if site.tensor(2) is None:
+        yield from shift_of_sum(site, groups)
+
+
+def _factors(site: Site, sources: Sequence[fx.Node], groups: Groups | Rows) -> Iterator[Groups | Rows | None]:
+    after = site.shape
+    labels, shapes = dense(groups, after), [site.shape_of(source) for source in sources]
+    if labels is None:
+        return
+    factors = contracted(labels, *broadcast_terms(shapes, len(after)), shapes)
+    for factor, shape, other in zip(factors, shapes, reversed(sources), strict=True):
+        value = site.value(other)
+        same = value is not None and value.numel() > 0 and bool((value == value.flatten()[0]).all())
+        yield spread(groups, shape, after) if same else dense(factor, shape)
+
+
+def _shown(shown: int, hidden: int) -> Callable[[Site, Groups | Rows], Sources]:
+    """Minus infinity, and any number that a softmax takes for it, stays what it is under any shift."""
+
+    def rule(site: Site, groups: Groups | Rows) -> Sources:
+        for place, filling in ((shown, hidden), (hidden, shown)):
+            source = site.tensor(place)
+            if source is not None and _hides(site.args[filling], site):
+                yield source, spread(groups, site.shape_of(source), site.shape)
+
+    return rule
+
+
+def _hides(filling: Argument, site: Site) -> bool:
+    value = site.value(filling) if isinstance(filling, fx.Node) else torch.tensor(filling)  # pyright: ignore[reportArgumentType]
+    return value is not None and value.numel() > 0 and bool((value <= _HIDDEN).all())
+
+
+_HIDDEN = -1e4  # exp of it is zero
+
+
+def _idle(site: Site, groups: Groups | Rows) -> Sources:
+    """Dropout that is off."""
+    if not site.args[2] or site.args[1] == 0:
+        yield site.source(), groups
+
+
+# Exchanges of shifts --------------------------------------------------------------------------------------------------
+
+
+def _interpolated_rates(node: fx.Node, of: Callable[[Argument], rules.Parts]) -> rules.Exchanged:
+    """`(1 - t) a + t b` for a number `t`."""
+    start, end, share = node.args[:3]
+    if not isinstance(share, (int, float)):
+        return rules.STILL, node.all_input_nodes
+    total = rules.added(rules.added(rules.STILL, of(start), 1 - share), of(end), share)
+    return (total, ()) if len(total) <= rules.MOST else (rules.STILL, node.all_input_nodes)
+
+
+# Degrees --------------------------------------------------------------------------------------------------------------
+
+
+def _with_slope(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    """A trained slope enters below zero only."""
+    return rules.agreed([of(node.args[0]), of(node.args[0]) + of(node.args[1])])
+
+
+def _of_power(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    """A whole multiple, where the exponent is an integer."""
+    exponent = node.args[1]
+    if not isinstance(exponent, (int, float)) or exponent != int(exponent):
+        raise rules.Mixed("an exponent that is no integer")
+    return of(node.args[0]) * int(exponent)
+
+
+def _of_square(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    return 2 * of(node.args[0])
+
+
+def _of_reciprocal(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    return -of(node.args[0])
+
+
+def _of_comparison(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    """A comparison with zero is one of signs; others need equal degrees."""
+    rules.agreed([of(side) for side in node.args[:2] if isinstance(side, fx.Node) or side])
+    return 0
+
+
+def _of_interpolation(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    """Both ends, by a weight of degree 0."""
+    start, end, weight = node.args[:3]
+    return rules.agreed([of(start), of(end), of(start) + of(weight)])
+
+
+# Kinks ----------------------------------------------------------------------------------------------------------------
+
+
+def _leaky(node: fx.Node) -> Piecewise:
+    slope = node.args[1] if len(node.args) > 1 else 0.01
+    assert isinstance(slope, int | float)
+    return Rectifier(float(slope))
+
+
+def _clamped(node: fx.Node) -> Piecewise | None:
+    """`clamp(z, min=0)`; with other bounds it is no homogeneous map."""
+    bounds = [*node.args[1:], *node.kwargs.values()]
+    return Rectifier(0.0) if bounds in ([0], [0, None]) and node.kwargs.get("max") is None else None
+
+
+_GUARD = 1e6
+_SELU = 1.6732632423543772, 1.0507009873554805  # α, and the scale
+
+
+def larger_of(z: Tensor, low: Tensor | Number) -> Tensor:
+    """`max(z, low)` by a ReLU; a number far away is a guard, and costs `z` no digits."""
+    if isinstance(low, int | float) and (low == 0 or abs(low) > _GUARD):
+        return torch.relu(z) if low == 0 else z + torch.relu(low - z)
+    return low + torch.relu(z - low)
+
+
+def smaller_of(z: Tensor, high: Tensor | Number) -> Tensor:
+    """`min(z, high)` by a ReLU."""
+    return -larger_of(-z, -high)
+
+
+def _clamp(z: Tensor, low: Tensor | Number | None = None, high: Tensor | Number | None = None) -> Tensor:
+    """At least `low`, then at most `high`, exactly where it saturates."""
+    z = z if low is None else larger_of(z, low)
+    return z if high is None else smaller_of(z, high)
+
+
+def _hardtanh(z: Tensor, low: Number = -1.0, high: Number = 1.0) -> Tensor:
+    return _clamp(z, low, high)
+
+
+def _relu6(z: Tensor) -> Tensor:
+    return _clamp(z, 0.0, 6.0)
+
+
+def _hardsigmoid(z: Tensor) -> Tensor:
+    return _clamp(z + 3, 0.0, 6.0) / 6
+
+
+def _hardswish(z: Tensor) -> Tensor:
+    return z * _hardsigmoid(z)
+
+
+def _elu(z: Tensor, alpha: Number = 1.0, scale: Number = 1.0, input_scale: Number = 1.0) -> object:
+    if alpha * input_scale == 1:
+        return NotImplemented  # its derivative does not jump
+    return scale * (torch.relu(z) + alpha * torch.expm1(-input_scale * torch.relu(-z)))
+
+
+def _selu(z: Tensor) -> object:
+    return _elu(z, *_SELU)
+
+
+# Sums over paths ------------------------------------------------------------------------------------------------------
+
+
+def _lifted_sum(
+    algebra: rules.PathAlgebra, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object]
+) -> object:
+    return None if kwargs else algebra.added(args[0], args[1])
+
+
+def _lifted_difference(
+    algebra: rules.PathAlgebra, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object]
+) -> object:
+    return None if kwargs else algebra.added(args[0], algebra.scaled(args[1], -1.0))
+
+
+def _lifted_negative(
+    algebra: rules.PathAlgebra, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object]
+) -> object:
+    return algebra.scaled(args[0], -1.0)
+
+
+def _lifted_product(
+    algebra: rules.PathAlgebra, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object]
+) -> object:
+    return algebra.product(node, args[0], args[1]) if len(args) == 2 else None
+
+
+def _lifted_quotient(
+    algebra: rules.PathAlgebra, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object]
+) -> object:
+    return algebra.product(node, args[0], args[1], divided=True) if len(args) == 2 else None
+
+
+# eps ------------------------------------------------------------------------------------------------------------------
+
+
+def _eps_times(args: Sequence[object], factor: Tensor) -> Tensor:
+    """The `eps` of a normalisation that is written out."""
+    return args[0] + args[1] * factor  # pyright: ignore[reportOperatorIssue]
+
+
+# Declarations ---------------------------------------------------------------------------------------------------------
+
+_SMOOTH = Operator(symmetry=lawless, regularity=Regularity.SMOOTH, traits=Trait.LAWLESS | Trait.RESTING)
+_GATE = replace(_SMOOTH, traits=_SMOOTH.traits | Trait.CHANNELWISE)
+_BENT_GATE = replace(_GATE, regularity=Regularity.BENT)
+declare("gelu silu tanh sigmoid softplus mish", _GATE)
+declare("exp log celu erf sin cos logsigmoid log_sigmoid_forward log_sigmoid softsign", _SMOOTH)
+declare("exp2 expm1 log1p log2 atan", _SMOOTH)
+declare("elu", replace(_GATE, decompositions={"default": _elu}))
+declare("selu", replace(_SMOOTH, decompositions={"default": _selu}))
+declare("hardswish", replace(_BENT_GATE, decompositions={"default": _hardswish}))
+declare("hardtanh", replace(_BENT_GATE, decompositions={"default": _hardtanh}))
+declare("hardsigmoid", replace(_SMOOTH, regularity=Regularity.BENT, decompositions={"default": _hardsigmoid}))
+declare("relu6", replace(_SMOOTH, regularity=Regularity.BENT, decompositions={"default": _relu6}))
+declare("softshrink hardshrink", Operator(regularity=Regularity.BENT))
+declare("glu", Operator(symmetry=gated, regularity=Regularity.SMOOTH))
+
+_RECTIFIER = Operator(
+    symmetry=rectified,
+    regularity=Regularity.BENT,
+    degree=rules.kept,
+    lift=rules.unchanged,
+    traits=Trait.HOMOGENEOUS | Trait.CHANNELWISE,
+)
+declare("relu", replace(_RECTIFIER, piecewise=lambda node: Rectifier(0.0)))
+declare("abs", replace(_RECTIFIER, piecewise=lambda node: Rectifier(-1.0)))
+declare("leaky_relu", replace(_RECTIFIER, piecewise=_leaky))
+declare("rrelu threshold_at_zero", Operator(symmetry=rectified))
+declare("rrelu_with_noise", Operator(draws=lambda node: True))
+declare(
+    "prelu",
+    Operator(
+        symmetry=prelu, regularity=Regularity.BENT, degree=_with_slope, piecewise=lambda node: ParametricRectifier()
+    ),
+)
+declare(
+    "clamp",
+    Operator(
+        symmetry=clamp,
+        regularity=Regularity.BENT,
+        piecewise=_clamped,
+        decompositions={"default": _clamp, "Tensor": _clamp},
+        eps=Eps(1),
+    ),
+)
+declare(
+    "clamp_min",
+    Operator(
+        symmetry=clamp,
+        regularity=Regularity.BENT,
+        piecewise=_clamped,
+        decompositions={"default": larger_of, "Tensor": larger_of},
+        eps=Eps(1),
+        traits=Trait.HOMOGENEOUS,
+    ),
+)
+declare(
+    "clamp_max",
+    Operator(regularity=Regularity.BENT, decompositions={"default": smaller_of, "Tensor": smaller_of}),
+)
+
+_DROPOUT = Operator(
+    symmetry=dropout,
+    shift=_idle,
+    exchange=rules.passed,
+    degree=rules.kept,
+    regularity=Regularity.MOVES,
+    draws=lambda node: len(node.args) < 3 or node.args[2] is not False,
+    traits=Trait.CASTING | Trait.CHANNELWISE,
+)
+declare("dropout", _DROPOUT)
+declare("feature_dropout", replace(_DROPOUT, traits=Trait.CASTING))
+declare("alpha_dropout", replace(_DROPOUT, symmetry=None, shift=None, exchange=None, degree=None, traits=Trait.NONE))
+declare("native_dropout", replace(_DROPOUT, shift=None, draws=lambda node: True))
+_DRAWN = Operator(draws=lambda node: True)
+declare("rand randn randint normal", _DRAWN)
+declare("bernoulli", replace(_DRAWN, symmetry=filled))
+_SHAPED = Operator(
+    symmetry=filled, exchange=rules.nothing_read, degree=rules.invariant, traits=Trait.SHAPE_ONLY | Trait.RESTING
+)
+declare("ones_like empty_like full_like new_empty new_ones new_full", _SHAPED)
+declare("rand_like randn_like", replace(_SHAPED, draws=lambda node: True))
+declare("zeros_like new_zeros", replace(_SHAPED, symmetry=zeros))
+declare("sym_size", replace(_SHAPED, regularity=Regularity.MOVES))
+
+_COMPARISON = Operator(symmetry=comparison, regularity=Regularity.FLAT, degree=_of_comparison)
+declare("gt lt ge le eq ne", _COMPARISON)
+declare("sign isnan isinf logical_not signbit", replace(_COMPARISON, degree=rules.invariant))
+declare("sgn round floor ceil trunc frac heaviside argmax argmin argsort one_hot", Operator(regularity=Regularity.FLAT))
+
+_CHOICE = Operator(regularity=Regularity.MOVES, traits=Trait.HOMOGENEOUS)
+declare("where", replace(_CHOICE, symmetry=where, shift=_shown(1, 2), degree=rules.terms(1, 2)))
+declare("masked_fill", replace(_CHOICE, symmetry=masked_fill, shift=_shown(0, 2), degree=rules.terms(0, 2)))
+
+_SUM = Operator(
+    symmetry=add,
+    shift=shift_of_sum,
+    exchange=rules.added_rates(1.0),
+    degree=rules.terms(0, 1),
+    regularity=Regularity.LINEAR,
+    lift=_lifted_sum,
+)
+declare("add", replace(_SUM, eps=Eps(1, compute=_eps_times)))
+declare("sub", replace(_SUM, ignores=ignored_by_centring, exchange=rules.added_rates(-1.0), lift=_lifted_difference))
+declare("rsub", Operator(symmetry=add, regularity=Regularity.LINEAR, degree=rules.terms(0, 1)))
+_PRODUCT = Operator(
+    symmetry=multiply,
+    shift=shift_of_product,
+    exchange=rules.multiplied_rates(1),
+    degree=rules.multiplied,
+    regularity=Regularity.LINEAR,
+    lift=_lifted_product,
+)
+declare("mul", _PRODUCT)
+declare(
+    "div",
+    replace(
+        _PRODUCT,
+        symmetry=divide,
+        shift=shift_of_quotient,
+        exchange=rules.multiplied_rates(-1),
+        degree=rules.divided,
+        lift=_lifted_quotient,
+    ),
+)
+declare("true_divide", Operator(symmetry=divide, degree=rules.divided))
+declare(
+    "lerp",
+    Operator(
+        symmetry=interpolated,
+        shift=_shift_of_interpolation,
+        exchange=_interpolated_rates,
+        degree=_of_interpolation,
+        regularity=Regularity.LINEAR,
+    ),
+)
+_ADDED_TO = Operator(shift=_shift_of_first, exchange=rules.added_first)
+declare(
+    "addcmul",
+    replace(_ADDED_TO, symmetry=product_added, degree=rules.multiplied_and_added, regularity=Regularity.LINEAR),
+)
+declare(
+    "addcdiv",
+    replace(_ADDED_TO, symmetry=quotient_added, degree=rules.divided_and_added, regularity=Regularity.SMOOTH),
+)
+
+_POWER = Operator(regularity=Regularity.SMOOTH, traits=Trait.ROOT)
+declare("reciprocal", replace(_POWER, symmetry=_to_the(-1), degree=_of_reciprocal))
+declare("sqrt", replace(_POWER, symmetry=_to_the(Fraction(1, 2)), traits=Trait.ROOT | Trait.HOMOGENEOUS))
+declare("rsqrt", replace(_POWER, symmetry=_to_the(Fraction(-1, 2))))
+declare("pow", replace(_POWER, symmetry=power, degree=_of_power, traits=Trait.ROOT | Trait.HOMOGENEOUS))
+declare("square", Operator(symmetry=_to_the(2), degree=_of_square, regularity=Regularity.SMOOTH))

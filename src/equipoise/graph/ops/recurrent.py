@@ -1,7 +1,7 @@
 """Fused recurrent layers and cells: one with ReLU is read through its loop, gated ones by what they read and write."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops.contraction import linear
 from equipoise.graph.ops.movement import join, stack
-from equipoise.graph.ops.operator import matches
+from equipoise.graph.ops.operator import Operator, Trait, declare
+
+State: TypeAlias = Signal | Sequence[Signal]
+"""A hidden state, or one and the state of the cell."""
 
 
 def rnn_relu(
@@ -57,21 +60,6 @@ def rnn_relu_cell(
     return F.relu(F.linear(x, inward, b) + F.linear(hidden, across, c))
 
 
-def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """`x · y / (‖x‖ ‖y‖)`."""
-    return (F.normalize(x, dim=dim, eps=eps) * F.normalize(y, dim=dim, eps=eps)).sum(dim)
-
-
-REFERENCES: dict[str, Any] = {
-    "rnn_relu": rnn_relu,
-    "rnn_relu_cell": rnn_relu_cell,
-    "cosine_similarity": cosine_similarity,
-}
-LAWLESS = frozenset({"rnn_tanh", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"})
-"""Cells whose gates commute with no linear flow: they read linearly, and what they write rests, but for projections."""
-
-
-@matches("rnn_tanh", "gru", "lstm")
 def gated_layers(algebra: Algebra, x: Signal, *args: Any) -> tuple[Signal, ...]:
     """Layers of cells whose pre-activations rest; only a projection of the hidden state writes linearly.
 
@@ -115,20 +103,28 @@ def _at_one_time(algebra: Algebra, hidden: Signal, shape: Sequence[int]) -> Sign
     return Signal(tuple(shape), tuple(roles))
 
 
-@matches("rnn_tanh_cell", "gru_cell", "lstm_cell")
 def gated_cell(
     algebra: Algebra,
     x: Signal,
-    state: Any,
+    state: State,
     inward: Signal,
     across: Signal,
     inward_bias: Signal | None = None,
     across_bias: Signal | None = None,
-) -> Any:
+) -> Signal | tuple[Signal, ...]:
     """One step of a gated cell."""
-    hidden, *cell = state if isinstance(state, (list, tuple)) else [state]
+    hidden, *cell = [state] if isinstance(state, Signal) else state
     algebra.still(*(bias for bias in (inward_bias, across_bias) if bias is not None))
     algebra.still(linear(algebra, x, inward), linear(algebra, hidden, across), *cell)
     if inward.shape[0] == 3 * hidden.shape[-1]:  # a GRU carries its state over
         algebra.still(hidden)
     return tuple(Signal(each.shape) for each in (hidden, *cell)) if cell else Signal(hidden.shape)
+
+
+# Declarations ---------------------------------------------------------------------------------------------------------
+
+declare("rnn_relu", Operator(reference=rnn_relu, traits=Trait.RECURRENT))
+declare("rnn_relu_cell", Operator(reference=rnn_relu_cell, traits=Trait.RECURRENT))
+_GATED = Trait.LAWLESS | Trait.RESTING | Trait.RECURRENT
+declare("rnn_tanh gru lstm", Operator(symmetry=gated_layers, traits=_GATED))
+declare("rnn_tanh_cell gru_cell lstm_cell", Operator(symmetry=gated_cell, traits=_GATED))
