@@ -1,1 +1,1 @@
-"""A model read as interfaces: capture, propagation of symmetries, evaluation, coverage; operations are declared in `ops`."""
+"""A model read as interfaces: capture, propagation, evaluation, coverage; operations are declared in `ops`."""

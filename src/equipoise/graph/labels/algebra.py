@@ -24,7 +24,7 @@ class Absorbed:
 
 
 class Algebra:
-    """What rules of symmetry are made of; each one restricts the unknown generators of `symmetry` and returns new labels."""
+    """The verbs of the rules; each restricts the unknown generators of `symmetry` and returns new labels."""
 
     def __init__(self):
         self.symmetry = GeneratorConstraints()
