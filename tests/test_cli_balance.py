@@ -1,4 +1,4 @@
-"""`equipoise balance`: a model of the caller's, balanced, and whatever is wrong with it."""
+"""`equipoise balance` and `equipoise align`: models of the caller's, and whatever is wrong with them."""
 
 import json
 
@@ -18,6 +18,15 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
 
 
+def other():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
+
+
+def wider():
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).double(), torch.randn(5, 3).double()
+
+
 def spoiled():
     model, inputs = network()
     model[0].weight.data[0, 0] = float("nan")
@@ -31,9 +40,9 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def call(*arguments):
+    def call(*arguments, verb="balance"):
         with pytest.raises(SystemExit) as exit:
-            main(["balance", *arguments])
+            main([verb, *arguments])
         return exit.value.code, *capsys.readouterr()
 
     return call
@@ -65,7 +74,7 @@ def test_the_table_names_the_laws(run):
     [
         (("--module", "balanced_nets:spoiled"), "expected finite weights; found NaN or infinity in 0.weight"),
         (("--module", "balanced_nets:network", "--objective", "size"), 'objective="norm" or objective="range"'),
-        (("--module", "balanced_nets:other"), "expected a function other in balanced_nets"),
+        (("--module", "balanced_nets:nothing"), "expected a function nothing in balanced_nets"),
         (("--module", "balanced_nets:network", "--out", "no/such/folder.safetensors"), "expected a folder no/such"),
     ],
 )
@@ -75,3 +84,23 @@ def test_bad_input_is_one_line_and_exit_code_two(run, arguments, message):
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_model_is_aligned_with_another(run, tmp_path):
+    modules = "--module", "balanced_nets:network", "--reference", "balanced_nets:other"
+    code, out, _ = run(*modules, "--out", "new.safetensors", "--json", verb="align")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert found["cosine_after"] > found["cosine_before"]
+    assert [(move["name"], move["kind"], move["size"]) for move in found["moves"]] == [
+        ("0.weight → 2.weight", "permutation", 4)
+    ]
+    assert set(load_file(tmp_path / "new.safetensors")) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    code, out, _ = run(*modules, verb="align")
+    assert (code, "distance" in out) == (0, True)
+
+
+def test_models_of_other_shapes_are_not_aligned(run):
+    code, _, err = run("--module", "balanced_nets:network", "--reference", "balanced_nets:wider", verb="align")
+    assert code == 2
+    assert "found parameter 0.weight of shape (5, 3) in the reference" in err

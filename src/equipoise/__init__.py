@@ -20,7 +20,7 @@ from equipoise.runs import load
 from equipoise.theorems.certificate import Certificate, certify
 from equipoise.theorems.checks.low_rank_tail import forecast
 from equipoise.theorems.checks.stability import limit_direction, undecided_pairs
-from equipoise.transform import balance
+from equipoise.transform import align, balance
 
 __version__ = version("equipoise")
 
@@ -44,6 +44,7 @@ __all__ = [
     "Steps",
     "TrainingAlarm",
     "acts_like",
+    "align",
     "analyze",
     "balance",
     "certify",

@@ -40,7 +40,7 @@ class Mixed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.form = L(3, 4, bias=False), L(3, 4, bias=False), nn.Bilinear(4, 4, 5, bias=False)
+        self.a, self.b, self.form = L(4, 4, bias=False), L(4, 4, bias=False), nn.Bilinear(4, 4, 5, bias=False)
         self.embed, self.recurrent = L(5, 4, bias=False), nn.LSTM(4, 3, batch_first=True)
         self.squares = nn.Sequential(L(3, 4), Squared(), L(4, 3))
         self.frozen = L(3, 4).requires_grad_(False)
@@ -103,7 +103,7 @@ class Network:
 NETWORKS = [
     Network("folded convnet", folded_convnet, noise(2, 2, 10, 10), 6),
     Network("transformer without norms", normless_transformer, tokens, 8),
-    Network("mixed", Mixed, noise(3, 4, 3), 5),
+    Network("mixed", Mixed, noise(3, 4, 4), 5),
     Network("recurrent", Recurrent, noise(3, 4, 3), 2),
     Network("geometric", Geometric, graph, 1),
 ]

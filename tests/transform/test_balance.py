@@ -12,7 +12,7 @@ import equipoise as eq
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.laws import Between, Diagonal
 from equipoise.transform.evaluation import Evaluation
-from equipoise.transform.movable import verified
+from equipoise.transform.movable import true_laws
 from helpers.symmetric import NETWORKS
 from reference import equalised
 
@@ -198,7 +198,7 @@ def test_a_false_law_is_refused():
     model = mlp(L(3, 4), nn.Tanh(), L(4, 4), nn.ReLU(), L(4, 2))
     false = Between(("0.weight", "0.bias"), ("2.weight",), Diagonal(4)).law(model)
     true = Between(("2.weight", "2.bias"), ("4.weight",), Diagonal(4)).law(model)
-    kept, faults = verified([false, true], Evaluation.in_double(model, x(6, 3), {}), 1e-9)
+    kept, faults = true_laws([false, true], Evaluation.in_double(model, x(6, 3), {}), 1e-9)
     assert kept == [true]
     assert [each.name for each in faults] == [false.name]
     assert faults[0].reason.startswith("a fault of equipoise: moving along it changes the outputs by ")
@@ -265,5 +265,5 @@ def test_bad_input_is_one_clear_line(spoil, message):
 def test_parameters_that_are_no_floats_are_refused():
     model = mlp(L(3, 4), nn.ReLU(), L(4, 2))
     model[0].weight = nn.Parameter(torch.ones(4, 3, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(InputError, match=r"found 0\.weight of dtype torch\.int8; balance the model before"):
+    with pytest.raises(InputError, match=r"found 0\.weight of dtype torch\.int8; use the model as it was before"):
         eq.balance(model, x(2, 3))

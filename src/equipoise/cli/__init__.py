@@ -4,6 +4,7 @@ Exit 0 on success, 1 when something falls short, 2 on bad input.
 """
 
 from equipoise.cli import (  # each registers its verb
+    align,
     analyze,
     balance,
     certify,
@@ -17,6 +18,7 @@ from equipoise.cli import (  # each registers its verb
 from equipoise.cli.app import app, main
 
 __all__ = [
+    "align",
     "analyze",
     "app",
     "balance",

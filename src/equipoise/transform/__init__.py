@@ -1,6 +1,17 @@
 """The same function with other weights: moves along the symmetries that the laws come from."""
 
-from equipoise.transform.balancing import Balanced, BalanceReport, balance
+from equipoise.transform.aligning import Aligned, AlignReport, align
+from equipoise.transform.balancing import Balanced, BalanceReport, LawBalance, balance
 from equipoise.transform.movable import Immovable, Vanished
 
-__all__ = ["BalanceReport", "Balanced", "Immovable", "Vanished", "balance"]
+__all__ = [
+    "AlignReport",
+    "Aligned",
+    "BalanceReport",
+    "Balanced",
+    "Immovable",
+    "LawBalance",
+    "Vanished",
+    "align",
+    "balance",
+]

@@ -11,10 +11,10 @@ from torch import nn
 
 from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs
-from equipoise.laws import Law, Laws, invariances
+from equipoise.laws import Law, invariances
 from equipoise.transform.equal_sides import equal_range, least_norm, log_range_gap
-from equipoise.transform.evaluation import Evaluation, copied
-from equipoise.transform.movable import EXACT, Immovable, Vanished, imbalance, partition, vanished, verified
+from equipoise.transform.evaluation import Evaluation, copied, require_weights, rounding_of
+from equipoise.transform.movable import Immovable, Vanished, imbalance, partition, true_laws, vanished
 from equipoise.transform.newton import newton_step
 from equipoise.transform.symmetry_action import Weights, overlaps, squared_norm
 
@@ -144,17 +144,18 @@ def balance(
     start = time.perf_counter()
     _require(model, objective)
     laws = invariances(model, example_inputs)
-    aliases = laws.captured.aliases if laws.captured else {}
+    assert laws.captured is not None  # laws of a model come with its graph
+    aliases, tolerance = laws.captured.aliases, rounding_of(laws.captured)
     own = Evaluation(copied(model), example_inputs, aliases)
     double = Evaluation.in_double(model, example_inputs, aliases)
     given = double.weights()
     movable, immovable = partition(laws, given, approximate=approximate)
-    movable, faults = _tried(movable, double, _tolerance(laws))
+    movable, faults = _tried(movable, double, tolerance)
     weights = {name: weight.clone() for name, weight in given.items()}
     movable, unsuited = _suited(movable, weights, objective)
     sweeps = _sweep_norm(movable, weights) if objective == "norm" else _sweep_range(movable, weights)
     function_change = double.change(weights)
-    if not approximate and function_change > _tolerance(laws):
+    if not approximate and function_change > tolerance:
         weights, function_change = given, 0.0
         faults += [Immovable(law.name, "a fault of equipoise: the move changed the outputs") for law in movable]
         movable = []
@@ -179,34 +180,12 @@ def _require(model: nn.Module, objective: str) -> None:
         raise InputError(
             expected='objective="norm" or objective="range"', found=repr(objective), remedy='pass objective="norm"'
         )
-    for name, parameter in model.named_parameters() if isinstance(model, nn.Module) else ():
-        if not parameter.is_floating_point():
-            raise InputError(
-                expected="floating parameters",
-                found=f"{name} of dtype {parameter.dtype}",
-                remedy="balance the model before it is quantised",
-            )
-        if parameter.is_meta:
-            raise InputError(
-                expected="weights with values", found=f"{name} on the meta device", remedy="load the weights first"
-            )
-        if not bool(parameter.isfinite().all()):
-            raise InputError(
-                expected="finite weights",
-                found=f"NaN or infinity in {name}",
-                remedy="load a checkpoint from before training diverged",
-            )
-
-
-def _tolerance(laws: Laws) -> float:
-    """The change of outputs that rounding may make: wider where the code casts to a narrower dtype than float64."""
-    casts = laws.captured.casts if laws.captured else frozenset()
-    return max([EXACT, *(torch.finfo(dtype).eps ** 0.5 for dtype in casts if torch.finfo(dtype).bits < 64)])
+    require_weights(model)
 
 
 def _tried(laws: Sequence[Law], double: Evaluation, tolerance: float) -> tuple[list[Law], list[Immovable]]:
     """Laws that an `eps` breaks are not held against the outputs: the report states what they change."""
-    kept, faults = verified([law for law in laws if law.exact], double, tolerance)
+    kept, faults = true_laws([law for law in laws if law.exact], double, tolerance)
     names = {law.name for law in kept}
     return [law for law in laws if not law.exact or law.name in names], faults
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from equipoise.laws import Law
-from equipoise.transform.symmetry_action import Weights, scale, stacked, transform
+from equipoise.transform.symmetry_action import Weights, reads, scale, stacked, transform, writes
 
 ROUNDS = 100  # of Newton's method for the rate of a unit, which needs one where there are two degrees
 Combine = Callable[[Tensor, int], Tensor]  # of the members of one side
@@ -96,7 +96,7 @@ def _square_root_balance(law: Law, weights: Weights) -> None:
     multiplied by `S^{-½} Uᵀ R_v` and consumers by `R_wᵀ Y S^{-½}` from the right: the square-root form of balanced
     truncation (Laub, Heath, Paige & Ward 1987). Directions of `S = 0`, which nobody writes or nobody reads, vanish.
     """
-    producers, consumers = (torch.linalg.qr(stacked(law, weights, sign).mT, mode="r").R for sign in (1, -1))
+    producers, consumers = (torch.linalg.qr(stacked(law, weights, side).mT, mode="r").R for side in (writes, reads))
     left, values, right = torch.linalg.svd(consumers @ producers.mT, full_matrices=False)
     sizes = torch.linalg.matrix_norm(producers) * torch.linalg.matrix_norm(consumers)
     rounding = law.interface.width * torch.finfo(values.dtype).eps * sizes

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
-from equipoise.graph.capture import Inputs
+from equipoise.graph.capture import Captured, Inputs
 from equipoise.transform.symmetry_action import Weights
 
+EXACT = 1e-9  # change of an output, relative to its largest entry, that rounding in float64 may make
 Outputs = list[Tensor]
 
 
@@ -40,6 +41,11 @@ class Evaluation:
             if name not in self.aliases
         }
 
+    def buffers(self) -> Weights:
+        """A copy of all floating buffers by name."""
+        buffers = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
+        return {name: buffer.clone() for name, buffer in buffers.items() if buffer.is_floating_point()}
+
     def outputs(self, weights: Mapping[str, Tensor]) -> Outputs:
         """All floating outputs at some weights; those that are not given stay as they were at the last run."""
         self.write(weights)
@@ -60,8 +66,11 @@ class Evaluation:
                     buffer.detach().copy_(buffers[name])
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the weights of the model, tied ones under all their names."""
+        """Set the weights of the model, tied ones under all their names, and the buffers that are given."""
         with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                if name in weights:
+                    buffer.copy_(weights[name])
             for name, parameter in self.model.named_parameters(remove_duplicate=False):
                 canonical = self.aliases.get(name, name)
                 if canonical in weights:
@@ -83,6 +92,33 @@ class Evaluation:
         """The largest change of an output against `reference`, relative to the largest entry of that output."""
         reference = self.reference
         return max(map(_change, reference, self.outputs(weights)), default=0.0)
+
+
+def require_weights(model: nn.Module) -> None:
+    """Raise `InputError` for parameters without values, that are no floats, or not finite."""
+    for name, parameter in model.named_parameters() if isinstance(model, nn.Module) else ():
+        if parameter.is_meta:
+            raise InputError(
+                expected="weights with values", found=f"{name} on the meta device", remedy="load the weights first"
+            )
+        if not parameter.is_floating_point():
+            raise InputError(
+                expected="floating parameters",
+                found=f"{name} of dtype {parameter.dtype}",
+                remedy="use the model as it was before it was quantised",
+            )
+        if not bool(parameter.isfinite().all()):
+            raise InputError(
+                expected="finite weights",
+                found=f"NaN or infinity in {name}",
+                remedy="load a checkpoint from before training diverged",
+            )
+
+
+def rounding_of(captured: Captured) -> float:
+    """The change of outputs that rounding may make: wider where the code casts to a narrower dtype than float64."""
+    narrow = (torch.finfo(dtype) for dtype in captured.casts)
+    return max([EXACT, *(info.eps**0.5 for info in narrow if info.bits < 64)])
 
 
 def copied(model: nn.Module) -> nn.Module:

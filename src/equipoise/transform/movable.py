@@ -1,8 +1,9 @@
 """Which laws may move the weights, which may not and why; and what no weight uses any longer."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,8 +13,9 @@ from equipoise.laws import Law, Laws
 from equipoise.transform.evaluation import Evaluation
 from equipoise.transform.symmetry_action import Weights, add_velocity, advance, moments, stacked
 
+Candidate = TypeVar("Candidate")
+
 REACH = 0.3  # of the random move that tests a law, in the logarithm of a scale
-EXACT = 1e-9  # change of an output, relative to its largest entry, that rounding in float64 may make
 UNUSED = 1e-10  # norm of all weights along a direction, beside that of an interface, below which nothing uses it
 
 
@@ -80,7 +82,11 @@ def two_sided(law: Law, weights: Weights) -> bool:
 
 def _without_law(laws: Laws) -> Iterator[Immovable]:
     coverage = laws.coverage
-    waiting = [Immovable(name, f"frozen: {', '.join(frozen)}") for name, frozen in laws.dropped.items() if frozen]
+    waiting = [
+        Immovable(name, f"frozen: {', '.join(frozen)} (model.requires_grad_(True) lets them move)")
+        for name, frozen in laws.dropped.items()
+        if frozen
+    ]
     yield from waiting
     for each in coverage.refuted:
         yield Immovable(each.law, f"a fault of equipoise: its gradient identity fails by {each.residual:.1e}")
@@ -98,38 +104,44 @@ def _without_law(laws: Laws) -> Iterator[Immovable]:
         yield Immovable(", ".join(names), reason)
 
 
-def verified(laws: Sequence[Law], evaluation: Evaluation, tolerance: float) -> tuple[list[Law], list[Immovable]]:
-    """The laws along which a random move leaves the outputs on the example alone; the others are faults of ours.
+def verified(
+    candidates: Sequence[Candidate],
+    evaluation: Evaluation,
+    tolerance: float,
+    move: Callable[[Candidate, Weights], None],
+) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
+    """The candidates that leave the outputs on the example alone when moved; the others with the change they make.
 
-    All are moved at once; where that changes the outputs, halves are, down to single laws.
+    All are moved at once; where that changes the outputs, halves are, down to single ones.
     """
-    laws = list(laws)
-    if not laws:
+    if not candidates:
         return [], []
-    change = _change_along(laws, evaluation)
-    if change <= tolerance:
-        return laws, []
-    if len(laws) == 1:
-        return [], [
-            Immovable(laws[0].name, f"a fault of equipoise: moving along it changes the outputs by {change:.1e}")
-        ]
-    half = len(laws) // 2
-    (first, first_faults), (second, second_faults) = (
-        verified(part, evaluation, tolerance) for part in (laws[:half], laws[half:])
-    )
-    return [*first, *second], [*first_faults, *second_faults]
-
-
-def _change_along(laws: Sequence[Law], evaluation: Evaluation) -> float:
+    given = evaluation.weights() | evaluation.buffers()
     evaluation.reference  # noqa: B018  before the weights move
-    given = evaluation.weights()
     weights = {name: weight.clone() for name, weight in given.items()}
-    generator = torch.Generator().manual_seed(0)
-    for law in laws:
-        advance(law, weights, random_generator(law, generator).to(next(iter(weights.values()))))
+    for candidate in candidates:
+        move(candidate, weights)
     change = evaluation.change(weights)
     evaluation.write(given)
-    return change
+    if change <= tolerance:
+        return list(candidates), []
+    if len(candidates) == 1:
+        return [], [(candidates[0], change)]
+    half = len(candidates) // 2
+    parts = [verified(part, evaluation, tolerance, move) for part in (candidates[:half], candidates[half:])]
+    return [*parts[0][0], *parts[1][0]], [*parts[0][1], *parts[1][1]]
+
+
+def true_laws(laws: Sequence[Law], evaluation: Evaluation, tolerance: float) -> tuple[list[Law], list[Immovable]]:
+    """The laws along which a random move leaves the outputs on the example alone; the others are faults of ours."""
+    generator = torch.Generator().manual_seed(0)
+
+    def move(law: Law, weights: Weights) -> None:
+        advance(law, weights, random_generator(law, generator).to(weights[law.parameters[0]]))
+
+    kept, false = verified(laws, evaluation, tolerance, move)
+    reason = "a fault of equipoise: moving along it changes the outputs by {:.1e}"
+    return kept, [Immovable(law.name, reason.format(change)) for law, change in false]
 
 
 def random_generator(law: Law, generator: torch.Generator) -> Tensor:
@@ -146,7 +158,7 @@ def vanished(laws: Sequence[Law], weights: Weights) -> tuple[Vanished, ...]:
 
 def _vanished(laws: Sequence[Law], weights: Weights) -> Iterator[Vanished]:
     for law in laws:
-        factor = torch.linalg.qr(torch.cat([stacked(law, weights, sign) for sign in (1, -1)], 2).mT, mode="r").R
+        factor = torch.linalg.qr(stacked(law, weights, lambda member: True).mT, mode="r").R
         sizes = torch.linalg.matrix_norm(factor)
         _, values, directions = torch.linalg.svd(factor, full_matrices=True)
         values = torch.nn.functional.pad(values, (0, directions.shape[-1] - values.shape[-1]))

@@ -8,7 +8,7 @@ indexed as the model uses them, is what `Law.slices` says.
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from equipoise.graph.interface import Member
@@ -47,6 +47,12 @@ def rotate(law: Law, weights: Weights, orthogonal: Matrices) -> None:
     transform(law, weights, orthogonal, orthogonal)
 
 
+def rearrange(law: Law, weights: Weights, order: Int64[Tensor, " blocks"]) -> None:
+    """Put block `order[i]` of every member in the place of block `i`."""
+    for member in law.interface.members:
+        _update(member, weights, lambda slices: slices[order])
+
+
 def advance(law: Law, weights: Weights, generator: Matrices) -> None:
     """Move the members along the curve `e^{tA}` to `t = 1`, for a symmetric generator `A`."""
     exponentials = {degree: torch.matrix_exp(degree * generator)[:, None] for degree in set(law.degrees)}
@@ -75,10 +81,22 @@ def overlaps(law: Law, weights: Weights) -> bool:
     return any(bool((hits > 1).any()) for hits in repeated.values())
 
 
-def stacked(law: Law, weights: Mapping[str, Tensor], sign: int) -> Float[Tensor, "blocks width rest"]:
-    """The slices of all producers (`sign` 1) or of all consumers (-1), side by side."""
-    pairs = zip(law.degrees, law.slices(weights), strict=True)
-    return torch.cat([slices.transpose(1, 2).flatten(2) for degree, slices in pairs if degree * sign > 0], 2)
+def stacked(
+    law: Law, weights: Mapping[str, Tensor], chosen: Callable[[Member], bool]
+) -> Float[Tensor, "blocks width rest"]:
+    """The slices of the chosen members side by side, copies too."""
+    pairs = zip(law.interface.members, law.slices(weights), strict=True)
+    return torch.cat([slices.transpose(1, 2).flatten(2) for member, slices in pairs if chosen(member)], 2)
+
+
+def writes(member: Member) -> bool:
+    """Whether a member is a producer."""
+    return member.degree > 0
+
+
+def reads(member: Member) -> bool:
+    """Whether a member is a consumer."""
+    return member.degree < 0
 
 
 def squared_norm(tensors: Mapping[str, Tensor] | Sequence[Tensor]) -> float:
@@ -95,5 +113,6 @@ def _update(member: Member, tensors: Mapping[str, Tensor], change: Callable[[Ten
     if slices.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
         slices.copy_(changed)
     else:
-        numbers = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
-        tensor.view(-1)[member.slices(numbers).long()] = changed
+        front = tensor.view(member.view).movedim(member.axes, tuple(range(len(member.axes))))
+        lines = torch.unravel_index(member.index.reshape(-1).to(tensor.device), front.shape[: len(member.axes)])
+        front[lines] = changed.reshape(-1, *front.shape[len(member.axes) :])

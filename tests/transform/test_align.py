@@ -1,0 +1,141 @@
+"""`eq.align`: a random element of the group is found again, and the inner product never falls (T9)."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import equipoise as eq
+from equipoise.errors import EquipoiseError
+from equipoise.graph.capture import capture
+from equipoise.transform.aligning import tried_symmetries
+from equipoise.transform.evaluation import Evaluation
+from helpers.cases import case
+from helpers.symmetric import NETWORKS, Network
+from reference import matched_mlp
+
+L = nn.Linear
+
+
+class Odd(nn.Module):
+    """Units with signs: tanh, and BatchNorm in evaluation mode with its statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = L(3, 5), L(5, 4), L(4, 2)
+        self.norm = nn.BatchNorm1d(4)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.normal_(self.norm.weight)
+        self.eval()
+
+    def forward(self, x):
+        return self.c(F.gelu(self.norm(self.b(torch.tanh(self.a(x))))))
+
+
+GPT = Network("gpt", lambda: case("gpt").build(), case("gpt").inputs, 0)
+ODD = Network("odd", Odd, case("relu").inputs, 0)
+FOUND = {  # parts of the group, by kind: permutations, heads, rotations, signs
+    "folded convnet": (4, 0, 3, 0),
+    "transformer without norms": (1, 1, 5, 2),
+    "mixed": (2, 0, 5, 0),
+    "recurrent": (2, 0, 0, 1),
+    "geometric": (2, 0, 0, 0),
+    "gpt": (2, 1, 2, 3),
+    "odd": (2, 0, 0, 1),
+}
+
+
+def x(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def moved(model, inputs, seed=3):
+    """The model after a random element of its group."""
+    captured = capture(model, inputs)
+    evaluation = Evaluation.in_double(model, inputs, captured.aliases)
+    weights = evaluation.weights() | evaluation.buffers()
+    generator = torch.Generator().manual_seed(seed)
+    for part in tried_symmetries(captured, evaluation, 1e-9)[0]:
+        part.apply(weights, part.random(generator))
+    other = copy.deepcopy(model)
+    Evaluation(other, inputs, captured.aliases).write(weights)
+    return other
+
+
+@pytest.mark.parametrize("network", [*NETWORKS, GPT, ODD], ids=lambda network: network.name)
+def test_a_random_element_of_the_group_is_found_again(network):
+    model, inputs = network.model(), network.inputs()
+    other = moved(model, inputs)
+    aligned = eq.align(other, model, inputs)
+    kinds = [each.kind for each in aligned.report.moves]
+    assert tuple(map(kinds.count, ("permutation", "heads", "rotation", "sign"))) == FOUND[network.name]
+    assert aligned.report.distance_before > 1
+    assert aligned.report.distance_after < 1e-6
+    for (name, wanted), own in zip(model.state_dict().items(), aligned.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        before, after = other(*inputs), aligned.model(*inputs)
+    assert (after - before).norm() <= 1e-10 * before.norm()
+
+
+def test_permutations_are_those_of_weight_matching_written_by_hand():
+    torch.manual_seed(0)
+    build = lambda: nn.Sequential(L(6, 12), nn.ReLU(), L(12, 10), nn.ReLU(), L(10, 3)).double()  # noqa: E731
+    model, reference = build(), build()
+    aligned = eq.align(model, reference, x(4, 6)).report
+    assert aligned.cosine_after > aligned.cosine_before
+    by_hand = matched_mlp([model[0], model[2], model[4]], [reference[0], reference[2], reference[4]])
+    assert aligned.distance_after <= by_hand + 1e-9
+
+
+def test_the_inner_product_of_unrelated_models_rises_and_the_function_stays():
+    model, reference, inputs = ODD.model(0), ODD.model(1), ODD.inputs()
+    state = copy.deepcopy(model.state_dict())
+    aligned = eq.align(model, reference, inputs)
+    assert aligned.report.cosine_after > aligned.report.cosine_before + 0.05
+    assert aligned.report.distance_after < aligned.report.distance_before
+    assert aligned.report.function_change < 1e-12
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert sorted(aligned.table()["kind"]) == ["permutation", "permutation", "sign"]
+    assert "\n" not in repr(aligned)
+    assert "<table" in aligned._repr_html_()
+
+
+def test_grouped_channels_stay_in_their_group():
+    torch.manual_seed(0)
+    build = lambda: nn.Sequential(nn.Conv1d(2, 4, 1), nn.ReLU(), nn.Conv1d(4, 2, 1, groups=2)).double()  # noqa: E731
+    model, reference = build(), build()
+    moves = eq.align(model, reference, x(3, 2, 5)).report.moves
+    assert [(each.kind, each.size) for each in moves] == [("permutation", 2), ("permutation", 2)]
+
+
+def spoiled(model):
+    model[0].weight.data[0, 0] = float("inf")
+    return model
+
+
+def mlp(width=4, between=nn.ReLU, bias=True):
+    return nn.Sequential(L(3, width, bias=bias), between(), L(width, 2)).double()
+
+
+@pytest.mark.parametrize(
+    ("model", "reference", "message"),
+    [
+        (
+            mlp(),
+            mlp(width=5),
+            "structure: parameter 0.weight of shape (4, 3); found parameter 0.weight of shape (5, 3)",
+        ),
+        (mlp(), mlp(between=nn.Tanh), "structure: 1 a ReLU; found 1 a Tanh in the reference"),
+        (mlp(), mlp(bias=False), "structure: parameter 0.bias of shape (4,); found 1 a ReLU in the reference"),
+        (mlp(), nn.Sequential(*mlp(), nn.ReLU()), "structure: nothing more; found 3 a ReLU in the reference"),
+        (mlp(), spoiled(mlp()), "found NaN or infinity in 0.weight"),
+    ],
+)
+def test_models_that_cannot_be_aligned_are_refused_in_one_line(model, reference, message):
+    with pytest.raises(EquipoiseError) as raised:
+        eq.align(model, reference, x(2, 3))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
