@@ -1,4 +1,4 @@
-"""Where a flow is to stop, or to keep its weights: conditions that are found to tolerance, not overshot."""
+"""Goals of a flow, to stop or to keep its weights at: located to tolerance, not overshot."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ _SLIDING = 1e-6  # share of the largest |z| of its layer below which a pair sits
 
 
 class Instant(NamedTuple):
-    """Where a flow stands."""
+    """The figures of a flow at one instant."""
 
     log_loss: float
     growth: float
@@ -23,7 +23,7 @@ class Instant(NamedTuple):
 
 @runtime_checkable
 class Goal(Protocol):
-    """A condition on where the flow stands."""
+    """A condition on an instant of the flow."""
 
     tolerance: ClassVar[float | None]  # on its distance, when a step is cut to end there; None: steps stay whole
 
@@ -79,7 +79,7 @@ class Growth:
 
 
 EVERY_QUARTER = tuple(Growth(quarters / 4) for quarters in range(1, 41))
-"""`s = 0.25, 0.5, …, 10`: where a flow keeps its weights unless told otherwise, at the end of the step that passes."""
+"""`s = 0.25, 0.5, …, 10`: the default of `save_at`; weights are kept at the end of the step that passes."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,6 @@ def parse_goal(text: str) -> Goal:
 
 
 def _exactly(value: float | int) -> str:
-    """As short as may be, but the same number when read again."""
+    """The shortest text that reads back as the same number."""
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))

@@ -1,4 +1,4 @@
-"""The manifest of a flow: what was asked, in JSON, and the network, data and problem read back from its folder."""
+"""The manifest of a flow: its arguments in JSON; its network, data and problem read back from a folder."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,7 @@ from equipoise.integrate.steppers import STEPPERS, Stepper
 from equipoise.losses import Loss, named_loss
 from equipoise.networks import mlp
 from equipoise.observers import Observer
-from equipoise.store import Store
-
-Json = dict[str, Any]
+from equipoise.store import Json, Store
 
 KIND = "flow"  # of a run folder, in its manifest
 _PLAIN = (int, float, str, bool, type(None))
@@ -28,7 +26,7 @@ _PLAIN = (int, float, str, bool, type(None))
 
 @dataclass(frozen=True)
 class Origin:
-    """What a flow cannot know of its network: the recipe of `eq.networks.mlp`, the seed, and the command typed."""
+    """The origin of a network: the recipe of `eq.networks.mlp`, the seed, and the command that was typed."""
 
     network: Mapping[str, object] | None = None
     seed: int | None = None
@@ -37,7 +35,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class FlowArguments:
-    """What a flow was asked to do."""
+    """The arguments of a flow."""
 
     until: Goal
     save_at: tuple[Goal, ...]
@@ -68,7 +66,7 @@ def describe_flow(problem: Problem, asked: FlowArguments, origin: Origin) -> Jso
     }
 
 
-def arguments_from(asked: Mapping[str, Any], observe: Sequence[Observer] | None) -> FlowArguments:
+def arguments_from(asked: Json, observe: Sequence[Observer] | None) -> FlowArguments:
     """The arguments of a manifest. Raises `InputError` for observers or steppers that it cannot hold."""
     return FlowArguments(
         observers=observers_from(asked["observers"], observe),
@@ -96,7 +94,7 @@ def _listed(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def stepper_from(recorded: Mapping[str, Any]) -> Stepper:
+def stepper_from(recorded: Json) -> Stepper:
     """The stepper of a manifest. Raises `InputError` for one that holds a function."""
     given = dict(recorded)
     if given.get("fields", ()) is None:
@@ -108,7 +106,7 @@ def stepper_from(recorded: Mapping[str, Any]) -> Stepper:
     return STEPPERS[given.pop("name", "EntropicMidpoint")](**given)
 
 
-def observers_from(recorded: Sequence[Mapping[str, Any]], given: Sequence[Observer] | None) -> tuple[Observer, ...]:
+def observers_from(recorded: Sequence[Json], given: Sequence[Observer] | None) -> tuple[Observer, ...]:
     """The observers of a manifest; those that it cannot hold must be given, and those given must be the same.
 
     Raises `InputError` that says which were recorded.
@@ -120,14 +118,14 @@ def observers_from(recorded: Sequence[Mapping[str, Any]], given: Sequence[Observ
     return tuple(_observer(each, recorded) for each in recorded)
 
 
-def _observer(one: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]]) -> Observer:
+def _observer(one: Json, recorded: Sequence[Json]) -> Observer:
     known = getattr(observers, one["name"], None)
     if known is None or "fields" in one:
         raise _differ(recorded, "none")
     return known(**{name: value for name, value in one.items() if name != "name"})
 
 
-def _differ(recorded: Sequence[Mapping[str, Any]], found: str) -> InputError:
+def _differ(recorded: Sequence[Json], found: str) -> InputError:
     names = ", ".join(each["name"] for each in recorded) or "none"
     return InputError(
         expected=f"the observers of the run, {names}, with the same fields",

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.errors import InputError
-from equipoise.integrate.margins.protocol import Evaluation, Linearization, Margins, Slopes, Weights
+from equipoise.integrate.margins.protocol import Linearization, MarginEvaluation, Margins, Slopes, Weights
 from equipoise.integrate.margins.readout import Rows
 from equipoise.losses import Differential, Loss
 
@@ -65,15 +65,15 @@ class Objective:
             rows=local * self.per_example + rows % self.per_example,
         )
 
-    def potential(self, at: Evaluation) -> Float[Tensor, " rows"]:
+    def potential(self, at: MarginEvaluation) -> Float[Tensor, " rows"]:
         """`u`, flat."""
         return self.gather(self._potential(at.margins))
 
-    def log_risk(self, at: Evaluation) -> float:
+    def log_risk(self, at: MarginEvaluation) -> float:
         """`log R`, from all the examples there are."""
         return float(torch.logsumexp(-self._potential(at.margins).flatten(), 0) - math.log(self.count))
 
-    def cotangents(self, at: Evaluation) -> Cotangents:
+    def cotangents(self, at: MarginEvaluation) -> Cotangents:
         """`-∂ log R/∂m = Dᵀ softmax(-u)`, on all potentials."""
         potential = self._potential(at.margins)
         weights = torch.softmax(-potential.flatten(), 0).view_as(potential)

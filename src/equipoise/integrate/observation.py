@@ -1,4 +1,4 @@
-"""The observers of a flow: what they are shown, once and at every step, and what they record."""
+"""The observers of a flow: their scene, a snapshot of every step, and the records that they make."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -161,14 +161,14 @@ class MarginJacobian:
 
 
 class Accumulated(NamedTuple):
-    """What observers have accumulated over a run."""
+    """Results that observers accumulate over a run."""
 
     defects: dict[str, Tensor]  # of each law, as T2.2 adds them up
     slid: dict[str, Tensor]  # by layer: example, neuron, first, last step
 
 
 def accumulated(memories: Iterable[Memory], steps: int) -> Accumulated:
-    """The accumulated results in these memories, after so many steps."""
+    """The accumulated results in these memories, at the end of a run of `steps` steps."""
     memories = tuple(memories)
     return Accumulated(
         defects={name: total for memory in memories for name, total in accumulated_defects(memory).items()},

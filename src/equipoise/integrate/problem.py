@@ -18,7 +18,7 @@ from equipoise.graph.evaluate import rectified
 from equipoise.integrate.margins.chain_margins import ChainMargins
 from equipoise.integrate.margins.graph_margins import GraphMargins
 from equipoise.integrate.margins.kink_places import KinkPlaces
-from equipoise.integrate.margins.protocol import Evaluation, Margins, ParameterLayout, Weights
+from equipoise.integrate.margins.protocol import MarginEvaluation, Margins, ParameterLayout, Weights
 from equipoise.integrate.margins.readout import BinaryReadout, MulticlassReadout, Readout
 from equipoise.integrate.objective import ExampleWeights, Objective, shares
 from equipoise.integrate.validation import outputs_of_two, require_parameters, require_trainable
@@ -70,7 +70,7 @@ class Problem:
         """`L` with `f(x; aw) = a^L f(x; w)`, or `None` for an operation, a bias or a skip without a degree."""
         return homogeneity(self.captured).degree
 
-    def log_loss(self, at: Evaluation) -> float:
+    def log_loss(self, at: MarginEvaluation) -> float:
         """`log R`."""
         return self.objective.log_risk(at)
 

@@ -1,11 +1,10 @@
-"""A finished flow: where it ended, why, and everything recorded on the way."""
+"""The result of a flow: weights, status, and all that was recorded on the way."""
 
 import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -21,11 +20,11 @@ from equipoise.integrate.goals import Goal
 from equipoise.integrate.manifest import StoredInputs, flow_manifest
 from equipoise.integrate.observation import accumulated, memories_of, observed_figures
 from equipoise.losses import Loss
-from equipoise.store import Record, Store
+from equipoise.store import Json, Record, Store
 
 
 class Status(StrEnum):
-    """How a flow ended. As text, it says what to do.
+    """The status of a finished flow; as text, with its remedy.
 
     >>> Status.stalled == "stalled"
     True
@@ -41,7 +40,7 @@ class Status(StrEnum):
 
     @property
     def remedy(self) -> str:
-        """What it means, and what to do."""
+        """Its meaning and its remedy."""
         return _REMEDIES[self]
 
     def __str__(self) -> str:
@@ -158,7 +157,7 @@ class Run:
         """`L` with `f(x; aw) = a^L f(x; w)`, or None for an operation, a bias or a skip without a degree."""
         return homogeneity(self._graph).degree
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """The figures of the run that the command line prints as JSON, without the certificate.
 
         `growth` is `log(‖w‖/‖w₀‖)`; drifts are `‖C - C₀‖_F/‖w‖²`; gradient evaluations count full passes over the data.
@@ -228,7 +227,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def _result(store: Store) -> dict[str, Any]:
+def _result(store: Store) -> Json:
     result = store.result()
     if result is None:
         raise InputError(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.integrate.margins.protocol import Evaluation, Slopes, Weights, local_slopes
+from equipoise.integrate.margins.protocol import MarginEvaluation, Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.observers import Memory
 from equipoise.store import Record
@@ -23,7 +23,7 @@ class State:
     """Everything a step needs; saved, it resumes a run bit for bit."""
 
     weights: Weights
-    evaluation: Evaluation
+    evaluation: MarginEvaluation
     slopes: Slopes  # slopes of the last step: pairs that slide keep theirs
     dual: Float[Tensor, " potentials"]  # p of the last implicit step, the next one's warm start
     velocity: Weights | None = None  # -∇ log R here, or its mean over the last implicit step; None: not known
@@ -90,7 +90,7 @@ def velocity(objective: Objective, state: State) -> Weights:
     return velocity_at(objective, state.weights, state.slopes, state.evaluation)
 
 
-def velocity_at(on: Objective, weights: Weights, slopes: Slopes, at: Evaluation) -> Weights:
+def velocity_at(on: Objective, weights: Weights, slopes: Slopes, at: MarginEvaluation) -> Weights:
     """`-∇ log R` from the examples of `on` alone, `at` their evaluation: where the others do not weigh."""
     return on.linearize(weights, slopes).vjp(on.cotangents(at))
 
@@ -121,7 +121,7 @@ def physical_time(log_risks: tuple[float, float], length: float, speeds: tuple[f
 
 
 def elapsed(
-    objective: Objective, before: State, after: Evaluation, length: float, speeds: tuple[float, float]
+    objective: Objective, before: State, after: MarginEvaluation, length: float, speeds: tuple[float, float]
 ) -> float:
     """`log t` at the end of a step: `speeds` are `‖∇ log R‖` at its midpoint and its end."""
     log_risks = objective.log_risk(before.evaluation), objective.log_risk(after)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import joblib
 import pandas as pd
@@ -17,7 +16,7 @@ from equipoise.integrate.goals import Goal
 from equipoise.integrate.loop import resume, run_flow
 from equipoise.integrate.manifest import Origin, described
 from equipoise.networks import mlp
-from equipoise.store import MANIFEST, RESULT, Store
+from equipoise.store import MANIFEST, RESULT, Json, Store
 
 BACKENDS = ("loky", "ray", "dask")
 _FIGURES = ("status", "log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
@@ -29,13 +28,13 @@ Callback = Callable[[int, int], None]  # flows finished, flows in all
 class _Task:
     """One flow: a setting, a seed, and the folder it goes to."""
 
-    setting: dict[str, Any]
+    setting: Json
     seed: int
     folder: Path
 
 
 def sweep(
-    settings: Iterable[Mapping[str, Any]],
+    settings: Iterable[Mapping[str, object]],
     seeds: Sequence[int] = (0,),
     *,
     out: str | Path,
@@ -78,7 +77,7 @@ def sweep(
     return pd.DataFrame([_row(task, varied) for task in tasks])
 
 
-def _check(setting: Mapping[str, Any]) -> None:
+def _check(setting: Mapping[str, object]) -> None:
     if not {"network", "data"} <= set(setting):
         raise InputError(
             expected="settings with a network and data",
@@ -87,16 +86,16 @@ def _check(setting: Mapping[str, Any]) -> None:
         )
 
 
-def _name(setting: Mapping[str, Any], seed: int) -> str:
+def _name(setting: Mapping[str, object], seed: int) -> str:
     digest = hashlib.sha256(_text(setting).encode()).hexdigest()[:10]
     return f"{digest}-seed{seed}"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=_plain)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Goal):
         return value.describe()
     return str(value) if isinstance(value, Path) else described(value)
@@ -137,7 +136,7 @@ def _run(task: _Task) -> None:
     setting = dict(task.setting)
     network = {**setting.pop("network"), "seed": task.seed}
     data = setting.pop("data")
-    source: dict[str, Any] = {"name": data} if isinstance(data, str) else data
+    source: Json = {"name": data} if isinstance(data, str) else data
     if (task.folder / MANIFEST).exists():
         resume(task.folder, observe=setting.get("observe"))
         return
@@ -145,16 +144,16 @@ def _run(task: _Task) -> None:
     run_flow(mlp(**network), dataset, out=task.folder, origin=Origin(network, task.seed), **setting)
 
 
-def _keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def _keys(settings: Sequence[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(key for setting in settings for key in setting))
 
 
-def _row(task: _Task, varied: Sequence[str]) -> dict[str, Any]:
+def _row(task: _Task, varied: Sequence[str]) -> Json:
     with Store.open(task.folder) as store:
         result = store.result() or {}
     differs = {key: _shown(task.setting.get(key)) for key in varied}
     return {**differs, "seed": task.seed, **{name: result.get(name) for name in _FIGURES}, "folder": str(task.folder)}
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     return value if isinstance(value, str | int | float | type(None)) else _text(value)

@@ -1,4 +1,4 @@
-"""Termination: why a flow is to stop, and what was found where it stops short of its goal."""
+"""Termination: the reasons to stop a flow, and the findings where it stops short of its goal."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from equipoise.errors import InputError
 from equipoise.graph.evaluate import unfollowed
 from equipoise.integrate.goals import Goal, Instant, LogLoss
 from equipoise.integrate.implicit.dual_problem import precision_floor, resolved_temperature
-from equipoise.integrate.margins.protocol import Evaluation, Weights, local_slopes
+from equipoise.integrate.margins.protocol import MarginEvaluation, Weights, local_slopes
 from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.problem import Problem
@@ -78,7 +78,7 @@ class Termination:
         return now.step % _ASKED != 0 or moves or unstable(self.problem.objective, now.state)
 
     def reason(self, status: Status, state: State) -> str | None:
-        """What was found where a run ended short of its goal, in words."""
+        """The finding where a run ended short of its goal, in words."""
         if status == Status.stalled:
             return why_stalled(self.problem, state)
         if status == Status.precision_floor:
@@ -257,7 +257,7 @@ def _largest_ritz(times: Callable[[Tensor], Tensor], start: Tensor) -> float:
 # ---- precision ----
 
 
-def why_unresolved(problem: Problem, at: Evaluation) -> str:
+def why_unresolved(problem: Problem, at: MarginEvaluation) -> str:
     """The floor of the precision of a flow beside its margins, in words."""
     potential, dtype = problem.objective.potential(at), problem.weights.dtype
     name, largest = str(dtype).removeprefix("torch."), float(potential.abs().max())

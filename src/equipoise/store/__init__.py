@@ -1,7 +1,7 @@
 """A run on disk: its records, checkpoints and weights, each covered by a hash."""
 
 from equipoise.store.database import Record, ResumePoint
-from equipoise.store.files import MANIFEST, RECORDS, RESULT, finite, place
+from equipoise.store.files import MANIFEST, RECORDS, RESULT, Json, finite, place
 from equipoise.store.folder import Store
 
-__all__ = ["MANIFEST", "RECORDS", "RESULT", "Record", "ResumePoint", "Store", "finite", "place"]
+__all__ = ["MANIFEST", "RECORDS", "RESULT", "Json", "Record", "ResumePoint", "Store", "finite", "place"]

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import safetensors.torch
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from equipoise.errors import StoreError
-from equipoise.store.files import RECORDS, damaged, pack
+from equipoise.store.files import RECORDS, Json, damaged, pack
 
 KEPT = 3
 """Checkpoints kept, the newest last."""
@@ -61,11 +61,11 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The point from which a run can go on: tensors by name, and whatever else JSON can hold."""
+    """The point from which a run can go on: tensors by name, and metadata that JSON can hold."""
 
     step: int
     tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ class Database:
                 numbered = [(*row, page) for row in rows]
                 connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", numbered)
             if checkpoint is not None:
-                told, tensors = json.dumps(dict(checkpoint.metadata)), pack(checkpoint.tensors)
-                digest = _checkpoint_hash(before, checkpoint.step, page, told, tensors)
-                row = (checkpoint.step, page, told, tensors, digest)
+                metadata, tensors = json.dumps(dict(checkpoint.metadata)), pack(checkpoint.tensors)
+                digest = _checkpoint_hash(before, checkpoint.step, page, metadata, tensors)
+                row = (checkpoint.step, page, metadata, tensors, digest)
                 connection.execute(
                     "INSERT INTO checkpoints (step, page, metadata, tensors, sha256) VALUES (?, ?, ?, ?, ?)", row
                 )
@@ -173,7 +173,7 @@ class Database:
         return step
 
     def _pages(self) -> tuple[list[tuple], list[tuple[int, int, str]]]:
-        with self.connection:  # one view of both tables, whatever another process commits meanwhile
+        with self.connection:  # one view of both tables, also while another process commits
             self.connection.execute("BEGIN")
             pages = self.connection.execute("SELECT page, rows, sha256 FROM pages ORDER BY page").fetchall()
             rows = self.connection.execute(f"SELECT {_COLUMNS} FROM records ORDER BY rowid").fetchall()
@@ -237,14 +237,14 @@ class Database:
     def _saved(self, number: int, hashes: Mapping[int, str]) -> _Saved | None:
         """The checkpoint of that number; None where it does not match its hash."""
         query = "SELECT step, page, metadata, tensors, sha256 FROM checkpoints WHERE number = ?"
-        step, page, told, packed, expected = self.connection.execute(query, (number,)).fetchone()
-        if page not in hashes or _checkpoint_hash(hashes[page], step, page, told, packed) != expected:
+        step, page, metadata, packed, expected = self.connection.execute(query, (number,)).fetchone()
+        if page not in hashes or _checkpoint_hash(hashes[page], step, page, metadata, packed) != expected:
             return None
         try:
             tensors = dict(sorted(safetensors.torch.load(packed).items()))
         except SafetensorError as error:
             raise StoreError(expected="a checkpoint in safetensors", found=str(error), remedy="run again") from None
-        return _Saved(number, page, expected, ResumePoint(step, tensors, json.loads(told)))
+        return _Saved(number, page, expected, ResumePoint(step, tensors, json.loads(metadata)))
 
 
 def _frame(rows: list[tuple]) -> pd.DataFrame:

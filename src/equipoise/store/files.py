@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from equipoise.errors import StoreError
 
 MANIFEST, RECORDS, WEIGHTS, RESULT = "manifest.json", "records.sqlite", "weights", "result.json"
+Json: TypeAlias = dict[str, Any]  # an object that JSON has read
+
 _HASH = "sha256"  # the key under which a JSON file keeps its own hash
 _HEADER = "equipoise"  # the one key of a weights file's header: the order of several differs between processes
 
@@ -69,8 +71,8 @@ def file_hash(path: Path) -> str:
 # ---- JSON ----
 
 
-def finite(value: Any) -> Any:
-    """What JSON can hold: lists for tuples, and null for NaN and infinity, of which it knows none.
+def finite(value: object) -> Any:
+    """The value as JSON holds it: lists for tuples, and null for NaN and infinity, of which it knows none.
 
     >>> finite({"bound": float("inf"), "rests on": ("laws",)})
     {'bound': None, 'rests on': ['laws']}
@@ -82,7 +84,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def place_json(path: Path, fields: Mapping[str, Any]) -> None:
+def place_json(path: Path, fields: Mapping[str, object]) -> None:
     """Write strict JSON with one line for each top-level key, the last of them the SHA-256 of the others."""
     plain = finite(fields)
     whole = {**plain, _HASH: _json_hash(plain)}
@@ -90,7 +92,7 @@ def place_json(path: Path, fields: Mapping[str, Any]) -> None:
     place(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The fields that `place_json` wrote, without their hash, which they must match."""
     fields = parse_json(path)
     expected = fields.pop(_HASH, None)
@@ -99,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def parse_json(path: Path) -> dict[str, Any]:
+def parse_json(path: Path) -> Json:
     """Any JSON object, unchecked."""
     try:
         fields = json.loads(path.read_bytes())
@@ -110,7 +112,7 @@ def parse_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _json_hash(fields: Mapping[str, Any]) -> str:
+def _json_hash(fields: Mapping[str, object]) -> str:
     """Of the values, not of how they are laid out."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -127,7 +129,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) 
     return safetensors.torch.save(plain, metadata)
 
 
-def place_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+def place_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> str:
     """Write a safetensors file whose header holds the SHA-256 of name, metadata and tensors; return that hash."""
     digest = weights_hash(path.stem, tensors, metadata)
     header = {"metadata": dict(metadata), "sha256": digest}
@@ -135,7 +137,7 @@ def place_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     return digest
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Json, str]:
     """Tensors in the order of their names, metadata, and their hash, which they must match.
 
     Raises `OSError`, `SafetensorError` or `ValueError` for anything else.
@@ -150,7 +152,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     return tensors, metadata, expected
 
 
-def weights_hash(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+def weights_hash(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> str:
     """SHA-256 over the name of the file, its metadata, and every tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(json.dumps([name, metadata], sort_keys=True).encode())
     for key in sorted(tensors):
@@ -165,7 +167,7 @@ def weights_hash(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str
 
 @contextmanager
 def in_one_line(folder: Path) -> Iterator[None]:
-    """Turn whatever SQLite or the system raises into one line with a remedy."""
+    """Turn the errors of SQLite and of the system into one line with a remedy."""
     try:
         yield
     except StoreError:

@@ -5,10 +5,10 @@
     manifest.json              format, versions, and what the run was asked to do
     result.json                the summary, once the run is finished, and the hashes of all the rest
 
-At whatever instant a process is killed, each file is whole, and records and checkpoints belong together. The manifest
+If a process is killed, at any instant, each file is whole, and records and checkpoints belong together. The manifest
 comes last when a folder is made: a folder with one holds all that a run needs to go on. Every value is covered by a
 SHA-256, and one that differs is refused with the name of its file. Nothing is pickled. Folders of the same run are the
-same, whatever the machine: no paths, no host names, no times of day.
+same on every machine: no paths, no host names, no times of day.
 """
 
 import os
@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pandas as pd
 import torch
@@ -37,6 +36,7 @@ from equipoise.store.files import (
     RECORDS,
     RESULT,
     WEIGHTS,
+    Json,
     damaged,
     file_hash,
     first_line,
@@ -76,7 +76,7 @@ class Store:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Json
     _database: Database = field(repr=False)
     _lock: FileLock | None = field(repr=False)
 
@@ -84,7 +84,7 @@ class Store:
     def create(
         cls,
         folder: str | os.PathLike[str],
-        manifest: Mapping[str, Any],
+        manifest: Mapping[str, object],
         weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> "Store":
         """Make a new run in a new or empty folder; versions and the format are added to its manifest.
@@ -111,7 +111,7 @@ class Store:
 
     @classmethod
     def resume(cls, folder: str | os.PathLike[str]) -> "Store":
-        """Open a run to go on with. Nothing is changed before `rewind`: look first at what is there.
+        """Open a run to go on with. Nothing is changed before `rewind`.
 
         Raises `StoreError` if the folder is no run of this version or damaged, or another process is writing it.
         """
@@ -148,7 +148,7 @@ class Store:
     ) -> None:
         self.close()
 
-    def rewind(self, changes: Mapping[str, Any] | None = None) -> None:
+    def rewind(self, changes: Mapping[str, object] | None = None) -> None:
         """Go back to the last good checkpoint: later records are dropped, and so is the result of before.
 
         `changes` replace entries of the manifest. At every instant the folder is a run that can go on.
@@ -165,7 +165,7 @@ class Store:
             remove(self.folder / RESULT)
             return self._database.last_step()
 
-    def _change(self, changes: Mapping[str, Any] | None) -> None:
+    def _change(self, changes: Mapping[str, object] | None) -> None:
         if changes:
             place_json(self.folder / MANIFEST, self.manifest | dict(changes))
             self.manifest.update(changes)
@@ -199,21 +199,23 @@ class Store:
             return self._database.table()
 
     def table_of_checkpoint(self) -> pd.DataFrame:
-        """The records that belong to the last good checkpoint, whatever came after it."""
+        """The records that belong to the last good checkpoint."""
         with in_one_line(self.folder):
             return self._database.table_of_checkpoint()
 
-    def save_weights(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    def save_weights(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None
+    ) -> None:
         """Write `weights/NAME.safetensors`, in the dtype of the tensors, under their names.
 
-        `metadata` is whatever JSON can hold. The file is covered by a SHA-256 in its own header.
+        `metadata` is an object that JSON can hold. The file is covered by a SHA-256 in its own header.
         """
         path = _weights(self.folder, name)
         with in_one_line(self.folder):
             path.parent.mkdir(exist_ok=True)
             place_weights(path, tensors, metadata or {})
 
-    def load_weights(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load_weights(self, name: str) -> tuple[dict[str, Tensor], Json]:
         """The tensors of `weights/NAME.safetensors`, on the CPU and in the order of their names, and their metadata.
 
         Raises `StoreError` that names the file when it is missing, damaged, or not the one that the run wrote.
@@ -246,7 +248,7 @@ class Store:
         """Those of weights saved on the way: all but `initial` and `final`."""
         return [name for name in self.weights() if name not in ("initial", "final")]
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, object]) -> None:
         """Write `result.json`, with the hashes of all the rest; NaN and infinities, which JSON lacks, become null."""
         with in_one_line(self.folder):
             newest = self._database.newest()
@@ -259,13 +261,13 @@ class Store:
             hashes |= {path.relative_to(self.folder).as_posix(): file_hash(path) for path in sorted(files)}
             place_json(self.folder / RESULT, {**summary, _HASHES: hashes})
 
-    def result(self) -> dict[str, Any] | None:
-        """What `finish` wrote, or None while the run is not finished."""
+    def result(self) -> Json | None:
+        """The summary that `finish` wrote, or None while the run is not finished."""
         with in_one_line(self.folder):
             result = self._result()
             return None if result is None else {key: value for key, value in result.items() if key != _HASHES}
 
-    def _result(self) -> dict[str, Any] | None:
+    def _result(self) -> Json | None:
         path = self.folder / RESULT
         if not path.exists():
             return None
@@ -291,7 +293,7 @@ def _weights(folder: Path, name: str) -> Path:
     return folder / WEIGHTS / f"{name}.safetensors"
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> Json:
     path = folder / MANIFEST
     if not path.is_file():
         found = "no such folder"

@@ -108,7 +108,7 @@ def extrapolated_average(
 
     The time average of `softmax(-u)` is `p̄ = p_a + p_b - p_1` to second order (T6.1); `p_1` alone is first.
     Returned as `(p_1, p_a, p_b)`. `operator` is `hK`, `initial` is `u(0)`, `start` three warm starts. Solved in
-    float64 whatever the network is in: the problem is small, and its weights are near zero and one.
+    float64, also for a network in float32: the problem is small, and its weights are near zero and one.
     """
     given = initial.dtype
     operator, initial, drift = operator.double(), initial.double(), drift.double()

@@ -10,7 +10,7 @@ from torch import Tensor
 from equipoise.integrate.implicit.dual_problem import DualStart, extrapolated_average
 from equipoise.integrate.implicit.operators import DenseOperator, LowRankOperator, SymmetricOperator
 from equipoise.integrate.implicit.step_problem import WarmStart
-from equipoise.integrate.margins.protocol import Evaluation
+from equipoise.integrate.margins.protocol import MarginEvaluation
 from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Cotangents, Objective, PotentialLinearization
 
@@ -25,8 +25,8 @@ class DualWeights(Protocol):
     def average(
         self,
         linearization: PotentialLinearization,
-        before: Evaluation,
-        after: Evaluation,
+        before: MarginEvaluation,
+        after: MarginEvaluation,
         warm_start: WarmStart | None,
         tolerance: float,
     ) -> Averaged:
@@ -52,8 +52,8 @@ class TrapezoidalWeights:
     def average(
         self,
         linearization: PotentialLinearization,
-        before: Evaluation,
-        after: Evaluation,
+        before: MarginEvaluation,
+        after: MarginEvaluation,
         warm_start: WarmStart | None,
         tolerance: float,
     ) -> Averaged:
@@ -80,8 +80,8 @@ class EntropicWeights:
     def average(
         self,
         linearization: PotentialLinearization,
-        before: Evaluation,
-        after: Evaluation,
+        before: MarginEvaluation,
+        after: MarginEvaluation,
         warm_start: WarmStart | None,
         tolerance: float,
     ) -> Averaged:

@@ -14,7 +14,7 @@ from equipoise.integrate.implicit.dual_problem import TOLERANCE
 from equipoise.integrate.implicit.dual_weights import DualWeights
 from equipoise.integrate.implicit.kink_crossing import KinkPaths, clamp_slopes
 from equipoise.integrate.implicit.step_problem import ActiveProblem, Iterate, StepProblem, WarmStart
-from equipoise.integrate.margins.protocol import Evaluation, Slopes, Weights
+from equipoise.integrate.margins.protocol import MarginEvaluation, Slopes, Weights
 from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Cotangents, Objective
 from equipoise.integrate.state import State
@@ -94,7 +94,7 @@ def solve_implicit_step(
 
 def _iterate(
     active: ActiveProblem,
-    after: Evaluation,
+    after: MarginEvaluation,
     end: Weights,
     slopes: Slopes,
     warm_start: WarmStart | None,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equipoise.graph.piecewise import Maximum, Piecewise
 from equipoise.integrate.implicit.step_problem import ActiveProblem, Iterate
-from equipoise.integrate.margins.protocol import Evaluation, Slopes, local_slopes
+from equipoise.integrate.margins.protocol import MarginEvaluation, Slopes, local_slopes
 
 _STIFFER = 1.5  # times its own effect alone: pairs of one neuron pull together
 _PACES = 100.0  # the largest ratio of the rates before and after a kink
@@ -36,7 +36,7 @@ class KinkPaths:
     squared_gradients: Slopes  # ‖∂z/∂w‖²
 
     @classmethod
-    def of(cls, active: ActiveProblem, first: Iterate, after: Evaluation) -> "KinkPaths":
+    def of(cls, active: ActiveProblem, first: Iterate, after: MarginEvaluation) -> "KinkPaths":
         """The paths of a step; `after` is the evaluation at the end of its `first` iterate."""
         objective, span, before = active.objective, active.step.span, active.before.preactivations
         kinks, leaving = objective.margins.kinks, tuple(span * rate for rate in active.kink_rates)
@@ -46,7 +46,7 @@ class KinkPaths:
         _, arriving = there.jvp(span * there.vjp(first.cotangents))
         return cls(kinks, span, before, leaving, arriving, first.linearization.squared_gradients())
 
-    def slopes(self, last: Iterate, after: Evaluation) -> Slopes:
+    def slopes(self, last: Iterate, after: MarginEvaluation) -> Slopes:
         """The slopes that follow from an iterate and its end, each pair answering by its own effect on its end."""
         onto = last.linearization.sensitivity(last.cotangents)
         paths = map(KinkPath, self.before, after.preactivations, self.leaving, self.arriving)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equipoise.integrate.implicit.dual_problem import DualStart
 from equipoise.integrate.implicit.operators import SymmetricOperator
-from equipoise.integrate.margins.protocol import Evaluation, Slopes, Weights
+from equipoise.integrate.margins.protocol import MarginEvaluation, Slopes, Weights
 from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Cotangents, Objective, PotentialLinearization
 from equipoise.integrate.state import State
@@ -79,7 +79,7 @@ class ActiveProblem:
 
     step: StepProblem
     objective: Objective
-    before: Evaluation
+    before: MarginEvaluation
     slopes: Slopes
     kink_rates: tuple[Tensor, ...]  # dz/dτ at every kink
 

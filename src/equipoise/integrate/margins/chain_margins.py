@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equipoise.graph.chain import Layer
 from equipoise.graph.piecewise import Rectifier, activation
-from equipoise.integrate.margins.protocol import Evaluation, ParameterLayout, Slopes, Weights
+from equipoise.integrate.margins.protocol import MarginEvaluation, ParameterLayout, Slopes, Weights
 from equipoise.integrate.margins.readout import Readout, Rows
 
 _BLOCK = 1 << 22  # entries of a kernel that are formed at one time
@@ -39,7 +39,7 @@ class ChainMargins:
         """The margins of some of the examples."""
         return replace(self, inputs=self.inputs[examples], readout=self.readout.take(examples))
 
-    def evaluate(self, weights: Weights) -> Evaluation:
+    def evaluate(self, weights: Weights) -> MarginEvaluation:
         """Margins and pre-activations of the network itself."""
         views, hidden, seen = self.layout.views(weights), self.inputs, []
         for layer in self.chain:
@@ -47,7 +47,7 @@ class ChainMargins:
             if layer.negative_slope is not None:
                 seen.append(hidden)
                 hidden = activation(hidden, layer.negative_slope)
-        return Evaluation(self.readout.margins(hidden), tuple(seen))
+        return MarginEvaluation(self.readout.margins(hidden), tuple(seen))
 
     def linearize(self, weights: Weights, slopes: Slopes) -> "_ChainLinearization":
         """The frozen network `h_k = α_k ∘ z_k` around these weights."""
@@ -93,7 +93,7 @@ class _ChainLinearization:
                 gradient[layer.bias] = leaving.sum(0)
         return self.owner.layout.flatten(gradient)
 
-    def jvp(self, change: Weights) -> Evaluation:
+    def jvp(self, change: Weights) -> MarginEvaluation:
         """`J δw`, by carrying the change forward: `δz_k = δW_k h_{k-1} + δb_k + W_k δh_{k-1}`."""
         changes, moved, seen = self.owner.layout.views(change), torch.zeros_like(self.entering[0]), []
         for layer, hidden, slope in zip(self.owner.chain, self.entering, self.slopes, strict=True):
@@ -102,7 +102,7 @@ class _ChainLinearization:
             if slope is not None:
                 seen.append(moved)
                 moved = slope * moved
-        return Evaluation(self.owner.readout.margins(moved), tuple(seen))
+        return MarginEvaluation(self.owner.readout.margins(moved), tuple(seen))
 
     def kernel(
         self, examples: Rows, cotangents: Float[Tensor, " pairs *others"], columns: Rows | None = None

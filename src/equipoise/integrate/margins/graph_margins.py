@@ -15,7 +15,7 @@ from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import Kink, frozen, kinks, recorded
 from equipoise.graph.piecewise import Piecewise
 from equipoise.integrate.margins.layer_gram import GramLayer, read_gram_layers, run_with_probes
-from equipoise.integrate.margins.protocol import Evaluation, ParameterLayout, Slopes, Weights
+from equipoise.integrate.margins.protocol import MarginEvaluation, ParameterLayout, Slopes, Weights
 from equipoise.integrate.margins.readout import Readout, Rows
 
 MEMORY = 1 << 30
@@ -85,14 +85,14 @@ class GraphMargins:
         other.__dict__.update({name: getattr(self, name) for name in ("nodes", "gram_layers", "chunk")})  # read once
         return other
 
-    def evaluate(self, weights: Weights) -> Evaluation:
+    def evaluate(self, weights: Weights) -> MarginEvaluation:
         """Margins and pre-activations of the network itself."""
         views = self.layout.views(weights)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             parts = [recorded(self.captured, self.nodes, views, part.inputs) for part in self.chunks(())]
         scores = _joined([output.reshape(len(output), -1) for output, _ in parts])
         seen = tuple(map(_joined, zip(*(z for _, z in parts), strict=True)))
-        return Evaluation(self.readout.margins(scores), seen)
+        return MarginEvaluation(self.readout.margins(scores), seen)
 
     def linearize(self, weights: Weights, slopes: Slopes) -> "_GraphLinearization":
         """The frozen network around these weights; its products are formed when they are called for."""
@@ -180,7 +180,7 @@ class _GraphLinearization:
             total += gradient
         return total
 
-    def jvp(self, change: Weights) -> Evaluation:
+    def jvp(self, change: Weights) -> MarginEvaluation:
         """`J δw`, by one forward-mode pass."""
         owner = self.owner
 
@@ -194,7 +194,7 @@ class _GraphLinearization:
                 torch.func.jvp(partial(read, part), (self.weights,), (change,))[1] for part in owner.chunks(self.slopes)
             ]
         margins, *seen = map(_joined, zip(*moved, strict=True))
-        return Evaluation(margins, tuple(seen))
+        return MarginEvaluation(margins, tuple(seen))
 
     def sensitivity(self, cotangents: Float[Tensor, " examples *others"]) -> Slopes:
         """`∂⟨cotangents, m⟩/∂h` with respect to the output of every kink, by one backward pass."""

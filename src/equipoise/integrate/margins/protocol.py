@@ -56,15 +56,15 @@ class ParameterLayout:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class MarginEvaluation:
     """The margins of the network and the pre-activation of each of its kinks."""
 
     margins: Float[Tensor, " examples *others"]
     preactivations: tuple[Tensor, ...]
 
-    def take(self, examples: Rows) -> "Evaluation":
+    def take(self, examples: Rows) -> "MarginEvaluation":
         """The evaluation of some of the examples."""
-        return Evaluation(self.margins[examples], tuple(z[examples] for z in self.preactivations))
+        return MarginEvaluation(self.margins[examples], tuple(z[examples] for z in self.preactivations))
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class Linearization(Protocol):
         """`Jᵀ p`."""
         ...
 
-    def jvp(self, change: Weights) -> Evaluation:
+    def jvp(self, change: Weights) -> MarginEvaluation:
         """`J δw`, the first-order change of margins and pre-activations."""
         ...
 
@@ -133,7 +133,7 @@ class Margins(Protocol):
         """The margins of some of the examples."""
         ...
 
-    def evaluate(self, weights: Weights) -> Evaluation:
+    def evaluate(self, weights: Weights) -> MarginEvaluation:
         """Margins and pre-activations of the network itself."""
         ...
 
@@ -142,12 +142,12 @@ class Margins(Protocol):
         ...
 
 
-def secant_slopes(margins: Margins, before: Evaluation, after: Evaluation) -> Slopes:
+def secant_slopes(margins: Margins, before: MarginEvaluation, after: MarginEvaluation) -> Slopes:
     """The secant slope of every pair of a neuron and an example between two evaluations (T6.2)."""
     both = zip(margins.kinks, before.preactivations, after.preactivations, strict=True)
     return tuple(kink.secant(z0, z1) for kink, z0, z1 in both)
 
 
-def local_slopes(margins: Margins, at: Evaluation) -> Slopes:
+def local_slopes(margins: Margins, at: MarginEvaluation) -> Slopes:
     """`σ'(z)`, the slope at `z = 0` being that of the negative side."""
     return secant_slopes(margins, at, at)

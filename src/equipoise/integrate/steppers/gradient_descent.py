@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import torch
 
@@ -53,7 +53,7 @@ class GradientDescent:
                 remedy='pass schedule="constant"',
             )
         check_selection(self.at_kinks)
-        given: Any = self.lr
+        given: object = self.lr
         if isinstance(given, Iterable) and not isinstance(given, str):
             object.__setattr__(self, "lr", given := tuple(given))
         if not callable(given):
@@ -68,10 +68,10 @@ class GradientDescent:
                 found=f"a sequence of {len(self.lr)}",
                 remedy=f"pass until=eq.Steps({len(self.lr)}), a longer sequence, or a function of the step",
             )
-        rate: Any = self.lr[step] if isinstance(self.lr, tuple) else self.lr
-        rate = rate(step) if callable(rate) else rate
+        given = self.lr(step) if callable(self.lr) else self.lr
+        rate = given[step] if isinstance(given, tuple) else given
         check_rate(rate)
-        return float(rate)
+        return float(cast(float, rate))
 
     def init(self, objective: Objective, weights: Weights) -> State:
         """The state at the start of a run."""
@@ -93,7 +93,7 @@ class GradientDescent:
         return descended(objective, state, Update(gradient, math.exp(min(log_rate, 700.0))), log_rate - log_risk, norm)
 
 
-def check_rate(lr: Any) -> None:
+def check_rate(lr: object) -> None:
     """Refuse a learning rate that is not positive and finite."""
     require_real("the learning rate lr", lr, "pass lr=0.1", above=0)
 

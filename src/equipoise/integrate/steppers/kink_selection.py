@@ -1,10 +1,11 @@
 """Which element of the Clarke subdifferential a discrete method takes at a kink (T4.5)."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from scipy.optimize import lsq_linear
+from torch import Tensor
 
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Slopes
@@ -18,7 +19,7 @@ _MOST = 200  # pairs that may sit on their kinks
 _STILL = 1e-12
 
 
-def check_selection(at_kinks: Any) -> None:
+def check_selection(at_kinks: float | str) -> None:
     """Refuse what is neither a share from 0 to 1 nor `"minimum_norm"`."""
     if at_kinks == MINIMUM_NORM:
         return
@@ -45,14 +46,14 @@ def selected_slopes(objective: Objective, state: State, at_kinks: float | str) -
     return _least(objective, state, slopes, bends) if isinstance(at_kinks, str) else slopes
 
 
-def _least(objective: Objective, state: State, slopes: Slopes, bends: list[Any]) -> Slopes:
-    """The slopes within their bounds whose gradient is shortest, by bounded least squares of what each adds to it.
+def _least(objective: Objective, state: State, slopes: Slopes, bends: Sequence[tuple[Tensor, float] | None]) -> Slopes:
+    """The slopes within their bounds whose gradient is shortest, by bounded least squares.
 
     The gradient is affine in the slopes of one layer, and the first solution final; with kinks in several it is
     repeated for as long as the gradient becomes shorter.
     """
     places = [
-        (k, place)
+        (k, place, bend[1])
         for k, bend in enumerate(bends)
         if bend is not None
         for place in bend[0].flatten().nonzero().squeeze(1).tolist()
@@ -66,8 +67,7 @@ def _least(objective: Objective, state: State, slopes: Slopes, bends: list[Any])
 
     def gradient(shares: np.ndarray) -> np.ndarray:
         chosen = [slope.clone() for slope in slopes]
-        for (k, place), share in zip(places, shares, strict=True):
-            negative = bends[k][1]
+        for (k, place, negative), share in zip(places, shares, strict=True):
             chosen[k].view(-1)[place] = negative + float(share) * (1 - negative)
         found.append(tuple(chosen))
         return velocity_at(objective, state.weights, found[-1], state.evaluation).double().cpu().numpy()

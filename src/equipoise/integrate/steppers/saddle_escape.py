@@ -16,7 +16,7 @@ from torch import Tensor
 
 from equipoise.integrate.implicit.fixed_point import at_rounding
 from equipoise.integrate.implicit.step_problem import StepPredictor
-from equipoise.integrate.margins.protocol import Evaluation, Weights, local_slopes
+from equipoise.integrate.margins.protocol import MarginEvaluation, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, velocity_at
 
@@ -32,7 +32,7 @@ class Escape(NamedTuple):
 
     size: float  # ‖Δw‖/‖w₀‖
     end: Weights
-    evaluation: Evaluation
+    evaluation: MarginEvaluation
     velocity: Weights  # -∇ log R at the end
     span: float  # ∫ dτ
     mismatch: float
@@ -107,7 +107,7 @@ def _error(first: Tensor, middle: Tensor, last: Tensor, length: float) -> float:
     return length / 6 * float((doubt - (doubt @ middle) * middle).norm())
 
 
-def _one_sided(objective: Objective, state: State, after: Evaluation) -> bool:
+def _one_sided(objective: Objective, state: State, after: MarginEvaluation) -> bool:
     """Whether every pair keeps the side of its kink that its slope of the start implies, at both ends."""
     ends = (local_slopes(objective.margins, at) for at in (state.evaluation, after))
     return all(torch.equal(slope, kept) for end in ends for slope, kept in zip(end, state.slopes, strict=True))
