@@ -1,4 +1,4 @@
-"""Activity of 4,096 neurons on 10,000 examples: the memory of the bits, and the time beside the forward pass.
+"""Activity of 4,096 neurons on 10,000 examples: the state of the bits, and the time beside the forward pass.
 
 python benchmarks/activity.py
 """
@@ -10,21 +10,21 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.measure.spectra import ExactSpectra
-from equipoise.observers import Scene, Snapshot
+from equipoise.observers import Snapshot, TrainingContext
 from refresh import best
 
 
 def main(examples=10_000, neurons=4096, inputs=784):
     torch.manual_seed(0)
     X, layer = torch.randn(examples, inputs), nn.Linear(inputs, neurons)
-    scene, observer = Scene({}, (), (), kinks=("layer",)), eq.Activity()
+    context, observer = TrainingContext({}, (), (), kinks=("layer",)), eq.Activity()
     with torch.no_grad():
         z = layer(X)
         forward = best(lambda: layer(X), 5)
         snapshot = Snapshot(0, 0.0, {}, 1.0, ExactSpectra({}), preactivations=(z,))
-        memory, _ = observer.observe(scene, {}, snapshot)
-        seconds = best(lambda: observer.observe(scene, memory, snapshot), 5)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in memory.values())
+        state, _ = observer.observe(context, {}, snapshot)
+        seconds = best(lambda: observer.observe(context, state, snapshot), 5)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     told = {"bytes": size, "share_of_float32": size / (z.numel() * 4), "over_forward": seconds / forward}
     print(json.dumps(told | {"forward_seconds": forward, "activity_seconds": seconds}))
 

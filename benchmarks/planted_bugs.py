@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equipoise.laws import Audit, Laws, invariances
-from equipoise.laws.audit import tolerance
+from equipoise.laws.check import tolerance
 from gpt2 import GPT2
 
 Backward = Callable[..., tuple[Tensor | None, ...]]

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from equipoise.laws import Between, Blocks, Diagonal, invariances
-from equipoise.laws.gauge import Gauge
+from equipoise.laws import Between, Blocks, Diagonal, LawPlan, invariances
 from equipoise.measure.unfolding import Unfolding
 from equipoise.monitor.crew import Crew
 from equipoise.monitor.spectra import Follower
-from equipoise.observers import Alignment, Drift, Scene, Snapshot, Spectrum
+from equipoise.observers import Alignment, Drift, Snapshot, Spectrum, TrainingContext
 
 
 class Block(nn.Module):
@@ -76,19 +75,20 @@ def refresh(model, laws):
         (Unfolding(f"{block}.up.weight", f"{block}.up.bias"), Unfolding(f"{block}.down.weight", reads=True))
         for block in range(len(model))
     )
-    scene = Scene(weights, matrices, pairs, laws=laws, gauge=Gauge.sketch(laws), frugal=True)
+    plan = LawPlan(laws, sketch=8)
+    context = TrainingContext(weights, matrices, pairs, laws=laws, plan=plan, online=True)
     asked = [*matrices, *(below for below, _ in pairs)]
     crew = Crew()
     follower = Follower(tuple(asked), 4, crew)
     observers = [Spectrum(r=4), Alignment(), Drift()]
-    memories = [observer.init(scene) for observer in observers]
+    states = [observer.init(context) for observer in observers]
 
     def look():
         squares = crew.squares(weights)
         spectra = follower.look(weights, squares)
-        snapshot = Snapshot(1, 1.0, weights, 1.0, spectra, thorough=False, dials=scene.gauge.at(weights))
-        for observer, memory in zip(observers, memories, strict=True):
-            observer.observe(scene, memory, snapshot)
+        snapshot = Snapshot(1, 1.0, weights, 1.0, spectra, full=False, laws=plan(weights))
+        for observer, state in zip(observers, states, strict=True):
+            observer.observe(context, state, snapshot)
         return spectra
 
     return look, matrices

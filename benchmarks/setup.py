@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import equipoise as eq
 from equipoise.graph.capture import capture
-from equipoise.laws.derive import Reading, derive
+from equipoise.laws.derive import DerivationOptions, derive
 from equipoise.laws.self_test import self_test
 
 Model = tuple[nn.Module, Tensor]
@@ -95,10 +95,10 @@ def parts(model: nn.Module, x: Tensor) -> dict[str, float]:
     found = {"torch.export": seconds(lambda: torch.export.export(model, (x,)))}
     held: list = []
     found["capture"] = seconds(lambda: held.append(capture(model, x)))
-    found["derivation"] = seconds(lambda: held.append(derive(held[0], Reading())))
+    found["derivation"] = seconds(lambda: held.append(derive(held[0], DerivationOptions())))
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     captured, (laws, _) = held
-    found["self-test"] = seconds(lambda: self_test(laws, captured, Reading(), weights))
+    found["self-test"] = seconds(lambda: self_test(laws, captured, DerivationOptions(), weights))
     found["watch"] = watched(model, x)
     return found
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import equipoise as eq
-from equipoise.laws.units import Units
+from equipoise.laws.moments import UnitLaws
 from equipoise.linalg import krylov
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -104,8 +104,8 @@ def failing(kind, where, rank, size, folder):
         owner, name, call = {
             "before the sum": (krylov, "_multiply", 60),
             "after the sum": (krylov, "leading_of", 11),
-            "in the laws": (Units, "sums", 6),
-            "of the laws": (Units, "figures", 4),
+            "in the laws": (UnitLaws, "sums", 6),
+            "of the laws": (UnitLaws, "figures", 4),
         }[where]
         setattr(owner, name, failing_at(call, getattr(owner, name)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

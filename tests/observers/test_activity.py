@@ -47,13 +47,17 @@ def test_flips_are_counted_and_neurons_settle():
 def test_one_bit_is_kept_for_each_neuron_and_example():
     """10,000 examples and 4,096 neurons: 5.1 MB of bits, and 8 bytes a neuron."""
     from equipoise.measure.spectra import ExactSpectra
-    from equipoise.observers import Scene, Snapshot
+    from equipoise.observers import Snapshot, TrainingContext
+    from equipoise.observers.activity import ActivityState
+    from equipoise.observers.state import to_tensors
 
     z = torch.randn(10_000, 4096, generator=torch.Generator().manual_seed(0))
-    scene = Scene({}, (), (), kinks=("layer",))
+    context = TrainingContext({}, (), kinks=("layer",))
     snapshot = Snapshot(0, 0.0, {}, 1.0, ExactSpectra({}), preactivations=(z,))
-    memory, _ = eq.Activity().observe(scene, {}, snapshot)
-    assert sum(tensor.numel() * tensor.element_size() for tensor in memory.values()) == 1250 * 4096 + 8 * 4096
+    state, _ = eq.Activity().observe(context, ActivityState(), snapshot)
+    assert (
+        sum(tensor.numel() * tensor.element_size() for tensor in to_tensors(state).values()) == 1250 * 4096 + 8 * 4096
+    )
 
 
 @pytest.mark.parametrize("watching", [True, False])

@@ -13,16 +13,17 @@ def test_a_full_snapshot_compares_with_the_values_at_the_start(monkeypatch):
     model = nn.Sequential(nn.Linear(5, 40), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 1)).double()
     optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(8, 5).double()
     laws = eq.invariances(model, x)
-    before, memories = laws.value(model), []
+    before, states = laws.value(model), []
     init = Drift.init
-    monkeypatch.setattr(Drift, "init", lambda self, scene: memories.append(init(self, scene)) or memories[-1])
+    monkeypatch.setattr(Drift, "init", lambda self, context: states.append(init(self, context)) or states[-1])
     with eq.watch(model, optimizer, every=2, full_every=3, observe=[Drift()], quiet=True) as log:
         for _ in range(4):
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
     (wide,) = (law.name for law in laws if law.kind == "linear")
-    assert sorted(memories[0]) == ["gauge", *sorted(f"weights/{name}" for name in laws.named(wide).parameters)]
+    assert sorted(states[0].weights) == sorted(laws.named(wide).parameters)
+    assert states[0].whole is None
     norm = sum(float(weight.detach().square().sum()) for weight in model.parameters())
     for law in laws:
         moved = float((law.value(model) - before[law.name]).norm()) / norm

@@ -13,7 +13,7 @@ import equipoise as eq
 from equipoise.cli.app import Json, app, cell, integers, line, say, shown
 from equipoise.cli.factory import Subject, as_input, made_by, own_output
 from equipoise.laws import Audit, Laws
-from equipoise.laws.present import plain
+from equipoise.laws.formatting import plain
 
 
 @app.command

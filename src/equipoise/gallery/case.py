@@ -1,6 +1,6 @@
 """One data set and one seed, and the networks trained on it: each once, for all the claims that look at it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from equipoise.integrate.goals import Goal, LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.integrate.run import Run
 from equipoise.integrate.steppers import EntropicMidpoint, Stepper
-from equipoise.observers import Memory, Observer, Reading, Scene, Snapshot
+from equipoise.observers import Observer, ObserverState, Reading, Requirements, Snapshot, TrainingContext
 
 DATA = ("mnist", "fashion_mnist", "digits", "separable")
 PAIRS = ((0, 1), (3, 5), (4, 9), (2, 7), (6, 8))
@@ -38,19 +38,22 @@ class Tape:
 
     moments: list[Moment]
     name: ClassVar[str] = "tape"
+    requires: ClassVar[Requirements] = Requirements(activations=True, margins=True)
 
-    def init(self, scene: Scene) -> Memory:
+    def init(self, context: TrainingContext) -> ObserverState:
         """Nothing to remember."""
-        return {}
+        return ObserverState()
 
-    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+    def observe(
+        self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
+    ) -> tuple[ObserverState, Sequence[Reading]]:
         """Keep the point; no readings."""
         assert snapshot.log_loss is not None  # a flow offers all of these
         assert snapshot.preactivations is not None
         assert snapshot.slopes is not None
         here = (snapshot.clock, snapshot.log_loss, snapshot.norm)
         self.moments.append(Moment(*here, snapshot.parameters, snapshot.preactivations, snapshot.slopes))
-        return memory, []
+        return state, []
 
 
 @dataclass(frozen=True)

@@ -196,11 +196,12 @@ def resume(
             problem, arguments = StoredInputs.read(store, model, data).problem(), store.manifest["arguments"] | changes
             asked = arguments_from(arguments, observe)
         recorder, saved = Recorder(problem, store), store.checkpoint()
-        progress = None if saved is None else recorder.restored(saved, len(asked.observers))
+        loop = _Loop.of(problem, asked, recorder, callback)
+        progress = None if saved is None else recorder.restored(saved, loop.observation.start())
         store.rewind({"arguments": arguments} if changes else None)
         if "initial" not in store.weights():
             store.save_weights("initial", problem.initial)
-        return _Loop.of(problem, asked, recorder, callback).run(progress)
+        return loop.run(progress)
 
 
 def _changed(until: Goal | str | None, max_steps: int | None) -> dict[str, object]:
@@ -239,7 +240,7 @@ class _Loop:
         """The progress before the first step, with the initial weights observed."""
         state = self.stepper.init(self.problem.objective, self.problem.weights)
         falls, slopes = (self.problem.log_loss(state.evaluation),), (_relative_slope(state),)
-        progress = Progress(0, state, self.observation.memories(), falls, slopes)
+        progress = Progress(0, state, self.observation.start(), falls, slopes)
         return self._observed(progress, None, final=self.termination.status(progress, progress) is not None)
 
     def _finish(self, progress: Progress) -> Run:
@@ -292,10 +293,9 @@ class _Loop:
     def _moved(self, progress: Progress, state: State, step: Step, seconds: float) -> Progress:
         """The progress after a step, before it is observed."""
         return replace(
-            progress,
+            self.observation.before_step(progress, step),
             step=progress.step + 1,
             state=state,
-            memories=self.observation.before_step(progress, step),
             falls=(*progress.falls, self.problem.log_loss(state.evaluation))[-STALL_STEPS:],
             slopes=(*progress.slopes, _relative_slope(state))[-STALL_STEPS:],
             sizes=(*progress.sizes, step.size)[-STALL_STEPS:],

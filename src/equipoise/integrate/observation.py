@@ -1,26 +1,34 @@
-"""The observers of a flow: their scene, a snapshot of every step, and the records that they make."""
+"""The observers of a flow: their context, a snapshot of every step, and the records that they make."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, takewhile
-from typing import NamedTuple
 
 from torch import Tensor
 
+from equipoise.errors import StoreError
 from equipoise.graph.chain import Layer
 from equipoise.graph.evaluate import recorded
 from equipoise.integrate.objective import Objective, PotentialLinearization
 from equipoise.integrate.problem import Problem
-from equipoise.integrate.state import Progress, State, Step, velocity
-from equipoise.laws.gauge import Gauge
+from equipoise.integrate.state import Progress, State, Step, Update, velocity
 from equipoise.losses import Exponential
 from equipoise.measure.spectra import ExactSpectra
 from equipoise.measure.unfolding import Unfolding
-from equipoise.observers import Foresight, Memory, Observer, Probe, Scene, Snapshot
-from equipoise.observers.activity import remembered_slides
-from equipoise.observers.defect import accumulated as accumulated_defects
+from equipoise.observers import (
+    Observer,
+    ObserverResult,
+    Probe,
+    Requirements,
+    Snapshot,
+    StateLike,
+    TrainingContext,
+    requirements,
+    step_observer,
+)
+from equipoise.observers.state import from_tensors
 from equipoise.store import Record, ResumePoint
 
 
@@ -32,10 +40,10 @@ class Observation:
     observers: tuple[Observer, ...]
 
     @cached_property
-    def scene(self) -> Scene:
+    def context(self) -> TrainingContext:
         """The parts of the training that stay the same."""
         problem = self.problem
-        return Scene(
+        return TrainingContext(
             initial=problem.initial,
             matrices=tuple(Unfolding(name) for name, weight in problem.initial.items() if weight.ndim > 1),
             consecutive=tuple(
@@ -43,7 +51,7 @@ class Observation:
                 for below, above in pairwise(problem.chain or ())
             ),
             laws=problem.laws,
-            gauge=Gauge(tuple(problem.laws)),
+            plan=problem.laws.plan,
             probe=self.probe,
             kinks=problem.kinks.names,
             examples=problem.margins.count,
@@ -51,49 +59,61 @@ class Observation:
             loss=problem.loss.name,
         )
 
+    @cached_property
+    def requires(self) -> Requirements:
+        """What the observers need together."""
+        return Requirements.of(self.observers)
+
     def probe(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
         """The network at these parameters on other inputs."""
         kinks, example = self.problem.kinks, next(iter(parameters.values()))
         output, seen = recorded(self.problem.captured, kinks.nodes, parameters, inputs.to(example))
         return Probe(output, dict(zip(kinks.names, kinks.by_neuron(seen), strict=True)))
 
-    def memories(self) -> tuple[Memory, ...]:
-        """The memories before the first snapshot. Raises `Unavailable` for an observer that cannot work here."""
-        return tuple(observer.init(self.scene) for observer in self.observers)
+    def start(self) -> tuple[StateLike, ...]:
+        """The states before the first snapshot. Raises `Unavailable` for an observer that cannot work here."""
+        for observer in self.observers:
+            self.context.check(requirements(observer))
+        return tuple(observer.init(self.context) for observer in self.observers)
 
     def observe(self, progress: Progress, step: Step | None = None, *, final: bool = False) -> Progress:
-        """The progress with the records and memories of this point, and the diagnostics of the step that led to it."""
-        snapshot = self._snapshot(progress, final)
+        """The progress with the records and states of this point, and the diagnostics of the step that led to it."""
+        snapshot = self._snapshot(progress, None if step is None else step.update, final=final)
         log_loss = self.problem.log_loss(progress.state.evaluation)
         moment = (progress.step, snapshot.clock, log_loss, progress.state.log_time)
-        memories, records = [], []
-        for observer, memory in zip(self.observers, progress.memories, strict=True):
-            memory, readings = observer.observe(self.scene, memory, snapshot)
-            memories.append(memory)
+        observed, records = [], []
+        for observer, before in zip(self.observers, progress.observed, strict=True):
+            after, readings = observer.observe(self.context, before, snapshot)
+            observed.append(after)
             records += [Record(*moment, observer.name, *reading) for reading in readings]
         records += [Record(*moment, "flow", "", name, value) for name, value in _diagnostics(step, progress.state)]
         progress.records.extend(records)
-        return replace(progress, memories=tuple(memories))
+        return replace(progress, observed=tuple(observed), before=None)
 
-    def before_step(self, progress: Progress, step: Step) -> tuple[Memory, ...]:
-        """The memories after a snapshot with the gradient of a discrete step, before it is taken."""
+    def before_step(self, progress: Progress, step: Step) -> Progress:
+        """The progress with what the observers need of the gradient of a discrete step, before it is taken."""
         if step.update is None:
-            return progress.memories
-        update, views = step.update, self.problem.layout.views
-        rate = (update.rate, update.decay / update.rate)
-        snapshot = replace(
-            self._snapshot(progress, final=False),
-            gradients=views(update.gradient),
-            rates=dict.fromkeys(self.problem.layout.shapes, rate),
-        )
-        return tuple(
-            observer.before(self.scene, memory, snapshot)[0] if isinstance(observer, Foresight) else memory
-            for observer, memory in zip(self.observers, progress.memories, strict=True)
-        )
+            return progress
+        views, requires = self.problem.layout.views, self.requires
+        parameters, gradients = views(progress.state.weights), views(step.update.gradient)
+        readings = self.context.require("plan")(parameters, gradients) if requires.step_changes else None
+        observed = progress.observed
+        if requires.before_step:
+            snapshot = replace(self._snapshot(progress, step.update), gradients=gradients)
+            observed = tuple(
+                before if stepping is None else stepping.before(self.context, before, snapshot)[0]
+                for before, stepping in zip(observed, map(step_observer, self.observers), strict=True)
+            )
+        return replace(progress, observed=observed, before=readings)
 
-    def _snapshot(self, progress: Progress, final: bool) -> Snapshot:
-        state, problem = progress.state, self.problem
-        parameters = problem.layout.views(state.weights)
+    def _snapshot(self, progress: Progress, update: Update | None, *, final: bool = False) -> Snapshot:
+        state, problem, requires = progress.state, self.problem, self.requires
+        parameters, jacobian = problem.layout.views(state.weights), MarginJacobian(problem, state)
+        gradients = jacobian.gradients() if requires.gradients else None
+        laws = None
+        if requires.laws or requires.whole_laws:
+            laws = self.context.require("plan")(parameters, gradients, before=progress.before)
+        rate = None if update is None else (update.rate, update.decay / update.rate)
         return Snapshot(
             step=progress.step,
             clock=problem.growth(state.weights),
@@ -101,11 +121,14 @@ class Observation:
             parameters=parameters,
             spectra=ExactSpectra(parameters),
             norm=float(state.weights.norm()),
+            gradients=gradients,
+            laws=laws,
+            rates={} if rate is None else dict.fromkeys(problem.layout.shapes, rate),
             margins=state.evaluation.margins,
             preactivations=problem.kinks.by_neuron(state.evaluation.preactivations),
             slopes=tuple(state.slopes[k] for k in problem.kinks.rectifiers),
             bent=problem.kinks.inside(state.slopes),
-            linearisation=MarginJacobian(problem, state),
+            linearization=jacobian,
             final=final,
         )
 
@@ -160,22 +183,6 @@ class MarginJacobian:
 # ---- what observers leave to a run ----
 
 
-class Accumulated(NamedTuple):
-    """Results that observers accumulate over a run."""
-
-    defects: dict[str, Tensor]  # of each law, as T2.2 adds them up
-    slid: dict[str, Tensor]  # by layer: example, neuron, first, last step
-
-
-def accumulated(memories: Iterable[Memory], steps: int) -> Accumulated:
-    """The accumulated results in these memories, at the end of a run of `steps` steps."""
-    memories = tuple(memories)
-    return Accumulated(
-        defects={name: total for memory in memories for name, total in accumulated_defects(memory).items()},
-        slid={place: spans for memory in memories for place, spans in remembered_slides(memory, steps).items()},
-    )
-
-
 def observed_figures(last: Callable[[str, str, str], float | None], chain: Sequence[Layer]) -> dict[str, object]:
     """The latest figures of the observers, for the summary of a run.
 
@@ -216,13 +223,29 @@ def tail_residual(chain: Sequence[Layer] | None, progress: Progress) -> float | 
     return max(seen, default=None)
 
 
-def memory_of(saved: ResumePoint, index: int) -> Memory:
-    """The memory of the observer of that index."""
-    prefix = f"memory/{index}/"
-    return {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}
+def observed_in(saved: ResumePoint, started: Sequence[StateLike]) -> tuple[StateLike, ...]:
+    """The states of the observers in a checkpoint, of the kinds with which they started.
+
+    Raises:
+        StoreError: where a tensor of a state is missing.
+    """
+    try:
+        return tuple(
+            from_tensors(type(state), _below(saved, f"observers/{index}")) for index, state in enumerate(started)
+        )
+    except KeyError as error:
+        raise StoreError(
+            expected=f"the state of every observer in the checkpoint of step {saved.step}",
+            found=f"none of {error}",
+            remedy="start the run again, in another folder",
+        ) from None
 
 
-def memories_of(saved: ResumePoint) -> tuple[Memory, ...]:
-    """The memories of the observers that have any."""
-    indices = {int(name.split("/")[1]) for name in saved.tensors if name.startswith("memory/")}
-    return tuple(memory_of(saved, index) for index in sorted(indices))
+def result_in(saved: ResumePoint) -> ObserverResult:
+    """What the observers of a run that has ended publish."""
+    return from_tensors(ObserverResult, _below(saved, "result"))
+
+
+def _below(saved: ResumePoint, prefix: str) -> dict[str, Tensor]:
+    whole = f"{prefix}/"
+    return {name.removeprefix(whole): tensor for name, tensor in saved.tensors.items() if name.startswith(whole)}

@@ -1,17 +1,19 @@
 """The recorder of a run: weights at goals, records and checkpoints in its folder, and the finished run."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from equipoise.integrate.goals import Goal
-from equipoise.integrate.observation import accumulated, memory_of
+from equipoise.integrate.observation import observed_in
 from equipoise.integrate.problem import Problem, trained_copy
 from equipoise.integrate.run import Run, Status
 from equipoise.integrate.state import Progress, State
+from equipoise.observers import ObserverResult, StateLike
+from equipoise.observers.state import to_tensors
 from equipoise.store import Record, ResumePoint, Store
 
 CHECKPOINT_SECONDS = 1.0
@@ -38,11 +40,11 @@ class Recorder:
         due = progress.seconds - progress.committed > CHECKPOINT_SECONDS
         return self.commit(progress) if due else progress
 
-    def commit(self, progress: Progress) -> Progress:
-        """Write the new records and a checkpoint into the folder, if there is one."""
+    def commit(self, progress: Progress, result: ObserverResult | None = None) -> Progress:
+        """Write the new records and a checkpoint, with the result of a run that has ended, if there is a folder."""
         if self.store is None:
             return progress
-        self.store.commit(progress.records[progress.written :], pack_progress(progress))
+        self.store.commit(progress.records[progress.written :], pack_progress(progress, result))
         return replace(progress, written=len(progress.records), committed=progress.seconds)
 
     def interruption(self, progress: Progress) -> str:
@@ -52,15 +54,18 @@ class Recorder:
             return f"{where}; nothing is kept without a folder: pass out="
         return f"{where}; go on with equipoise flow --resume {shlex.quote(str(self.store.folder))}, or eq.resume"
 
-    def restored(self, saved: ResumePoint, observers: int) -> Progress:
-        """The progress of a checkpoint; weights saved after it will be reached, and saved, again."""
+    def restored(self, saved: ResumePoint, started: Sequence[StateLike]) -> Progress:
+        """The progress of a checkpoint; weights saved after it will be reached, and saved, again.
+
+        `started` are the states of the observers before the first snapshot.
+        """
         assert self.store is not None
         records = [Record(*row) for row in self.store.table_of_checkpoint().itertuples(index=False)]
         known = saved.metadata
         return Progress(
             step=saved.step,
             state=state_of(saved, len(self.problem.margins.kinks), self.problem),
-            memories=tuple(memory_of(saved, index) for index in range(observers)),
+            observed=observed_in(saved, started),
             falls=tuple(known["falls"]),
             slopes=tuple(known["slopes"]),
             sizes=tuple(known["sizes_taken"]),
@@ -73,17 +78,17 @@ class Recorder:
 
     def concluded(self, progress: Progress, status: Status, reason: str | None) -> Run:
         """The finished run, written to the folder if there is one."""
-        run = self._run(progress, status, reason)
+        result = ObserverResult.of(progress.observed)
+        run = self._run(progress, result, status, reason)
         if self.store is not None:
-            self.commit(progress)
+            self.commit(progress, result)
             self.store.save_weights("final", run.final)
             self.store.finish(run.summary())
         return run
 
-    def _run(self, progress: Progress, status: Status, reason: str | None) -> Run:
+    def _run(self, progress: Progress, result: ObserverResult, status: Status, reason: str | None) -> Run:
         state, problem = progress.state, self.problem
-        counted, shares = accumulated(progress.memories, progress.step), problem.example_weights
-        final = problem.layout.copies(state.weights)
+        shares, final = problem.example_weights, problem.layout.copies(state.weights)
         return Run(
             model=trained_copy(problem.model, final),
             initial=problem.initial,
@@ -100,8 +105,8 @@ class Recorder:
             records=progress.records,
             folder=None if self.store is None else Path(self.store.folder),
             saved=progress.saved,
-            defects=counted.defects,
-            slid=counted.slid,
+            defects=dict(result.predicted_changes),
+            slid=result.spans(progress.step),
             example_weights=None if shares is None else torch.tensor(shares, dtype=torch.float64),
             reason=reason,
             missed=state.missed,
@@ -112,15 +117,16 @@ class Recorder:
 # ---- checkpoints: tensors, and floats in JSON, which keeps every bit of them ----
 
 
-def pack_progress(progress: Progress) -> ResumePoint:
+def pack_progress(progress: Progress, result: ObserverResult | None = None) -> ResumePoint:
     """The checkpoint of a run: all but its records, which are in the store already."""
     state = progress.state
     tensors = {"weights": state.weights, "dual": state.dual}
     tensors |= {f"slopes/{index}": slope for index, slope in enumerate(state.slopes)}
     if state.velocity is not None:
         tensors["velocity"] = state.velocity
-    for index, memory in enumerate(progress.memories):
-        tensors |= {f"memory/{index}/{name}": tensor for name, tensor in memory.items()}
+    for index, observed in enumerate(progress.observed):
+        tensors |= to_tensors(observed, f"observers/{index}")
+    tensors |= {name: tensor.clone() for name, tensor in to_tensors(result, "result").items()}  # some are in a state
     known = {
         "sizes": state.sizes,
         "log_time": state.log_time,

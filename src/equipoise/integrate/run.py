@@ -18,8 +18,9 @@ from equipoise.graph.degrees import homogeneity
 from equipoise.graph.evaluate import rectified
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.manifest import StoredInputs, flow_manifest
-from equipoise.integrate.observation import accumulated, memories_of, observed_figures
+from equipoise.integrate.observation import observed_figures, result_in
 from equipoise.losses import Loss
+from equipoise.observers import ObserverResult
 from equipoise.store import Json, Record, Store
 
 
@@ -201,7 +202,7 @@ class Run:
             known = {name: store.load_weights(name)[0] for name in ("final", *store.between())}
             records = [Record(*row) for row in store.table().itertuples(index=False)]
         trained = given.trained(known.pop("final"))
-        counted = accumulated(() if last is None else memories_of(last), result["steps"])
+        published = ObserverResult() if last is None else result_in(last)
         shares = given.example_weights  # as they were: a logarithm costs a digit
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
         return cls(
@@ -215,8 +216,8 @@ class Run:
             folder=Path(folder),
             reason=result.get("reason"),
             saved=known,
-            defects=counted.defects,
-            slid=counted.slid,
+            defects=dict(published.predicted_changes),
+            slid=published.spans(result["steps"]),
             example_weights=None if shares is None else torch.tensor(shares, dtype=torch.float64),
             missed=result.get("missed", 0.0),
             **{name: result[name] for name in names},

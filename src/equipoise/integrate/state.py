@@ -11,7 +11,8 @@ from torch import Tensor
 
 from equipoise.integrate.margins.protocol import MarginEvaluation, Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.observers import Memory
+from equipoise.laws.evaluate import LawReadings
+from equipoise.observers import StateLike
 from equipoise.store import Record
 
 _PIECES = 60  # of the way over which time is integrated
@@ -74,7 +75,7 @@ class Progress:
 
     step: int
     state: State
-    memories: tuple[Memory, ...]
+    observed: tuple[StateLike, ...]  # the state of each observer
     falls: tuple[float, ...] = ()  # log-losses of the last steps
     slopes: tuple[float, ...] = ()  # ‖∇ log R‖ ‖w‖ at the same points
     sizes: tuple[float, ...] = ()  # ‖Δw‖/‖w‖ of the last steps
@@ -83,6 +84,7 @@ class Progress:
     saved: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # likewise only ever added to
     seconds: float = 0.0
     committed: float = 0.0  # of these, at the last checkpoint
+    before: LawReadings | None = None  # of the laws, before the discrete step that is being taken
 
 
 def velocity(objective: Objective, state: State) -> Weights:

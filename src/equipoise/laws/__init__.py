@@ -1,6 +1,6 @@
 """Laws of training: every conserved quantity of a model, derived from how it computes."""
 
-from equipoise.laws.audit import Audit, Finding
+from equipoise.laws.check import Audit, LawCheck
 from equipoise.laws.collection import FalseLaw, Laws, invariances
 from equipoise.laws.combined import Intersection, Product
 from equipoise.laws.commutant import (
@@ -13,8 +13,9 @@ from equipoise.laws.commutant import (
     Scalar,
     Shift,
 )
-from equipoise.laws.declared import acts_like
+from equipoise.laws.custom_ops import acts_like
 from equipoise.laws.derive import Between
+from equipoise.laws.evaluate import LawPlan, LawReadings
 from equipoise.laws.law import Law
 from equipoise.laws.predict import Prediction
 
@@ -27,10 +28,12 @@ __all__ = [
     "ComplexPlanes",
     "Diagonal",
     "FalseLaw",
-    "Finding",
     "Full",
     "Intersection",
     "Law",
+    "LawCheck",
+    "LawPlan",
+    "LawReadings",
     "Laws",
     "Prediction",
     "Product",

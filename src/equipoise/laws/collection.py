@@ -1,6 +1,7 @@
 """All laws of a model, and what can be done with them."""
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,16 +19,16 @@ from equipoise.graph.capture import Captured, Inputs, capture, placeholders
 from equipoise.graph.coverage import Coverage
 from equipoise.graph.evaluate import rectifiers
 from equipoise.graph.precision import narrowest, result_dtype
-from equipoise.laws import present
-from equipoise.laws.audit import Audit, audit
-from equipoise.laws.declared import declared, functions_read_as_declared
-from equipoise.laws.derive import Between, Reading, derive
+from equipoise.laws import formatting
+from equipoise.laws.check import Audit, audit
+from equipoise.laws.custom_ops import declared, functions_read_as_declared
+from equipoise.laws.derive import Between, DerivationOptions, derive
+from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law, Parameters, gradients_of, named
+from equipoise.laws.norm_eps import defects
 from equipoise.laws.objective import LossLike, OutputGradients, ignores_shift, objective, run_backward
 from equipoise.laws.predict import Prediction, predict_drift
 from equipoise.laws.self_test import self_test
-from equipoise.laws.softening import defects
-from equipoise.laws.sweep import Strip, plan, residuals
 
 
 def invariances(
@@ -64,14 +65,14 @@ def invariances(
     with functions_read_as_declared():
         captured = capture(model, example_inputs)
     frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    reading = Reading(frozen, ignores_shift(loss), references=declared(), through_detach=through_detach)
-    laws, coverage = derive(captured, reading)
+    options = DerivationOptions(frozen, ignores_shift(loss), references=declared(), through_detach=through_detach)
+    laws, coverage = derive(captured, options)
     if laws and verify is not False:
-        laws, coverage = _tested(model, laws, coverage, captured, reading, insist=bool(verify))
+        laws, coverage = _tested(model, laws, coverage, captured, options, insist=bool(verify))
     elif laws:
         coverage = replace(coverage, untested="verify=False")
-    dropped = _dropped(laws, derive(captured, replace(reading, frozen=()))[0]) if frozen else {}
-    return Laws(tuple(laws), coverage, captured, dropped, reading)
+    dropped = _dropped(laws, derive(captured, replace(options, frozen=()))[0]) if frozen else {}
+    return Laws(tuple(laws), coverage, captured, dropped, options)
 
 
 SLACK = 100.0
@@ -83,11 +84,17 @@ class FalseLaw(UserWarning):
 
 
 def _tested(
-    model: nn.Module, laws: list[Law], coverage: Coverage, captured: Captured, reading: Reading, *, insist: bool
+    model: nn.Module,
+    laws: list[Law],
+    coverage: Coverage,
+    captured: Captured,
+    options: DerivationOptions,
+    *,
+    insist: bool,
 ) -> tuple[list[Law], Coverage]:
     """The laws that the self-test leaves, and what it says of the others."""
     weights = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
-    refuted, untested = self_test(laws, captured, reading, weights, insist=insist)
+    refuted, untested = self_test(laws, captured, options, weights, insist=insist)
     if refuted:
         listed = "; ".join(map(str, refuted))
         warnings.warn(f"dropped as false, a bug of equipoise worth a report: {listed}", FalseLaw, stacklevel=3)
@@ -116,7 +123,7 @@ class Laws(Sequence[Law]):
     coverage: Coverage
     captured: Captured | None = None
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    reading: Reading = field(default_factory=Reading)
+    options: DerivationOptions = field(default_factory=DerivationOptions)
 
     @overload
     def __getitem__(self, index: int) -> Law: ...
@@ -159,8 +166,8 @@ class Laws(Sequence[Law]):
         >>> {name: value.shape for name, value in invariances(model, torch.ones(4, 3)).value(model).items()}
         {'0.weight → 2.weight': torch.Size([2])}
         """
-        values = named(parameters)
-        return {law.name: law.value(values) for law in self.laws}
+        weights = named(parameters)
+        return self.plan.layout.tensors(self.plan(weights).values, weights)
 
     def residual(
         self,
@@ -181,9 +188,15 @@ class Laws(Sequence[Law]):
         (`benchmarks/laws_cost.py`).
         """
         slopes = gradients_of(parameters, self._aliases) if gradients is None else gradients
-        known = self._by_number(defects or {})
-        found = residuals(self.laws, self._strips, named(parameters), slopes, known, sketch=sketch, seed=seed)
-        return dict(zip((law.name for law in self.laws), found, strict=True))
+        weights = named(parameters)
+        if sketch is not None and sketch < 1:
+            raise InputError(
+                expected="sketch=k, k probes, at least one", found=f"sketch={sketch}", remedy="pass sketch=8"
+            )
+        plan = self.plan if sketch is None else LawPlan(self.laws, sketch, seed)
+        found = plan.residuals(weights, slopes, defects)
+        known = zip(self.laws, found.tolist(), strict=True)
+        return {law.name: _figure(residual, [weights[name] for name in law.parameters]) for law, residual in known}
 
     def defects(self, model: nn.Module, data: Any, loss: LossLike = None) -> dict[str, Tensor]:
         """What the `eps` of the normalisations that it passes adds to each law that is not exact, unit by unit.
@@ -225,7 +238,7 @@ class Laws(Sequence[Law]):
         1  0.weight → 2.weight     1      1
         """
         slopes = gradients_of(parameters, self._aliases) if gradients is None else gradients
-        return present.by_unit(self.laws, named(parameters), slopes)
+        return formatting.by_unit(self.laws, named(parameters), slopes)
 
     def predict_drift(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Prediction]:
         """The change of every conserved quantity that the next `optimizer.step()` will make (T2.2).
@@ -251,9 +264,9 @@ class Laws(Sequence[Law]):
         dtype between the members of a law (`law.precision`); where the weights have become wider since the model was
         read, that of the narrowest dtype that its code casts to.
         """
-        return self._audit(model, self._by_number(defects or {}))
+        return self._audit(model, defects or {})
 
-    def _audit(self, model: nn.Module, defects: Mapping[int, Tensor], slack: float = 0.0) -> Audit:
+    def _audit(self, model: nn.Module, defects: Mapping[str, Tensor], slack: float = 0.0) -> Audit:
         weights, slopes = named(model), gradients_of(model, self._aliases)
         trained = {self._aliases.get(name, name) for name, weight in model.named_parameters() if weight.requires_grad}
         found = audit(self.laws, weights, slopes, defects, self._casts_below(weights), slack)
@@ -277,7 +290,7 @@ class Laws(Sequence[Law]):
                 captured = capture(twin, inputs)
         except EquipoiseError:
             return self
-        known = {law.name: law for law in derive(captured, self.reading)[0]}
+        known = {law.name: law for law in derive(captured, self.options)[0]}
         return replace(self, laws=tuple(known.get(law.name, law) for law in self.laws), captured=captured)
 
     def check(
@@ -323,7 +336,7 @@ class Laws(Sequence[Law]):
             with OutputGradients(model) as seen:
                 backward(model)
             losses, slack = list(seen.losses()), SLACK
-        return self._audit(model, self._by_number(self._total_defects(model, losses)), slack)
+        return self._audit(model, self._total_defects(model, losses), slack)
 
     def _total_defects(
         self, model: nn.Module, losses: Sequence[tuple[Any, Callable[[Any], Tensor]]]
@@ -357,7 +370,7 @@ class Laws(Sequence[Law]):
                     remedy="use laws.activity(model, inputs)",
                 )
             patterns |= {user: states.bool().cpu() for user in kink_names(captured) if _is_about(nodes[user], name)}
-        laws, coverage = derive(captured, replace(self.reading, patterns=patterns))
+        laws, coverage = derive(captured, replace(self.options, patterns=patterns))
         false = {each.law for each in self.coverage.refuted}
         coverage = replace(coverage, refuted=self.coverage.refuted, untested=self.coverage.untested)
         return replace(self, laws=tuple(law for law in laws if law.name not in false), coverage=coverage)
@@ -380,13 +393,13 @@ class Laws(Sequence[Law]):
         """How many independent laws there can be, by T2.3, beside how many these are; for small models only."""
         from equipoise.laws.completeness import completeness
 
-        return completeness(self._graph, self.laws, softmax=self.reading.softmax, seed=seed)
+        return completeness(self._graph, self.laws, softmax=self.options.softmax, seed=seed)
 
     # Words ----------------------------------------------------------------------------------------------------------
 
     def table(self) -> pd.DataFrame:
         """One row for each law: name, kind, count, exact, and the formula of what is conserved."""
-        return present.table(self.laws)
+        return formatting.table(self.laws)
 
     def explain(self) -> str:
         """Every law in words, with its formula and its source, and what was read of the model."""
@@ -394,18 +407,16 @@ class Laws(Sequence[Law]):
 
     def to_latex(self) -> str:
         """A LaTeX `tabular`."""
-        return present.to_latex(self.laws)
+        return formatting.to_latex(self.laws)
 
     def to_json(self) -> str:
         """A JSON array, one object for each law."""
-        return present.to_json(self.laws)
-
-    def _by_number(self, defects: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        return {number: defects[law.name] for number, law in enumerate(self.laws) if law.name in defects}
+        return formatting.to_json(self.laws)
 
     @cached_property
-    def _strips(self) -> tuple[Strip, ...]:
-        return plan(self.laws)
+    def plan(self) -> LawPlan:
+        """These laws, to be evaluated over and over."""
+        return LawPlan(self.laws)
 
     @property
     def _aliases(self) -> Mapping[str, str]:
@@ -420,6 +431,12 @@ class Laws(Sequence[Law]):
                 remedy="call invariances(model, example_inputs) without interfaces=",
             )
         return self.captured
+
+
+def _figure(number: float, members: Sequence[Tensor]) -> Tensor:
+    """A number on the device of the members, in their dtype, in float32 at least."""
+    dtype = functools.reduce(torch.promote_types, (member.dtype for member in members), torch.float32)
+    return torch.tensor(number, dtype=dtype, device=members[0].device)
 
 
 def kink_names(captured: Captured) -> list[str]:

@@ -19,7 +19,7 @@ from equipoise.laws.law import Law, Parameters
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class DerivationOptions:
     """What a derivation depends on, besides the graph."""
 
     frozen: tuple[str, ...] = ()
@@ -29,10 +29,10 @@ class Reading:
     through_detach: bool = False
 
 
-def derive(captured: Captured, reading: Reading) -> tuple[list[Law], Coverage]:
+def derive(captured: Captured, options: DerivationOptions) -> tuple[list[Law], Coverage]:
     """Every law of a captured model, and the coverage that proves none was guessed."""
-    walk = SymmetryPropagation(captured, reading.frozen, reading.patterns, reading.references, reading.through_detach)
-    laws = [*laws_of(find_interfaces(walk)), *_shift_laws(find_shifts(walk, softmax=reading.softmax))]
+    walk = SymmetryPropagation(captured, options.frozen, options.patterns, options.references, options.through_detach)
+    laws = [*laws_of(find_interfaces(walk)), *_shift_laws(find_shifts(walk, softmax=options.softmax))]
     return laws, coverage(walk).beside({name for law in laws for name in law.parameters})
 
 

@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law, gradients_of, named
 
 
@@ -30,36 +30,22 @@ def predict_drift(
     weights, gradients = named(model), gradients_of(model, aliases)
     plain = plain_steps(optimizer)
     settings = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in model.named_parameters()}
-    updates: dict[str, Tensor] | None = None
-    found = {}
-    for law in laws:
-        rates = {settings[name] for name in law.parameters}
-        rate = next(iter(rates)) if len(rates) == 1 else None
-        if rate is not None and law.exact:
-            found[law.name] = Prediction(_by_formula(law, weights, gradients, *rate), exact=True)
-        else:
-            updates = _updates(model, optimizer) if updates is None else updates
-            found[law.name] = Prediction(law.change(weights, updates), exact=False)
-    return found
+    rates = [_common_rate(law, settings) if law.exact else None for law in laws]
+    covered = [(law, rate) for law, rate in zip(laws, rates, strict=True) if rate is not None]
+    readings = LawPlan([law for law, _ in covered])(weights, gradients)
+    changes = readings.layout.tensors(readings.predicted([rate for _, rate in covered]), weights)
+    found = {name: Prediction(change, exact=True) for name, change in changes.items()}
+    if len(covered) < len(laws):
+        updates = _updates(model, optimizer)
+        others = [law for law in laws if law.name not in found]
+        found |= {law.name: Prediction(law.change(weights, updates), exact=False) for law in others}
+    return {law.name: found[law.name] for law in laws}
 
 
-def _by_formula(
-    law: Law, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rate: float, decay: float
-) -> Tensor:
-    """`((1 - ηλ)² - 1) C + η² (Σ_p G_p G_pᵀ - Σ_c G_cᵀ G_c)`; for a law linear in the weights `-ηλ C`."""
-    return plain_change(law, law.value(weights), law.value(gradients), rate, decay)
-
-
-def plain_change(law: Law, value: Tensor, of_gradients: Tensor, rate: float, decay: float) -> Tensor:
-    """The same from the law's value at the weights, and its value at the gradients in place of the weights."""
-    of_value, of_square = plain_factors(law, rate, decay)
-    return of_value * value + of_square * of_gradients
-
-
-def plain_factors(law: Law, rate: float, decay: float) -> tuple[float, float]:
-    """By which the two of them come into it."""
-    shrunk = -rate * decay
-    return (shrunk, 0.0) if law.kind == "shift" else (shrunk * (2 + shrunk), rate**2)
+def _common_rate(law: Law, settings: Mapping[str, tuple[float, float] | None]) -> tuple[float, float] | None:
+    """Learning rate and decay, where they are the same for all weights of a law."""
+    rates = {settings[name] for name in law.parameters}
+    return rates.pop() if len(rates) == 1 else None
 
 
 def plain_steps(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float] | None]:
@@ -74,8 +60,8 @@ def plain_steps(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, floa
 
 def _updates(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the step adds to each parameter, found by taking it on copies."""
-    copies: dict[int, Any] = {id(parameter): _copy(parameter) for parameter in model.parameters()}
-    twin = copy.deepcopy(optimizer, memo=dict(copies))
+    copies = {id(parameter): _copy(parameter) for parameter in model.parameters()}
+    twin = copy.deepcopy(optimizer, memo=dict[int, object](copies))
     twin.step()
     return {name: copies[id(parameter)].detach() - parameter.detach() for name, parameter in model.named_parameters()}
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -17,9 +18,9 @@ from equipoise.graph.capture import Captured, copied, placeholders
 from equipoise.graph.coverage import Refuted
 from equipoise.graph.ops import operation_name, operator_of
 from equipoise.graph.ops.operator import Eps
-from equipoise.laws.derive import Reading
+from equipoise.laws.derive import DerivationOptions
+from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law
-from equipoise.laws.sweep import plan, residuals
 
 LIMIT = 1 << 25
 """Parameters up to which a model is tested without being asked for: in float64 they and their gradient take 0.5 GB."""
@@ -35,7 +36,12 @@ EXAMPLES = 16  # of a batch, where its size is free
 
 
 def self_test(
-    laws: Sequence[Law], captured: Captured, reading: Reading, weights: Mapping[str, Tensor], *, insist: bool = False
+    laws: Sequence[Law],
+    captured: Captured,
+    options: DerivationOptions,
+    weights: Mapping[str, Tensor],
+    *,
+    insist: bool = False,
 ) -> tuple[tuple[Refuted, ...], str]:
     """The laws that one random point refutes; and why they were not tested, empty if they were.
 
@@ -52,13 +58,13 @@ def self_test(
         for as_given in (False, True):
             torch.manual_seed(0)
             try:
-                point = _point(laws, captured, reading, own, as_given=as_given)
-                found = residuals(laws, plan(laws), *point)
+                point = _point(laws, captured, options, own, as_given=as_given)
+                found = LawPlan(laws).residuals(*point)
             except Exception as error:  # a test that cannot run refutes nothing
                 reason = one_line(error)
                 continue
-            if all(torch.isfinite(residual) for residual in found):
-                pairs = zip(laws, map(float, found), strict=True)
+            if np.isfinite(found).all():
+                pairs = zip(laws, found.tolist(), strict=True)
                 loud = [(law, residual) for law, residual in pairs if residual > REFUTED and not _faint(law, point[1])]
                 false = [(law, residual) for law, residual in loud if _testable(law, captured)]
                 return tuple(Refuted(law.name, residual, _operations(law, captured)) for law, residual in false), ""
@@ -73,7 +79,7 @@ def _faint(law: Law, gradients: Mapping[str, Tensor]) -> bool:
 
 
 def _point(
-    laws: Sequence[Law], captured: Captured, reading: Reading, own: Mapping[str, Tensor], *, as_given: bool
+    laws: Sequence[Law], captured: Captured, options: DerivationOptions, own: Mapping[str, Tensor], *, as_given: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Random weights and the gradient there of a random function of the outputs."""
     weights = {name: _moved(weight) for name, weight in own.items()}
@@ -84,9 +90,9 @@ def _point(
     known |= {placeholder: _constant(value) for placeholder, value in captured.constants.items()}
     known |= _inputs(captured, as_given=as_given)
     broken = frozenset() if as_given else frozenset(place for law in laws for place, _ in law.interface.breaks)
-    run = _InFloat64(captured.module, reading, broken)
+    run = _InFloat64(captured.module, options, broken)
     outputs = run.run(*(known[node.name] for node in placeholders(captured.graph)))
-    value = _combination(outputs, softmax=reading.softmax)
+    value = _combination(outputs, softmax=options.softmax)
     slopes = torch.autograd.grad(value, [weights[name] for name in members], allow_unused=True)
     gradients = {
         name: torch.zeros_like(weights[name]) if slope is None else slope.to_dense() if slope.is_sparse else slope
@@ -178,9 +184,9 @@ def _combination(outputs: Any, *, softmax: bool) -> Tensor:
 class _InFloat64(fx.Interpreter):
     """The graph with every number in float64, no `eps` where one breaks a law, and references for what is declared."""
 
-    def __init__(self, module: fx.GraphModule, reading: Reading, broken: Iterable[str]):
+    def __init__(self, module: fx.GraphModule, options: DerivationOptions, broken: Iterable[str]):
         super().__init__(module)
-        self.reading, self.broken = reading, frozenset(broken)
+        self.options, self.broken = options, frozenset(broken)
         self.node: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
@@ -191,13 +197,13 @@ class _InFloat64(fx.Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In float64 throughout."""
         name = operation_name(target)
-        if name == "detach" and self.reading.through_detach:
+        if name == "detach" and self.options.through_detach:
             return args[0]
         args, kwargs = pytree.tree_map(_wide, (args, kwargs))
         eps = None if self.node is None else operator_of(self.node).eps
         if eps is not None and self.node is not None and self.node.name in self.broken:
             args = _without_eps(eps, args)
-        compute: Callable[..., Any] = self.reading.references.get(name, copied if name == "copy" else target)
+        compute: Callable[..., Any] = self.options.references.get(name, copied if name == "copy" else target)
         return pytree.tree_map(_wide, compute(*args, **kwargs))
 
 

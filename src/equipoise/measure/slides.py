@@ -1,6 +1,5 @@
 """Which pairs of a neuron and an example slid along their kink, and from when to when (T4.5)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +23,6 @@ class Slides:
     def none(cls, inside: Bool[Tensor, "examples neurons"]) -> "Slides":
         """Before the first step."""
         return cls(torch.zeros_like(inside, dtype=torch.int32), torch.zeros(0, 4, dtype=torch.long).to(inside.device))
-
-    @classmethod
-    def remembered(cls, memory: Mapping[str, Tensor], place: str) -> "Slides | None":
-        """Those that `memory` keeps for a layer."""
-        kept = [memory.get(f"{place}/{name}") for name in ("slid", "slides")]
-        return None if kept[0] is None or kept[1] is None else cls(kept[0], kept[1])
-
-    def memory(self, place: str) -> dict[str, Tensor]:
-        """As tensors under names of their own."""
-        return {f"{place}/slid": self.inside, f"{place}/slides": self.over}
 
     @property
     def current(self) -> Bool[Tensor, "examples neurons"]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from equipoise.errors import one_line
 from equipoise.laws import Laws
-from equipoise.laws.gauge import Dials, Taken
+from equipoise.laws.evaluate import LawReadings
 from equipoise.laws.predict import plain_steps
 from equipoise.monitor.alarms import warn
 from equipoise.monitor.crew import Abandoned, whole
@@ -24,7 +24,17 @@ from equipoise.monitor.meter import Cadence, Meter
 from equipoise.monitor.optimizers import held, hooked, in_backward
 from equipoise.monitor.scenery import Scenery, untouched_generators
 from equipoise.monitor.spectra import Follower
-from equipoise.observers import Alignment, Memory, Observer, Reading, Scene, Snapshot, Unavailable
+from equipoise.observers import (
+    Observer,
+    Reading,
+    Requirements,
+    Snapshot,
+    StateLike,
+    TrainingContext,
+    Unavailable,
+    requirements,
+    step_observer,
+)
 from equipoise.observers.judgement import Judgement, judge
 
 
@@ -33,7 +43,7 @@ class Desk(Protocol):
 
     laws: Laws | None
 
-    def tell(self, step: int, norm: float, observer: str, readings: list[Reading]) -> None:
+    def tell(self, step: int, norm: float, observer: str, readings: Sequence[Reading]) -> None:
         """Take what one observer read."""
         ...
 
@@ -65,16 +75,16 @@ class Lane:
     desk: Desk
     off: dict[str, str]
     before_it: Sequence["Lane"] = ()  # whose laws it does not read again
-    full: bool = False  # whether the first look and the last one are thorough
+    full: bool = False  # whether the first snapshot and the last one are full
     step: int = 0
     due: int = 1
     looks: int = 0
     abandoned: bool = False  # a look has failed, and there will be no others
-    scene: Scene | None = None
-    taken: Taken | None = None  # of the laws, just before the step that is being taken
-    left: Taken | None = None  # of the laws, as `backward()` left weights and gradients before that step
+    context: TrainingContext | None = None
+    before: LawReadings | None = None  # just before the step that is being taken
+    left: LawReadings | None = None  # with what `backward()` left before that step
     follower: Follower | None = None
-    memories: dict[int, Memory] = field(default_factory=dict)  # of the observers that are on, by their position
+    states: dict[int, StateLike] = field(default_factory=dict)  # of the observers that are on, by their position
     record: BackwardRecord = field(default_factory=BackwardRecord)
     suspicious: bool = False  # the last look found a law broken, and cannot say by whom
     compared: bool = False  # it was looked at what `backward()` left
@@ -111,12 +121,12 @@ class Lane:
     @property
     def on(self) -> list[Observer]:
         """The observers that are not off."""
-        return [self.observers[position] for position in self.memories]
+        return [self.observers[position] for position in self.states]
 
     @property
-    def _read_laws(self) -> bool:
-        """Whether some observer will, so that what they have seen of the weights is not read again."""
-        return any(getattr(observer, "reads_laws", False) for observer in self.on)
+    def requires(self) -> Requirements:
+        """What the observers that are on need together."""
+        return Requirements.of(self.on)
 
     @property
     def _may_confirm(self) -> bool:
@@ -144,7 +154,7 @@ class Lane:
             return None
         self.stepping, self._frame, self._inner = optimizer, _frame_of_step(), 0
         self.step += 1
-        if self.abandoned or self.step < self.due or (self.scene is not None and not self.memories):
+        if self.abandoned or self.step < self.due or (self.context is not None and not self.states):
             return None
         if _skipped(optimizer):  # the gradient has overflowed, and this step will not be taken
             self.due = self.step + 1
@@ -168,7 +178,7 @@ class Lane:
             self._inner -= 1
             return
         if not self.abandoned and self.step >= self.due:
-            if self.memories:
+            if self.states:
                 self._safely(self._look_after)
             if not self.abandoned:
                 self._safely(self._decide)
@@ -211,21 +221,22 @@ class Lane:
     def _look_before(self) -> None:
         """What weights and gradients say together is taken while they do; it is told with the look after the step."""
         self._notice()
-        with self.meter.timed(setup=self.scene is None):
-            if self.scene is None:
+        with self.meter.timed(setup=self.context is None):
+            if self.context is None:
                 self.prepare()
-            self.taken = self.left = None
+            self.before = self.left = None
             gradients = self._gradients()
             if gradients is None:
                 self.record.disarm()
                 return
             weights = self.scenery.weights()
-            dials = self._dials(weights, gradients)
-            if dials is not None and self._read_laws:
-                self.taken = dials.taken
+            requires = self.requires
+            if requires.gradients or requires.step_changes:
+                self.before = self._readings(weights, gradients)
                 self.left = self._left(weights, gradients)
-            if any(hasattr(observer, "before") for observer in self.on):
-                self._ask("before", self._snapshot(weights, dials, gradients=whole(gradients), rates=self._rates()))
+            if requires.before_step:
+                snapshot = self._snapshot(weights, self.before, gradients=whole(gradients), rates=self._rates())
+                self._ask_each(snapshot, before=True)
 
     @torch.no_grad()
     def _look_after(self, final: bool = False) -> None:
@@ -233,18 +244,17 @@ class Lane:
         if final:
             self._notice()
         with self.meter.timed(setup):
-            if self.scene is None:
+            if self.context is None:
                 self.prepare()
             self.looks += 1
-            weights, before = self.scenery.weights(), None if final else self.taken  # a last step may have failed
-            self.taken = None
-            dials = self._dials(weights, before=before)
+            weights, before = self.scenery.weights(), None if final else self.before  # a last step may have failed
+            self.before, requires = None, self.requires
+            laws = self._readings(weights, before=before) if requires.laws or requires.whole_laws else None
             rates = {} if before is None else self._rates()
-            thorough = (self.full and (final or self.looks == 1)) or self.looks % self.full_every == 0
-            judgement = self._judge(dials)
-            self._ask(
-                "observe", self._snapshot(weights, dials, rates=rates, thorough=thorough, final=final, **judgement)
-            )
+            full = (self.full and (final or self.looks == 1)) or self.looks % self.full_every == 0
+            judgement = None if laws is None else self._judge(laws)
+            snapshot = self._snapshot(weights, laws, rates=rates, full=full, final=final, judgement=judgement)
+            self._ask_each(snapshot)
             self.desk.close_look(self.step)
         if not setup:
             self.meter.close_look()
@@ -254,26 +264,27 @@ class Lane:
         """Read the model, and let every observer see where it starts; those that cannot work are off from here on."""
         scenery, own = self.scenery, self.held
         earlier: frozenset[str] = frozenset().union(*(lane.held for lane in self.before_it))
-        self.scene = scene = scenery.scene(own, self.cadence.every, earlier)
-        self.judged = frozenset(law.name for law in scene.laws or () if own.issuperset(law.parameters))
+        sketch = not Requirements.of(self.observers).whole_laws
+        self.context = context = scenery.scene(own, self.cadence.every, earlier, sketch)
+        self.judged = frozenset(law.name for law in context.laws or () if own.issuperset(law.parameters))
         self.desk.laws = scenery.laws
         for position, observer in enumerate(self.observers):
             if position in self._crashed:
                 continue
             try:
-                self.memories[position] = observer.init(scene)
+                context.check(requirements(observer))
+                self.states[position] = observer.init(context)
             except Abandoned:
                 raise
             except Exception as error:  # a mistake in an observer must not stop the training
                 self._turn_off(position, error)
-        on = self.on
-        asked = [unfolding for unfolding in scene.matrices if any(not isinstance(each, Alignment) for each in on)]
-        if any(isinstance(observer, Alignment) for observer in on):
-            asked += [each for pair in scene.consecutive for each in pair]
+        requires = self.requires
+        asked = list(context.matrices) if requires.triplets else []
+        if requires.consecutive:
+            asked += [each for pair in context.require("consecutive") for each in pair]
         weights = scenery.weights()
         unfoldings = dict.fromkeys(unfolding.canonical(weights) for unfolding in asked)
-        r = max((getattr(observer, "r", 1) for observer in on), default=1)
-        self.follower = Follower(tuple(unfoldings), r, scenery.crew)
+        self.follower = Follower(tuple(unfoldings), max(1, requires.triplets), scenery.crew)
 
     def _notice(self) -> None:
         """Parts of the model that are others now: it is read again, and observers begin anew."""
@@ -282,9 +293,9 @@ class Lane:
             self.desk.note(self.step, f"{said}: what can be is read again, and drift counts from here")
         if self._revision != self.scenery.revision:
             self._revision = self.scenery.revision
-            if self.scene is not None:
-                self.scene, self.follower, self.taken, self.left = None, None, None, None
-                self.memories = {}
+            if self.context is not None:
+                self.context = self.follower = self.before = self.left = None
+                self.states = {}
                 for position, observer in enumerate(self.observers):
                     if position not in self._crashed:
                         self.off.pop(observer.name, None)
@@ -300,25 +311,21 @@ class Lane:
             return None
         return self.scenery.gradients(getattr(self.stepping, "grad_scale", None))
 
-    def _left(self, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> Taken | None:
-        """What the laws say of weights and gradients as `backward()` left them, if it was armed."""
+    def _left(self, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> LawReadings | None:
+        """Readings of the laws at weights and gradients as `backward()` left them, if it was armed."""
         self.compared = self.record.armed
         if not self.compared:
             return None
         own = self.held
         kept = self.record.take(weights, {name: each for name, each in gradients.items() if name in own})
-        assert self.scene is not None
-        assert self.scene.gauge is not None
-        return None if kept is None else self.scene.gauge.take(kept[0], gradients | kept[1])
+        return None if kept is None else self._readings(kept[0], gradients | kept[1])
 
-    def _judge(self, dials: Dials | None) -> dict[str, Judgement]:
-        """By law, whether the gradient of the step before is right."""
-        panel = None if dials is None else dials.before
-        if dials is None or panel is None or self.scenery.example is None:
-            return {}
-        left = None if self.left is None else dials.gauge.tell(self.left).panels[0]
+    def _judge(self, laws: LawReadings) -> Judgement | None:
+        """By law, whether the gradient of the step before is right; None where that is not known."""
+        if laws.before is None or self.scenery.example is None:
+            return None
         precision = self.scenery.example.precision
-        found = judge(panel, left, precision, self.judged, confirm=self._may_confirm)
+        found = judge(laws.before, self.left, precision, self.judged, confirm=self._may_confirm)
         self.suspicious, self.left = bool(found.unconfirmed) and not self.compared, None
         self.comparing |= self.compared and not all(value <= 1 for value in found.excess.values())
         if found.changed or (found.unconfirmed and self.compared):  # or they are none of a backward pass at all
@@ -328,13 +335,13 @@ class Lane:
                 "gradients were changed between backward and step (clipping by value, noise, another point, by hand): "
                 "laws are judged by what backward() left",
             )
-        return {"judgement": found}
+        return found
 
     def finish(self) -> None:
         """A last look at where the training ended, and the hooks off."""
         with suppress(Exception):
             self.record.disarm()
-        if self.memories and not self.abandoned:
+        if self.states and not self.abandoned:
             if self.suspicious:
                 self.desk.note(
                     self.step,
@@ -343,23 +350,27 @@ class Lane:
                 )
             self._safely(partial(self._look_after, final=True))
 
-    def _dials(
-        self, weights: dict[str, Tensor], gradients: dict[str, Tensor] | None = None, before: Taken | None = None
-    ) -> Dials | None:
-        gauge = self.scene.gauge if self.scene else None
-        return None if gauge is None else gauge.at(weights, gradients, before)
+    def _readings(
+        self,
+        weights: dict[str, Tensor],
+        gradients: dict[str, Tensor] | None = None,
+        before: LawReadings | None = None,
+    ) -> LawReadings | None:
+        """Readings of the laws; None where the model has none that are known."""
+        plan = None if self.context is None else self.context.plan
+        return None if plan is None else plan(weights, gradients, before=before)
 
-    def _snapshot(self, weights: dict[str, Tensor], dials: Dials | None, **more: Any) -> Snapshot:
+    def _snapshot(self, weights: dict[str, Tensor], laws: LawReadings | None, **more: Any) -> Snapshot:
         assert self.follower is not None
         scenery = self.scenery
-        squares = scenery.crew.squares(weights, dials.squares if dials and self._read_laws else {})
+        squares = scenery.crew.squares(weights)
         return Snapshot(
             step=self.step,
             clock=float(self.step),
             parameters=whole(weights),
             norm=math.fsum(squares.values()) ** 0.5,
             spectra=self.follower.look(weights, squares),
-            dials=dials,
+            laws=laws,
             precision=None if scenery.example is None else scenery.example.precision,
             **more,
         )
@@ -370,25 +381,27 @@ class Lane:
         rates = {name: plain.get(id(parameter), (0.0, 0.0)) for name, parameter in self.scenery.parameters.items()}
         return {name: rate for name, rate in rates.items() if rate is not None}
 
-    def _ask(self, method: str, snapshot: Snapshot) -> None:
-        assert self.scene is not None
-        for position, memory in list(self.memories.items()):
-            observer = self.observers[position]
-            if not hasattr(observer, method):
+    def _ask_each(self, snapshot: Snapshot, before: bool = False) -> None:
+        """Pass the snapshot to every observer; one `before` a step to those that require it."""
+        assert self.context is not None
+        for position, state in list(self.states.items()):
+            observer, stepping = self.observers[position], step_observer(self.observers[position])
+            if before and stepping is None:
                 continue
+            read = stepping.before if before and stepping is not None else observer.observe
             try:
-                after, readings = getattr(observer, method)(self.scene, memory, snapshot)
+                after, readings = read(self.context, state, snapshot)
             except Abandoned:
                 raise
             except Exception as error:  # a mistake in an observer must not stop the training
                 self._turn_off(position, error)
                 continue
-            self.memories[position] = after
+            self.states[position] = after
             self.desk.tell(self.step, snapshot.norm, observer.name, readings)
 
     def _turn_off(self, position: int, error: Exception) -> None:
         name = self.observers[position].name
-        self.memories.pop(position, None)
+        self.states.pop(position, None)
         self.off[name] = error.found if isinstance(error, Unavailable) else one_line(error)
         if not isinstance(error, Unavailable):
             self._crashed.add(position)

@@ -15,12 +15,12 @@ from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.chain import channel_axis, successions
 from equipoise.laws import Laws, invariances
 from equipoise.laws.collection import kink_names
-from equipoise.laws.gauge import Gauge
+from equipoise.laws.evaluate import DIRECTIONS, LawPlan
 from equipoise.measure.unfolding import Unfolding
 from equipoise.monitor.crew import Crew, any_sharded, whole
 from equipoise.monitor.forward import Example, hollow
 from equipoise.monitor.unwrap import Part, own_buffers, own_parameters, shell, structure
-from equipoise.observers import Probe, Scene
+from equipoise.observers import Probe, TrainingContext
 
 LOOKS_TO_SETTLE = 10  # looks through which a neuron must keep its state to be called stable
 
@@ -101,31 +101,34 @@ class Scenery:
         read = self._read
         return None if isinstance(read, str) else read
 
-    def scene(self, held: frozenset[str], every: int, earlier: frozenset[str] = frozenset()) -> Scene:
-        """What observers of the parameters in `held` are told: one optimizer's share of the model.
+    def scene(
+        self, held: frozenset[str], every: int, earlier: frozenset[str] = frozenset(), sketch: bool = True
+    ) -> TrainingContext:
+        """The context of observers of the parameters in `held`: one optimizer's share of the model.
 
         A law belongs to the first optimizer that holds a parameter of it, so none that `earlier` ones hold is here.
+        Wide matrix laws are evaluated through a `sketch`, if that is wanted.
         """
         weights, laws = self.weights(), self.laws
         reason = self._read if isinstance(self._read, str) else "no optimizer"
         mine = lambda names: not held.isdisjoint(names) and earlier.isdisjoint(names)  # noqa: E731
         own = None if laws is None else [law for law in laws if mine(law.parameters)]
-        gauge = None if own is None else replace(Gauge.sketch(own), beside=_vectors(weights))
-        if gauge is not None and any_sharded(weights):
-            gauge = replace(gauge, reduce=self.crew.reduce, share=self.crew.summands, together=self.crew.together)
-        absent = dict.fromkeys(("laws", "gauge", "probe", "consecutive"), reason)
+        plan = None if own is None else LawPlan(own, DIRECTIONS if sketch else None)
+        if plan is not None and any_sharded(weights):
+            plan = replace(plan, processes=self.crew)
+        absent = dict.fromkeys(("laws", "plan", "probe", "consecutive"), reason)
         if laws is not None:
             absent["consecutive"] = "no layer reads another with only activations, dropout or pooling between them"
         absent |= {"kinks": "no data: pass Activity(X)", "examples": "no data: pass Margin((X, y))"}
-        return Scene(
+        return TrainingContext(
             initial=whole(weights),
             matrices=tuple(Unfolding(name) for name, weight in weights.items() if name in held and weight.ndim > 1),
-            consecutive=() if laws is None else self._consecutive(laws, held),
+            consecutive=None if laws is None else self._consecutive(laws, held) or None,
             laws=None if own is None or laws is None else _part(laws, own),
-            gauge=gauge,
+            plan=plan,
             probe=None if laws is None else _Prober(self),
             window=float(LOOKS_TO_SETTLE * every),
-            frugal=True,
+            online=True,
             absent=absent,
         )
 
@@ -180,13 +183,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]}, …, {names[-1]} ({len(names)})"
 
 
-def _vectors(weights: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
-    """Name and length of each."""
-    return tuple((name, len(weight)) for name, weight in weights.items() if weight.ndim == 1)
-
-
 def _part(laws: Laws, own: list[Any]) -> Laws:
-    return Laws(tuple(own), laws.coverage, laws.captured, laws.dropped, laws.reading)
+    return Laws(tuple(own), laws.coverage, laws.captured, laws.dropped, laws.options)
 
 
 @dataclass(frozen=True)

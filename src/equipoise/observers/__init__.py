@@ -6,36 +6,46 @@ from equipoise.observers.defect import Defect
 from equipoise.observers.drift import Drift
 from equipoise.observers.margin import Margin
 from equipoise.observers.protocol import (
-    Foresight,
-    Memory,
+    JacobianProducts,
     Observer,
     Probe,
     Reading,
-    Scene,
+    Requirements,
     Snapshot,
     Spectra,
+    StepObserver,
+    TrainingContext,
     Unavailable,
+    requirements,
+    step_observer,
 )
 from equipoise.observers.residual import Residual
 from equipoise.observers.signs import Signs
 from equipoise.observers.spectrum import Spectrum
+from equipoise.observers.state import ObserverResult, ObserverState, StateLike
 
 __all__ = [
     "Activity",
     "Alignment",
     "Defect",
     "Drift",
-    "Foresight",
+    "JacobianProducts",
     "Margin",
-    "Memory",
     "Observer",
+    "ObserverResult",
+    "ObserverState",
     "Probe",
     "Reading",
+    "Requirements",
     "Residual",
-    "Scene",
     "Signs",
     "Snapshot",
     "Spectra",
     "Spectrum",
+    "StateLike",
+    "StepObserver",
+    "TrainingContext",
     "Unavailable",
+    "requirements",
+    "step_observer",
 ]

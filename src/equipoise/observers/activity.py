@@ -1,15 +1,40 @@
 """Which neurons are on for which examples, for how long, and which slide."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from equipoise.measure.activity import Patterns, pattern_classes, patterns
-from equipoise.measure.slides import Slides, Spans
-from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
+from equipoise.measure.slides import Slides
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.state import ObserverResult, ObserverState
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronHistory:
+    """Which neurons are on for which examples, a bit each, and the clock at each neuron's last flip; -inf without."""
+
+    on: Tensor
+    flipped: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ActivityState(ObserverState):
+    """By layer the history of its neurons, and the slides; empty before the first snapshot."""
+
+    neurons: Mapping[str, NeuronHistory] = field(default_factory=dict)
+    slides: Mapping[str, Slides] = field(default_factory=dict)
+
+    def result(self) -> ObserverResult:
+        """The slides of every layer (T4.5).
+
+        Returns:
+            These slides.
+        """
+        return ObserverResult(slides=self.slides)
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +43,7 @@ class Activity:
 
     On examples of one's own, `Activity(X)`, or in a flow on its training set. One bit is kept for each neuron and
     example, and for each neuron the clock at its last flip; a neuron is stable when that is at least `window` ago
-    (default: one unit of growth in a flow, ten looks in a training loop). `dead` neurons are off for every example.
+    (default: one unit of growth in a flow, ten snapshots in a training loop). `dead` neurons are off for every example.
     A pair slides when it has been inside its kink for three steps (T4.5); `Run.slides()` lists all of them.
     """
 
@@ -26,42 +51,47 @@ class Activity:
     window: float | None = None
     name: ClassVar[str] = "activity"
 
-    def init(self, scene: Scene) -> Memory:
-        """Empty: the first snapshot sets the patterns. Raises `Unavailable` where the network cannot be probed."""
-        scene.require("kinks" if self.X is None else "probe")
-        return {}
+    @property
+    def requires(self) -> Requirements:
+        """Pre-activations on the training set, or a way to compute them on examples of one's own."""
+        return Requirements(activations=True) if self.X is None else Requirements(probe=True)
 
-    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+    def init(self, context: TrainingContext) -> ActivityState:
+        """Empty: the first snapshot sets the patterns."""
+        return ActivityState()
+
+    def observe(
+        self, context: TrainingContext, state: ActivityState, snapshot: Snapshot
+    ) -> tuple[ActivityState, Sequence[Reading]]:
         """Update the time of each neuron's last flip, then count."""
-        after: Memory = {}
+        neurons: dict[str, NeuronHistory] = {}
+        slides: dict[str, Slides] = {}
         readings: list[Reading] = []
-        window = scene.window if self.window is None else self.window
-        for place, z in self._preactivations(scene, snapshot).items():
+        window = context.window if self.window is None else self.window
+        for place, z in self._preactivations(context, snapshot).items():
             now = patterns(z.flatten(0, -2))  # examples, and of an image or text its places, are rows
-            flipped, flips = _updated(memory, place, now, snapshot.clock)
-            after |= {f"{place}/on": now.words, f"{place}/flipped": flipped}
-            counts = _counts(now, flipped, snapshot.clock - window) | {"flipping_pairs": float(flips)}
+            neurons[place], flips = _updated(state.neurons.get(place), now, snapshot.clock)
+            counts = _counts(now, neurons[place].flipped, snapshot.clock - window) | {"flipping_pairs": float(flips)}
             readings += [Reading(place, quantity, count) for quantity, count in counts.items()]
         if self.X is None and snapshot.bent is not None:
             for place, bent in snapshot.bent.items():
-                slides = (Slides.remembered(memory, place) or Slides.none(bent)).after(bent, snapshot.step)
-                after |= slides.memory(place)
-                readings.append(Reading(place, "sliding_pairs", float(slides.current.sum())))
-        return after, readings
+                slides[place] = (state.slides.get(place) or Slides.none(bent)).after(bent, snapshot.step)
+                readings.append(Reading(place, "sliding_pairs", float(slides[place].current.sum())))
+        return ActivityState(neurons, slides), readings
 
-    def _preactivations(self, scene: Scene, snapshot: Snapshot) -> Mapping[str, Tensor]:
+    def _preactivations(self, context: TrainingContext, snapshot: Snapshot) -> Mapping[str, Tensor]:
         if self.X is not None:
-            return scene.require("probe")(snapshot.parameters, self.X).preactivations
-        return dict(zip(scene.require("kinks"), snapshot.preactivations or (), strict=True))
+            return context.require("probe")(snapshot.parameters, self.X).preactivations
+        return dict(zip(context.require("kinks"), snapshot.preactivations or (), strict=True))
 
 
-def _updated(memory: Memory, place: str, now: Patterns, clock: float) -> tuple[Tensor, int]:
-    """The clock at each neuron's last flip (-inf: never), and how many pairs have flipped since the last look."""
-    words = memory.get(f"{place}/on")
-    if words is None:
-        return torch.full((now.words.shape[1],), -torch.inf, dtype=torch.float64, device=now.words.device), 0
-    flips = Patterns(words, now.examples).flips(now)
-    return torch.where(flips > 0, clock, memory[f"{place}/flipped"]), int(flips.sum())
+def _updated(before: NeuronHistory | None, now: Patterns, clock: float) -> tuple[NeuronHistory, int]:
+    """The history up to now, and how many pairs have flipped since the last snapshot."""
+    if before is None:
+        never = torch.full((now.words.shape[1],), -torch.inf, dtype=torch.float64, device=now.words.device)
+        return NeuronHistory(now.words, never), 0
+    flips = Patterns(before.on, now.examples).flips(now)
+    return NeuronHistory(now.words, torch.where(flips > 0, clock, before.flipped)), int(flips.sum())
 
 
 def _counts(now: Patterns, flipped: Tensor, since: float) -> dict[str, float]:
@@ -75,10 +105,3 @@ def _counts(now: Patterns, flipped: Tensor, since: float) -> dict[str, float]:
         "pattern_classes": float(len(pattern_classes(now).classes)),
         "last_flip": last if last > -torch.inf else float("nan"),
     }
-
-
-def remembered_slides(memory: Memory, step: int) -> dict[str, Spans]:
-    """By layer, the slides in the memory of this observer: example, neuron, first and last step (T4.5)."""
-    places = [name.removesuffix("/slides") for name in memory if name.endswith("/slides")]
-    found = {place: Slides.remembered(memory, place) for place in places}
-    return {place: slides.spans(step) for place, slides in found.items() if slides is not None}

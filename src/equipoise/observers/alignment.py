@@ -1,10 +1,12 @@
 """Alignment of consecutive layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from equipoise.measure.alignment import cosines_and_sines
-from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot, Unavailable
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.state import ObserverState
 
 
 @dataclass(frozen=True)
@@ -15,29 +17,27 @@ class Alignment:
     """
 
     name: ClassVar[str] = "alignment"
+    requires: ClassVar[Requirements] = Requirements(consecutive=True)
 
-    def init(self, scene: Scene) -> Memory:
-        """Nothing to remember; raises `Unavailable` where no layer is known to follow another."""
-        if scene.frugal and not scene.consecutive:
-            raise Unavailable(
-                expected="layers that follow each other",
-                found=scene.absent.get("consecutive", "none"),
-                remedy="leave Alignment() out of observe=",
-            )
-        return {}
+    def init(self, context: TrainingContext) -> ObserverState:
+        """Nothing to remember."""
+        return ObserverState()
 
-    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+    def observe(
+        self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
+    ) -> tuple[ObserverState, Sequence[Reading]]:
         """Cosine and sine at each interface, under the name of the lower layer."""
-        lower = snapshot.spectra.leading([below for below, _ in scene.consecutive])
-        upper = snapshot.spectra.leading([above for _, above in scene.consecutive])
+        consecutive = context.require("consecutive")
+        lower = snapshot.spectra.leading([below for below, _ in consecutive])
+        upper = snapshot.spectra.leading([above for _, above in consecutive])
         directed = [below.values[0] > 0 and above.values[0] > 0 for below, above in zip(lower, upper, strict=True)]
         pairs = [
             (below.left(0), above.right(0)) for below, above, known in zip(lower, upper, directed, strict=True) if known
         ]
         found = iter(cosines_and_sines(pairs))
         readings = []
-        for (place, _), known in zip(scene.consecutive, directed, strict=True):
+        for (place, _), known in zip(consecutive, directed, strict=True):
             cosine, sine = next(found) if known else (0.0, 1.0)  # a zero matrix has no directions
             readings.append(Reading(place.weight, "alignment_next", cosine))
             readings.append(Reading(place.weight, "misalignment_next", sine))
-        return memory, readings
+        return state, readings

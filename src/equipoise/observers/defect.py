@@ -1,13 +1,31 @@
 """What every step of gradient descent does to every law: predicted from the gradient, and measured (T2.2)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from equipoise.laws.law import Law
-from equipoise.laws.predict import plain_change
-from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.state import ObserverResult, ObserverState
+
+
+@dataclass(frozen=True, eq=False)
+class DefectState(ObserverState):
+    """The values of all laws at the start, flat, and by law the sum of the changes predicted so far."""
+
+    start: Tensor
+    total: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def result(self) -> ObserverResult:
+        """The predicted changes of all steps so far, by the name of the law.
+
+        Returns:
+            These changes.
+        """
+        return ObserverResult(predicted_changes=self.total)
 
 
 @dataclass(frozen=True)
@@ -20,49 +38,37 @@ class Defect:
     """
 
     name: ClassVar[str] = "defect"
+    requires: ClassVar[Requirements] = Requirements(whole_laws=True, step_changes=True)
 
-    def init(self, scene: Scene) -> Memory:
-        """The conserved quantities at the start; raises `Unavailable` where the laws are not known."""
-        laws = [law for law in scene.require("laws") if law.exact and law.count]
-        return {f"start/{law.name}": law.value(scene.initial) for law in laws}
+    def init(self, context: TrainingContext) -> DefectState:
+        """The conserved quantities at the start."""
+        return DefectState(torch.from_numpy(context.require("plan")(context.initial).values))
 
-    def before(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
-        """The quantities just before a step, and what the step will do to them."""
-        after = dict(memory)
-        for law in _covered(scene, memory):
-            rate = snapshot.rate(law)
-            if rate is not None and snapshot.gradients is not None:
-                value = law.value(snapshot.parameters)
-                after[f"before/{law.name}"] = value
-                after[f"change/{law.name}"] = plain_change(law, value, law.value(snapshot.gradients), *rate)
-        return after, []
-
-    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+    def observe(
+        self, context: TrainingContext, state: DefectState, snapshot: Snapshot
+    ) -> tuple[DefectState, Sequence[Reading]]:
         """Prediction and measurement side by side, where there was a prediction."""
-        after = {name: value for name, value in memory.items() if name.startswith(("start/", "total/"))}
-        readings, scale = [], snapshot.norm**2
-        for law in _covered(scene, memory):
-            if f"change/{law.name}" not in memory:
+        now = snapshot.laws
+        if now is None or now.before is None:
+            return state, []
+        rates = [snapshot.rate(law) if law.exact and law.count else None for law in now.laws]
+        predicted, start = now.before.predicted(rates), state.start.numpy()
+        total, readings, scale = dict(state.total), [], snapshot.norm**2
+        for law, rate, place, shape in zip(now.laws, rates, now.layout.places, now.layout.shapes, strict=True):
+            if rate is None:
                 continue
-            now, predicted = law.value(snapshot.parameters), memory[f"change/{law.name}"]
-            measured = now - memory[f"before/{law.name}"]
-            total = memory[f"total/{law.name}"] + predicted if f"total/{law.name}" in memory else predicted
-            moved = now - memory[f"start/{law.name}"]
-            after[f"total/{law.name}"] = total
+            change = torch.from_numpy(predicted[place].reshape(shape))
+            total[law.name] = total[law.name] + change if law.name in total else change
+            measured, moved = now.values[place] - now.before.values[place], now.values[place] - start[place]
             figures = {
-                "predicted_change": float(predicted.norm()) / scale,
-                "measured_change": float(measured.norm()) / scale,
-                "mismatch": float((measured - predicted).norm()) / scale,
-                "total_mismatch": float((moved - total).norm()) / (float(moved.norm()) or 1.0),
+                "predicted_change": _norm(predicted[place]) / scale,
+                "measured_change": _norm(measured) / scale,
+                "mismatch": _norm(measured - predicted[place]) / scale,
+                "total_mismatch": _norm(moved - total[law.name].numpy().reshape(-1)) / (_norm(moved) or 1.0),
             }
             readings += [Reading(law.name, quantity, value) for quantity, value in figures.items()]
-        return after, readings
+        return replace(state, total=total), readings
 
 
-def accumulated(memory: Memory) -> dict[str, Tensor]:
-    """The predicted changes of all steps so far, by the name of the law, from the memory of this observer."""
-    return {name.partition("total/")[2]: total for name, total in memory.items() if "total/" in name}
-
-
-def _covered(scene: Scene, memory: Memory) -> list[Law]:
-    return [law for law in scene.require("laws") if f"start/{law.name}" in memory]
+def _norm(numbers: np.ndarray) -> float:
+    return float(np.linalg.norm(numbers))

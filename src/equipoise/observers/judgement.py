@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from equipoise.laws.audit import tolerance
-from equipoise.laws.panel import Panel
+from equipoise.laws.check import tolerance
+from equipoise.laws.evaluate import LawReadings
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Judgement:
 
 
 def judge(
-    step: Panel,
-    backward: Panel | None,
+    step: LawReadings,
+    backward: LawReadings | None,
     precision: torch.dtype | None,
     judged: frozenset[str],
     confirm: bool = True,
@@ -51,7 +51,7 @@ def judge(
     return Judgement(excess, tuple(changed), tuple(unconfirmed))
 
 
-def _excesses(panel: Panel, precision: torch.dtype | None) -> dict[str, float]:
+def _excesses(readings: LawReadings, precision: torch.dtype | None) -> dict[str, float]:
     """The residual of every exact law in units of what rounding explains."""
-    found = zip(panel.laws, panel.dtypes, panel.residuals, strict=True)
+    found = zip(readings.laws, readings.dtypes, readings.residuals, strict=True)
     return {law.name: each / tolerance(precision, dtype, law.precision) for law, dtype, each in found if law.exact}

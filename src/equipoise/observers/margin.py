@@ -1,5 +1,6 @@
 """Margins, and how far the weights are from a max-margin point."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,14 +8,15 @@ from torch import Tensor
 
 from equipoise.losses import tailed_losses
 from equipoise.measure import kkt, margins
-from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.state import ObserverState
 
 _POSITIVE = 1e-9  # share of the largest multiplier above which one is positive
 
 
 @dataclass(frozen=True, eq=False)
 class Margin:
-    """Minimum, normalised and smoothed margin, support examples; KKT residuals at every `kkt_every`-th look (T7).
+    """Minimum, normalised and smoothed margin, support examples; KKT residuals at every `kkt_every`-th snapshot (T7).
 
     Of the training set of a flow, or of examples of one's own: `Margin((X, y))` with labels in {-1, +1} for one score,
     class indices for several. The normalised figures and the KKT residuals need a homogeneous network, an exponential
@@ -29,20 +31,26 @@ class Margin:
     kkt_examples: int = 1000
     name: ClassVar[str] = "margin"
 
-    def init(self, scene: Scene) -> Memory:
-        """Nothing to remember; raises `Unavailable` where there are neither margins nor a way to probe the network."""
-        scene.require("examples" if self.data is None else "probe")
-        return {}
+    @property
+    def requires(self) -> Requirements:
+        """Margins of the training set, or a way to compute them on examples of one's own."""
+        return Requirements(margins=True) if self.data is None else Requirements(probe=True)
 
-    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+    def init(self, context: TrainingContext) -> ObserverState:
+        """Nothing to remember."""
+        return ObserverState()
+
+    def observe(
+        self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
+    ) -> tuple[ObserverState, Sequence[Reading]]:
         """Readings of the whole network."""
-        figures = _of_flow(self, scene, snapshot) if self.data is None else self._of_probe(scene, snapshot)
-        return memory, [Reading("", quantity, value) for quantity, value in figures.items()]
+        figures = _of_flow(self, context, snapshot) if self.data is None else self._of_probe(context, snapshot)
+        return state, [Reading("", quantity, value) for quantity, value in figures.items()]
 
-    def _of_probe(self, scene: Scene, snapshot: Snapshot) -> dict[str, float]:
+    def _of_probe(self, context: TrainingContext, snapshot: Snapshot) -> dict[str, float]:
         assert self.data is not None
         inputs, labels = self.data
-        scores = scene.require("probe")(snapshot.parameters, inputs).output
+        scores = context.require("probe")(snapshot.parameters, inputs).output
         one = scores.ndim == 1 or scores.shape[1] == 1
         seen = margins.binary_margins(scores, labels) if one else margins.class_margins(scores, labels)
         right = (seen > 0).flatten(1).all(1) if seen.ndim > 1 else seen > 0
@@ -53,18 +61,18 @@ def _plain(seen: Tensor) -> dict[str, float]:
     return {"minimum": float(seen.min()), "support": float(margins.support(seen).sum())}
 
 
-def _of_flow(asked: Margin, scene: Scene, snapshot: Snapshot) -> dict[str, float]:
-    seen, degree = snapshot.margins, scene.homogeneity
+def _of_flow(asked: Margin, context: TrainingContext, snapshot: Snapshot) -> dict[str, float]:
+    seen, degree = snapshot.margins, context.homogeneity
     assert seen is not None
     assert snapshot.log_loss is not None
     readings = _plain(seen)
-    if degree is None or scene.loss not in tailed_losses():
+    if degree is None or context.loss not in tailed_losses():
         return readings
     if seen.min() > 0:
         del readings["support"]  # softmax weights say nothing of the limit: at margins of 1e12 they see one example
     readings["normalised"] = margins.normalised_margin(seen, snapshot.norm, degree)
     readings["smoothed_normalised"] = margins.smoothed_normalised_margin(
-        snapshot.log_loss, scene.require("examples"), snapshot.norm, degree, scene.require("loss")
+        snapshot.log_loss, context.require("examples"), snapshot.norm, degree, context.require("loss")
     )
     if seen.min() > 0 and (snapshot.final or snapshot.step % asked.kkt_every == 0):
         readings |= _kkt(snapshot, seen.flatten(), degree, asked.kkt_examples)
@@ -72,9 +80,9 @@ def _of_flow(asked: Margin, scene: Scene, snapshot: Snapshot) -> dict[str, float
 
 
 def _kkt(snapshot: Snapshot, seen: Tensor, degree: int, examples: int) -> dict[str, float]:
-    assert snapshot.linearisation is not None
+    assert snapshot.linearization is not None
     rows = seen.argsort(stable=True)[:examples].sort().values
-    here, seen = snapshot.linearisation.restricted(rows), seen[rows]
+    here, seen = snapshot.linearization.restricted(rows), seen[rows]
     multipliers = kkt.multipliers_from_gram(here.kernel(), degree * seen, snapshot.norm, seen, degree)
     residuals = kkt.kkt_residuals(here.weights(), here.vjp(multipliers), multipliers, seen, degree)
     carried = float((multipliers > _POSITIVE * multipliers.max()).sum())

@@ -1,10 +1,12 @@
 """An exact check of every gradient that a training computes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from equipoise.laws.audit import tolerance
-from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
+from equipoise.laws.check import tolerance
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.state import ObserverState
 
 
 @dataclass(frozen=True)
@@ -19,26 +21,25 @@ class Residual:
     """
 
     name: ClassVar[str] = "residual"
-    reads_laws: ClassVar[bool] = True
+    requires: ClassVar[Requirements] = Requirements(laws=True, gradients=True)
 
-    def init(self, scene: Scene) -> Memory:
-        """Nothing to remember; raises `Unavailable` where there are no laws."""
-        scene.require("gauge")
-        return {}
+    def init(self, context: TrainingContext) -> ObserverState:
+        """Nothing to remember."""
+        return ObserverState()
 
-    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
-        """One residual for each law, wherever weights and gradients belong together."""
-        panel = None if snapshot.dials is None else snapshot.dials.before
-        if snapshot.linearisation is not None:
-            panel = scene.require("gauge").read(snapshot.parameters, snapshot.linearisation.gradients())
-        if panel is None:
-            return memory, []
+    def observe(
+        self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
+    ) -> tuple[ObserverState, Sequence[Reading]]:
+        """One residual for each law, where weights and gradients belong together."""
+        laws = None if snapshot.laws is None else snapshot.laws.at_gradient
+        if laws is None:
+            return state, []
         readings, judged = [], None if snapshot.judgement is None else snapshot.judgement.excess
-        for law, dtype, residual in zip(panel.laws, panel.dtypes, panel.residuals, strict=True):
+        for law, dtype, residual in zip(laws.laws, laws.dtypes, laws.residuals, strict=True):
             readings.append(Reading(law.name, "residual", residual))
             excess = None if judged is None else judged.get(law.name)
             if judged is None and law.exact:
                 excess = residual / tolerance(dtype, law.precision, snapshot.precision)
             if excess is not None:
                 readings.append(Reading(law.name, "excess", excess))
-        return memory, readings
+        return state, readings

@@ -1,12 +1,14 @@
 """Singular values of every weight matrix."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from equipoise.linalg import LeadingTriplets
 from equipoise.measure.spectrum import SingularSpectrum
-from equipoise.observers.protocol import Memory, Reading, Scene, Snapshot
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.state import ObserverState
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Spectrum:
     """`σ_1..σ_r`, Frobenius norm, rank-one residual and stable rank of every matrix (docs/theory.md §6).
 
     Exact in a flow. In a training loop `σ_1..σ_r` are followed by a warm-started block Krylov iteration: `error_bound`
-    is at least the error of `σ_1`, `residual_1` how far the nearest singular value can be, and thorough looks add what
+    is at least the error of `σ_1`, `residual_1` how far the nearest singular value can be, and full snapshots add what
     needs the full spectrum: effective rank, participation ratio, numerical rank, of matrices with a side of at most
     `full_up_to` (the time of a decomposition grows with its cube).
     """
@@ -23,22 +25,29 @@ class Spectrum:
     full_up_to: int = 2048
     name: ClassVar[str] = "spectrum"
 
-    def init(self, scene: Scene) -> Memory:
-        """Nothing to remember."""
-        return {}
+    @property
+    def requires(self) -> Requirements:
+        """The leading triplets."""
+        return Requirements(triplets=self.r)
 
-    def observe(self, scene: Scene, memory: Memory, snapshot: Snapshot) -> tuple[Memory, list[Reading]]:
+    def init(self, context: TrainingContext) -> ObserverState:
+        """Nothing to remember."""
+        return ObserverState()
+
+    def observe(
+        self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
+    ) -> tuple[ObserverState, Sequence[Reading]]:
         """One reading a figure and matrix."""
         readings, feasible = [], []
-        for unfolding, seen in zip(scene.matrices, snapshot.spectra.leading(scene.matrices, self.r), strict=True):
+        for unfolding, seen in zip(context.matrices, snapshot.spectra.leading(context.matrices, self.r), strict=True):
             small = min(seen.shape) <= self.full_up_to
             feasible += [unfolding] if small and math.isfinite(seen.frobenius_norm) else []
-            figures = _leading(seen) | (_certainty(seen) if scene.frugal else {})
+            figures = _leading(seen) | (_certainty(seen) if context.online else {})
             readings += [Reading(unfolding.weight, quantity, value) for quantity, value in figures.items()]
-        if scene.frugal and snapshot.thorough:
+        if context.online and snapshot.full:
             for unfolding, seen in zip(feasible, snapshot.spectra.full(feasible), strict=True):
                 readings += [Reading(unfolding.weight, quantity, value) for quantity, value in _full(seen).items()]
-        return memory, readings
+        return state, readings
 
 
 def _leading(seen: LeadingTriplets) -> dict[str, float]:

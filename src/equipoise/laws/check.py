@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from equipoise.graph.precision import narrowest
+from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law
-from equipoise.laws.sweep import plan, residuals
 
 ALARM = 16.0
 """An alarm is raised where the relative residual exceeds `ALARM` units of rounding (`torch.finfo(dtype).eps`).
@@ -38,7 +38,7 @@ def tolerance(*dtypes: torch.dtype | None) -> float:
 
 
 @dataclass(frozen=True)
-class Finding:
+class LawCheck:
     """One law and its residual; `exact` if it should be at rounding: nothing breaks the law, or its defect is known."""
 
     law: str
@@ -61,7 +61,7 @@ class Audit:
     are in no law: of these nothing is said.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[LawCheck, ...]
     suspects: tuple[str, ...]
     unseen: tuple[str, ...] = ()
 
@@ -102,14 +102,14 @@ def audit(
     laws: Sequence[Law],
     parameters: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
-    defects: Mapping[int, Tensor] | None = None,
+    eps_bias: Mapping[str, Tensor] | None = None,
     casts: Iterable[torch.dtype] = (),
     slack: float = 0.0,
 ) -> Audit:
-    """Compare every law's residual with rounding, known `defects` (by the number of a law) taken off.
+    """Compare every law's residual with rounding, a known `eps_bias` taken off.
 
-    Rounding is that of the narrowest among the gradients' dtypes, the law's own `precision` and `casts`. Where defects
-    are known of a part of the gradient only, a law may be off by `slack` times its own.
+    Rounding is that of the narrowest among the gradients' dtypes, the law's own `precision` and `casts`. Where the bias
+    is known of a part of the gradient only, a law may be off by `slack` times its own.
 
     >>> from torch import nn
     >>> from equipoise.laws import invariances
@@ -125,14 +125,13 @@ def audit(
     ('2.weight',)
     """
     parameters = {name: weight.detach() for name, weight in parameters.items()}
-    defects = defects or {}
-    findings = []
-    for number, residual in enumerate(residuals(laws, plan(laws), parameters, gradients, defects)):
-        law = laws[number]
+    eps_bias, findings = eps_bias or {}, []
+    for law, residual in zip(laws, LawPlan(laws).residuals(parameters, gradients, eps_bias).tolist(), strict=True):
         limit = tolerance(law.precision, *(gradients[name].dtype for name in law.parameters), *casts)
-        if slack and number in defects and float(scale := law.scale(parameters, gradients)) > 0:
-            limit = max(limit, slack * float(defects[number].norm() / scale))
-        findings.append(Finding(law.name, float(residual), limit, law.exact or number in defects))
+        bias = eps_bias.get(law.name)
+        if slack and bias is not None and float(scale := law.scale(parameters, gradients)) > 0:
+            limit = max(limit, slack * float(bias.norm() / scale))
+        findings.append(LawCheck(law.name, residual, limit, law.exact or bias is not None))
     failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
     judged = [law for law, finding in zip(laws, findings, strict=True) if finding.exact]
     members = {name for law in laws for name in law.parameters}
