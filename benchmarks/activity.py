@@ -11,6 +11,7 @@ from torch import nn
 import equipoise as eq
 from equipoise.measure.spectra import ExactSpectra
 from equipoise.observers import Snapshot, TrainingContext
+from equipoise.observers.state import to_tensors
 from refresh import best
 
 
@@ -22,9 +23,9 @@ def main(examples=10_000, neurons=4096, inputs=784):
         z = layer(X)
         forward = best(lambda: layer(X), 5)
         snapshot = Snapshot(0, 0.0, {}, 1.0, ExactSpectra({}), preactivations=(z,))
-        state, _ = observer.observe(context, {}, snapshot)
+        state, _ = observer.observe(context, observer.init(context), snapshot)
         seconds = best(lambda: observer.observe(context, state, snapshot), 5)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in to_tensors(state).values())
     told = {"bytes": size, "share_of_float32": size / (z.numel() * 4), "over_forward": seconds / forward}
     print(json.dumps(told | {"forward_seconds": forward, "activity_seconds": seconds}))
 
