@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from equipoise.graph.ops import OPERATORS
-from equipoise.laws import FalseLaw, invariances, self_test
+from equipoise.laws import FalseLaw, LawPlan, invariances, self_test
 
 
 def network(kind: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -48,13 +48,13 @@ def test_a_large_model_is_tested_only_if_asked(monkeypatch, misread):
 def test_a_law_broken_by_an_eps_is_tested_without_it(monkeypatch):
     seen = {}
 
-    def record(laws, *args):
-        found = residuals(laws, *args)
-        seen.update(zip([law.name for law in laws], map(float, found), strict=True))
+    def record(plan, *args):
+        found = residuals(plan, *args)
+        seen.update(zip([law.name for law in plan.laws], map(float, found), strict=True))
         return found
 
-    residuals = self_test.residuals
-    monkeypatch.setattr(self_test, "residuals", record)
+    residuals = LawPlan.residuals
+    monkeypatch.setattr(LawPlan, "residuals", record)
     parts = [nn.Linear(3, 8), nn.LayerNorm(8, eps=0.1), nn.ReLU(), nn.Linear(8, 8), nn.GroupNorm(2, 8, eps=0.1)]
     laws = invariances(
         nn.Sequential(*parts, nn.RMSNorm(8, eps=0.1), nn.Linear(8, 8), nn.BatchNorm1d(8, eps=0.1)), torch.ones(5, 3)
