@@ -19,7 +19,7 @@ from torch import Tensor
 from equipoise.graph.capture import Captured
 from equipoise.graph.interface import Member, find_interfaces
 from equipoise.graph.propagate import SymmetryPropagation, operation_name
-from equipoise.laws.declared import declared
+from equipoise.laws.custom_ops import declared
 from equipoise.laws.derive import laws_of
 from equipoise.laws.law import Law
 
