@@ -148,6 +148,22 @@ REFERENCES: dict[str, Reference] = {
             2023,
             "https://arxiv.org/abs/2209.04836",
         ),
+        Reference(
+            "kolb2025deep",
+            "Chris Kolb and Tobias Weber and Bernd Bischl and David Rügamer",
+            "Deep weight factorization: sparse learning through the lens of artificial symmetries",
+            "ICLR",
+            2025,
+            "https://arxiv.org/abs/2502.02496",
+        ),
+        Reference(
+            "hou2025implicit",
+            "Yikun Hou and Suvrit Sra and Alp Yurtsever",
+            "Implicit bias in matrix factorization and its explicit realization in a new architecture",
+            "arXiv",
+            2025,
+            "https://arxiv.org/abs/2501.16322",
+        ),
     ]
 }
 
