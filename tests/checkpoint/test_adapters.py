@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import equipoise as eq
-from equipoise.checkpoint.adapters import merge
-from equipoise.checkpoint.opened import open_checkpoint
+from equipoise.checkpoint.effective.adapters import merge
+from equipoise.checkpoint.readers.opening import open_checkpoint
 from equipoise.errors import InputError
 
 PREFIX = "base_model.model."
@@ -43,7 +43,7 @@ def update(factors, module):
 
 
 def merged(state, folder):
-    return {stored.name: stored.read() for stored in merge(open_checkpoint(state), folder).tensors}
+    return {entry.name: entry.read() for entry in merge(open_checkpoint(state), folder).tensors}
 
 
 def test_linear_layers_at_each_scale(tmp_path):

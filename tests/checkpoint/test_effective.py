@@ -107,9 +107,9 @@ def test_any_parametrization_in_memory_and_a_reason_on_disk():
     assert set(found) == {"weight", "bias"}
     assert found["weight"]["singular_values"] == pytest.approx(values(layer.weight), rel=1e-5)
     assert found["weight"]["note"] == "parametrized by Symmetric, LowRank"
-    stored = rows(layer.state_dict())
-    assert set(stored) == {"weight", "bias"}
-    assert "a parametrization that is not in the file: load the model" in stored["weight"]["reason"]
+    entry = rows(layer.state_dict())
+    assert set(entry) == {"weight", "bias"}
+    assert "a parametrization that is not in the file: load the model" in entry["weight"]["reason"]
     orthogonal = parametrizations.orthogonal(nn.Linear(6, 4))
     assert rows(orthogonal)["weight"]["singular_values"] == pytest.approx([1.0] * 4, rel=1e-5)
     assert "parametrization" in rows(orthogonal.state_dict())["weight"]["reason"]
@@ -121,8 +121,8 @@ def test_several_names_of_one_layer_and_recurrent_weights():
     table = eq.analyze(model, heavy_tail=False).set_index("name")
     assert table.index.tolist() == ["a.bias", "a.weight"]
     assert table.loc["a.weight", "aliases"] == ["b.weight"]
-    stored = eq.analyze(model.state_dict(), heavy_tail=False).set_index("name")
-    assert stored.loc["a.weight", "aliases"] == ["b.weight"]
+    entry = eq.analyze(model.state_dict(), heavy_tail=False).set_index("name")
+    assert entry.loc["a.weight", "aliases"] == ["b.weight"]
     lstm = nn.LSTM(3, 5)
     for name in ("weight_hh_l0", "weight_ih_l0"):
         old_weight_norm(lstm, name)

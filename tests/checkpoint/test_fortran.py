@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.checkpoint.fortran import add_gram, eigenvalues_in_place, put_products
+from equipoise.checkpoint.spectra.blas import add_gram, eigenvalues_in_place, put_products
 
 
 def numbers(*shape):

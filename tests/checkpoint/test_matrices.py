@@ -463,9 +463,9 @@ def test_side_by_side():
     assert math.isnan(found["resized"]["distance"])
 
 
-def test_the_watcher_hears_every_tensor_and_the_end():
+def test_the_callback_hears_every_tensor_and_the_end():
     heard = []
-    eq.analyze({"a": torch.eye(3), "b": torch.ones(4)}, watcher=lambda *said: heard.append(said))
+    eq.analyze({"a": torch.eye(3), "b": torch.ones(4)}, callback=lambda *said: heard.append(said))
     assert heard == [("b", 4, 13), ("a", 13, 13)]  # what takes least memory comes first
 
 

@@ -10,19 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.checkpoint import analysis, tail
-from equipoise.checkpoint.bulk import bulk
-from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual
-from equipoise.checkpoint.measured import Settings, null_row
-from equipoise.checkpoint.measured import measure as measure_streamed
-from equipoise.checkpoint.null import gaussian_singular_values, random_cosine
-from equipoise.checkpoint.randomised import randomised
-from equipoise.checkpoint.streamed import Streamed
+from equipoise.checkpoint import analysis
+from equipoise.checkpoint.spectra import power_law
+from equipoise.checkpoint.spectra.gaussian_null import gaussian_singular_values, random_cosine
+from equipoise.checkpoint.spectra.gram import accuracy, gram_singular_values, rank_one_residual
+from equipoise.checkpoint.spectra.marchenko_pastur import noise_bulk
+from equipoise.checkpoint.spectra.matrix_stream import MatrixStream
+from equipoise.checkpoint.spectra.measures import Settings, null_row
+from equipoise.checkpoint.spectra.measures import measure as measure_streamed
+from equipoise.checkpoint.spectra.randomised import randomised
 from reference import spectrum_measures
 
 
 def measure(matrix, settings):
-    return measure_streamed(Streamed.of(matrix), settings)
+    return measure_streamed(MatrixStream.of(matrix), settings)
 
 
 SIDES = st.integers(1, 40)
@@ -53,28 +54,28 @@ def test_the_exact_measures_are_those_of_the_printed_formulas(rows, columns, see
 def test_gram_values_are_within_the_stated_accuracy(longer, rank, wide, seed):
     matrix = (random(longer, rank, seed=seed) @ random(rank, 30, seed=seed + 1)) * 10.0 ** (seed - 5)
     matrix = matrix.T if wide else matrix
-    values, exact = gram_singular_values(Streamed.of(matrix)), torch.linalg.svdvals(matrix.double())
-    assert float((values - exact).abs().max()) <= accuracy(Streamed.of(matrix)) * float(exact[0])
+    values, exact = gram_singular_values(MatrixStream.of(matrix)), torch.linalg.svdvals(matrix.double())
+    assert float((values - exact).abs().max()) <= accuracy(MatrixStream.of(matrix)) * float(exact[0])
     assert float(values[0]) == pytest.approx(float(exact[0]), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [64, 1 << 18])
 def test_chunks_change_nothing(chunk, monkeypatch):
-    monkeypatch.setattr("equipoise.checkpoint.streamed.CHUNK", chunk)
-    monkeypatch.setattr("equipoise.checkpoint.streamed._LINES", 3)
+    monkeypatch.setattr("equipoise.checkpoint.spectra.matrix_stream.CHUNK", chunk)
+    monkeypatch.setattr("equipoise.checkpoint.spectra.matrix_stream._LINES", 3)
     for matrix in (random(101, 17), random(17, 101), random(101, 17).T, random(40, 40), random(40, 40).T):
         assert torch.allclose(
-            gram_singular_values(Streamed.of(matrix)), torch.linalg.svdvals(matrix.double()), atol=1e-12
+            gram_singular_values(MatrixStream.of(matrix)), torch.linalg.svdvals(matrix.double()), atol=1e-12
         )
 
 
 @pytest.mark.parametrize("second", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
 def test_residuals_far_below_the_rounding_of_the_gram_matrix_are_right(second, shape, monkeypatch):
-    monkeypatch.setattr("equipoise.checkpoint.streamed.CHUNK", 100)
+    monkeypatch.setattr("equipoise.checkpoint.spectra.matrix_stream.CHUNK", 100)
     matrix = planted([3.0, 3.0 * second, 2.0 * second], *shape)  # float64: exact to 1e-16, as no float32 matrix can be
     exact = torch.linalg.svdvals(matrix)[1:].square().sum() / matrix.square().sum()
-    assert rank_one_residual(Streamed.of(matrix), gram_singular_values(Streamed.of(matrix))) == pytest.approx(
+    assert rank_one_residual(MatrixStream.of(matrix), gram_singular_values(MatrixStream.of(matrix))) == pytest.approx(
         float(exact), rel=1e-6
     )
 
@@ -151,7 +152,8 @@ def test_the_cosine_of_random_directions(dimension):
 
 def test_noise_has_an_outlier_once_in_a_hundred():
     counts = [
-        bulk(float(v.norm()), 120, 80).outliers(v) for v in (gaussian_singular_values(120, 80, d) for d in range(600))
+        noise_bulk(float(v.norm()), 120, 80).outliers(v)
+        for v in (gaussian_singular_values(120, 80, d) for d in range(600))
     ]
     assert 0 <= sum(count > 0 for count in counts) <= 18  # 6 expected; 18 or more has probability 5e-5
 
@@ -170,7 +172,7 @@ def test_planted_directions_are_the_outliers():
 def test_the_tail_is_the_one_that_powerlaw_finds_by_itself(exponent):
     values = np.sort(np.sqrt(np.random.default_rng(3).pareto(exponent - 1, 120) + 1))[::-1].copy()
     eigenvalues = values**2
-    found = tail.heavy_tail(torch.from_numpy(values))
+    found = power_law.heavy_tail(torch.from_numpy(values))
     own = powerlaw.Fit(eigenvalues, verbose=False, parameter_ranges={"alpha": (1, None)})
     assert found.start == pytest.approx(own.xmin, rel=1e-12)
     assert found.exponent == pytest.approx(own.power_law.alpha, rel=1e-9)
@@ -178,12 +180,12 @@ def test_the_tail_is_the_one_that_powerlaw_finds_by_itself(exponent):
 
 
 def test_too_few_eigenvalues_have_no_tail():
-    assert tail.heavy_tail(torch.arange(9, 0, -1.0)) is None
-    assert tail.heavy_tail(torch.ones(50)) is None
+    assert power_law.heavy_tail(torch.arange(9, 0, -1.0)) is None
+    assert power_law.heavy_tail(torch.ones(50)) is None
 
 
 def test_without_powerlaw_the_column_is_empty(monkeypatch):
-    monkeypatch.setattr(tail, "available", lambda: False)
+    monkeypatch.setattr(power_law, "available", lambda: False)
     assert measure(random(40, 30), Settings())["heavy_tail_exponent"] is None
 
 

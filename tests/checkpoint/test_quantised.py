@@ -194,10 +194,10 @@ def test_four_bit_floats_of_microscaling_and_nvidia():
         assert found[f"experts.up[{k}]"]["singular_values"] == pytest.approx(values(weight), rel=1e-6)
     scale, whole = (torch.rand(8, 4) * 50).to(E4M3), torch.tensor([0.013])
     weight = numbers[0] * spread(scale, (1, 16), (8, 64))
-    stored = {"l.weight": halves(codes[0]), "l.weight_scale": scale, "l.weight_scale_2": whole}
-    assert_is(stored, weight * whole, note="NVFP4")
-    stored = {"l.weight_packed": halves(codes[0]), "l.weight_scale": scale, "l.weight_global_scale": whole}
-    assert_is(stored, weight / whole, note="NVFP4")
+    entry = {"l.weight": halves(codes[0]), "l.weight_scale": scale, "l.weight_scale_2": whole}
+    assert_is(entry, weight * whole, note="NVFP4")
+    entry = {"l.weight_packed": halves(codes[0]), "l.weight_scale": scale, "l.weight_global_scale": whole}
+    assert_is(entry, weight / whole, note="NVFP4")
     assert_refused({"l.weight": halves(codes[0]), "l.weight_scale": scale}, "codes of four bits")
 
 

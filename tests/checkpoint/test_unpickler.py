@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import equipoise as eq
-from equipoise.checkpoint.opened import open_checkpoint
+from equipoise.checkpoint.readers.opening import open_checkpoint
 from equipoise.checkpoint.readers.unpickler import unpickled
 from equipoise.errors import InputError
 
 
 def tensors_of(path):
-    return {stored.name: stored.read() for stored in open_checkpoint(path).tensors if stored.reason is None}
+    return {entry.name: entry.read() for entry in open_checkpoint(path).tensors if entry.reason is None}
 
 
 def refused(path):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_info
 
 import equipoise as eq
-from equipoise.checkpoint.workers import Room
+from equipoise.checkpoint.workers import MemoryBudget
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_threads_change_no_row(threads, tmp_path):
 def test_the_number_of_threads_is_as_before(threads):
     threads(3)
     before, seen = counts(), []
-    eq.analyze(state(), watcher=lambda *_: seen.append(torch.get_num_threads()))
+    eq.analyze(state(), callback=lambda *_: seen.append(torch.get_num_threads()))
     assert counts() == before
     assert (seen[0], seen[-1]) == (1, 3)  # the largest comes last, on all cores
 
@@ -53,13 +53,13 @@ def test_the_number_of_threads_is_as_before(threads):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        eq.analyze(state(), watcher=stop)
+        eq.analyze(state(), callback=stop)
     assert counts() == before
     assert not [its for its in threading.enumerate() if its.name.startswith("equipoise")]
 
 
 def test_room_is_never_overdrawn_and_lets_in_what_is_too_large():
-    room, taken, most = Room(10.0), [0], [0]
+    room, taken, most = MemoryBudget(10.0), [0], [0]
     lock = threading.Lock()
 
     def job(size):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from equipoise.gallery import Finding, Results, exhibit
+from equipoise.gallery import Measurement, Results, exhibit
 from equipoise.gallery.case import DATA
 from equipoise.gallery.registry import CLAIMS
 from equipoise.gallery.results import row
@@ -14,11 +14,11 @@ from helpers.browser import look, needs_browser
 SHOWN = ("linear-svm", "tail-rank-one", "deep-ratio")
 
 
-def _finding(claim: str, seed: int) -> Finding:
+def _finding(claim: str, seed: int) -> Measurement:
     if seed == 2:
-        return Finding.without("the flow ended as stalled")
+        return Measurement.without("the flow ended as stalled")
     curve = [(0.1 * t, math.exp(-0.1 * t) * (seed + 1)) for t in range(30)]
-    return Finding(CLAIMS[claim].threshold + seed, curve, "seen <b>plainly</b>")
+    return Measurement(CLAIMS[claim].threshold + seed, curve, "seen <b>plainly</b>")
 
 
 @pytest.fixture(scope="module")

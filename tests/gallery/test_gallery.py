@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 
 from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
-from equipoise.gallery import Case, Claim, Finding, Results, claims, load, run
+from equipoise.gallery import Case, Experiment, Measurement, Results, claims, load, run
 from equipoise.gallery.drifts import ROUNDING, worst_drift
 from equipoise.gallery.experiments.linear_svm import max_margin
 from equipoise.gallery.experiments.two_points_square import forces
@@ -118,7 +118,7 @@ def test_the_solver_of_the_svm_meets_the_conditions_of_optimality():
     assert residual < 1e-9 * float(w.norm())
 
 
-def _claim(measure, **changes) -> Claim:
+def _claim(measure, **changes) -> Experiment:
     return replace(CLAIMS["two-points"], name="made-up", measure=measure, **changes)
 
 
@@ -134,12 +134,12 @@ def _claim(measure, **changes) -> Claim:
 )
 def test_a_verdict_is_the_statistic_against_the_threshold(relation, statistic, verdict):
     claim = replace(CLAIMS["two-points"], relation=relation, threshold=0.01)
-    assert claim.verdict(Finding(statistic)) == verdict
-    assert claim.verdict(Finding.without("the flow stalled")) == "no premise"
+    assert claim.verdict(Measurement(statistic)) == verdict
+    assert claim.verdict(Measurement.without("the flow stalled")) == "no premise"
 
 
 def test_what_raises_is_a_row_that_fails_and_says_so(monkeypatch):
-    def broken(case: Case) -> Finding:
+    def broken(case: Case) -> Measurement:
         raise ZeroDivisionError("of the measure")
 
     monkeypatch.setitem(CLAIMS, "made-up", _claim(broken))
@@ -151,8 +151,8 @@ def test_what_raises_is_a_row_that_fails_and_says_so(monkeypatch):
 
 def test_failures_and_missing_premises_are_counted_apart():
     claim = CLAIMS["two-points"]
-    found = [Finding(0.0), Finding(1.0), Finding.without("stalled")]
-    rows = [row(claim, "digits", seed, finding, 0.1) for seed, finding in enumerate(found)]
+    found = [Measurement(0.0), Measurement(1.0), Measurement.without("stalled")]
+    rows = [row(claim, "digits", seed, measurement, 0.1) for seed, measurement in enumerate(found)]
     counts = Results(rows, 0.3).shares.iloc[0]
     assert (counts["holds"], counts["applies"], counts["runs"]) == (1, 2, 3)
 
@@ -196,7 +196,7 @@ def test_the_command_line(capsys, tmp_path, monkeypatch):
     code, out, _ = call(capsys, "gallery", "report", folder, "--json")
     assert code == 0
     assert (tmp_path / "gallery" / "gallery.html").stat().st_size > 1e6
-    monkeypatch.setitem(CLAIMS, "made-up", _claim(lambda case: Finding(1.0)))
+    monkeypatch.setitem(CLAIMS, "made-up", _claim(lambda case: Measurement(1.0)))
     code, out, _ = call(capsys, "gallery", "run", "made-up", *options)
     assert (code, json.loads(out)["failed"]) == (1, ["made-up"])
     code, out, _ = call(capsys, "gallery", "list", "--json")

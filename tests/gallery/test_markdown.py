@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import InputError, StoreError
-from equipoise.gallery import Finding, Results, claims, markdown, write_into
+from equipoise.gallery import Measurement, Results, claims, markdown, write_into
 from equipoise.gallery.case import DATA
 from equipoise.gallery.markdown import BEGIN, END
 from equipoise.gallery.registry import CLAIMS
@@ -19,8 +19,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "gallery.md"
 def results():
     """Held at the threshold; failed; without its premise."""
     claim = CLAIMS["two-points"]
-    found = [Finding(0.01), Finding(0.5, remark="at 101°"), Finding.without("the flow ended as stalled")]
-    return Results([row(claim, "digits", seed, finding, 0.1) for seed, finding in enumerate(found)], 12.3)
+    found = [Measurement(0.01), Measurement(0.5, remark="at 101°"), Measurement.without("the flow ended as stalled")]
+    return Results([row(claim, "digits", seed, measurement, 0.1) for seed, measurement in enumerate(found)], 12.3)
 
 
 def test_shares_worst_statistic_and_every_exception_are_told(results):

@@ -2,6 +2,7 @@
 
 from equipoise.checkpoint.analysis import METHODS, analyze
 from equipoise.checkpoint.selection import TYPES
+from equipoise.checkpoint.spectra.measures import Row
 from equipoise.checkpoint.table import records
 
-__all__ = ["METHODS", "TYPES", "analyze", "records"]
+__all__ = ["METHODS", "TYPES", "Row", "analyze", "records"]

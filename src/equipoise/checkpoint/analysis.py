@@ -2,32 +2,31 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import pandas as pd
 
-from equipoise.checkpoint.adapters import merge
 from equipoise.checkpoint.chains import Pairs, aligned, chain_pairs
-from equipoise.checkpoint.matrices import Matrix
-from equipoise.checkpoint.measured import Row, Settings
-from equipoise.checkpoint.null import random_cosine
-from equipoise.checkpoint.opened import open_checkpoint
+from equipoise.checkpoint.effective.adapters import merge
+from equipoise.checkpoint.matrices import WeightMatrix
 from equipoise.checkpoint.readers.limits import guarded
+from equipoise.checkpoint.readers.opening import open_checkpoint
+from equipoise.checkpoint.row_plan import RowPlan, matrices, survey
 from equipoise.checkpoint.selection import Names, name_filter, type_filter
-from equipoise.checkpoint.survey import Item, matrices, survey
+from equipoise.checkpoint.spectra.gaussian_null import random_cosine
+from equipoise.checkpoint.spectra.measures import Row, Settings
 from equipoise.checkpoint.table import side_by_side, table
 from equipoise.checkpoint.workers import rows_of
 from equipoise.errors import InputError
+from equipoise.graph.capture import Inputs
 
 METHODS = ("auto", "gram", "svd", "fast")
-
-
-Watcher = Callable[[str, int, int], None]  # told after each tensor: its name, numbers done, numbers in all
+Progress: TypeAlias = Callable[[str, int, int], None]  # name of a tensor that is done, numbers done, numbers in all
 
 
 def analyze(
-    source: Any,
-    other: Any = None,
+    source: object,
+    other: object = None,
     *,
     names: Names | None = None,
     types: str | Sequence[str] | None = None,
@@ -38,35 +37,42 @@ def analyze(
     split: bool = True,
     adapter: str | os.PathLike[str] | None = None,
     chain: Sequence[str] | None = None,
-    example_inputs: Any = None,
-    watcher: Watcher | None = None,
+    example_inputs: Inputs | None = None,
+    callback: Progress | None = None,
 ) -> pd.DataFrame:
     """The spectrum of every matrix and convolution kernel, and a reason for every tensor that has none.
 
-    `source` is a model, a state dict, or a path: safetensors (a file, an index of shards, a Hugging Face folder),
-    `torch.save` (read with `weights_only=True`, never executed) or ONNX. Files are mapped; one tensor is in memory at
-    a time. With `other`, the two tables stand side by side (columns `*_a`, `*_b`), with `distance = ‖B - A‖_F/‖A‖_F`.
-
     A row is a weight as it is used: reparametrised and pruned weights are put together, quantised ones dequantised, and
-    `note` says so.
+    `note` says so. Files are mapped, never executed; one tensor is in memory at a time. Half precision is computed in
+    float64 from its exact values.
 
-    Each row has `name`, `aliases` (other names of tied weights), `type`, `shape` as (out, in, *taps), `dtype`,
-    `reason` (None where it was measured), the measures of docs/theory.md §6 on the `out × (in·taps)` matrix, the
-    Marchenko–Pastur `mp_edge` and the `outliers` above it, the heavy-tail fit, `spectrum` (all singular values), and
-    `null_*`: the same measure of a Gaussian matrix of that shape and norm (mean of three). Half precision is
-    computed in float64 from its exact values.
+    Args:
+        source: a model, a state dict, or a path: safetensors (a file, an index of shards, a Hugging Face folder),
+            `torch.save` (read as by `weights_only=True`) or ONNX.
+        other: a second one, for a table of both side by side, with `distance = ‖B - A‖_F/‖A‖_F`.
+        names: keeps rows by globs, `re:` expressions or names as the table prints them.
+        types: keeps rows by type.
+        method: "gram" (float64 Gram matrix; σ_i right to `n eps σ_1²/σ_i`, at worst the column `accuracy` times σ_1),
+            "svd" (float64 SVD), "auto" (gram; svd for float64), "fast" (Krylov and Lanczos where both sides are above
+            1024, with `*_low` and `*_high`; gram for the others).
+        r: the number of leading `singular_values`.
+        tolerance: of `numerical_rank`, over σ_1; `max(rows, columns) · eps` of float32 by default.
+        heavy_tail: fit a power law to the largest eigenvalues.
+        split: take fused tensors apart.
+        adapter: a PEFT folder whose LoRA factors are merged first.
+        chain: names in order, lowest first, for `alignment_next`.
+        example_inputs: inputs by which the graph of a model gives the chain; without either, `Sequential`s are chains.
+        callback: called after each tensor with its name, the numbers done and the numbers in all.
 
-    - `method`: "gram" (float64 Gram matrix; σ_i right to `n eps σ_1²/σ_i`, at worst the column `accuracy` times σ_1),
-      "svd" (float64 SVD), "auto" (gram; svd for float64), "fast" (Krylov and Lanczos where both sides are above 1024,
-      with `*_low` and `*_high`; gram for the others);
-    - `names` keeps rows by globs, `re:` expressions or names as the table prints them, `types` by type; `split=False`
-      leaves fused tensors whole;
-    - `tolerance` of `numerical_rank`, over σ_1 (default `max(rows, columns) · eps` of float32);
-    - `adapter`: a PEFT folder whose LoRA factors are merged first;
-    - `chain`: names in order, lowest first, for `alignment_next`; for a model, `example_inputs` gives its graph, and
-      without either the `Sequential`s in it are chains.
+    Returns:
+        One row a matrix or tensor: `name`, `aliases` (other names of tied weights), `type`, `shape` as (out, in,
+        *taps), `dtype`, `reason` (None where it was measured), the measures of docs/theory.md §6 on the
+        `out × (in·taps)` matrix, the Marchenko–Pastur `mp_edge` and the `outliers` above it, the heavy-tail fit,
+        `spectrum` (all singular values), and `null_*`: the same measure of a Gaussian matrix of that shape and norm
+        (mean of three). With `other`, columns `*_a` and `*_b`.
 
-    Raises `InputError` for bad arguments and for files that are damaged, malicious or no checkpoints.
+    Raises:
+        InputError: for bad arguments, and for files that are damaged, malicious or no checkpoints.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
@@ -83,38 +89,27 @@ def analyze(
     plans = [_planned(its, adapter, names, types, split) for its in sources]
     known = [matrices(items) for items in plans]
     pairs = [chain_pairs(its, chain, example_inputs, found) for its, found in zip(sources, known, strict=True)]
-    tell = _teller(watcher, sum(item.numbers() for items in plans for item in items))
+    done, total = 0, sum(item.numbers() for items in plans for item in items)
     tables = []
     for items, linked, found in zip(plans, pairs, known, strict=True):
         rows: dict[int, Row] = {}
         for place, row in rows_of(items, settings):
             rows[place] = row
-            tell(items[place])
+            done += items[place].numbers()
+            if callback is not None:
+                callback(items[place].name, done, total)
         in_order = [rows[place] for place in range(len(items))]
         tables.append(table(_with_alignment(in_order, linked, found), fast=method == "fast"))
     return tables[0] if other is None else side_by_side(tables[0], tables[1], known[0], known[1])
 
 
-def _teller(watcher: Watcher | None, total: int) -> Callable[[Item], None]:
-    """What tells the watcher of every item that is done."""
-    done = 0
-
-    def tell(item: Item) -> None:
-        nonlocal done
-        done += item.numbers()
-        if watcher is not None:
-            watcher(item.name, done, total)
-
-    return tell
-
-
 def _planned(
-    source: Any,
+    source: object,
     adapter: str | os.PathLike[str] | None,
     names: Names | None,
     types: str | Sequence[str] | None,
     split: bool,
-) -> list[Item]:
+) -> list[RowPlan]:
     checkpoint = open_checkpoint(source)
     if adapter is not None:
         with guarded(str(adapter)):
@@ -132,7 +127,7 @@ def _settings(method: str, r: int, tolerance: float | None, heavy_tail: bool) ->
     return Settings(method, r, tolerance, heavy_tail)
 
 
-def _with_alignment(rows: list[Row], pairs: Pairs, known: Mapping[str, Matrix]) -> list[Row]:
+def _with_alignment(rows: list[Row], pairs: Pairs, known: Mapping[str, WeightMatrix]) -> list[Row]:
     """Rows with the alignment of each lower matrix with the next, and that of random directions beside it."""
     next_of: dict[str, Row] = {}
     for lower, upper in pairs:

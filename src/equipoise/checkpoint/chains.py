@@ -1,14 +1,13 @@
-"""Which matrix reads what another writes: told, read off the graph, or seen in a `Sequential`."""
+"""Pairs of matrices of which one reads the outputs of the other: given, read off the graph, or of a `Sequential`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.checkpoint.matrices import Matrix
+from equipoise.checkpoint.matrices import WeightMatrix
 from equipoise.errors import InputError
-from equipoise.graph.capture import capture
+from equipoise.graph.capture import Inputs, capture
 from equipoise.graph.chain import read_chain
 from equipoise.measure.alignment import LayerAlignment, alignment
 
@@ -16,7 +15,9 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNor
 Pairs = tuple[tuple[str, str], ...]
 
 
-def chain_pairs(source: Any, chain: Sequence[str] | None, example_inputs: Any, known: Mapping[str, Matrix]) -> Pairs:
+def chain_pairs(
+    source: object, chain: Sequence[str] | None, example_inputs: Inputs | None, known: Mapping[str, WeightMatrix]
+) -> Pairs:
     """Pairs of names, lower layer first: of `chain`; else of the captured graph; else of every `Sequential`.
 
     Raises `InputError` for a name in `chain` that is no matrix of the checkpoint, and `CaptureError` for a model that
@@ -54,11 +55,11 @@ def _in_sequence(prefix: str, module: nn.Module) -> Iterator[tuple[str, str]]:
             below = None
 
 
-def _compose(lower: Matrix | None, upper: Matrix | None) -> bool:
+def _compose(lower: WeightMatrix | None, upper: WeightMatrix | None) -> bool:
     return lower is not None and upper is not None and lower.shape[0] == upper.shape[1]
 
 
-def aligned(lower: Matrix, upper: Matrix) -> LayerAlignment | None:
+def aligned(lower: WeightMatrix, upper: WeightMatrix) -> LayerAlignment | None:
     """The alignment of two matrices in float64, by their full SVD; None where they do not compose or are not finite."""
     if not _compose(lower, upper):
         return None

@@ -4,13 +4,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from equipoise.checkpoint.stored import Stored
-from equipoise.checkpoint.streamed import CHUNK, Streamed
+from equipoise.checkpoint.spectra.matrix_stream import CHUNK, MatrixStream
+from equipoise.checkpoint.tensor_entry import Json, TensorEntry
 
 _GATES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new"), 1: ("",)}  # LSTM, GRU, RNN
 _RECURRENT = re.compile(r"(?P<stem>.*)weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+)?(_reverse)?)$")
@@ -21,7 +20,7 @@ _TURNED_EXPERTS = frozenset(
     {"gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"}
 )  # stored as (expert, in, out)
 _COUNTS_EXPERTS = re.compile(r"(^|_)(num|n)_(\w+_)?experts$")
-# In files, where no module tells a weight from what training only keeps: by the names that are in use
+# In files, where no module separates weights from what training only keeps: by the names in use
 _KEPT = (
     (
         re.compile(
@@ -45,14 +44,14 @@ _KEPT = (
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix:
+class WeightMatrix:
     """A matrix in a stored tensor: `view` finds it in the tensor as read, `shape` is the layer's own (out, in, *taps).
 
     It is measured as the `out × (in·taps)` matrix, which is a view as well unless `copied`. `note` says what was done
     to get it, if anything.
     """
 
-    stored: Stored
+    entry: TensorEntry
     name: str
     kind: str
     shape: tuple[int, ...]
@@ -63,8 +62,8 @@ class Matrix:
     @property
     def aliases(self) -> tuple[str, ...]:
         """Its other names, if the tensor is tied."""
-        part = self.name.removeprefix(self.stored.name)
-        return tuple(alias + part for alias in self.stored.aliases)
+        part = self.name.removeprefix(self.entry.name)
+        return tuple(alias + part for alias in self.entry.aliases)
 
     @property
     def numbers(self) -> int:
@@ -79,38 +78,38 @@ class Matrix:
 
     def read(self) -> Tensor:
         """The tensor of the layer, a view of what is stored where that is possible."""
-        return self.view(self.stored.read())
+        return self.view(self.entry.read())
 
     def unfolded(self) -> Tensor:
         """The `out × (in·taps)` matrix."""
         return self.read().flatten(1)
 
-    def streamed(self) -> Streamed:
+    def streamed(self) -> MatrixStream:
         """The same matrix, to be read a few lines at a time; mapped ones whose unfolding is a view, anew each time."""
-        if not self.stored.mapped or self.copied:
-            return Streamed.of(self.unfolded().detach())
+        if not self.entry.mapped or self.copied:
+            return MatrixStream.of(self.unfolded().detach())
         if self.numbers <= CHUNK:  # no more than passes by at a time
-            return Streamed.of(self.unfolded().detach().clone())
-        portion = self.numbers / max(self.stored.count, 1)
+            return MatrixStream.of(self.unfolded().detach().clone())
+        portion = self.numbers / max(self.entry.count, 1)
 
         def read(share: float) -> Tensor:
-            return self.view(self.stored.read(share * portion)).flatten(1).detach()
+            return self.view(self.entry.read(share * portion)).flatten(1).detach()
 
         def part(dimension: int, start: int, count: int) -> Tensor:
-            assert self.stored.stretch is not None
-            place = torch.empty(self.stored.shape, device="meta")
+            assert self.entry.stretch is not None
+            place = torch.empty(self.entry.shape, device="meta")
             place = self.view(place).flatten(1).narrow(dimension, start, count)
             low, sides = int(place.storage_offset()), zip(place.shape, place.stride(), strict=True)
-            flat = self.stored.stretch(low, low + 1 + sum((size - 1) * stride for size, stride in sides))
+            flat = self.entry.stretch(low, low + 1 + sum((size - 1) * stride for size, stride in sides))
             return flat.as_strided(place.shape, place.stride())
 
-        return Streamed.of(read(0.0), read, part if self.stored.stretch else None)
+        return MatrixStream.of(read(0.0), read, part if self.entry.stretch else None)
 
 
 class Rules:
-    """The rules for one checkpoint: they look at names, shapes, `config.json` and what modules or nodes say of use."""
+    """The rules for one checkpoint, by names, shapes, `config.json` and the use that modules or nodes make."""
 
-    def __init__(self, tensors: Sequence[Stored], config: Mapping[str, Any], split: bool = True):
+    def __init__(self, tensors: Sequence[TensorEntry], config: Json, split: bool = True):
         self.shapes = {name: tensor.shape for tensor in tensors for name in tensor.names}
         models = {str(its.get("model_type")) for its in _sections(config)}
         self.turned, self.turned_experts = bool(models & _TURNED_LAYERS), bool(models & _TURNED_EXPERTS)
@@ -122,14 +121,14 @@ class Rules:
         }
         self.split = split
 
-    def matrices(self, stored: Stored) -> list[Matrix] | str:
+    def matrices(self, entry: TensorEntry) -> list[WeightMatrix] | str:
         """The matrices in a tensor, or why there is none."""
-        reason = stored.reason or _why_not(stored) or stored.use.reason
+        reason = entry.reason or _why_not(entry) or entry.use.reason
         if reason:
             return reason
-        if stored.use.kind == "elementwise" and sum(size > 1 for size in stored.shape) < 2:
+        if entry.use.kind == "elementwise" and sum(size > 1 for size in entry.shape) < 2:
             return "a vector: it multiplies or adds to each entry along one dimension"
-        if self._is_stacked(stored, 2) and re.search(r"bias(es)?$", stored.name):
+        if self._is_stacked(entry, 2) and re.search(r"bias(es)?$", entry.name):
             return "biases of stacked experts: vectors have no spectrum"
         for rule in (
             self._stacked,
@@ -140,112 +139,114 @@ class Rules:
             _convolution,
             _stack,
         ):
-            found = rule(stored)
+            found = rule(entry)
             if found:
                 return found
-        return [_plain(stored)]
+        return [_plain(entry)]
 
-    def _is_stacked(self, stored: Stored, dimensions: int) -> bool:
+    def _is_stacked(self, entry: TensorEntry, dimensions: int) -> bool:
         """Whether each index of the first dimension is an expert of its own: by name, module or configuration."""
-        if len(stored.shape) != dimensions or (stored.use.kind or "").startswith("conv"):
+        if len(entry.shape) != dimensions or (entry.use.kind or "").startswith("conv"):
             return False
-        counted = stored.shape[0] in self.experts and "conv" not in stored.name
-        named = "experts" in stored.name and (dimensions == 3 or counted)
-        return named or stored.use.stacked or counted
+        counted = entry.shape[0] in self.experts and "conv" not in entry.name
+        named = "experts" in entry.name and (dimensions == 3 or counted)
+        return named or entry.use.stacked or counted
 
-    def _stacked(self, stored: Stored) -> list[Matrix]:
+    def _stacked(self, entry: TensorEntry) -> list[WeightMatrix]:
         """Stacked experts, or the forms of `nn.Bilinear`: one matrix each."""
-        if len(stored.shape) != 3 or not self._is_stacked(stored, 3) or not self.split:
+        if len(entry.shape) != 3 or not self._is_stacked(entry, 3) or not self.split:
             return []
-        kind = stored.use.kind or "expert"
-        turned = stored.use.turned or (self.turned_experts and not stored.computed and kind == "expert")
-        rows, columns = stored.shape[1:]
+        kind = entry.use.kind or "expert"
+        turned = entry.use.turned or (self.turned_experts and not entry.computed and kind == "expert")
+        rows, columns = entry.shape[1:]
         shape = (columns, rows) if turned else (rows, columns)
         note = "stored as (in, out)" if turned else ""
         return [
-            Matrix(stored, f"{stored.name}[{place}]", kind, shape, _item(place, turned), note)
-            for place in range(stored.shape[0])
+            WeightMatrix(entry, f"{entry.name}[{place}]", kind, shape, _item(place, turned), note)
+            for place in range(entry.shape[0])
         ]
 
-    def _gates(self, stored: Stored) -> list[Matrix]:
+    def _gates(self, entry: TensorEntry) -> list[WeightMatrix]:
         """Gates that a node of a graph names, one dimension for the directions before them."""
-        gates = stored.use.gates
-        if not gates or len(stored.shape) != 3 or not self.split:
+        gates = entry.use.gates
+        if not gates or len(entry.shape) != 3 or not self.split:
             return []
-        directions, rows, columns = stored.shape
+        directions, rows, columns = entry.shape
         if directions > 2 or rows % len(gates):
             return []
         height = rows // len(gates)
         sides = [""] if directions == 1 else ["[forward]", "[reverse]"]
         names = [f"[{gate}]" if gate else "" for gate in gates]
         return [
-            Matrix(stored, f"{stored.name}{side}{name}", "recurrent", (height, columns), _block(place, gate, height))
+            WeightMatrix(
+                entry, f"{entry.name}{side}{name}", "recurrent", (height, columns), _block(place, gate, height)
+            )
             for place, side in enumerate(sides)
             for gate, name in enumerate(names)
         ]
 
-    def _recurrent(self, stored: Stored) -> list[Matrix]:
+    def _recurrent(self, entry: TensorEntry) -> list[WeightMatrix]:
         """LSTM, GRU and RNN weights: one matrix a gate."""
-        place = _RECURRENT.match(stored.name)
-        if not place or len(stored.shape) != 2:
+        place = _RECURRENT.match(entry.name)
+        if not place or len(entry.shape) != 2:
             return []
         shared = place["stem"], place["layer"]
         hidden = self.shapes.get("weight_hh".join(shared), (0, 0))
         projected = self.shapes.get("weight_hr".join(shared))
         size = next((its[1] for its in (projected, hidden) if its and len(its) == 2), 0)
-        gates = stored.shape[0] // size if size and stored.shape[0] % size == 0 else 0
+        gates = entry.shape[0] // size if size and entry.shape[0] % size == 0 else 0
         if gates not in _GATES or not self.split or place["side"] == "hr":
-            return [_plain(stored, "recurrent")]
-        return _parts(stored, "recurrent", _GATES[gates])
+            return [_plain(entry, "recurrent")]
+        return _parts(entry, "recurrent", _GATES[gates])
 
-    def _projections(self, stored: Stored) -> list[Matrix]:
+    def _projections(self, entry: TensorEntry) -> list[WeightMatrix]:
         """`in_proj_weight` of `MultiheadAttention`: queries, keys and values."""
-        if not re.search(r"(^|\.)in_proj_weight$", stored.name) or len(stored.shape) != 2:
+        if not re.search(r"(^|\.)in_proj_weight$", entry.name) or len(entry.shape) != 2:
             return []
-        fused = stored.shape[0] == 3 * stored.shape[1]
-        return _parts(stored, "attention", ("q", "k", "v") if fused and self.split else ("",))
+        fused = entry.shape[0] == 3 * entry.shape[1]
+        return _parts(entry, "attention", ("q", "k", "v") if fused and self.split else ("",))
 
-    def _conv1d(self, stored: Stored) -> list[Matrix]:
-        """What is kept as (in, out), as by GPT-2's `Conv1D`; its `c_attn` is fused, and tells so by its shape."""
-        if len(stored.shape) != 2 or not (stored.use.turned or _TURNED.search(stored.name)):
+    def _conv1d(self, entry: TensorEntry) -> list[WeightMatrix]:
+        """Weights kept as (in, out), as by GPT-2's `Conv1D`; its `c_attn` is fused, as its shape shows."""
+        if len(entry.shape) != 2 or not (entry.use.turned or _TURNED.search(entry.name)):
             return []
-        rows, columns = stored.shape
-        fused = ".c_attn." in f".{stored.name}" and 3 * min(rows, columns) == max(rows, columns)
-        turned = self.turned or stored.use.turned or (fused and rows < columns)
+        rows, columns = entry.shape
+        fused = ".c_attn." in f".{entry.name}" and 3 * min(rows, columns) == max(rows, columns)
+        turned = self.turned or entry.use.turned or (fused and rows < columns)
         parts = ("q", "k", "v") if fused and self.split else ("",)
-        return _parts(stored, "attention" if fused else "linear", parts, turned)
+        return _parts(entry, "attention" if fused else "linear", parts, turned)
 
 
-def _sections(config: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
+def _sections(config: Json) -> list[Json]:
     """The configuration, and those of its parts, as `text_config`."""
     return [config, *(its for its in config.values() if isinstance(its, Mapping))]
 
 
-def _why_not(stored: Stored) -> str | None:
-    if stored.dtype.startswith("complex"):
+def _why_not(entry: TensorEntry) -> str | None:
+    if entry.dtype.startswith("complex"):
         return "its numbers are complex"
-    if not stored.dtype.startswith(("float", "bfloat")) or stored.dtype.startswith("float4"):
-        return f"its numbers are {stored.dtype}: counts, flags or codes have no spectrum"
-    if stored.count == 0:
+    if not entry.dtype.startswith(("float", "bfloat")) or entry.dtype.startswith("float4"):
+        return f"its numbers are {entry.dtype}: counts, flags or codes have no spectrum"
+    if entry.count == 0:
         return "it is empty"
-    if len(stored.shape) < 2:
-        return "a single number" if not stored.shape else "a vector: a spectrum needs two dimensions"
-    if len(stored.shape) > 5:
-        return f"it has {len(stored.shape)} dimensions: neither a matrix nor the kernel of a convolution"
-    if stored.use.trained:
+    if len(entry.shape) < 2:
+        return "a single number" if not entry.shape else "a vector: a spectrum needs two dimensions"
+    if len(entry.shape) > 5:
+        return f"it has {len(entry.shape)} dimensions: neither a matrix nor the kernel of a convolution"
+    if entry.use.trained:
         return None
-    return next((reason for pattern, reason in _KEPT if pattern.search(stored.name)), None)
+    return next((reason for pattern, reason in _KEPT if pattern.search(entry.name)), None)
 
 
-def _convolution(stored: Stored) -> list[Matrix]:
+def _convolution(entry: TensorEntry) -> list[WeightMatrix]:
     """A kernel of three to five dimensions: (out, in, *taps), or (in, out, *taps) in a transposed convolution."""
-    known = (stored.use.kind or "").startswith("conv")
-    if len(stored.shape) < 3 or not (known or (stored.name.endswith("weight") and not stored.use.kind)):
+    known = (entry.use.kind or "").startswith("conv")
+    if len(entry.shape) < 3 or not (known or (entry.name.endswith("weight") and not entry.use.kind)):
         return []
-    kind, groups = f"conv{len(stored.shape) - 2}d", stored.use.groups
-    if not stored.use.turned:
-        return [Matrix(stored, stored.name, kind, stored.shape, _same)]
-    inputs, outputs, *taps = stored.shape
+    kind, groups = f"conv{len(entry.shape) - 2}d", entry.use.groups
+    if not entry.use.turned:
+        return [WeightMatrix(entry, entry.name, kind, entry.shape, _same)]
+    inputs, outputs, *taps = entry.shape
     if inputs % groups:
         return []
     turned = (groups * outputs, inputs // groups, *taps)
@@ -253,30 +254,30 @@ def _convolution(stored: Stored) -> list[Matrix]:
     def view(tensor: Tensor) -> Tensor:
         return tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
-    return [Matrix(stored, stored.name, kind, turned, view, "stored as (in, out, *taps)", copied=True)]
+    return [WeightMatrix(entry, entry.name, kind, turned, view, "stored as (in, out, *taps)", copied=True)]
 
 
-def _stack(stored: Stored) -> list[Matrix]:
+def _stack(entry: TensorEntry) -> list[WeightMatrix]:
     """A raw parameter of more than two dimensions: the last two, where all before them are 1; else unfolded."""
-    if len(stored.shape) < 3:
+    if len(entry.shape) < 3:
         return []
-    if all(size == 1 for size in stored.shape[:-2]):
-        shape = stored.shape[-2:]
-        return [Matrix(stored, stored.name, _kind(stored), shape, lambda tensor: tensor.reshape(shape))]
-    kind = "bilinear" if stored.use.kind == "bilinear" else "parameter"
-    return [Matrix(stored, stored.name, kind, stored.shape, _same, "unfolded after its first dimension")]
+    if all(size == 1 for size in entry.shape[:-2]):
+        shape = entry.shape[-2:]
+        return [WeightMatrix(entry, entry.name, _kind(entry), shape, lambda tensor: tensor.reshape(shape))]
+    kind = "bilinear" if entry.use.kind == "bilinear" else "parameter"
+    return [WeightMatrix(entry, entry.name, kind, entry.shape, _same, "unfolded after its first dimension")]
 
 
-def _plain(stored: Stored, kind: str | None = None) -> Matrix:
-    return Matrix(stored, stored.name, kind or _kind(stored), stored.shape, _same)
+def _plain(entry: TensorEntry, kind: str | None = None) -> WeightMatrix:
+    return WeightMatrix(entry, entry.name, kind or _kind(entry), entry.shape, _same)
 
 
-def _kind(stored: Stored) -> str:
-    if stored.use.kind and stored.use.kind != "elementwise":
-        return stored.use.kind
-    if _says_embedding(stored.name):
+def _kind(entry: TensorEntry) -> str:
+    if entry.use.kind and entry.use.kind != "elementwise":
+        return entry.use.kind
+    if _says_embedding(entry.name):
         return "embedding"
-    return "linear" if stored.name.endswith("weight") else "parameter"
+    return "linear" if entry.name.endswith("weight") else "parameter"
 
 
 def _says_embedding(name: str) -> bool:
@@ -285,9 +286,9 @@ def _says_embedding(name: str) -> bool:
     return "embed" in said or not _EMBEDDINGS.isdisjoint(re.split("[._]", said))
 
 
-def _parts(stored: Stored, kind: str, parts: Sequence[str], turned: bool = False) -> list[Matrix]:
+def _parts(entry: TensorEntry, kind: str, parts: Sequence[str], turned: bool = False) -> list[WeightMatrix]:
     """Equal blocks of rows (after turning), each with its name in brackets."""
-    rows, columns = reversed(stored.shape) if turned else stored.shape
+    rows, columns = reversed(entry.shape) if turned else entry.shape
     height = rows // len(parts)
     note = "stored as (in, out)" if turned else ""
 
@@ -295,7 +296,7 @@ def _parts(stored: Stored, kind: str, parts: Sequence[str], turned: bool = False
         return lambda tensor: (tensor.T if turned else tensor)[place * height : (place + 1) * height]
 
     return [
-        Matrix(stored, f"{stored.name}[{part}]" if part else stored.name, kind, (height, columns), view(place), note)
+        WeightMatrix(entry, f"{entry.name}[{part}]" if part else entry.name, kind, (height, columns), view(place), note)
         for place, part in enumerate(parts)
     ]
 

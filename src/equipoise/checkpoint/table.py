@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from equipoise.checkpoint.matrices import Matrix
-from equipoise.checkpoint.measured import NULLED, Row
+from equipoise.checkpoint.matrices import WeightMatrix
+from equipoise.checkpoint.spectra.measures import NULLED, Row
 
 KEYS = ["name", "aliases", "type", "shape", "dtype", "reason", "note"]
 RANGED = ["spectral_norm", "nuclear_norm", "stable_rank", "effective_rank", "participation_ratio", "rank_one_residual"]
@@ -51,14 +51,17 @@ def records(frame: pd.DataFrame) -> list[Row]:
     return [{str(name): _plain(value) for name, value in row.items()} for row in kept.to_dict("records")]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> object:
     if isinstance(value, list | tuple):
         return list(value)
     return None if pd.isna(value) else value
 
 
 def side_by_side(
-    first: pd.DataFrame, second: pd.DataFrame, of_first: Mapping[str, Matrix], of_second: Mapping[str, Matrix]
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    of_first: Mapping[str, WeightMatrix],
+    of_second: Mapping[str, WeightMatrix],
 ) -> pd.DataFrame:
     """Both tables joined by name, in the order of the first, with `distance = ‖B - A‖_F / ‖A‖_F` where shapes agree."""
     joined = first.merge(second, on="name", how="outer", suffixes=("_a", "_b"), sort=False, indicator=True)
@@ -75,7 +78,7 @@ def side_by_side(
     return joined.drop(columns="_merge")
 
 
-def _distance(first: Matrix, second: Matrix) -> float:
+def _distance(first: WeightMatrix, second: WeightMatrix) -> float:
     if first.sides != second.sides:
         return float("nan")
     a, b = first.unfolded().detach(), second.unfolded().detach()

@@ -8,42 +8,46 @@ from threading import Condition
 import torch
 from threadpoolctl import threadpool_limits
 
-from equipoise.checkpoint.measured import Row, Settings
-from equipoise.checkpoint.spare import give_back
-from equipoise.checkpoint.survey import Item
+from equipoise.checkpoint.row_plan import RowPlan
+from equipoise.checkpoint.spectra.measures import Row, Settings
+from equipoise.checkpoint.spectra.workspace import release_workspace
 from equipoise.threads import one_thread
 
 _ONE_CORE = 1024  # on the shorter side: up to here threads within one decomposition cost more than they bring
+_INLINE = 1 << 12  # numbers: below, handing a matrix to another thread takes longer than measuring it
 _SHARE = 2.2  # of the largest tensor in float32: the memory that matrices measured together may take
 
 
-def rows_of(items: Sequence[Item], settings: Settings) -> Iterator[tuple[int, Row]]:
+def rows_of(items: Sequence[RowPlan], settings: Settings) -> Iterator[tuple[int, Row]]:
     """The place and the row of every item: first the small ones, then the large ones.
 
     While it works on the small ones, products that other threads start get one core each as well.
     """
     numbered = dict(enumerate(items))
-    largest = 4 * max((item.stored.count for item in items), default=0)
+    largest = 4 * max((item.entry.count for item in items), default=0)
     large = {place: item for place, item in numbered.items() if _large(item)}
     yield from _together({place: item for place, item in numbered.items() if place not in large}, settings, largest)
     try:
         for place, item in large.items():
             yield place, item.row(settings)
     finally:
-        give_back()
+        release_workspace()
 
 
-def _together(items: Mapping[int, Item], settings: Settings, largest: int) -> Iterator[tuple[int, Row]]:
-    room = Room(_SHARE * largest)
+def _together(items: Mapping[int, RowPlan], settings: Settings, largest: int) -> Iterator[tuple[int, Row]]:
+    budget = MemoryBudget(_SHARE * largest)
     sizes = {place: item.memory(largest) for place, item in items.items()}
 
     def one(place: int) -> Row:
-        with room.taking(sizes[place]):
+        with budget.taking(sizes[place]):
             return items[place].row(settings)
 
+    in_order = sorted(items, key=sizes.__getitem__)  # one that waits to be alone would hold up its thread: those last
     with _one_core_each() as threads, ThreadPoolExecutor(threads, "equipoise") as pool:
-        # One that waits to be alone would hold up its thread: those come last.
-        waiting = {place: pool.submit(one, place) for place in sorted(items, key=sizes.__getitem__)}
+        for place in in_order:
+            if items[place].numbers() <= _INLINE:
+                yield place, items[place].row(settings)
+        waiting = {place: pool.submit(one, place) for place in in_order if items[place].numbers() > _INLINE}
         try:
             for place, future in waiting.items():
                 yield place, future.result()
@@ -51,11 +55,11 @@ def _together(items: Mapping[int, Item], settings: Settings, largest: int) -> It
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _large(item: Item) -> bool:
+def _large(item: RowPlan) -> bool:
     return item.matrix is not None and min(item.matrix.sides) > _ONE_CORE
 
 
-class Room:
+class MemoryBudget:
     """Memory that jobs take and give back; one that is too large for it waits until it is alone."""
 
     def __init__(self, capacity: float):

@@ -3,7 +3,7 @@
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 from cyclopts import Parameter
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 import equipoise as eq
-from equipoise.checkpoint import records
+from equipoise.checkpoint import Row, records
 from equipoise.cli.app import Json, Quiet, app, cell, line, say, shown, stderr
 from equipoise.errors import InputError, StoreError
 from equipoise.page.checkpoint import checkpoint_page
@@ -85,7 +85,7 @@ def analyze(
             chain=chain.split(",") if chain else None,
             split=split,
             heavy_tail=heavy_tail,
-            watcher=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
+            callback=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
         )
     sources = {"source": str(source), "other": str(other) if other else None}
     if parquet is not None:
@@ -137,7 +137,7 @@ def _show(table: pd.DataFrame, two: bool) -> None:
             console.print(shown(f"{count} without a spectrum: {reason}"), markup=False)
 
 
-def _rendered(rows: list[dict[str, Any]], sides: tuple[str, ...]) -> Table:
+def _rendered(rows: list[Row], sides: tuple[str, ...]) -> Table:
     shown = [name for name in _COLUMNS if any(row[f"{name}{side}"] is not None for row in rows for side in sides)]
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     drawn.add_column("name", overflow="fold")
@@ -151,7 +151,7 @@ def _rendered(rows: list[dict[str, Any]], sides: tuple[str, ...]) -> Table:
     return drawn
 
 
-def _cells(row: dict[str, Any], shown: list[str], sides: tuple[str, ...]) -> list[str]:
+def _cells(row: Row, shown: list[str], sides: tuple[str, ...]) -> list[str]:
     shapes = dict.fromkeys("×".join(map(str, row[f"shape{side}"])) for side in sides if row[f"shape{side}"])
     reasons = dict.fromkeys(str(row[f"reason{side}"]) for side in sides if row[f"reason{side}"])
     name = cell(row["name"]) + "".join(f"\n[red]{cell(reason)}[/red]" for reason in reasons)
@@ -167,7 +167,7 @@ def _cells(row: dict[str, Any], shown: list[str], sides: tuple[str, ...]) -> lis
     return [name, " → ".join(shapes), *figures]
 
 
-def _figure(value: Any) -> str:
+def _figure(value: int | float | None) -> str:
     """Three digits are enough for the eye."""
     if value is None:
         return "—"

@@ -9,7 +9,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -28,13 +28,14 @@ app = App(
 )
 stderr = Console(stderr=True)
 
+Fields: TypeAlias = dict[str, Any]  # of the one line of JSON
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Quiet = Annotated[bool, Parameter(negative="")]
 Open = Annotated[bool, Parameter(name="--open", negative="")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb. Whatever is wrong with the input is one line on standard error, and exit code 2.
+    """Run one verb. Anything wrong with the input is one line on standard error, and exit code 2.
 
     An interruption exits with 130, as the shell expects, and says how to go on; a closed pipe with 141, in silence.
     """
@@ -93,7 +94,7 @@ def _visible_warnings() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """What is still to be written to a standard output that takes no more is dropped, in silence."""
+    """Drop in silence any output that a closed standard output takes no more."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -121,6 +122,6 @@ def show_page(page: Path, *, as_json: bool, in_browser: bool) -> int:
     return 0
 
 
-def line(fields: dict[str, Any]) -> str:
+def line(fields: Fields) -> str:
     """One JSON object on one line of ASCII; JSON has no NaN: `null` in its place."""
     return json.dumps(finite(fields), allow_nan=False, default=str).replace("\x7f", "\\u007f")

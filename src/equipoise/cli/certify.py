@@ -2,12 +2,12 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, line, say
+from equipoise.cli.app import Fields, Json, app, line, say
 from equipoise.errors import InputError
 
 
@@ -38,7 +38,7 @@ def _recheck(run: "eq.Run", path: Path, as_json: bool) -> int:
     return 0 if found.holds else 1
 
 
-def _stored(path: Path) -> dict[str, Any]:
+def _stored(path: Path) -> Fields:
     """The certificate in a file: alone, or within the summary that `equipoise flow --json` prints."""
     try:
         fields = json_module.loads(path.read_text(encoding="utf-8"))

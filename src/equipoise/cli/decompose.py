@@ -1,10 +1,9 @@
 """`equipoise decompose`: a network as a multilinear map and a tree of signs."""
 
 from pathlib import Path
-from typing import Any
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, integers, line, say
+from equipoise.cli.app import Fields, Json, app, integers, line, say
 
 
 @app.command
@@ -37,14 +36,14 @@ def decompose(
     else:
         run = eq.Run.load(folder)
         parts, moved = _of_run(run, max_paths)
-    told = {"paths": parts.paths, "path_norm": parts.path_norm, **moved}
+    fields = {"paths": parts.paths, "path_norm": parts.path_norm, **moved}
     if draw is not None:
-        told["drawing"] = str(parts.draw(draw))
-    say(line(told) if json else _words(told))
+        fields["drawing"] = str(parts.draw(draw))
+    say(line(fields) if json else _words(fields))
     return 0
 
 
-def _of_run(run: "eq.Run", max_paths: int) -> tuple["eq.Decomposition", dict[str, Any]]:
+def _of_run(run: "eq.Run", max_paths: int) -> tuple["eq.Decomposition", Fields]:
     parts = eq.decompose(run.model, run.data[0][:2], max_paths=max_paths)
     moved = {
         "initial_path_norm": parts.at(run.initial).path_norm,
@@ -54,12 +53,14 @@ def _of_run(run: "eq.Run", max_paths: int) -> tuple["eq.Decomposition", dict[str
     return parts, moved
 
 
-def _words(told: dict[str, Any]) -> str:
-    lines = [f"{told['paths']:,.0f} paths, path norm {told['path_norm']:.6g}"]
-    if "signs" in told:
-        lines.append(f"path norm at the start {told['initial_path_norm']:.6g}, distance {told['path_distance']:.6g}")
+def _words(fields: Fields) -> str:
+    lines = [f"{fields['paths']:,.0f} paths, path norm {fields['path_norm']:.6g}"]
+    if "signs" in fields:
+        lines.append(
+            f"path norm at the start {fields['initial_path_norm']:.6g}, distance {fields['path_distance']:.6g}"
+        )
         lines += [
             f"  {row['parameter']:24} signs constant from s = {row['last_change']:.2f}, {row['changing']:.2%} of late"
-            for row in told["signs"]
+            for row in fields["signs"]
         ]
-    return "\n".join([*lines, *([f"drawn: {told['drawing']}"] if "drawing" in told else [])])
+    return "\n".join([*lines, *([f"drawn: {fields['drawing']}"] if "drawing" in fields else [])])

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, InputError, one_line
+from equipoise.graph.capture import Inputs
 
 SHAPES = "(model, example_inputs), (model, example_inputs, loss or target) or (model, example_inputs, target, loss)"
 EXAMPLE = "type --module package.module:factory"
@@ -18,24 +19,24 @@ EXAMPLE = "type --module package.module:factory"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a factory returns; `loss` takes the output, and the target if there is one."""
+    """The result of a factory; `loss` takes the output, and the target if there is one."""
 
     model: nn.Module
-    inputs: Any
+    inputs: Inputs
     target: Any = None
-    loss: Any = None
+    loss: str | Callable[..., object] | None = None
 
     @property
-    def data(self) -> Any:
+    def data(self) -> object:
         """Inputs alone where there is no loss, else inputs and target."""
         return self.inputs if self.loss is None else (self.inputs, self.target)
 
 
 def made_by(path: str) -> Subject:
-    """Import the module, from the current folder too, call the factory, and look at what it returns.
+    """Import the module, from the current folder too, call the factory, and read its result.
 
     A model alone will do if it carries an `example_input_array`, as Lightning's do. Raises `InputError` for a bad
-    path, for whatever the import or the factory raises, and for results of another shape.
+    path, for anything that the import or the factory raises, and for results of another shape.
     """
     factory = _factory(path)
     with own_output(), as_input(f"{path} to return {SHAPES}", "run the factory by itself"):
@@ -45,7 +46,7 @@ def made_by(path: str) -> Subject:
     return _subject(path, result)
 
 
-def _subject(path: str, result: Any) -> Subject:
+def _subject(path: str, result: object) -> Subject:
     if not isinstance(result, tuple | list) or not 2 <= len(result) <= 4 or not isinstance(result[0], nn.Module):
         kinds = [type(part).__name__ for part in result] if isinstance(result, tuple | list) else type(result).__name__
         _refuse(path, str(kinds))
@@ -66,7 +67,7 @@ def _refuse(path: str, found: str) -> NoReturn:
     )
 
 
-def _factory(path: str) -> Callable[[], Any]:
+def _factory(path: str) -> Callable[[], object]:
     module, colon, name = path.partition(":")
     if not (module and colon and name) or module.endswith(".py"):
         raise InputError(expected="--module as package.module:factory", found=repr(path), remedy=EXAMPLE)
@@ -84,7 +85,7 @@ def _factory(path: str) -> Callable[[], Any]:
 
 @contextmanager
 def own_output() -> Iterator[None]:
-    """What the caller's code prints goes to standard error: standard output is ours."""
+    """Redirect the caller's prints to standard error: standard output is ours."""
     with redirect_stdout(sys.stderr):
         yield
 

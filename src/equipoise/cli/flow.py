@@ -21,7 +21,7 @@ from equipoise.theorems.linear_tail import LinearTail, certified_bounds
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Examples:
-    """What a network is trained on.
+    """The training set.
 
     Attributes:
         data: digits, mnist, fashion_mnist or separable.
@@ -48,7 +48,7 @@ class Network:
 
     Attributes:
         widths: hidden widths; the output is one score.
-        linear_tail: the last so many weight matrices are linear.
+        linear_tail: the number of last weight matrices that are linear.
         bias: a bias in every layer.
         init: how weights start (fan_in is N(0, 1/fan_in)).
         scale: of the weights at the start, a factor on init.
@@ -86,7 +86,7 @@ def flow(
         loss: exponential or logistic.
         until: log_loss=X, growth=S, steps=N, separated or flip.
         seed: of the weights and of the choice of examples.
-        max_steps: to stop after, whatever is reached.
+        max_steps: the number of steps after which to stop in any case.
         step_size: largest relative change of the weights in one step.
         out: folder for the run.
         resume: go on with the run in this folder.
@@ -176,6 +176,6 @@ class ProgressLine:
         self.progress.stop()
 
     def __call__(self, step: int, log_loss: float, growth: float, tail_residual: float | None) -> None:
-        """Say where the run stands."""
+        """Show the progress of the run."""
         residual = "" if tail_residual is None else f"  tail 1 - σ₁²/‖W‖² = {tail_residual:.1e}"
         self.progress.update(self.task, description=f"step {step}  log R = {log_loss:.5g}  s = {growth:.3f}{residual}")

@@ -1,7 +1,7 @@
 """`equipoise gallery`: the paper's claims, measured."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich import box
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from equipoise import gallery as rooms
-from equipoise.cli.app import Json, Open, Quiet, app, cell, integers, line, say, show_page, stderr
+from equipoise.cli.app import Fields, Json, Open, Quiet, app, cell, integers, line, say, show_page, stderr
 from equipoise.errors import InputError
 from equipoise.gallery.results import share
 
@@ -22,8 +22,8 @@ FOLDER = Path("gallery")
 @gallery.command(name="list")
 def list_claims(*, json: Json = False) -> int:
     """List the claims."""
-    told = [{"name": claim.name, "title": claim.title, "theorem": claim.theorem} for claim in rooms.claims()]
-    say(line({"claims": told}) if json else "\n".join(f"{one['name']:18} {one['title']}" for one in told))
+    listed = [{"name": claim.name, "title": claim.title, "theorem": claim.theorem} for claim in rooms.claims()]
+    say(line({"claims": listed}) if json else "\n".join(f"{one['name']:18} {one['title']}" for one in listed))
     return 0
 
 
@@ -62,9 +62,9 @@ def run(
             seeds=integers("--seeds", seeds) if seeds else None,
             jobs=jobs,
             out=out,
-            watcher=bar,
+            callback=bar,
         )
-    say(line(_told(results, out))) if json else Console().print(_shown(results))
+    say(line(_fields(results, out))) if json else Console().print(_shown(results))
     return 1 if results.failed else 0
 
 
@@ -104,9 +104,9 @@ def table(folder: Path = FOLDER, *, into: Path | None = None, json: Json = False
     return 0
 
 
-def _told(results: rooms.Results, out: Path) -> dict[str, Any]:
+def _fields(results: rooms.Results, out: Path) -> Fields:
     """As JSON: every claim with its shares by data set, and the rows that do not hold."""
-    shares: dict[str, dict[str, Any]] = {}
+    shares: dict[str, Fields] = {}
     for row in results.shares.to_dict("records"):
         counts = {name: int(row[name]) for name in ("holds", "applies", "runs")}
         shares.setdefault(row["claim"], {})[row["data"]] = counts

@@ -1,7 +1,7 @@
 """`equipoise invariances`: the laws of a network, and the check of its gradient that they make."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from cyclopts import Parameter
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, cell, integers, line, say, shown
+from equipoise.cli.app import Fields, Json, app, cell, integers, line, say, shown
 from equipoise.cli.factory import Subject, as_input, made_by, own_output
 from equipoise.laws import Audit, Laws
 from equipoise.laws.formatting import plain
@@ -62,9 +62,9 @@ def _reference(widths: str, inputs: int, linear_tail: int, bias: bool) -> Subjec
     return Subject(model, torch.randn(2, inputs, generator=torch.Generator().manual_seed(0)).to(like))
 
 
-def _fields(laws: Laws, audit: Audit | None) -> dict[str, Any]:
+def _fields(laws: Laws, audit: Audit | None) -> Fields:
     coverage = laws.coverage
-    fields: dict[str, Any] = {
+    fields: Fields = {
         "laws": [_row(plain(law), place, audit) for place, law in enumerate(laws)],
         "conserved": laws.conserved,
         "coverage": {
@@ -81,7 +81,7 @@ def _fields(laws: Laws, audit: Audit | None) -> dict[str, Any]:
     return fields
 
 
-def _row(law: dict[str, Any], place: int, audit: Audit | None) -> dict[str, Any]:
+def _row(law: Fields, place: int, audit: Audit | None) -> Fields:
     if audit is None:
         return law
     finding = audit.findings[place]
@@ -97,8 +97,8 @@ def _show(laws: Laws, audit: Audit | None) -> None:
     console.print(table)
     console.print(shown(str(laws.coverage)), markup=False, highlight=False)
     if audit is not None:
-        told = str(audit) if len(laws) else "no law to check the gradient by"
-        console.print(shown(told), markup=False, highlight=False)
+        verdict = str(audit) if len(laws) else "no law to check the gradient by"
+        console.print(shown(verdict), markup=False, highlight=False)
 
 
 def _verdict(audit: Audit | None, place: int) -> list[str]:

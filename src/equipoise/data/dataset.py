@@ -1,6 +1,7 @@
 """Inputs and labels with their provenance, and the check that all data passes before it is trained on."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class Provenance:
     indices: tuple[int, ...] | None = None
 
     @staticmethod
-    def from_json(fields: dict[str, Any]) -> "Provenance":
+    def from_json(fields: Mapping[str, Any]) -> "Provenance":
         """From what JSON made of it: lists become tuples again.
 
         >>> Provenance.from_json({"name": "user", "n": 3, "shape": [8, 8], "sha256": "6e34"}).shape
@@ -74,7 +75,7 @@ class Dataset(tuple[Tensor, Tensor]):
         return self[1]
 
     @classmethod
-    def from_tensors(cls, X: Any, y: Any, multiclass: bool = False) -> "Dataset":
+    def from_tensors(cls, X: object, y: object, multiclass: bool = False) -> "Dataset":
         """Data of your own, checked: float64 `X` of shape (n, ...), and `y` of shape (n,) beside it on its device.
 
         Tensors, arrays and lists of any real dtype will do. Labels are {-1, +1} or {0, 1}, which become {-1, +1}; with
@@ -100,7 +101,7 @@ class Dataset(tuple[Tensor, Tensor]):
         return cls(inputs, labels, Provenance("user", len(inputs), shape, checksum(inputs, labels)))
 
 
-def validate(data: Any, multiclass: bool = False) -> Dataset:
+def validate(data: object, multiclass: bool = False) -> Dataset:
     """A pair `(X, y)`, or a `Dataset`, checked and converted as `Dataset.from_tensors` does.
 
     A `Dataset` keeps its provenance, unless its tensors have been changed since: then it is the user's own.

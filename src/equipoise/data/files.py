@@ -89,7 +89,7 @@ def _idx(content: bytes) -> np.ndarray:
 
 
 def _content(archive: Archive, wanted: Download) -> bytes:
-    """What the file holds: from EQUIPOISE_DATA, else from the cache, downloaded when it is not there."""
+    """The content of the file: from EQUIPOISE_DATA, else from the cache, downloaded when it is not there."""
     if folder := os.environ.get("EQUIPOISE_DATA"):
         path = Path(folder) / archive.folder / wanted.file
         if not path.exists():

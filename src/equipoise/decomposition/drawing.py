@@ -3,13 +3,15 @@
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from equipoise.decomposition.tree import Leaves, SignTree
 from equipoise.decomposition.units import CONSTANT, MAXIMUM, SUM, UnitGraph
 from equipoise.errors import InputError, StoreError
+
+Axes: TypeAlias = Any  # of matplotlib, which is an extra
 
 MOST = 400  # leaves that a page can show
 _LEGEND = (
@@ -21,7 +23,7 @@ _POSITIVE, _NEGATIVE, _INK, _PAPER = "#2b6cb0", "#c05621", "#22252b", "white"
 def draw(graph: UnitGraph, tree: SignTree, leaves: Leaves, path: str | PathLike[str]) -> Path:
     """Left the network, right the tree from its outputs to its leaves; blue is +, orange −, widths are magnitudes.
 
-    The tree's own edges are all of one width: their weights are ±1. Magnitudes stand at the leaves, as bars. The format
+    The tree's own edges are all of one width: their weights are ±1. Magnitudes are bars at the leaves. The format
     is that of the suffix: SVG, PDF or PNG. Raises `InputError` without matplotlib and for more than 400 paths, and
     `StoreError` for a path that cannot be written.
     """
@@ -62,7 +64,7 @@ def _require(tree: SignTree) -> None:
 # --- the network ---
 
 
-def _network(axes: Any, graph: UnitGraph) -> None:
+def _network(axes: Axes, graph: UnitGraph) -> None:
     used = _used(graph)
     places = _places(graph, used)
     largest = max((abs(weight) for *_, weight in _edges(graph, used)), default=1.0) or 1.0
@@ -114,7 +116,7 @@ def _places(graph: UnitGraph, used: list[int]) -> dict[int, tuple[float, float]]
 # --- the tree ---
 
 
-def _tree(axes: Any, graph: UnitGraph, tree: SignTree, leaves: Leaves) -> None:
+def _tree(axes: Axes, graph: UnitGraph, tree: SignTree, leaves: Leaves) -> None:
     heights = _heights(tree)
     for depth, level in enumerate(tree.levels):
         for node, (unit, parent) in enumerate(zip(level.units, level.parents, strict=True)):
@@ -129,7 +131,7 @@ def _tree(axes: Any, graph: UnitGraph, tree: SignTree, leaves: Leaves) -> None:
                 _leaf(axes, tree, depth, float(heights[depth][node]), leaves, int(level.leaves[node]))
 
 
-def _leaf(axes: Any, tree: SignTree, depth: int, height: float, leaves: Leaves, leaf: int) -> None:
+def _leaf(axes: Axes, tree: SignTree, depth: int, height: float, leaves: Leaves, leaf: int) -> None:
     """A dotted line to the common edge, the name of the input, and a bar for the magnitude."""
     source, magnitude = int(leaves.inputs[leaf]), float(leaves.magnitudes[leaf])
     edge, largest = tree.depth + 0.15, float(leaves.magnitudes.max()) or 1.0
@@ -160,7 +162,7 @@ def _heights(tree: SignTree) -> list[np.ndarray]:
     return heights
 
 
-def _dot(axes: Any, place: tuple[float, float], graph: UnitGraph, unit: int, size: float) -> None:
+def _dot(axes: Axes, place: tuple[float, float], graph: UnitGraph, unit: int, size: float) -> None:
     """Linear units hollow, activations filled, maxima square, inputs by name."""
     leaf = unit == CONSTANT or unit <= graph.inputs
     slope = graph.slopes[unit]

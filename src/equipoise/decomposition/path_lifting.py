@@ -13,7 +13,7 @@ edge makes `D ← a D + (a - b) B`, so that no two nearly equal numbers are ever
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -23,12 +23,14 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.ops import operation_name, operator_of
 
-Entry = Callable[[Tensor, Tensor], Tensor]
+Value: TypeAlias = Any  # of a node: one of the types below, a tensor, a number, a shape
+Operation: TypeAlias = Callable[..., Any]
+Entry: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Lift:
-    """What is summed over the paths: `start` of the empty path, and how an edge mixes the sums, `(to, from) → entry`.
+    """A sum over paths: its `start` of the empty path, and how an edge mixes the sums, `(to, from) → entry`.
 
     An entry is a function of the edge's weight in each of the two networks compared.
     """
@@ -93,7 +95,7 @@ def lifted(captured: Captured, lift: Lift, weights: Mapping[str, Tensor], others
 
 
 class Edges(NamedTuple):
-    """What depends on weights and constants only, in each of the two networks."""
+    """A value of weights and constants only, in each of the two networks."""
 
     a: Tensor
     b: Tensor
@@ -109,7 +111,7 @@ class _Walk:
     def __init__(self, captured: Captured, lift: Lift, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]):
         self.captured, self.lift, self.weights, self.others = captured, lift, weights, others
 
-    def placeholder(self, node: fx.Node) -> Any:
+    def placeholder(self, node: fx.Node) -> Value:
         if (name := self.captured.parameters.get(node.name)) is not None:
             return Edges(self.weights[name].detach().double(), self.others[name].detach().double())
         if node.name in self.captured.constants:
@@ -121,10 +123,10 @@ class _Walk:
         one = torch.ones(1, *example.shape[1:], dtype=torch.float64, device=example.device)
         return Sums(tuple(start * one for start in self.lift.start))
 
-    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Value:
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, (Sums, Edges)))
         name = operation_name(node.target)
-        target: Any = node.target
+        target: Value = node.target
         if not any(isinstance(leaf, Sums) for leaf in leaves):
             return (
                 self._apart(target, args, kwargs)
@@ -139,10 +141,10 @@ class _Walk:
             raise refusal(name)
         return found
 
-    def _apart(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Edges:
+    def _apart(self, target: Operation, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Edges:
         """An operation on weights alone, in each of the two networks."""
 
-        def side(part: int) -> Any:
+        def side(part: int) -> Value:
             return pytree.tree_map_only(Edges, lambda edges: edges[part], (args, kwargs), is_leaf=_is_edges)
 
         results = [target(*own_args, **own_kwargs) for own_args, own_kwargs in (side(0), side(1))]
@@ -150,12 +152,12 @@ class _Walk:
 
     def _mixed(self, edges: Edges, apply: Callable[[Tensor, Tensor, int], Tensor], sums: Sums) -> Sums:
         """`out_i = Σ_j apply(sums_j, T_ij(edges))`."""
-        totals: list[Any] = [0.0] * len(sums.parts)
+        totals: list[Value] = [0.0] * len(sums.parts)
         for (to, source), entry in self.lift.entries.items():
             totals[to] = totals[to] + apply(sums.parts[source], entry(edges.a, edges.b), source)
         return Sums(tuple(totals))
 
-    def constant(self, value: Any) -> Sums:
+    def constant(self, value: Value) -> Sums:
         """Edges from the constant 1, as a bias has."""
         if isinstance(value, Sums):
             return value
@@ -163,45 +165,45 @@ class _Walk:
         start = Sums(tuple(torch.tensor(s, dtype=torch.float64, device=edges.a.device) for s in self.lift.start))
         return self._mixed(edges, lambda part, weight, source: part * weight, start)
 
-    def moved(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sums:
+    def moved(self, node: fx.Node, args: Sequence[Value], kwargs: Mapping[str, Value]) -> Sums:
         """A linear map without weights."""
-        target: Any = node.target
+        target: Value = node.target
         return Sums(tuple(target(part, *args[1:], **kwargs) for part in args[0].parts))
 
-    def joined(self, node: fx.Node, args: Sequence[Any]) -> Sums:
+    def joined(self, node: fx.Node, args: Sequence[Value]) -> Sums:
         """Tensors side by side."""
-        target: Any = node.target
+        target: Value = node.target
         lists = [self.constant(item).parts for item in args[0]]
         return Sums(tuple(target(list(parts), *args[1:]) for parts in zip(*lists, strict=True)))
 
-    def added(self, left: Any, right: Any) -> Sums:
+    def added(self, left: Value, right: Value) -> Sums:
         """A sum."""
         pairs = zip(self.constant(left).parts, self.constant(right).parts, strict=True)
         return Sums(tuple(a + b for a, b in pairs))
 
-    def scaled(self, value: Any, factor: float) -> Sums:
+    def scaled(self, value: Value, factor: float) -> Sums:
         """A number times."""
         return self._edgewise(self.constant(value), factor)
 
-    def product(self, node: fx.Node, left: Any, right: Any, *, divided: bool = False) -> Sums:
+    def product(self, node: fx.Node, left: Value, right: Value, *, divided: bool = False) -> Sums:
         """Each element times an edge of its own, trained or fixed, or over it."""
         sums, edges = (left, right) if isinstance(left, Sums) else (right, left)
         if isinstance(edges, Sums) or (divided and isinstance(right, Sums)):
             raise refusal(f"{operation_name(node.target)} of two activations")
         return self._edgewise(sums, edges, divided=divided)
 
-    def _edgewise(self, sums: Sums, edges: Any, *, divided: bool = False) -> Sums:
+    def _edgewise(self, sums: Sums, edges: Value, *, divided: bool = False) -> Sums:
         if not isinstance(edges, Edges):
             edges = Edges(*[torch.tensor(float(edges), dtype=torch.float64)] * 2)
         edges = Edges(1 / edges.a, 1 / edges.b) if divided else edges
         return self._mixed(edges, lambda part, weight, source: part * weight, sums)
 
-    def contracted(self, node: fx.Node, args: Sequence[Any]) -> Sums:
+    def contracted(self, node: fx.Node, args: Sequence[Value]) -> Sums:
         """A linear map of activations by a weight, and a bias."""
         sums, weight, bias, *rest = (*args, None) if len(args) == 2 else args
         if isinstance(weight, Sums):
             raise refusal(operation_name(node.target))
-        target: Any = node.target
+        target: Value = node.target
         extra = (None, *rest) if rest else ()
         total = self._mixed(weight, lambda part, entries, source: target(part, entries, *extra), sums)
         if bias is None:
@@ -209,17 +211,17 @@ class _Walk:
         place = (-1, *([1] * (weight.a.ndim - 2)))  # channels come before positions
         return Sums(tuple(t + c.reshape(place) for t, c in zip(total.parts, self.constant(bias).parts, strict=True)))
 
-    def window_sums(self, sums: Any, args: Sequence[Any]) -> Sums:
+    def window_sums(self, sums: Value, args: Sequence[Value]) -> Sums:
         """Sums over the windows of a pooling operation."""
         return Sums(tuple(_window_sums(part, *[*args, None, None][:3]) for part in sums.parts))
 
-    def mean(self, sums: Any, args: Sequence[Any]) -> Sums:
+    def mean(self, sums: Value, args: Sequence[Value]) -> Sums:
         """A mean over axes, as a sum of equal edges."""
         totals = Sums(tuple(part.sum(*args) for part in sums.parts))
         return self.scaled(totals, totals.parts[0].numel() / sums.parts[0].numel())
 
 
-def _window_sums(part: Tensor, size: Any, stride: Any, padding: Any) -> Tensor:
+def _window_sums(part: Tensor, size: Value, stride: Value, padding: Value) -> Tensor:
     return torch.nn.functional.avg_pool2d(part, size, stride or size, padding or 0, divisor_override=1)
 
 
@@ -232,7 +234,7 @@ def refusal(operation: str) -> InputError:
     )
 
 
-def _is_edges(value: Any) -> bool:
+def _is_edges(value: Value) -> bool:
     return isinstance(value, Edges)
 
 

@@ -1,13 +1,13 @@
 """A network as a graph of single units: weighted edges, and what a unit does with what comes in (T5.1).
 
-Read operation by operation from the captured graph. What an operation does between two units is its Jacobian, whatever
-it is called; where there is an edge at all is that Jacobian with every weight at 1: a weight of zero is an edge too.
+Read operation by operation from the captured graph. The weight of an edge is an entry of the operation's Jacobian, and
+there is an edge where that Jacobian with every weight at 1 has an entry: a weight of zero is an edge too.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from equipoise.graph.evaluate import is_linear
 from equipoise.graph.ops import operation_name, operator_of
 from equipoise.graph.ops.rules import unchanged
 
+Value: TypeAlias = Any  # of a node: one of the types below, a tensor, a number, a shape
+Operation: TypeAlias = Callable[..., Any]
+
 CONSTANT = 0  # the unit that feeds biases
 SUM, MAXIMUM = 1.0, math.inf  # in place of a slope below zero: a linear unit, and one that takes the largest
 _SINGLE = ("mul", "div", "matmul", "mm", "bmm", "linear", "conv1d", "conv2d", "conv3d")  # one activation at most
@@ -31,7 +34,7 @@ class UnitGraph:
     """Units in an order in which sources come first: 0 the constant 1, then the inputs, then the rest.
 
     The edges into unit `u` are `starts[u] … starts[u + 1]` of `sources` and `weights`. `slopes[u]` is the slope of its
-    activation below zero, 1 for a linear unit, infinite for a maximum. `names[u]` is the operation it stands for.
+    activation below zero, 1 for a linear unit, infinite for a maximum. `names[u]` is its operation.
     """
 
     inputs: int
@@ -55,7 +58,7 @@ class _Unit(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What depends on weights and constants only: its value, and the same with every weight at 1."""
+    """A value of weights and constants only, and the same with every weight at 1."""
 
     value: Tensor
     ones: Tensor
@@ -92,7 +95,7 @@ class _Builder:
             names=tuple(unit.name for unit in self.units),
         )
 
-    def placeholder(self, node: fx.Node) -> Any:
+    def placeholder(self, node: fx.Node) -> Value:
         if (name := self.captured.parameters.get(node.name)) is not None:
             weight = self.weights[name].detach().double().cpu()
             return _Weights(weight, torch.ones_like(weight))
@@ -109,10 +112,10 @@ class _Builder:
         self.units += units
         return torch.arange(first, len(self.units))
 
-    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Value:
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=_is_weights)
         name = operation_name(node.target)
-        target: Any = node.target
+        target: Value = node.target
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             return self._on_weights(target, args, kwargs) if any(map(_is_weights, leaves)) else target(*args, **kwargs)
         if name == "sym_size" or operator_of(node).moves:
@@ -125,7 +128,7 @@ class _Builder:
             raise refusal(name)
         return self._linear(target, name, args, kwargs)
 
-    def _on_weights(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Weights:
+    def _on_weights(self, target: Operation, args: tuple[Value, ...], kwargs: dict[str, Value]) -> _Weights:
         def side(number: int) -> Tensor:
             take = lambda weights: weights[number]  # noqa: E731
             own_args, own_kwargs = pytree.tree_map_only(_Weights, take, (args, kwargs), is_leaf=_is_weights)
@@ -143,19 +146,19 @@ class _Builder:
             bent.append(_Unit(sources, weights, slope, name))
         return self._new(bent).reshape(units.shape)
 
-    def _maxima(self, args: tuple[Any, ...]) -> Tensor:
+    def _maxima(self, args: tuple[Value, ...]) -> Tensor:
         units, size, stride, padding = [*args, None, None][:4]
         windows = lambda x: torch.nn.functional.avg_pool2d(x, size, stride or size, padding or 0, divisor_override=1)  # noqa: E731
         jacobian, shape = _jacobian(windows, units)
         rows = [units.flatten().numpy()[row.nonzero().flatten().numpy()] for row in jacobian]
         return self._new([_Unit(row, np.ones(len(row)), MAXIMUM, "max") for row in rows]).reshape(shape)
 
-    def _linear(self, target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _linear(self, target: Operation, name: str, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Tensor:
         leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_weights)
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         units = torch.cat([leaves[place].flatten() for place in places])
 
-        def at(side: int) -> Any:
+        def at(side: int) -> Operation:
             def call(flat: Tensor) -> Tensor:
                 filled = [leaf[side] if _is_weights(leaf) else leaf for leaf in leaves]
                 pieces = flat.split([leaves[place].numel() for place in places])
@@ -196,18 +199,18 @@ class _Builder:
         return np.array([source]), np.array([weight])
 
 
-def _jacobian(function: Any, at: Tensor) -> tuple[Tensor, torch.Size]:
+def _jacobian(function: Operation, at: Tensor) -> tuple[Tensor, torch.Size]:
     """The matrix of a linear map, outputs by inputs, and the shape of what it gives."""
     point = torch.zeros(at.shape, dtype=torch.float64)
     shape = function(point).shape
     return torch.func.jacrev(function)(point).reshape(shape.numel(), -1), shape
 
 
-def _slope(name: str, args: tuple[Any, ...]) -> float:
+def _slope(name: str, args: tuple[Value, ...]) -> float:
     if name == "abs":
         return -1.0
     return 0.0 if name == "relu" else float(args[1]) if len(args) > 1 else 0.01
 
 
-def _is_weights(value: Any) -> bool:
+def _is_weights(value: Value) -> bool:
     return isinstance(value, _Weights)

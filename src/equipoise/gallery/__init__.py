@@ -4,8 +4,8 @@ A claim is one file of `experiments`: its words, source, threshold and the argum
 """
 
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.exhibit import exhibit
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.markdown import markdown, write_into
 from equipoise.gallery.registry import claims
 from equipoise.gallery.results import Results, load
@@ -13,8 +13,8 @@ from equipoise.gallery.runner import run
 
 __all__ = [
     "Case",
-    "Claim",
-    "Finding",
+    "Experiment",
+    "Measurement",
     "Picture",
     "Results",
     "claims",

@@ -1,4 +1,4 @@
-"""One data set and one seed, and the networks trained on it: each once, for all the claims that look at it."""
+"""One data set and one seed, and the networks trained on it: each once, for all the claims that use it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from equipoise.observers import Observer, ObserverState, Reading, Requirements, 
 
 DATA = ("mnist", "fashion_mnist", "digits", "separable")
 PAIRS = ((0, 1), (3, 5), (4, 9), (2, 7), (6, 8))
-"""The two classes of a seed, from easy to alike; the same ten labels stand for clothes in Fashion-MNIST."""
+"""The two classes of a seed, from easy to alike; the same ten labels are clothes in Fashion-MNIST."""
 EXAMPLES = 20
 
 

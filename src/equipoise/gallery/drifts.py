@@ -1,7 +1,7 @@
-"""What several claims measure of laws along a flow: the worst drift of those of one kind."""
+"""The worst drift of the laws of one kind along a flow, as several experiments measure it."""
 
 from equipoise.gallery.case import Case, Recipe, Trail
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import RELU
 from equipoise.laws import invariances
 
@@ -11,14 +11,14 @@ ROUNDING = 1e-13
 
 def claim_of_laws(
     kind: str, name: str, title: str, statement: str, recipe: Recipe = RELU, theorem: str = "T2"
-) -> Claim:
+) -> Experiment:
     """A claim that the laws of one kind are conserved along the flow of a network (T2), by default a ReLU network."""
 
-    def measure(case: Case) -> Finding:
+    def measure(case: Case) -> Measurement:
         """The worst drift of these laws over the flow."""
         return worst_drift(case.train(recipe), kind)
 
-    return Claim(
+    return Experiment(
         name=name,
         title=title,
         statement=statement,
@@ -33,16 +33,16 @@ def claim_of_laws(
     )
 
 
-def worst_drift(trail: Trail, kind: str) -> Finding:
+def worst_drift(trail: Trail, kind: str) -> Measurement:
     """The largest `‖C - C₀‖_F / ‖w‖²` of the laws of that kind, over the flow."""
     run = trail.run
     laws = [law for law in invariances(run.model, run.data.X[:2]) if law.kind == kind]
     if not laws:
-        return Finding.without(f"the network has no {kind} law")
+        return Measurement.without(f"the network has no {kind} law")
     start = {law.name: law.value(run.initial) for law in laws}
     curve = []
     for moment in trail.moments:
         drifts = [float((law.value(moment.parameters) - start[law.name]).norm()) for law in laws]
         curve.append((moment.growth, max(drifts) / moment.norm**2))
     conserved = sum(law.count for law in laws)
-    return Finding(max(y for _, y in curve), curve, f"{conserved} conserved quantities, {run.steps} steps")
+    return Measurement(max(y for _, y in curve), curve, f"{conserved} conserved quantities, {run.steps} steps")

@@ -2,15 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from equipoise.gallery.case import DATA
-from equipoise.gallery.claim import Claim
+from equipoise.gallery.experiment import Experiment
 from equipoise.gallery.registry import CLAIMS
-from equipoise.gallery.results import Results, worst
-from equipoise.page.render import embedded, render, require_libraries, write
+from equipoise.gallery.results import Results, Row, worst
+from equipoise.page.render import Embeddable, embedded, render, require_libraries, write
 
 COLOURS = dict(zip(DATA, ("var(--linear-0)", "var(--relu-0)", "var(--linear-3)", "var(--relu-3)"), strict=True))
 
@@ -27,7 +26,7 @@ def exhibit(results: Results, path: str | os.PathLike[str] = "gallery.html") -> 
     return write(Path(path), page)
 
 
-def _section(claim: Claim, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _section(claim: Experiment, rows: list[Row]) -> dict[str, object]:
     verdicts = [row["verdict"] for row in rows]
     return {
         "claim": claim,
@@ -38,7 +37,7 @@ def _section(claim: Claim, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _share(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _share(rows: list[Row]) -> dict[str, int | float | None] | None:
     """Of one claim on one data set: in how many of the runs it speaks of it holds, and the worst statistic."""
     applies = [row for row in rows if row["verdict"] != "no premise"]
     if not rows:
@@ -47,7 +46,7 @@ def _share(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"holds": holds, "applies": len(applies), "runs": len(rows), "worst": worst(applies)}
 
 
-def draw(claim: Claim, rows: list[dict[str, Any]]) -> Any:
+def draw(claim: Experiment, rows: list[Row]) -> Embeddable:
     """A curve for every run, in the colour of its data set; dashed where the claim fails in it."""
     from equipoise.page.canvas import canvas, line, positive  # only here, because plotly is an extra
 
@@ -68,5 +67,5 @@ def draw(claim: Claim, rows: list[dict[str, Any]]) -> Any:
     return figure.update_layout(hovermode="closest")
 
 
-def _hover(row: dict[str, Any]) -> str:
+def _hover(row: Row) -> str:
     return f"{row['data']}, seed {row['seed']}: %{{y:.3g}}<extra></extra>"

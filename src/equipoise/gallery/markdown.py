@@ -1,14 +1,13 @@
-"""What a gallery found as Markdown: claims × data sets, and every run in which a claim does not hold."""
+"""Results of a gallery as Markdown: claims × data sets, and every run in which a claim does not hold."""
 
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from equipoise.errors import InputError, StoreError
 from equipoise.gallery.case import DATA
 from equipoise.gallery.registry import CLAIMS
-from equipoise.gallery.results import Results, share
+from equipoise.gallery.results import Results, Row, share
 
 BEGIN, END = "<!-- gallery table: begin -->", "<!-- gallery table: end -->"
 
@@ -24,9 +23,9 @@ def markdown(results: Results) -> str:
     head = ["claim", "theorem", *names, "worst statistic", "threshold"]
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(names) + 2)])]
     shares = {(row["claim"], row["data"]): share(row) for row in results.shares.to_dict("records")}
-    told = {row["claim"] for row in results.rows}
+    measured = {row["claim"] for row in results.rows}
     for name, claim in CLAIMS.items():
-        if name not in told:
+        if name not in measured:
             continue
         found = results.worst(name)
         figures = ["–" if found is None else f"{found:.3g}", f"{claim.relation} {claim.threshold:.3g}"]
@@ -59,7 +58,7 @@ def _exceptions(results: Results) -> list[str]:
     return [_exception(row) for row in rows if row["verdict"] != "holds"] or ["Every claim holds in every run."]
 
 
-def _exception(row: dict[str, Any]) -> str:
+def _exception(row: Row) -> str:
     setting = f"{CLAIMS[row['claim']].title}; {row['data']}, seed {row['seed']}"
     if row["verdict"] == "no premise":
         return f"- says nothing: {setting}: {row['premise']}."

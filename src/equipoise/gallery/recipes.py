@@ -1,4 +1,4 @@
-"""The networks that several claims look at, each trained once a case."""
+"""The networks that several claims share, each trained once a case."""
 
 from collections.abc import Callable
 
@@ -105,7 +105,7 @@ def _scores(example: Tensor, seed: int) -> nn.Module:
 
 
 def several_classes(case: Case) -> tuple[Tensor, Tensor]:
-    """Three classes of the data set; of `separable`, those that three random scores linear in the input tell apart."""
+    """Three classes of the data set; of `separable`, those that three random scores linear in the input separate."""
     if case.data != "separable":
         chosen = tuple(sorted({0, 1, 2, 3, 4} - {case.seed % 5}))[:CLASSES]
         return load(case.data, classes=chosen, n=case.examples, seed=case.seed)

@@ -1,7 +1,7 @@
-"""All claims, in the order in which the page tells them."""
+"""All claims, in the order of the page."""
 
 from equipoise.errors import InputError
-from equipoise.gallery.claim import Claim
+from equipoise.gallery.experiment import Experiment
 from equipoise.gallery.experiments import (
     class_blocks,
     constant_signs,
@@ -30,39 +30,39 @@ from equipoise.gallery.experiments import (
     vertex_invariance,
 )
 
-CLAIMS: dict[str, Claim] = {
+CLAIMS: dict[str, Experiment] = {
     claim.name: claim
     for claim in (
-        linear_rank_one.CLAIM,
-        linear_svm.CLAIM,
-        linear_margin.CLAIM,
-        tail_rank_one.CLAIM,
-        tail_skips.CLAIM,
-        tail_convolutional.CLAIM,
-        tail_nonhomogeneous.CLAIM,
-        tail_smooth.CLAIM,
-        tail_classes.CLAIM,
-        relu_not_rank_one.CLAIM,
-        class_blocks.CLAIM,
-        stable_block.CLAIM,
-        vertex_invariance.CLAIM,
-        diagonal_skips.CLAIM,
-        matrix_invariance.CLAIM,
-        pair_invariance.CLAIM,
-        pair_drift.CLAIM,
-        layers_balanced.CLAIM,
-        gradient_descent.CLAIM,
-        descent_tail.CLAIM,
-        constant_signs.CLAIM,
-        margin_monotone.CLAIM,
-        two_points.CLAIM,
-        two_points_square.CLAIM,
-        deep_ratio.CLAIM,
+        linear_rank_one.EXPERIMENT,
+        linear_svm.EXPERIMENT,
+        linear_margin.EXPERIMENT,
+        tail_rank_one.EXPERIMENT,
+        tail_skips.EXPERIMENT,
+        tail_convolutional.EXPERIMENT,
+        tail_nonhomogeneous.EXPERIMENT,
+        tail_smooth.EXPERIMENT,
+        tail_classes.EXPERIMENT,
+        relu_not_rank_one.EXPERIMENT,
+        class_blocks.EXPERIMENT,
+        stable_block.EXPERIMENT,
+        vertex_invariance.EXPERIMENT,
+        diagonal_skips.EXPERIMENT,
+        matrix_invariance.EXPERIMENT,
+        pair_invariance.EXPERIMENT,
+        pair_drift.EXPERIMENT,
+        layers_balanced.EXPERIMENT,
+        gradient_descent.EXPERIMENT,
+        descent_tail.EXPERIMENT,
+        constant_signs.EXPERIMENT,
+        margin_monotone.EXPERIMENT,
+        two_points.EXPERIMENT,
+        two_points_square.EXPERIMENT,
+        deep_ratio.EXPERIMENT,
     )
 }
 
 
-def claims() -> tuple[Claim, ...]:
+def claims() -> tuple[Experiment, ...]:
     """Every claim of the gallery.
 
     >>> claims()[0].name
@@ -71,7 +71,7 @@ def claims() -> tuple[Claim, ...]:
     return tuple(CLAIMS.values())
 
 
-def named(names: tuple[str, ...]) -> tuple[Claim, ...]:
+def named(names: tuple[str, ...]) -> tuple[Experiment, ...]:
     """The claims of these names, or all of them. Raises `InputError` for a name that is none."""
     unknown = [name for name in names if name not in CLAIMS]
     if unknown:

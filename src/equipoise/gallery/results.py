@@ -1,30 +1,32 @@
-"""What a gallery found: a tidy table, the curves of its pictures, and both in a folder."""
+"""Results of a gallery: a tidy table, the curves of its pictures, and both in a folder."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from equipoise.errors import StoreError
-from equipoise.gallery.claim import Claim, Finding
+from equipoise.gallery.experiment import Experiment, Measurement
 from equipoise.store import finite
 
+Row: TypeAlias = dict[str, Any]  # the columns, and the curve
+
 COLUMNS = ("claim", "data", "seed", "statistic", "relation", "threshold", "verdict", "seconds", "premise", "remark")
-POINTS = 100  # of a curve; more looks no different
+POINTS = 100  # of a curve; more are not seen
 FILE = "gallery.json"
 
 
-def row(claim: Claim, data: str, seed: int, finding: Finding, seconds: float) -> dict[str, Any]:
+def row(claim: Experiment, data: str, seed: int, measurement: Measurement, seconds: float) -> Row:
     """One line of the table, and the curve that belongs to it, thinned."""
-    verdict = claim.verdict(finding)
-    fields = (claim.name, data, seed, finding.statistic, claim.relation, claim.threshold, verdict, seconds)
-    curve = [[float(x), float(y)] for x, y in _thinned(list(finding.curve))]
-    return dict(zip(COLUMNS, (*fields, finding.premise, finding.remark), strict=True)) | {"curve": curve}
+    verdict = claim.verdict(measurement)
+    fields = (claim.name, data, seed, measurement.statistic, claim.relation, claim.threshold, verdict, seconds)
+    curve = [[float(x), float(y)] for x, y in _thinned(list(measurement.curve))]
+    return dict(zip(COLUMNS, (*fields, measurement.premise, measurement.remark), strict=True)) | {"curve": curve}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Results:
     `seconds` are those of measuring, with the training of networks that no claim before had asked for.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     seconds: float
 
     @property
@@ -96,7 +98,7 @@ def load(folder: str | os.PathLike[str]) -> Results:
         ) from None
 
 
-def worst(rows: list[dict[str, Any]]) -> float | None:
+def worst(rows: list[Row]) -> float | None:
     """The statistic nearest failing of runs of one claim, a NaN the worst of all; None of no runs."""
     values = [row["statistic"] for row in rows]
     if not values or any(map(math.isnan, values)):
@@ -104,7 +106,7 @@ def worst(rows: list[dict[str, Any]]) -> float | None:
     return (max if rows[0]["relation"] == "≤" else min)(values)
 
 
-def share(counts: Mapping[str, Any]) -> str:
+def share(counts: Mapping[Hashable, Any]) -> str:
     """Of a row of `shares`: in how many of the runs it says something about a claim holds.
 
     >>> share({"holds": 4, "applies": 4, "runs": 5})
@@ -114,7 +116,7 @@ def share(counts: Mapping[str, Any]) -> str:
     return f"{counts['holds']} of {counts['applies']}" + (f" ({without} without premise)" if without else "")
 
 
-def _setting(row: Mapping[str, Any]) -> tuple[str, str, int]:
+def _setting(row: Row) -> tuple[str, str, int]:
     return row["claim"], row["data"], row["seed"]
 
 

@@ -3,16 +3,15 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from joblib import Parallel, delayed
 
 from equipoise.errors import InputError
 from equipoise.gallery.case import DATA, EXAMPLES, Case
-from equipoise.gallery.claim import Claim, Finding
+from equipoise.gallery.experiment import Experiment, Measurement
 from equipoise.gallery.registry import CLAIMS, named
-from equipoise.gallery.results import Results, row
+from equipoise.gallery.results import Results, Row, row
 
 Job = tuple[str, int, list[str]]  # data set, seed, names of claims
 
@@ -24,13 +23,13 @@ def run(
     examples: int = EXAMPLES,
     jobs: int = 2,
     out: str | os.PathLike[str] | None = None,
-    watcher: Callable[[int, int], None] | None = None,
+    callback: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Measure the named claims, or all, on each of their data sets with each of their seeds.
 
     `data` and `seeds` replace those of the claims; `examples` is the size of a training set; `jobs` processes work side
     by side; `out` names a folder for `gallery.json` and `gallery.csv`, written anew after every case;
-    `watcher(done, all)` is told of progress. A measurement that raises is a row that fails, with what it
+    `callback(done, all)` is called after each case. A measurement that raises is a row that fails, with what it
     raised as its remark: no run is lost.
 
     >>> results = run("two-points", data=["separable"], seeds=[0], jobs=1)
@@ -41,25 +40,25 @@ def run(
     """
     begun = time.perf_counter()
     planned = _jobs(named(names), data, seeds)
-    rows: list[dict[str, Any]] = []
-    work: Any = Parallel(n_jobs=min(jobs, len(planned)), return_as="generator_unordered")
+    rows: list[Row] = []
+    work = Parallel(n_jobs=min(jobs, len(planned)), return_as="generator_unordered")
     for done, found in enumerate(work(delayed(_measured)(*job, examples) for job in planned), 1):
-        rows += found
-        if watcher is not None:
-            watcher(done, len(planned))
+        rows += found or ()
+        if callback is not None:
+            callback(done, len(planned))
         if out is not None:
             _sorted(rows, planned, time.perf_counter() - begun).save(out)
     return _sorted(rows, planned, time.perf_counter() - begun)
 
 
-def _sorted(rows: list[dict[str, Any]], planned: list[Job], seconds: float) -> Results:
+def _sorted(rows: list[Row], planned: list[Job], seconds: float) -> Results:
     """The rows so far: claim by claim as the gallery has them, each by seed and data set."""
     cases = {job[:2]: place for place, job in enumerate(planned)}
     claims = {name: place for place, name in enumerate(CLAIMS)}
     return Results(sorted(rows, key=lambda row: (claims[row["claim"]], cases[row["data"], row["seed"]])), seconds)
 
 
-def _jobs(claims: tuple[Claim, ...], data: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Job]:
+def _jobs(claims: tuple[Experiment, ...], data: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Job]:
     """A job for each case that some claim asks for, with the names of the claims that do."""
     unknown = sorted(set(data or ()) - set(DATA))
     if unknown:
@@ -74,15 +73,15 @@ def _jobs(claims: tuple[Claim, ...], data: Sequence[str] | None, seeds: Sequence
     return [(*case, asked) for case, asked in sorted(planned.items(), key=lambda item: item[0][1])]
 
 
-def _measured(data: str, seed: int, names: list[str], examples: int) -> list[dict[str, Any]]:
+def _measured(data: str, seed: int, names: list[str], examples: int) -> list[Row]:
     """All the rows of one case."""
     torch.set_num_threads(1)  # small matrices, and a process for each core
     case, rows = Case(data, seed, examples), []
     for claim in named(tuple(names)):
         begun = time.perf_counter()
         try:
-            finding = claim.measure(case)
+            measurement = claim.measure(case)
         except Exception as error:  # one broken run must not lose the hour of all others
-            finding = Finding(float("nan"), remark=f"raised {type(error).__name__}: {error}")
-        rows.append(row(claim, data, seed, finding, time.perf_counter() - begun))
+            measurement = Measurement(float("nan"), remark=f"raised {type(error).__name__}: {error}")
+        rows.append(row(claim, data, seed, measurement, time.perf_counter() - begun))
     return rows

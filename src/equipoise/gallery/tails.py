@@ -1,10 +1,10 @@
-"""What several claims measure of a linear tail: residual and misalignment, over their certified bounds."""
+"""Residual and misalignment of a linear tail over their certified bounds, as several experiments measure them."""
 
 import math
 from itertools import pairwise
 
 from equipoise.gallery.case import Case, Moment, Recipe, Trail
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.graph.capture import capture
 from equipoise.graph.chain import Layer, read_tail
 from equipoise.laws import invariances
@@ -35,14 +35,14 @@ def claim_of_tail(
     statement: str,
     theorem: str,
     sources: tuple[str, ...] = ("le2022training",),
-) -> Claim:
+) -> Experiment:
     """A claim that the linear tail of one kind of network stays within its certified bounds, all the way."""
 
-    def measure(case: Case) -> Finding:
+    def measure(case: Case) -> Measurement:
         """Residual and misalignment of the tail over their certified bounds, the worst of the whole flow."""
         return within_bounds(case.train(recipe))
 
-    return Claim(
+    return Experiment(
         name=name,
         title=title,
         statement=statement,
@@ -56,7 +56,7 @@ def claim_of_tail(
     )
 
 
-def within_bounds(trail: Trail) -> Finding:
+def within_bounds(trail: Trail) -> Measurement:
     """The worst of (residual / its bound of T3.1, misalignment / its bound of T3.2) over layers and time.
 
     The bounds come from the conserved matrices at initialisation and nothing since: a drift of the laws would show. The
@@ -79,10 +79,10 @@ def within_bounds(trail: Trail) -> Finding:
         curve.append((moment.growth, max(seen.values())))
     rank = "1 - σ₁²/‖W‖²" if tail.rank == 1 else f"beyond rank {tail.rank}"
     remark = f"at the end {curve[-1][1]:.1e} {rank}, certified below {bound:.1e}; misalignment sin² = {sines:.1e}"
-    return Finding(worst, curve, remark, trail.unfinished)
+    return Measurement(worst, curve, remark, trail.unfinished)
 
 
-def within_predicted_bounds(trail: Trail) -> Finding:
+def within_predicted_bounds(trail: Trail) -> Measurement:
     """The same at the end of gradient descent: of the laws at initialisation and their predicted defects (T2.2).
 
     Nothing of how the laws did move enters, so a drift that was not predicted would show.
@@ -104,7 +104,7 @@ def within_predicted_bounds(trail: Trail) -> Finding:
         worst = max(worst, _over(seen[0], bound), _over(seen[1], sines))
     lowest = tail.layers[0].weight
     curve = [(moment.growth, _residual(moment, lowest, tail.rank)) for moment in trail.moments]
-    return Finding(worst, curve, f"at the end {curve[-1][1]:.1e} 1 - σ₁²/‖W‖², certified below {bound:.1e}")
+    return Measurement(worst, curve, f"at the end {curve[-1][1]:.1e} 1 - σ₁²/‖W‖², certified below {bound:.1e}")
 
 
 def _tail(trail: Trail) -> LinearTail:

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from equipoise.checkpoint import records
+from equipoise.checkpoint import Row, records
 from equipoise.errors import visible
 from equipoise.page.render import embedded, render, require_libraries, write
 from equipoise.page.words import plain
@@ -76,7 +77,12 @@ def _page(table: pd.DataFrame, tables: list[pd.DataFrame], label: str, other: st
         headline=_headline(tables),
         depth=[(f"depth-{name}", title, said, embedded(plot)) for name, title, said, plot in by_depth if plot],
         spectra=[
-            (family.identity, family.name.replace(".weight", ""), _caption(family), embedded(plot))
+            (
+                family.identity,
+                family.name.replace(".weight", ""),
+                _caption([member.rows for member in family.members]),
+                embedded(plot),
+            )
             for family, plot in drawn
             if plot is not None
         ],
@@ -88,9 +94,10 @@ def _page(table: pd.DataFrame, tables: list[pd.DataFrame], label: str, other: st
     )
 
 
-def _caption(family: Any) -> str:
-    shapes = Counter(row["shape"] for member in family.members for row in member.rows if row is not None)
-    several = f"{len(family.members)} matrices of " if len(family.members) > 1 else ""
+def _caption(members: Sequence[Sequence[Mapping[Any, Any] | None]]) -> str:
+    """Number and shapes of the matrices of a family, each given by its rows."""
+    shapes = Counter(row["shape"] for rows in members for row in rows if row is not None)
+    several = f"{len(members)} matrices of " if len(members) > 1 else ""
     return several + " and ".join("×".join(map(str, shape)) for shape in shapes)
 
 
@@ -112,20 +119,23 @@ def _headline(tables: list[pd.DataFrame]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _rows(tables: list[pd.DataFrame], columns: list[str]) -> list[dict[str, Any]]:
+def _rows(tables: list[pd.DataFrame], columns: list[str]) -> list[dict[str, object]]:
     """Each tensor with a spectrum, or with a matrix that could not be measured."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, tuple[Row, list[dict[str, object]]]] = {}
     for table in tables:
         for row in records(table):
             if row["type"] in (None, "other"):
                 continue
-            shown = rows.setdefault(str(row["name"]), {"sides": [], "row": row})
+            _, sides = rows.setdefault(str(row["name"]), (row, []))
             cells = [(_figure(row[name]), _figure(row.get(f"null_{name}"))) for name in columns]
-            shown["sides"].append({"reason": row["reason"], "cells": cells})
-    return [{"name": name, "shape": "×".join(map(str, its["row"]["shape"])), **its} for name, its in rows.items()]
+            sides.append({"reason": row["reason"], "cells": cells})
+    return [
+        {"name": name, "shape": "×".join(map(str, row["shape"])), "row": row, "sides": sides}
+        for name, (row, sides) in rows.items()
+    ]
 
 
-def _figure(value: Any) -> str:
+def _figure(value: int | float | None) -> str:
     if value is None:
         return ""
     return plain(float(f"{value:.4g}")) if isinstance(value, float) else plain(int(value))

@@ -1,9 +1,9 @@
-"""What a page is made of, read from a run or from its folder; anything may be missing."""
+"""The material of a page, read from a run or from its folder; anything may be missing."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,10 @@ from torch import Tensor
 from equipoise.integrate.run import Run
 from equipoise.store import Store
 
-POINTS = 300  # a curve of more points looks no different, and the page has to stay small
+POINTS = 300  # of a curve: more are not seen, and the page has to stay small
+
+
+Json: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Material:
     table: pd.DataFrame
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     final: Mapping[str, Tensor] = field(default_factory=dict)
-    layers: Sequence[Mapping[str, Any]] = ()
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    layers: Sequence[Json] = ()
+    manifest: Json = field(default_factory=dict)
+    summary: Json = field(default_factory=dict)
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str]) -> "Material":

@@ -2,13 +2,22 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from equipoise.errors import InputError, StoreError
 from equipoise.page.words import plain
 
 
-def render(template: str, **material: Any) -> str:
+@runtime_checkable
+class Embeddable(Protocol):
+    """A figure of plotly, which is an extra."""
+
+    def to_json(self) -> str | None:
+        """The figure with < and > as escapes."""
+        ...
+
+
+def render(template: str, **material: object) -> str:
     """The page of a template of `page/templates`, its scripts inside, everything in it escaped."""
     # only here, because the two libraries are an extra
     from jinja2 import Environment, PackageLoader
@@ -22,11 +31,11 @@ def render(template: str, **material: Any) -> str:
     return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **material)
 
 
-def embedded(figure: Any) -> str:
+def embedded(figure: Embeddable) -> str:
     """A plotly figure as JSON inside a page: plotly writes < and > as escapes, so no name in it can end the script."""
     from markupsafe import Markup
 
-    return Markup(figure.to_json())
+    return Markup(figure.to_json() or "null")
 
 
 def write(path: Path, page: str) -> Path:

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from equipoise.integrate.run import Run
 from equipoise.page.material import Material
@@ -10,7 +9,11 @@ from equipoise.page.render import embedded, render, require_libraries, write
 from equipoise.page.words import THEOREMS, command, headline, story
 
 
-def report(run_or_folder: Any, path: str | os.PathLike[str] = "report.html", certificate: Any = None) -> Path:
+def report(
+    run_or_folder: Run | str | os.PathLike[str],
+    path: str | os.PathLike[str] = "report.html",
+    certificate: object = None,
+) -> Path:
     """Write the page of a run, or of a run folder, finished or not; returns where it is.
 
     One file of about 5 MB with all its scripts and no network: figures to hover, zoom and switch curves off, light or
@@ -33,7 +36,7 @@ def report(run_or_folder: Any, path: str | os.PathLike[str] = "report.html", cer
     return write(Path(path), _page(material, certificate or material.summary.get("certificate")))
 
 
-def _page(material: Material, certificate: Any) -> str:
+def _page(material: Material, certificate: object) -> str:
     from equipoise.page.figures import FIGURES  # only here, because plotly is an extra
 
     drawn = [(figure, figure.draw(material)) for figure in FIGURES]

@@ -6,19 +6,19 @@ number that differs within it is the depth. Families run from blue at the bottom
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from equipoise.checkpoint.null import gaussian_singular_values
+from equipoise.checkpoint.spectra.gaussian_null import gaussian_singular_values
 from equipoise.page.canvas import canvas, fitted
 
-POINTS = 120  # on a logarithmic axis more look no different
+POINTS = 120  # on a logarithmic axis more are not seen
 CURVES = 24  # of one family
 FAMILIES = 18
 FLOOR = 0.02  # of the edge: the smallest singular values of all would take most of the height
@@ -26,13 +26,16 @@ _NUMBER = re.compile(r"\d+")
 _DASHES = ("solid", "dot")
 
 
+Row: TypeAlias = dict[Any, Any]  # of a table of `eq.analyze`
+
+
 @dataclass(frozen=True)
-class Member:
-    """One matrix of a family: where it stands in it, and its rows, one for each checkpoint that has it."""
+class FamilyMember:
+    """One matrix of a family: its depth in it, and its rows, one for each checkpoint that has it."""
 
     name: str
     depth: int
-    rows: tuple[dict[str, Any] | None, ...]
+    rows: tuple[Row | None, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Family:
     """Matrices of the same role."""
 
     name: str
-    members: tuple[Member, ...]
+    members: tuple[FamilyMember, ...]
 
     @property
     def identity(self) -> str:
@@ -50,7 +53,7 @@ class Family:
 
 def families(tables: Sequence[pd.DataFrame]) -> list[Family]:
     """The families of one checkpoint or of two, in order of appearance; only what was measured."""
-    rows: dict[str, list[dict[str, Any] | None]] = {}
+    rows: dict[str, list[Row | None]] = {}
     for place, table in enumerate(tables):
         for row in table.to_dict("records"):
             if row.get("spectrum") is not None:
@@ -59,9 +62,15 @@ def families(tables: Sequence[pd.DataFrame]) -> list[Family]:
     for name in rows:
         grouped.setdefault(_NUMBER.sub("*", name), []).append(name)
     return [
-        Family(family if len(names) > 1 else names[0], tuple(Member(n, d, tuple(rows[n])) for n, d in _depths(names)))
+        Family(
+            family if len(names) > 1 else names[0], tuple(FamilyMember(n, d, tuple(rows[n])) for n, d in _depths(names))
+        )
         for family, names in grouped.items()
     ]
+
+
+def _members(names: list[str], rows: Mapping[str, list[Row | None]]) -> tuple[FamilyMember, ...]:
+    return tuple(FamilyMember(name, depth, tuple(rows[name])) for name, depth in _depths(names))
 
 
 def _depths(names: list[str]) -> Iterator[tuple[str, int]]:
@@ -125,7 +134,7 @@ def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure
 
 
 def _shared_prefix(names: Sequence[str]) -> str:
-    """What all names begin with, up to a dot."""
+    """The prefix that all names share, up to a dot."""
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
     shared = takewhile(lambda parts: len(set(parts)) == 1, columns)
     return "".join(f"{parts[0]}." for parts in shared) if len(names) > 1 else ""
@@ -137,7 +146,7 @@ def _by_depth(family: Family, side: int, measure: str) -> list[tuple[int, float]
     return sorted((depth, float(row[measure])) for depth, row in rows if row is not None and pd.notna(row[measure]))
 
 
-def _said(family: Family, member: Member) -> str:
+def _said(family: Family, member: FamilyMember) -> str:
     return f"layer {member.depth}" if len(family.members) > 1 else member.name
 
 
@@ -155,7 +164,7 @@ def _curve(figure: go.Figure, values: np.ndarray, said: str, colour: str, dash: 
     )
 
 
-def _thinned(members: Sequence[Member]) -> list[Member]:
+def _thinned(members: Sequence[FamilyMember]) -> list[FamilyMember]:
     ordered = sorted(members, key=lambda member: member.depth)
     if len(ordered) <= CURVES:
         return ordered

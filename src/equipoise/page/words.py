@@ -5,9 +5,8 @@ import shlex
 from collections.abc import Mapping
 from enum import Enum
 from itertools import takewhile
-from typing import Any
 
-from equipoise.page.material import Material
+from equipoise.page.material import Json, Material
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -15,7 +14,7 @@ THEOREMS = {
     "T3.1": "linear layers tend to low rank",
     "T3.2": "consecutive linear layers align",
     "T3.3": "all layers grow together",
-    "T3.4": "the limit, whatever stands below the linear layers",
+    "T3.4": "the limit, for any network below the linear layers",
     "T4.1": "neurons stay on or off",
     "T4.2": "neurons that are on together tend to low rank",
     "T4.3": "a layer has no higher rank than its patterns",
@@ -23,11 +22,11 @@ THEOREMS = {
     "T5.2": "signs stay as they are",
     "T7": "the direction tends to a stationary point of the margin",
 }
-"""What each theorem of a certificate says, in a few words."""
+"""Each theorem of a certificate, in a few words."""
 
 
-def plain(value: Any) -> str:
-    """A value as it stands on the page: numbers to four digits, powers of ten written out, nothing as a dash.
+def plain(value: object) -> str:
+    """A value as the page prints it: numbers to four digits, powers of ten written out, nothing as a dash.
 
     >>> plain(-1.0234e12), plain(5.3e-05), plain(0.25), plain(12345), plain(None), plain(True)
     ('−1.023 × 10¹²', '5.3 × 10⁻⁵', '0.25', '12,345', '—', 'yes')
@@ -84,12 +83,12 @@ def headline(material: Material) -> list[tuple[str, str, str]]:
 
 
 def story(material: Material) -> list[str]:
-    """What was trained on what, how far it got, and at what price: a sentence for each thing that is known."""
+    """Network and data, how far training got, and at what price: a sentence for each thing that is known."""
     return [sentence for sentence in (_asked(material), _ended(material.summary), _ranks(material)) if sentence]
 
 
-def command(manifest: Mapping[str, Any]) -> str | None:
-    """What repeats the run: the command that was typed, else the call with its arguments; None where neither is kept.
+def command(manifest: Json) -> str | None:
+    """The command that repeats the run: that was typed, else the call with its arguments; None where neither is kept.
 
     >>> command({"loss": "logistic", "arguments": {"until": "log_loss=-1e6", "max_steps": 90, "command": None}})
     "eq.flow(model, data, loss='logistic', until='log_loss=-1e6', max_steps=90)"
@@ -119,7 +118,7 @@ def _asked(material: Material) -> str:
     return f"Gradient flow of {shape} on {learnt}" + (f", under the {loss} loss." if loss else ".")
 
 
-def _ended(summary: Mapping[str, Any]) -> str:
+def _ended(summary: Json) -> str:
     if not summary:
         return "The run is not finished: this is how far it has come."
     price = f"{plain(summary.get('steps'))} steps and {plain(summary.get('seconds'))} seconds"

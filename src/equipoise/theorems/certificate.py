@@ -142,7 +142,7 @@ class Certificate:
 
     @property
     def _lacks(self) -> str:
-        """What is missing where no assumption has failed."""
+        """The shortcoming of a certificate without a failed assumption."""
         if any(not claim.holds for claim in self.claims if claim.standing == "verified"):
             return "a bound is exceeded"
         if any(claim.informative for claim in self.claims):
@@ -164,7 +164,7 @@ def certify(
 
     Either `certify(run)`, or `certify(model, (X, y))` with the `loss` and, where known, the `initial` weights by
     parameter name. With initial weights every bound comes from the conserved matrices *at initialisation*, with their
-    drift since and rounding added; without, from those of today, which holds whatever the optimizer, and nothing is
+    drift since and rounding added; without, from those of today, which holds for any optimizer, and nothing is
     claimed of the way here. Everything is recomputed in float64 from weights and data; of a run, `log R` is compared
     with the record. A certificate is about these artefacts: it does not prove that they came from gradient flow.
 

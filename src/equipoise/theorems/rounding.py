@@ -46,7 +46,7 @@ def score_rounding(captured: Captured, parameters: Mapping[str, Tensor], inputs:
 
 
 def _absolute(kinks: Sequence[Kink]) -> Intercept:
-    """What the operations of a network become in the network of absolute values, where that is not they themselves."""
+    """The operations that change in the network of absolute values."""
     bent = {kink.node: max(1.0, abs(kink.map.negative_slope)) for kink in kinks if isinstance(kink.map, Rectifier)}
 
     def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from equipoise.checkpoint.effective.packed import packed
-from equipoise.checkpoint.effective.parts import Effective, Parts
 from equipoise.checkpoint.effective.reparametrised import masked, parametrized, spectral_norms, weight_norms
 from equipoise.checkpoint.effective.scaled import leftover, scaled
-from equipoise.checkpoint.stored import Checkpoint, Stored
+from equipoise.checkpoint.effective.tensor_index import AssembledTensor, TensorIndex
+from equipoise.checkpoint.tensor_entry import Checkpoint, TensorEntry
 
-_RULES: Sequence[Callable[[Parts], Iterable[Effective]]] = (
+_RULES: Sequence[Callable[[TensorIndex], Iterable[AssembledTensor]]] = (
     masked,
     weight_norms,
     spectral_norms,
@@ -27,15 +27,15 @@ def effective(checkpoint: Checkpoint) -> Checkpoint:
     """
     tensors = checkpoint.tensors
     for rule in _RULES:
-        tensors = _put_together(tensors, list(rule(Parts(tensors, checkpoint.config))))
+        tensors = _put_together(tensors, list(rule(TensorIndex(tensors, checkpoint.config))))
     return replace(checkpoint, tensors=tensors)
 
 
-def _put_together(tensors: Sequence[Stored], found: Sequence[Effective]) -> tuple[Stored, ...]:
+def _put_together(tensors: Sequence[TensorEntry], found: Sequence[AssembledTensor]) -> tuple[TensorEntry, ...]:
     """The tensors, each that was made standing where the first of its parts stood."""
-    places = {name: place for place, stored in enumerate(tensors) for name in stored.names}
+    places = {name: place for place, entry in enumerate(tensors) for name in entry.names}
     gone = {places[name] for its in found for name in its.parts}
-    made: dict[int, Stored] = {}
+    made: dict[int, TensorEntry] = {}
     for its in found:
-        made.setdefault(places[its.parts[0]], its.stored)
-    return tuple(made.get(place, stored) for place, stored in enumerate(tensors) if place not in gone or place in made)
+        made.setdefault(places[its.parts[0]], its.entry)
+    return tuple(made.get(place, entry) for place, entry in enumerate(tensors) if place not in gone or place in made)

@@ -4,14 +4,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from equipoise.checkpoint.effective.codes import fp4, power_of_two, unpack
-from equipoise.checkpoint.effective.parts import Effective, Parts, put_together, refused
-from equipoise.checkpoint.stored import Stored
+from equipoise.checkpoint.effective.tensor_index import AssembledTensor, TensorIndex, put_together, refused
+from equipoise.checkpoint.tensor_entry import Json, TensorEntry
 from equipoise.errors import one_line
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each half byte
@@ -26,14 +25,14 @@ _WITH_CODES = (
     "weight_g_idx",
     "weight_global_scale",
 )
-Reading = tuple[tuple[int, ...], tuple[Stored, ...], Callable[..., Tensor], str]  # shape, parts, how, note
+Reading = tuple[tuple[int, ...], tuple[TensorEntry, ...], Callable[..., Tensor], str]  # shape, parts, how, note
 
 
 class Unfit(Exception):
     """Why codes and scales do not go together."""
 
 
-def packed(parts: Parts) -> Iterator[Effective]:
+def packed(parts: TensorIndex) -> Iterator[AssembledTensor]:
     """The weights that each format's names and shapes give."""
     for last, read in (("qweight", _by_groups), ("weight_packed", _compressed)):
         for stem, codes in parts.ending(last):
@@ -48,8 +47,8 @@ def packed(parts: Parts) -> Iterator[Effective]:
 
 
 def put_or_refused(
-    name: str, codes: Stored, others: Sequence[Stored | None], read: Callable[[], Reading | None]
-) -> Iterator[Effective]:
+    name: str, codes: TensorEntry, others: Sequence[TensorEntry | None], read: Callable[[], Reading | None]
+) -> Iterator[AssembledTensor]:
     """The weight of that name, if there is one; with `Unfit`, one row for the codes and the others, with the reason."""
     try:
         found = read()
@@ -63,7 +62,7 @@ def put_or_refused(
             yield put_together(name, shape, its, compute, note)
 
 
-def _by_groups(parts: Parts, stem: str, codes: Stored) -> Reading | None:
+def _by_groups(parts: TensorIndex, stem: str, codes: TensorEntry) -> Reading | None:
     """GPTQ or AWQ, which share their names and pack different sides."""
     scales, zeros = parts.get(f"{stem}scales"), parts.get(f"{stem}qzeros")
     if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2:
@@ -79,7 +78,7 @@ def _by_groups(parts: Parts, stem: str, codes: Stored) -> Reading | None:
     raise Unfit(f"quantised codes of shape {codes.shape}, scales of {scales.shape}: no layout of GPTQ or AWQ")
 
 
-def _gptq(parts: Parts, stem: str, codes: Stored, scales: Stored, zeros: Stored) -> Reading:
+def _gptq(parts: TensorIndex, stem: str, codes: TensorEntry, scales: TensorEntry, zeros: TensorEntry) -> Reading:
     """`W[o, i] = s[g(i), o] (q[i, o] - z[g(i), o])` (Frantar et al. 2023); version 1 stores `z - 1`."""
     (groups, out), index = scales.shape, parts.get(f"{stem}g_idx")
     bits = 32 * zeros.shape[1] // out
@@ -100,7 +99,7 @@ def _gptq(parts: Parts, stem: str, codes: Stored, scales: Stored, zeros: Stored)
     return (out, inputs), its, compute, f"dequantised: GPTQ, {bits} bits"
 
 
-def _zero_point_shift(parts: Parts, zeros: Stored, bits: int, out: int) -> int:
+def _zero_point_shift(parts: TensorIndex, zeros: TensorEntry, bits: int, out: int) -> int:
     """1 where the file holds `z - 1`: `checkpoint_format` says so, or symmetric zero points do."""
     if parts.quantization:
         return 0 if parts.quantization.get("checkpoint_format") == "gptq_v2" else 1
@@ -111,7 +110,7 @@ def _zero_point_shift(parts: Parts, zeros: Stored, bits: int, out: int) -> int:
     raise Unfit("GPTQ codes whose zero points may be stored less one: config.json is missing, which says so")
 
 
-def _awq(codes: Stored, scales: Stored, zeros: Stored) -> Reading:
+def _awq(codes: TensorEntry, scales: TensorEntry, zeros: TensorEntry) -> Reading:
     """`W[o, i] = s[g(i), o] (q[i, o] - z[g(i), o])` in four bits (Lin et al. 2024), as AutoAWQ's gemm packs them."""
     (groups, out), inputs = scales.shape, codes.shape[0]
     if inputs % groups:
@@ -128,7 +127,7 @@ def _awq(codes: Stored, scales: Stored, zeros: Stored) -> Reading:
     return (out, inputs), (codes, scales, zeros), compute, "dequantised: AWQ, 4 bits"
 
 
-def _compressed(parts: Parts, stem: str, codes: Stored) -> Reading | None:
+def _compressed(parts: TensorIndex, stem: str, codes: TensorEntry) -> Reading | None:
     """compressed-tensors: integers packed into int32, or NVFP4 in bytes."""
     scale = parts.get(f"{stem}weight_scale")
     if scale is None:
@@ -162,7 +161,7 @@ def _compressed(parts: Parts, stem: str, codes: Stored) -> Reading | None:
     return (out, inputs), its, compute, f"dequantised: compressed-tensors, {bits} bits"
 
 
-def _bits(parts: Parts, words: int, inputs: int) -> int:
+def _bits(parts: TensorIndex, words: int, inputs: int) -> int:
     """As the configuration says, where one width serves all layers; else the only one that fits."""
     groups = parts.quantization.get("config_groups")
     said = {
@@ -178,7 +177,7 @@ def _bits(parts: Parts, words: int, inputs: int) -> int:
     raise Unfit(f"{words} words for {inputs} inputs, of a width that config.json does not say")
 
 
-def _bitsandbytes(parts: Parts, stem: str, codes: Stored) -> Reading | None:
+def _bitsandbytes(parts: TensorIndex, stem: str, codes: TensorEntry) -> Reading | None:
     """NF4 or FP4 with a `quant_state` (Dettmers et al. 2023), or int8 with `SCB` (Dettmers et al. 2022)."""
     rows = parts.get(f"{stem.rpartition('.')[0]}.SCB".removeprefix("."))
     if rows is not None and codes.dtype == "int8" and codes.shape[:1] == rows.shape and stem.endswith("weight"):
@@ -217,7 +216,7 @@ def _bitsandbytes(parts: Parts, stem: str, codes: Stored) -> Reading | None:
     return shape, (codes, table, absmax, state, *inner), compute, f"dequantised: bitsandbytes {kind}"
 
 
-def _llm_int8(parts: Parts, stem: str, codes: Stored, rows: Stored) -> Reading:
+def _llm_int8(parts: TensorIndex, stem: str, codes: TensorEntry, rows: TensorEntry) -> Reading:
     layout = parts.get(f"{stem}_format")
     its = (codes, rows, *([layout] if layout is not None else []))
     if layout is not None and layout.count and int(layout.read().flatten()[0]) != 0:
@@ -229,9 +228,9 @@ def _llm_int8(parts: Parts, stem: str, codes: Stored, rows: Stored) -> Reading:
     return codes.shape, its, compute, "dequantised: bitsandbytes int8"
 
 
-def _json(stored: Stored) -> dict[str, Any]:
+def _json(entry: TensorEntry) -> Json:
     try:
-        found = json.loads(bytes(stored.read().flatten().to(torch.uint8).tolist()))
+        found = json.loads(bytes(entry.read().flatten().to(torch.uint8).tolist()))
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -239,7 +238,7 @@ def _json(stored: Stored) -> dict[str, Any]:
     return found
 
 
-def _mxfp4(parts: Parts, stem: str, codes: Stored) -> Reading | None:
+def _mxfp4(parts: TensorIndex, stem: str, codes: TensorEntry) -> Reading | None:
     """Microscaling blocks of 32 numbers of four bits, as in gpt-oss: `(…, out, blocks, 16)` bytes."""
     scales = parts.get(f"{stem}_scales")
     if scales is None or codes.dtype != "uint8" or scales.dtype != "uint8" or codes.shape[:-1] != scales.shape:
@@ -252,7 +251,7 @@ def _mxfp4(parts: Parts, stem: str, codes: Stored) -> Reading | None:
     return shape, (codes, scales), compute, "dequantised: MXFP4"
 
 
-def nvfp4(codes: Stored, scale: Stored, whole: Stored | None, inverse: bool) -> Reading:
+def nvfp4(codes: TensorEntry, scale: TensorEntry, whole: TensorEntry | None, inverse: bool) -> Reading:
     """Four bits with an fp8 scale for each 16 and one for all, which compressed-tensors stores as its inverse."""
     out, inputs = codes.shape[0], 2 * math.prod(codes.shape[1:])
     if len(scale.shape) != 2 or scale.shape[0] != out or inputs % max(scale.shape[1], 1) or whole is None:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from equipoise.checkpoint.effective.parts import Effective, Parts, put_together, refused, working
-from equipoise.checkpoint.stored import Stored
+from equipoise.checkpoint.effective.tensor_index import AssembledTensor, TensorIndex, put_together, refused, working
+from equipoise.checkpoint.tensor_entry import TensorEntry
 
 _PARAMETRIZED = re.compile(r"(?P<prefix>(.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)$")
 _WEIGHT_NORM, _SPECTRAL_NORM = {"original0", "original1"}, {"original", "0._u", "0._v"}
 
 
-def masked(parts: Parts) -> Iterator[Effective]:
+def masked(parts: TensorIndex) -> Iterator[AssembledTensor]:
     """`torch.nn.utils.prune`: `NAME_orig × NAME_mask`."""
     for name, original in parts.ending("_orig"):
         mask = parts.get(f"{name}_mask")
@@ -26,7 +26,7 @@ def _masked(original: Tensor, mask: Tensor) -> Tensor:
     return working(original) * mask.to(working(original))
 
 
-def weight_norms(parts: Parts) -> Iterator[Effective]:
+def weight_norms(parts: TensorIndex) -> Iterator[AssembledTensor]:
     """`torch.nn.utils.weight_norm`: `g v/‖v‖` of `NAME_g` and `NAME_v` (Salimans & Kingma 2016)."""
     for name, direction in parts.ending("_v"):
         length = parts.get(f"{name}_g")
@@ -34,12 +34,12 @@ def weight_norms(parts: Parts) -> Iterator[Effective]:
             yield _weight_norm(name, direction, length, ("_v", ""))
 
 
-def _weight_norm(name: str, direction: Stored, length: Stored, suffixes: tuple[str, str]) -> Effective:
+def _weight_norm(name: str, direction: TensorEntry, length: TensorEntry, suffixes: tuple[str, str]) -> AssembledTensor:
     note = f"weight_norm of {_last(length.name)} and {_last(direction.name)}"
     return put_together(name, direction.shape, (direction, length), _normalised, note, suffixes)
 
 
-def _are_lengths(length: Stored, direction: Stored) -> bool:
+def _are_lengths(length: TensorEntry, direction: TensorEntry) -> bool:
     """Whether this has one number for each index of at most one dimension."""
     if length.shape == () or all(size == 1 for size in length.shape):
         return True
@@ -54,7 +54,7 @@ def _normalised(direction: Tensor, length: Tensor) -> Tensor:
     return v * (g / torch.linalg.vector_norm(v, dim=dims, keepdim=True, dtype=torch.float64)).to(v.dtype)
 
 
-def spectral_norms(parts: Parts) -> Iterator[Effective]:
+def spectral_norms(parts: TensorIndex) -> Iterator[AssembledTensor]:
     """`torch.nn.utils.spectral_norm`: `W/(uᵀ W v)` of `NAME_orig`, `NAME_u` and `NAME_v` (Miyato et al. 2018)."""
     for name, original in parts.ending("_orig"):
         u, v = parts.get(f"{name}_u"), parts.get(f"{name}_v")
@@ -65,7 +65,9 @@ def spectral_norms(parts: Parts) -> Iterator[Effective]:
             yield refused(name, original.shape, original.dtype, (original, u), reason)
 
 
-def _spectral_norm(name: str, original: Stored, u: Stored, v: Stored, suffixes: tuple[str, str]) -> Effective:
+def _spectral_norm(
+    name: str, original: TensorEntry, u: TensorEntry, v: TensorEntry, suffixes: tuple[str, str]
+) -> AssembledTensor:
     dims = [dim for dim, size in enumerate(original.shape) if u.shape == (size,) and size * v.count == original.count]
     if not dims:
         reason = f"spectral_norm with vectors of {u.count} and {v.count}, which do not fit"
@@ -79,17 +81,17 @@ def _spectral_norm(name: str, original: Stored, u: Stored, v: Stored, suffixes: 
     return put_together(name, original.shape, (original, u, v), compute, "spectral_norm", suffixes)
 
 
-def parametrized(parts: Parts) -> Iterator[Effective]:
+def parametrized(parts: TensorIndex) -> Iterator[AssembledTensor]:
     """`torch.nn.utils.parametrize`: weight and spectral norm; of others a file does not hold the function."""
-    found: dict[str, dict[str, Stored]] = {}
-    for stored in parts.tensors:
-        if place := _PARAMETRIZED.match(stored.name):
-            found.setdefault(f"{place['prefix']}parametrizations.{place['name']}", {})[place["part"]] = stored
+    found: dict[str, dict[str, TensorEntry]] = {}
+    for entry in parts.tensors:
+        if place := _PARAMETRIZED.match(entry.name):
+            found.setdefault(f"{place['prefix']}parametrizations.{place['name']}", {})[place["part"]] = entry
     for path, held in found.items():
         yield _parametrized(path, held)
 
 
-def _parametrized(path: str, held: dict[str, Stored]) -> Effective:
+def _parametrized(path: str, held: dict[str, TensorEntry]) -> AssembledTensor:
     owner, _, last = path.rpartition("parametrizations.")
     name, stem = owner + last, f"parametrizations.{last}"
     if set(held) == _WEIGHT_NORM and _are_lengths(held["original0"], held["original1"]):

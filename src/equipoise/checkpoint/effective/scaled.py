@@ -9,8 +9,8 @@ from torch import Tensor
 
 from equipoise.checkpoint.effective.codes import power_of_two
 from equipoise.checkpoint.effective.packed import Reading, Unfit, nvfp4, put_or_refused
-from equipoise.checkpoint.effective.parts import Effective, Parts, refused
-from equipoise.checkpoint.stored import Stored
+from equipoise.checkpoint.effective.tensor_index import AssembledTensor, TensorIndex, refused
+from equipoise.checkpoint.tensor_entry import TensorEntry
 
 _CODES = ("float8", "int8", "uint8", "F8_", "F4")  # dtypes; safetensors' own names where torch has none
 _BLOCK = 128  # of DeepSeek's weight_scale_inv, whose last blocks may be cut
@@ -32,7 +32,7 @@ _METHODS = {
 }
 
 
-def scaled(parts: Parts) -> Iterator[Effective]:
+def scaled(parts: TensorIndex) -> Iterator[AssembledTensor]:
     """`scale · q`, or `scale · (q - zero point)`, under the names that are in use for both."""
     for weight in parts.tensors:
         if not weight.dtype.startswith(_CODES) or len(weight.shape) < 2:
@@ -49,7 +49,7 @@ def scaled(parts: Parts) -> Iterator[Effective]:
             yield from put_or_refused(weight.name, weight, others, partial(_scaled, parts, weight, *others))
 
 
-def _quanto(parts: Parts, codes: Stored) -> Iterator[Effective]:
+def _quanto(parts: TensorIndex, codes: TensorEntry) -> Iterator[AssembledTensor]:
     name = codes.name.removesuffix("._data")
     scale, shift = parts.get(f"{name}._scale"), parts.get(f"{name}._shift")
     if scale is not None and shift is None and codes.dtype != "uint8":
@@ -60,7 +60,9 @@ def _quanto(parts: Parts, codes: Stored) -> Iterator[Effective]:
         yield refused(name, codes.shape, codes.dtype, (codes, *others), reason)
 
 
-def _scaled(parts: Parts, weight: Stored, scale: Stored, zero: Stored | None, second: Stored | None) -> Reading:
+def _scaled(
+    parts: TensorIndex, weight: TensorEntry, scale: TensorEntry, zero: TensorEntry | None, second: TensorEntry | None
+) -> Reading:
     if weight.dtype == "uint8" and zero is None:
         return nvfp4(weight, scale, second, inverse=False)
     if not weight.dtype.startswith(("float8", "int8", "uint8")):
@@ -86,7 +88,7 @@ def _scaled(parts: Parts, weight: Stored, scale: Stored, zero: Stored | None, se
     return weight.shape, its, compute, f"dequantised: {weight.dtype} × {scale.name.rpartition('.')[2]}"
 
 
-def _blocks(parts: Parts, shape: Sequence[int], scales: Sequence[int], inverse: bool) -> tuple[int, ...]:
+def _blocks(parts: TensorIndex, shape: Sequence[int], scales: Sequence[int], inverse: bool) -> tuple[int, ...]:
     """How many entries along each dimension share a scale."""
     if math.prod(scales) == 1:
         return tuple(shape)
@@ -135,25 +137,25 @@ def _spread(scale: Tensor, shape: Sequence[int], blocks: Sequence[int]) -> Tenso
     return scale
 
 
-def leftover(parts: Parts) -> Iterator[Effective]:
+def leftover(parts: TensorIndex) -> Iterator[AssembledTensor]:
     """Codes of methods that are not read, by their names, and scales that nothing was found for."""
     whose = str(parts.quantization.get("quant_method") or "")
     coded: dict[str, str] = {}
-    for stored in parts.tensors:
-        prefix, _, last = stored.name.rpartition(".")
-        is_codes = re.fullmatch(r"u?int(8|16|32)|float8\w*|F[48]_\w*|F4", stored.dtype) and len(stored.shape) > 1
+    for entry in parts.tensors:
+        prefix, _, last = entry.name.rpartition(".")
+        is_codes = re.fullmatch(r"u?int(8|16|32)|float8\w*|F[48]_\w*|F4", entry.dtype) and len(entry.shape) > 1
         if is_codes and (last in _METHODS or whose):
             coded[prefix] = whose or _METHODS[last]
-        elif is_codes and not stored.dtype.startswith("float8"):
+        elif is_codes and not entry.dtype.startswith("float8"):
             coded.setdefault(prefix, "")
-    for stored in parts.tensors:
-        prefix, _, last = stored.name.rpartition(".")
-        if prefix not in coded or stored.reason or stored.use.reason or len(stored.shape) < 2:
+    for entry in parts.tensors:
+        prefix, _, last = entry.name.rpartition(".")
+        if prefix not in coded or entry.reason or entry.use.reason or len(entry.shape) < 2:
             continue
         method = f"{coded[prefix]}, which is not read here: dequantise the model first" if coded[prefix] else ""
-        known = _SCALES.search(stored.name) or (coded[prefix] and last not in ("weight", "bias"))
-        if known and stored.dtype.startswith(("float", "bfloat")):
+        known = _SCALES.search(entry.name) or (coded[prefix] and last not in ("weight", "bias"))
+        if known and entry.dtype.startswith(("float", "bfloat")):
             reason = "scales of quantised codes are no weight" + (f" ({method})" if method else "")
-            yield refused(stored.name, stored.shape, stored.dtype, (stored,), reason)
+            yield refused(entry.name, entry.shape, entry.dtype, (entry,), reason)
         elif last in _METHODS and method:
-            yield refused(stored.name, stored.shape, stored.dtype, (stored,), f"codes of {method}")
+            yield refused(entry.name, entry.shape, entry.dtype, (entry,), f"codes of {method}")

@@ -1,1 +1,1 @@
-"""What can be analysed, one format a file: each gives the tensors as `Stored`, and reads none before it is asked to."""
+"""Formats of checkpoints, one a file: each lists the tensors as `TensorEntry`, and reads none of their numbers."""

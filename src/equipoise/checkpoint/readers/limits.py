@@ -1,14 +1,13 @@
-"""What a file may ask for: paths inside its folder, and a bounded amount of text."""
+"""Limits of the demands of a file: paths inside its folder, and a bounded amount of text."""
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from equipoise.checkpoint.stored import Stored
+from equipoise.checkpoint.tensor_entry import Json, TensorEntry
 from equipoise.errors import EquipoiseError, InputError, one_line
 
 JSON_LIMIT = 64 << 20  # the index of a model with half a million tensors
@@ -17,7 +16,7 @@ NAME_LIMIT = 1024  # characters of a name
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Whatever a reader raises within, of whatever library, as one line."""
+    """Turn any exception of a reader or its library into one line."""
     try:
         yield
     except (EquipoiseError, OSError):
@@ -65,7 +64,7 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The JSON object in a file of bounded size."""
     try:
         if path.stat().st_size > JSON_LIMIT:
@@ -82,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_index_of(index: Path, read: Callable[[Path], tuple[Stored, ...]]) -> tuple[Stored, ...]:
+def read_index_of(index: Path, read: Callable[[Path], tuple[TensorEntry, ...]]) -> tuple[TensorEntry, ...]:
     """The tensors of every shard that an index names, in the index's own folder, each shard by `read`.
 
     A tensor that the index promises and no shard holds is there with its reason. Raises `InputError` for an index that
@@ -97,6 +96,9 @@ def read_index_of(index: Path, read: Callable[[Path], tuple[Stored, ...]]) -> tu
         )
     for name in shards:
         require_name(name)
-    tensors = [stored for shard in dict.fromkeys(shards.values()) for stored in read(inside(index.parent, shard))]
-    lost = sorted(set(shards).difference(*(stored.names for stored in tensors)))
-    return (*tensors, *(Stored(name, (), "", Tensor, reason=f"it is in no shard of {index.name}") for name in lost))
+    tensors = [entry for shard in dict.fromkeys(shards.values()) for entry in read(inside(index.parent, shard))]
+    lost = sorted(set(shards).difference(*(entry.names for entry in tensors)))
+    return (
+        *tensors,
+        *(TensorEntry(name, (), "", Tensor, reason=f"it is in no shard of {index.name}") for name in lost),
+    )

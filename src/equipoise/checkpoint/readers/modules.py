@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from equipoise.checkpoint.readers.paths import tensors_in
-from equipoise.checkpoint.stored import Opaque, Stored, Use, dtype_name, stored, unreadable
+from equipoise.checkpoint.readers.paths import in_memory, tensors_in
+from equipoise.checkpoint.tensor_entry import Json, Opaque, TensorEntry, TensorUse, dtype_name, entries, unreadable
 from equipoise.errors import one_line
 
 _EVALUATING = RLock()  # a parametrization is put into evaluation mode while its value is taken
@@ -39,14 +39,14 @@ class _Computed:
     owner: nn.Module | None = None
 
 
-def read_module(model: nn.Module) -> tuple[Stored, ...]:
+def read_module(model: nn.Module) -> tuple[TensorEntry, ...]:
     """Parameters and buffers of a model, each with what the module that owns it says of its use.
 
     A weight that a module computes, by `parametrize`, by hooks of `torch.nn.utils` or from packed codes, is there as it
     is used in evaluation, and what it is computed from is not. Tensors that are neither parameters nor buffers, and
     buffers that are not saved, are there with that reason.
     """
-    state = tensors_in(model)
+    state = in_memory(tensors_in(model))
     lazy = {name for name, value in state.items() if isinstance(value, Tensor) and torch.nn.parameter.is_lazy(value)}
     owners = dict(model.named_modules(remove_duplicate=False))
     there = read_state({name: value for name, value in state.items() if name not in lazy})
@@ -58,23 +58,24 @@ def read_module(model: nn.Module) -> tuple[Stored, ...]:
     unsaved = (its for its in _unsaved(owners) if not any(factor.fullmatch(its.name) for factor in factors))
     return (
         *found,
-        *(Stored(name, (), "", torch.Tensor, reason="it is lazy: run the model once") for name in lazy),
+        *(TensorEntry(name, (), "", torch.Tensor, reason="it is lazy: run the model once") for name in lazy),
         *(its for its in unsaved if its.name not in listed and its.name not in state),
     )
 
 
-def read_state(state: Mapping[str, Tensor | Opaque]) -> tuple[Stored, ...]:
+def read_state(state: Mapping[str, Tensor | Opaque]) -> tuple[TensorEntry, ...]:
     """The tensors of a state dict.
 
     >>> [entry.names for entry in read_state({"a": torch.ones(2)})]
     [('a',)]
     """
     held = {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
-    return stored(held, lambda name: lambda: held[name])
+    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    return entries(held, lambda name: lambda: tensors[name])
 
 
-def config_of(model: nn.Module) -> Mapping[str, Any]:
-    """What a model of `transformers` says of itself, as in its `config.json`."""
+def config_of(model: nn.Module) -> Json:
+    """The configuration of a model of `transformers`, as in its `config.json`."""
     config = getattr(model, "config", None)
     to_dict = getattr(config, "to_dict", None)
     try:
@@ -84,14 +85,14 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _use(name: str, owners: Mapping[str, nn.Module], value: Tensor | Opaque | None) -> Use:
-    """What the owner of a tensor says of it."""
+def _use(name: str, owners: Mapping[str, nn.Module], value: Tensor | Opaque | None) -> TensorUse:
+    """The use of a tensor by the module that owns it."""
     prefix, _, last = name.rpartition(".")
     module = owners.get(prefix)
     if module is None:
-        return Use()
+        return TensorUse()
     if last in module._buffers:
-        return Use(type(module).__name__, reason="a buffer, not a weight")
+        return TensorUse(type(module).__name__, reason="a buffer, not a weight")
     kind = next((kind for its, kind in _KINDS if isinstance(module, its)), None) if last == "weight" else None
     shape = tuple(value.shape) if isinstance(value, Tensor) else ()
     stacked = kind == "bilinear" or (not kind and _holds_experts(module, owners.get(prefix.rpartition(".")[0]), shape))
@@ -100,7 +101,7 @@ def _use(name: str, owners: Mapping[str, nn.Module], value: Tensor | Opaque | No
     turned = (convolution and getattr(module, "transposed", False)) or (
         stacked and getattr(module, "is_transposed", False)
     )
-    return Use(
+    return TensorUse(
         layer,
         kind,
         turned=turned is True or layer == "Conv1D",  # of transformers
@@ -127,7 +128,7 @@ def _holds_experts(module: nn.Module, parent: nn.Module | None, shape: tuple[int
 
 
 def _all_computed(owners: Mapping[str, nn.Module]) -> list[list[_Computed]]:
-    """What modules compute, each with the same of the same module under its other names."""
+    """The tensors that modules compute, each with the same of the same module under its other names."""
     found: dict[tuple[int, str], list[_Computed]] = {}
     for prefix, module in owners.items():
         several = list(_computed_by(f"{prefix}." if prefix else "", module))
@@ -140,8 +141,8 @@ def _all_computed(owners: Mapping[str, nn.Module]) -> list[list[_Computed]]:
 
 
 def _with_computed(
-    known: list[Stored], computed: list[list[_Computed]], owners: Mapping[str, nn.Module]
-) -> list[Stored]:
+    known: list[TensorEntry], computed: list[list[_Computed]], owners: Mapping[str, nn.Module]
+) -> list[TensorEntry]:
     """The tensors, with what modules compute in the place of what it is computed from."""
     for several in computed:
         made = _stored(several[0], tuple(its.name for its in several[1:]), owners)
@@ -151,15 +152,15 @@ def _with_computed(
     return known
 
 
-def _stored(its: _Computed, aliases: tuple[str, ...], owners: Mapping[str, nn.Module]) -> Stored:
+def _stored(its: _Computed, aliases: tuple[str, ...], owners: Mapping[str, nn.Module]) -> TensorEntry:
     try:
         value = its.value()
     except Exception as error:  # of the module's own code
-        return Stored(its.name, (), "", Tensor, aliases, reason=f"its module cannot compute it: {one_line(error)}")
+        return TensorEntry(its.name, (), "", Tensor, aliases, reason=f"its module cannot compute it: {one_line(error)}")
     known = owners if its.owner is None else {its.name.rpartition(".")[0]: its.owner}
     use = replace(_use(its.name, known, value), trained=True)
     reason = unreadable(value)
-    return Stored(
+    return TensorEntry(
         its.name,
         tuple(value.shape),
         dtype_name(value.dtype),
@@ -173,7 +174,7 @@ def _stored(its: _Computed, aliases: tuple[str, ...], owners: Mapping[str, nn.Mo
 
 
 def _computed_by(prefix: str, module: nn.Module) -> Iterator[_Computed]:
-    """What a module computes from its parameters and buffers."""
+    """The tensors that a module computes from its parameters and buffers."""
     start = re.escape(prefix)
     if parametrize.is_parametrized(module):
         steps: Any = module.parametrizations
@@ -260,7 +261,7 @@ def _dequantized(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: (tensor.dequantize() if tensor.is_quantized else tensor).detach()
 
 
-def _unsaved(owners: Mapping[str, nn.Module]) -> Iterator[Stored]:
+def _unsaved(owners: Mapping[str, nn.Module]) -> Iterator[TensorEntry]:
     """Tensors that the state dict leaves out."""
     seen: set[int] = set()
     for prefix, module in owners.items():
@@ -270,4 +271,4 @@ def _unsaved(owners: Mapping[str, nn.Module]) -> Iterator[Stored]:
                 if isinstance(value, Tensor) and id(value) not in seen:
                     seen.add(id(value))
                     full = f"{prefix}.{name}".removeprefix(".")
-                    yield Stored(full, tuple(value.shape), dtype_name(value.dtype), Tensor, reason=reason)
+                    yield TensorEntry(full, tuple(value.shape), dtype_name(value.dtype), Tensor, reason=reason)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from equipoise.checkpoint.readers.limits import inside
 from equipoise.checkpoint.readers.mapping import mapped
-from equipoise.checkpoint.readers.onnx_uses import Quantised, uses_in
-from equipoise.checkpoint.stored import Stored, Use, dtype_name
+from equipoise.checkpoint.readers.onnx_uses import Proto, Quantised, uses_in
+from equipoise.checkpoint.tensor_entry import TensorEntry, TensorUse, dtype_name
 from equipoise.errors import InputError
 
 LIMIT = 2 << 30  # protobuf's own
@@ -30,7 +29,7 @@ _RAW = {
 _INTEGERS = {2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32}  # by protobuf's numbers
 
 
-def read_onnx(path: Path) -> tuple[Stored, ...]:
+def read_onnx(path: Path) -> tuple[TensorEntry, ...]:
     """The initialisers of the graph and of its subgraphs, and the values of its `Constant` nodes.
 
     The graph itself is parsed by protobuf, numbers inside it included; those in external files are mapped. Raises
@@ -53,21 +52,21 @@ def read_onnx(path: Path) -> tuple[Stored, ...]:
         raise _refused(path, "an empty graph")
     named = [(tensor.name or f"constant_{place}", tensor) for place, tensor in enumerate(tensors)]
     uses, quantised = uses_in(model.graph)
-    known = [replace(_stored(path, name, tensor), use=uses.get(name, Use())) for name, tensor in named]
+    known = [replace(_stored(path, name, tensor), use=uses.get(name, TensorUse())) for name, tensor in named]
     times = Counter(name for name, _ in named)
     by_name = {name: tensor for name, tensor in named if times[name] == 1}  # branches may use a name again
     return (
         *(_dequantized(path, its, quantised[its.name], by_name) if its.name in quantised else its for its in known),
-        *(Stored(name, (), "", torch.Tensor, reason="it is sparse") for name in sparse),
+        *(TensorEntry(name, (), "", torch.Tensor, reason="it is sparse") for name in sparse),
     )
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def _tensors(graph: Proto) -> Iterator[Proto]:
     yield from graph.initializer
     yield from _constants(graph)
 
 
-def _constants(graph: Any) -> Iterator[Any]:
+def _constants(graph: Proto) -> Iterator[Proto]:
     """The values of `Constant` nodes, and the tensors of subgraphs, of a graph or a function."""
     for node in graph.node:
         for attribute in node.attribute:
@@ -78,7 +77,7 @@ def _constants(graph: Any) -> Iterator[Any]:
                 yield from _tensors(inner)
 
 
-def _stored(path: Path, name: str, tensor: Any) -> Stored:
+def _stored(path: Path, name: str, tensor: Proto) -> TensorEntry:
     from onnx import TensorProto
 
     shape, kind = tuple(tensor.dims), _kind(tensor)
@@ -86,12 +85,12 @@ def _stored(path: Path, name: str, tensor: Any) -> Stored:
         raise _refused(path, f"{name} has the shape {shape}")
     dtype = _RAW.get(kind)
     if dtype is None:
-        return Stored(name, shape, kind.lower(), torch.Tensor)
+        return TensorEntry(name, shape, kind.lower(), torch.Tensor)
     outside = tensor.data_location == TensorProto.EXTERNAL
-    return Stored(name, shape, dtype_name(dtype), _numbers(path, name, tensor, dtype), mapped=outside)
+    return TensorEntry(name, shape, dtype_name(dtype), _numbers(path, name, tensor, dtype), mapped=outside)
 
 
-def _dequantized(path: Path, its: Stored, node: Quantised, tensors: Mapping[str, Any]) -> Stored:
+def _dequantized(path: Path, its: TensorEntry, node: Quantised, tensors: Mapping[str, Proto]) -> TensorEntry:
     """`scale · (q - zero point)`, as `DequantizeLinear` does; codes that are not read keep their reason."""
     parts = [tensors.get(name) for name in (its.name, node.scale, node.zero) if name]
     dtypes = [_INTEGERS.get(part.data_type) or _RAW.get(_kind(part)) for part in parts if part is not None]
@@ -111,13 +110,13 @@ def _dequantized(path: Path, its: Stored, node: Quantised, tensors: Mapping[str,
     return replace(its, dtype="float32", read=read, reason=None, mapped=False, computed=True, note=note)
 
 
-def _kind(tensor: Any) -> str:
+def _kind(tensor: Proto) -> str:
     from onnx import TensorProto
 
     return TensorProto.DataType.Name(tensor.data_type)
 
 
-def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
+def _numbers(path: Path, name: str, tensor: Proto, dtype: torch.dtype) -> Callable[..., Tensor]:
     """How to get the numbers, once it is sure that there are as many as the shape says."""
     from onnx import TensorProto, numpy_helper
 
@@ -134,7 +133,7 @@ def _numbers(path: Path, name: str, tensor: Any, dtype: torch.dtype) -> Callable
     return lambda: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float64)).to(dtype)
 
 
-def _external(path: Path, name: str, tensor: Any, needed: int) -> tuple[Path, int]:
+def _external(path: Path, name: str, tensor: Proto, needed: int) -> tuple[Path, int]:
     """The file and the offset of external data."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     where = inside(path.parent, entries.get("location", ""))

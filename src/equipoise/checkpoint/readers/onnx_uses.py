@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from equipoise.checkpoint.stored import Use
+from equipoise.checkpoint.tensor_entry import TensorUse
+
+Proto: TypeAlias = Any  # a message of protobuf, whose classes are made at run time
 
 _GATES = {"LSTM": ("input", "output", "forget", "cell"), "GRU": ("update", "reset", "new"), "RNN": ("",)}
 _EACH = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "PRelu", "Where", "Equal", "Greater", "Less")
@@ -30,24 +32,24 @@ class _Source:
     transposed: bool = False
 
 
-def uses_in(graph: Any) -> tuple[Mapping[str, Use], Mapping[str, Quantised]]:
+def uses_in(graph: Proto) -> tuple[Mapping[str, TensorUse], Mapping[str, Quantised]]:
     """The use of each stored tensor, by its first node, in the graph and its subgraphs; and what is dequantised."""
-    uses: dict[str, Use] = {}
+    uses: dict[str, TensorUse] = {}
     quantised: dict[str, Quantised] = {}
     sources: dict[str, _Source] = {}
-    each: dict[str, Use] = {}  # of no consequence where a node uses the same as a matrix
+    each: dict[str, TensorUse] = {}  # of no consequence where a node uses the same as a matrix
     for node in _nodes(graph):
         inputs = [sources.get(name, _Source(name)) for name in node.input]
         if node.op_type in (*_SAME, "Transpose") and inputs and node.output:
-            turned = node.op_type == "Transpose" and list(_attribute(node, "perm", [1, 0])) == [1, 0]
+            turned = node.op_type == "Transpose" and _permutation(node) == [1, 0]
             if node.op_type != "Transpose" or turned:
                 sources[node.output[0]] = replace(inputs[0], transposed=inputs[0].transposed != turned)
         if node.op_type == "DequantizeLinear" and len(node.input) > 1:
             zero = node.input[2] if len(node.input) > 2 else ""
-            axis, block = int(_attribute(node, "axis", 1)), int(_attribute(node, "block_size", 0))
+            axis, block = _attribute(node, "axis", 1), _attribute(node, "block_size", 0)
             quantised.setdefault(node.input[0], Quantised(node.input[1], zero, axis, block))
         if node.op_type in _EACH:
-            each |= {source.name: Use(node.op_type, "elementwise") for source in inputs}
+            each |= {source.name: TensorUse(node.op_type, "elementwise") for source in inputs}
         for place, use in _uses(node).items():
             if place < len(inputs) and inputs[place].name:
                 its = replace(use, turned=not use.turned) if inputs[place].transposed else use
@@ -55,7 +57,7 @@ def uses_in(graph: Any) -> tuple[Mapping[str, Use], Mapping[str, Quantised]]:
     return each | uses, quantised
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
+def _nodes(graph: Proto) -> Iterator[Proto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -63,32 +65,35 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
-def _attribute(node: Any, name: str, otherwise: Any) -> Any:
-    found = next((its for its in node.attribute if its.name == name), None)
-    return otherwise if found is None else (list(found.ints) or found.i)
+def _attribute(node: Proto, name: str, otherwise: int) -> int:
+    return next((its.i for its in node.attribute if its.name == name), otherwise)
 
 
-def _uses(node: Any) -> dict[int, Use]:
+def _permutation(node: Proto) -> list[int]:
+    return next((list(its.ints) for its in node.attribute if its.name == "perm"), [1, 0])
+
+
+def _uses(node: Proto) -> dict[int, TensorUse]:
     """The use that a node makes of each of its inputs, if it is a weight or no weight for sure."""
     operator = node.op_type
     if operator in ("Conv", "ConvTranspose"):
-        groups = max(int(_attribute(node, "group", 1)), 1)
-        return {1: Use(operator, "conv", turned=operator == "ConvTranspose", groups=groups)}
+        groups = max(_attribute(node, "group", 1), 1)
+        return {1: TensorUse(operator, "conv", turned=operator == "ConvTranspose", groups=groups)}
     if operator == "MatMul":
-        return {0: Use(operator, "linear"), 1: Use(operator, "linear", turned=True)}
+        return {0: TensorUse(operator, "linear"), 1: TensorUse(operator, "linear", turned=True)}
     if operator == "Gemm":
         return {
-            0: Use(operator, "linear", turned=bool(_attribute(node, "transA", 0))),
-            1: Use(operator, "linear", turned=not _attribute(node, "transB", 0)),
+            0: TensorUse(operator, "linear", turned=bool(_attribute(node, "transA", 0))),
+            1: TensorUse(operator, "linear", turned=not _attribute(node, "transB", 0)),
         }
     if operator == "Gather" and not _attribute(node, "axis", 0):
-        return {0: Use(operator, "embedding")}
+        return {0: TensorUse(operator, "embedding")}
     if operator in _GATES:
-        weight = Use(operator, "recurrent", gates=_GATES[operator])
-        vectors = Use(operator, reason=f"biases or states of {operator}: vectors have no spectrum")
+        weight = TensorUse(operator, "recurrent", gates=_GATES[operator])
+        vectors = TensorUse(operator, reason=f"biases or states of {operator}: vectors have no spectrum")
         return {1: weight, 2: weight, **dict.fromkeys((3, 5, 6, 7), vectors)}
     if operator in _BLOCKS:
-        return dict.fromkeys(range(1, 9), Use(operator, reason=f"codes, scales or zero points of {operator}"))
+        return dict.fromkeys(range(1, 9), TensorUse(operator, reason=f"codes, scales or zero points of {operator}"))
     if operator in ("STFT", "DFT"):
-        return dict.fromkeys(range(1, 4), Use(operator, reason="a fixed transform, not a weight"))
+        return dict.fromkeys(range(1, 4), TensorUse(operator, reason="a fixed transform, not a weight"))
     return {}

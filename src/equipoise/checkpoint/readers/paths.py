@@ -3,13 +3,15 @@
 import re
 from collections.abc import Mapping
 from itertools import count
-from typing import Any
+from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.checkpoint.readers.limits import NAME_LIMIT, require_name
-from equipoise.checkpoint.readers.unpickler import Held
-from equipoise.checkpoint.stored import as_tensor
+from equipoise.checkpoint.readers.unpickler import PickledTensor
+from equipoise.checkpoint.tensor_entry import Opaque, as_tensor
+
+Leaf: TypeAlias = Tensor | Opaque | PickledTensor
 
 _DEPTH = 50
 _WRAPPERS = 8  # dicts with a single entry that holds tensors, around each other
@@ -17,7 +19,7 @@ _CONTAINERS = (Mapping, list, tuple, nn.Module)
 _PACKED = re.compile(r"\b_packed_params\.(?P<part>_packed_weight|_packed_params\.[01])$")
 
 
-def unnested(loaded: Any) -> dict[str, Any]:
+def unnested(loaded: object) -> dict[str, Leaf]:
     """Every tensor and array in nested dicts, lists and tuples by its path; a single outer key is left out.
 
     Raises `InputError` for a tensor under a key that is no text or number, or whose path is too long for a name.
@@ -37,11 +39,11 @@ def unnested(loaded: Any) -> dict[str, Any]:
     return {"tensor": whole} if whole is not None else tensors_in(loaded)
 
 
-def tensors_in(container: Any) -> dict[str, Any]:
+def tensors_in(container: object) -> dict[str, Leaf]:
     """Every tensor and array by its path, depth first, each container once: one may contain itself."""
-    found: dict[str, Any] = {}
+    found: dict[str, Leaf] = {}
     seen: set[int] = set()
-    waiting: list[tuple[str | None, Any, int]] = [("", container, 0)]
+    waiting: list[tuple[str | None, object, int]] = [("", container, 0)]
     while waiting:
         path, value, depth = waiting.pop()
         tensor = _leaf(value)
@@ -56,13 +58,18 @@ def tensors_in(container: Any) -> dict[str, Any]:
     return found
 
 
-def _leaf(value: Any) -> Any:
+def in_memory(leaves: Mapping[str, Leaf]) -> dict[str, Tensor | Opaque]:
+    """Those that are no descriptions of tensors in a file."""
+    return {name: value for name, value in leaves.items() if not isinstance(value, PickledTensor)}
+
+
+def _leaf(value: object) -> Leaf | None:
     """A tensor, an array as a tensor, what a file says of a tensor; None for everything else."""
-    return value if isinstance(value, Held) else as_tensor(value)
+    return value if isinstance(value, PickledTensor) else as_tensor(value)
 
 
 def _unpacked(place: re.Match[str]) -> str:
-    """What `torch.ao` keeps as a pair, or under a name of its own, by the names that the layer had before."""
+    """The name that the layer had before `torch.ao` packed it into a pair, or under a name of its own."""
     return {"_packed_weight": "weight", "_packed_params.0": "weight", "_packed_params.1": "bias"}[place["part"]]
 
 
@@ -74,7 +81,7 @@ def _below(path: str | None, key: object) -> str | None:
     return f"{path}.{said}"[: NAME_LIMIT + 1] if path else said
 
 
-def _distinct(name: str, taken: Mapping[str, Any]) -> str:
+def _distinct(name: str, taken: Mapping[str, Leaf]) -> str:
     """Another name where two paths read the same: `a.b` and `b` in `a`."""
     if name not in taken:
         return name

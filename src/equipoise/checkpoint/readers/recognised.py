@@ -14,7 +14,7 @@ class Foreign(NamedTuple):
     what: str
     remedy: str
 
-    def told(self, path: Path) -> InputError:
+    def refusal(self, path: Path) -> InputError:
         """As the one line that refuses it."""
         return InputError(
             expected="a checkpoint: safetensors, torch.save or ONNX",
@@ -79,7 +79,7 @@ _TAR = Foreign("a tar archive: NeMo, or torch before 0.1.10", f"unpack it, or {_
 
 
 def foreign_file(path: Path) -> Foreign | None:
-    """What a file is by its content, where that is known."""
+    """The kind of a foreign file by its content, where that is known."""
     with path.open("rb") as file:
         start = file.read(512)
     for magic, foreign in _STARTS:
@@ -131,14 +131,14 @@ _IN_ARCHIVES: tuple[tuple[Callable[[set[str], set[str]], bool], Foreign], ...] =
 
 
 def foreign_archive(names: Sequence[str]) -> Foreign | None:
-    """What a zip archive is that `torch.save` did not write."""
+    """The kind of a zip archive that `torch.save` did not write."""
     paths = {name.casefold() for name in names}
     last = {name.rpartition("/")[2] for name in paths}
     return next((foreign for fits, foreign in _IN_ARCHIVES if fits(last, paths)), None)
 
 
 def foreign_folder(folder: Path, names: Sequence[str]) -> Foreign | None:
-    """What a folder is that holds no single checkpoint file."""
+    """The kind of a folder that holds no single checkpoint file."""
     there = set(names)
     if ".metadata" in there or any(name.endswith(".distcp") for name in there):
         return _DISTRIBUTED

@@ -5,14 +5,13 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from equipoise.checkpoint.readers.limits import read_index_of, require_name
 from equipoise.checkpoint.readers.mapping import stretch
-from equipoise.checkpoint.stored import Mapped, Shelf, Stored, dtype_name
+from equipoise.checkpoint.tensor_entry import MappedFile, MmapCache, TensorEntry, dtype_name
 from equipoise.errors import InputError
 
 # the format's own names; what is missing here keeps the format's name in the table
@@ -39,7 +38,7 @@ _DTYPES = {
 }
 
 
-def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ...]:
+def read_safetensors(path: Path, shelf: MmapCache | None = None) -> tuple[TensorEntry, ...]:
     """The tensors of one file. Tied names that `save_model` left out come from the metadata that it wrote.
 
     Files that share a `shelf` are mapped one at a time.
@@ -59,9 +58,9 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
     largest = max(
         (math.prod(shape) * its.itemsize for _, shape, dtype in described if (its := known[dtype])), default=0
     )
-    mapped = Mapped(lambda: _sound(path).get_tensor, largest, shelf)
+    mapped = MappedFile(lambda: _sound(path).get_tensor, largest, shelf)
     return tuple(
-        Stored(
+        TensorEntry(
             name,
             shape,
             dtype_name(its) if its else dtype,
@@ -78,7 +77,7 @@ def read_safetensors(path: Path, shelf: Shelf | None = None) -> tuple[Stored, ..
 def _starts(path: Path) -> dict[str, int]:
     """Where in the file the numbers of each tensor begin; the header has been found to be sound."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise _unsound(path, "a name that is there twice")
@@ -94,15 +93,15 @@ def _starts(path: Path) -> dict[str, int]:
     }
 
 
-def read_index(index: Path) -> tuple[Stored, ...]:
+def read_index(index: Path) -> tuple[TensorEntry, ...]:
     """The tensors of a sharded checkpoint, from its `*.index.json`; shards are looked for in the folder of the index.
 
     Raises `InputError` for a shard that is missing or outside that folder.
     """
-    return read_index_of(index, partial(read_safetensors, shelf=Shelf()))
+    return read_index_of(index, partial(read_safetensors, shelf=MmapCache()))
 
 
-def _sound(path: Path) -> Any:
+def _sound(path: Path) -> safe_open:
     """The file, opened; only the header is read."""
     try:
         return safe_open(os.fspath(path), framework="pt")

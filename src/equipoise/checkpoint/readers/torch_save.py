@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from equipoise.checkpoint.readers.limits import read_index_of
 from equipoise.checkpoint.readers.mapping import mapped, stretch
 from equipoise.checkpoint.readers.paths import unnested
 from equipoise.checkpoint.readers.recognised import foreign_archive
-from equipoise.checkpoint.readers.unpickler import LIMIT, Damaged, Held, Refused, unpickled
-from equipoise.checkpoint.stored import Stored
+from equipoise.checkpoint.readers.unpickler import LIMIT, Damaged, PickledTensor, Refused, unpickled
+from equipoise.checkpoint.tensor_entry import TensorEntry
 from equipoise.errors import InputError
 
 ZIP = b"PK\x03\x04"
@@ -40,15 +40,15 @@ class _Place(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """What a file holds: what its pickle describes, and where each storage lies."""
+    """The content of a file: the description in its pickle, and the place of each storage."""
 
-    tree: Any
+    tree: object
     places: Mapping[str, _Place]
     swapped: bool = False  # whether the numbers are in the other order of bytes
 
 
-def read_torch(path: Path) -> tuple[Stored, ...]:
-    """The tensors in whatever dicts and lists the file holds, named by their path, as in `model.layer.weight`.
+def read_torch(path: Path) -> tuple[TensorEntry, ...]:
+    """The tensors in all dicts and lists of a file, named by their path, as in `model.layer.weight`.
 
     Where all tensors are under one key (`state_dict`, say), that key is left out of the names. Zip archives and files
     from before torch 1.6 are read, what `torch.load(weights_only=True)` reads among them. Raises `InputError` for a
@@ -57,20 +57,20 @@ def read_torch(path: Path) -> tuple[Stored, ...]:
     """
     with path.open("rb") as file:
         legacy = file.read(len(LEGACY)) == LEGACY
-    with _damage_told(path):
+    with _one_line_for_damage(path):
         contents = _legacy(path) if legacy else _archive(path)
         tensors = unnested(contents.tree)
-        held = {name: value for name, value in tensors.items() if isinstance(value, Held)}
+        held = {name: value for name, value in tensors.items() if isinstance(value, PickledTensor)}
         return _stored(path, held, contents)
 
 
-def read_torch_index(index: Path) -> tuple[Stored, ...]:
+def read_torch_index(index: Path) -> tuple[TensorEntry, ...]:
     """The tensors of a sharded checkpoint, from its `*.bin.index.json`."""
     return read_index_of(index, read_torch)
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _one_line_for_damage(path: Path) -> Iterator[None]:
     """Whatever a damaged file leads to, as one line."""
     try:
         yield
@@ -108,7 +108,7 @@ def _archive(path: Path) -> _Contents:
         pickles = [part for part in parts if part.filename.casefold().rpartition("/")[2] == "data.pkl"]
         names = {part.filename.casefold() for part in parts}
         if foreign := foreign_archive([part.filename for part in parts]):
-            raise foreign.told(path)
+            raise foreign.refusal(path)
         _require_stored(path, parts, names)
         if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl"):
             raise _damaged(path, f"an archive with {len(pickles) or 'no'} data.pkl")
@@ -131,7 +131,7 @@ def _archive(path: Path) -> _Contents:
 
 
 def _require_stored(path: Path, parts: list[zipfile.ZipInfo], names: set[str]) -> None:
-    """What `torch.save` writes is not compressed, so no part and no sum of parts is larger than the file."""
+    """Check that nothing is compressed, as `torch.save` writes it: no sum of parts is larger than the file."""
     packed = next((part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED), None)
     if packed:
         raise _damaged(path, f"a compressed part {packed[:80]!r}, which torch.save does not write")
@@ -143,7 +143,7 @@ def _require_stored(path: Path, parts: list[zipfile.ZipInfo], names: set[str]) -
         raise _damaged(path, "two parts of the same name")
 
 
-def _place(path: Path, file: Any, part: zipfile.ZipInfo, size: int) -> _Place:
+def _place(path: Path, file: BinaryIO, part: zipfile.ZipInfo, size: int) -> _Place:
     """Where the bytes of a part begin: after its own header, which has to name it as the directory does."""
     file.seek(part.header_offset)
     header = file.read(_LOCAL)
@@ -179,7 +179,7 @@ def _legacy(path: Path) -> _Contents:
 # ---- tensors ----
 
 
-def _stored(path: Path, tensors: Mapping[str, Held], contents: _Contents) -> tuple[Stored, ...]:
+def _stored(path: Path, tensors: Mapping[str, PickledTensor], contents: _Contents) -> tuple[TensorEntry, ...]:
     """Each tensor once, with all of its names, after its storage has been found to be as long as it should."""
     named: dict[object, list[str]] = {}
     for name, held in tensors.items():
@@ -196,10 +196,10 @@ def _stored(path: Path, tensors: Mapping[str, Held], contents: _Contents) -> tup
     return tuple(found)
 
 
-def _one(path: Path, name: str, aliases: tuple[str, ...], held: Held, contents: _Contents) -> Stored:
+def _one(path: Path, name: str, aliases: tuple[str, ...], held: PickledTensor, contents: _Contents) -> TensorEntry:
     reason, storage = held.reason, held.storage
     if storage is None:
-        return Stored(name, held.shape, held.dtype, Tensor, aliases, reason=reason)
+        return TensorEntry(name, held.shape, held.dtype, Tensor, aliases, reason=reason)
     place = contents.places.get(storage.key)
     needed = storage.size * storage.dtype.itemsize
     if place is None or not needed <= place.size < needed + max(storage.dtype.itemsize, storage.unit):
@@ -207,37 +207,40 @@ def _one(path: Path, name: str, aliases: tuple[str, ...], held: Held, contents: 
         raise Damaged(f"{name} needs a storage of {needed} bytes, and the file has {there}")
     start = place.offset + held.offset * storage.dtype.itemsize
     if contents.swapped and held.scale is None:
-        return Stored(name, held.shape, held.dtype, partial(_swapped, path, start, held), aliases, reason=reason)
+        return TensorEntry(name, held.shape, held.dtype, partial(_swapped, path, start, held), aliases, reason=reason)
     slice_ = partial(stretch, path, start, storage.dtype) if _contiguous(held) else None
     read = _reader(path, start, held)
     if held.scale is not None and reason is None and not contents.swapped:
         read, note = _dequantized(path, read, held, contents), f"dequantised: {held.dtype}"
-        return Stored(name, held.shape, "float32", read, aliases, computed=True, note=note)
-    return Stored(name, held.shape, held.dtype, read, aliases, reason=reason, mapped=True, stretch=slice_)
+        return TensorEntry(name, held.shape, "float32", read, aliases, computed=True, note=note)
+    return TensorEntry(name, held.shape, held.dtype, read, aliases, reason=reason, mapped=True, stretch=slice_)
 
 
-def _dequantized(path: Path, codes: Callable[..., Tensor], held: Held, contents: _Contents) -> Callable[..., Tensor]:
+def _dequantized(
+    path: Path, codes: Callable[..., Tensor], held: PickledTensor, contents: _Contents
+) -> Callable[..., Tensor]:
     """`scale · (q - zero point)` of a tensor of `torch.ao`, in one or along an axis."""
-    along = [-1 if place == held.axis else 1 for place in range(len(held.shape))]
+    along, scale = [-1 if place == held.axis else 1 for place in range(len(held.shape))], held.scale
+    assert scale is not None
 
-    def numbers(value: Any) -> Any:
+    def numbers(value: int | float | PickledTensor) -> int | float | Tensor:
         return (
             _one(path, "a scale", (), value, contents).read().double().reshape(along)
-            if isinstance(value, Held)
+            if isinstance(value, PickledTensor)
             else value
         )
 
     def read(*_: float) -> Tensor:
-        return ((codes().double() - numbers(held.zero)) * numbers(held.scale)).float()
+        return ((codes().double() - numbers(held.zero)) * numbers(scale)).float()
 
     return read
 
 
-def _reader(path: Path, start: int, held: Held) -> Callable[..., Tensor]:
+def _reader(path: Path, start: int, held: PickledTensor) -> Callable[..., Tensor]:
     return lambda share=1.0: _view(path, start, held)
 
 
-def _view(path: Path, start: int, held: Held) -> Tensor:
+def _view(path: Path, start: int, held: PickledTensor) -> Tensor:
     """The tensor, a view of the mapped file."""
     assert held.storage is not None
     dtype = _CODES.get(held.storage.dtype, held.storage.dtype)
@@ -247,13 +250,13 @@ def _view(path: Path, start: int, held: Held) -> Tensor:
     return mapped(path, start, span * dtype.itemsize).view(dtype).as_strided(held.shape, held.strides)
 
 
-def _swapped(path: Path, start: int, held: Held, share: float = 1.0) -> Tensor:
+def _swapped(path: Path, start: int, held: PickledTensor, share: float = 1.0) -> Tensor:
     """The tensor of a file from a machine with the other order of bytes."""
     found = _view(path, start, held).contiguous()
     return found.view(torch.uint8).reshape(*found.shape, found.itemsize).flip(-1).contiguous().view(found.dtype)[..., 0]
 
 
-def _contiguous(held: Held) -> bool:
+def _contiguous(held: PickledTensor) -> bool:
     expected = 1
     for size, stride in zip(reversed(held.shape), reversed(held.strides), strict=True):
         if size > 1 and stride != expected:

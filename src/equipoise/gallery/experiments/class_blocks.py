@@ -4,7 +4,7 @@ from torch import Tensor
 
 from equipoise.gallery.blocks import beyond, block_bound, together_since
 from equipoise.gallery.case import Case, Trail
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import RELU
 from equipoise.gallery.tails import WHY, WITHIN
 from equipoise.measure.activity import pattern_classes, patterns
@@ -24,21 +24,21 @@ def track(trail: Trail, members: Tensor) -> tuple[float, list[tuple[float, float
     return worst, curve
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """Every class of two neurons or more at the end, followed back to when its neurons became co-active."""
     trail = case.train(RELU)
     z = trail.moments[-1].preactivations[POSITION]
     classes = [members for members in pattern_classes(patterns(z)).classes if len(members) > 1]
     if not classes:
-        return Finding.without("no two neurons end co-active")
+        return Measurement.without("no two neurons end co-active")
     tracked = [track(trail, members) for members in classes]
     ends = [curve[-1][1] for _, curve in tracked]
     remark = f"{len(classes)} classes of {', '.join(str(len(c)) for c in classes)} neurons; residuals "
     remark += ", ".join(f"{end:.1e}" for end in ends)
-    return Finding(max(worst for worst, _ in tracked), tracked[0][1], remark)
+    return Measurement(max(worst for worst, _ in tracked), tracked[0][1], remark)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="class-blocks",
     title="ReLU layers: the block of each pattern class stays within its bound",
     statement="The rows of the last ReLU layer that belong to neurons with equal patterns behave like a linear layer "

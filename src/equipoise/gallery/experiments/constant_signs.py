@@ -3,13 +3,13 @@
 import torch
 
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import RELU
 
 LAST = 0.3  # of growth
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """The weight, as a share of `‖w‖²`, of the entries that change sign in the last stretch of growth."""
     trail = case.train(RELU)
     flat = [torch.cat([weight.flatten() for weight in s.parameters.values()]) for s in trail.moments]
@@ -20,10 +20,10 @@ def measure(case: Case) -> Finding:
     carried = float(flat[-1][late].square().sum() / flat[-1].square().sum())
     last = max((s for s, share in zip(growth, differs, strict=True) if share > 0), default=0.0)
     remark = f"{float(late.double().mean()):.1%} of the entries, the last at s = {last:.2f} of {growth[-1]:.2f}"
-    return Finding(carried, list(zip(growth, differs, strict=True)), remark, trail.unfinished)
+    return Measurement(carried, list(zip(growth, differs, strict=True)), remark, trail.unfinished)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="constant-signs",
     title="The decomposition: signs are constant from some time on",
     statement="From some time on no weight with a non-zero limit direction changes its sign, so that the tree of "

@@ -1,17 +1,17 @@
 """Gradient descent with small steps: the linear tail becomes rank one, the defects of the laws in the bound (T3.1)."""
 
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import DESCENT
 from equipoise.gallery.tails import WITHIN, within_predicted_bounds
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """Residual and misalignment of the tail over their bounds, at the end."""
     return within_predicted_bounds(case.train(DESCENT))
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="descent-tail",
     title="Gradient descent: the linear tail becomes rank one",
     statement="Under gradient descent with small steps the linear tail becomes rank one and aligned as under gradient "

@@ -3,7 +3,7 @@
 from equipoise.gallery.drifts import claim_of_laws
 from equipoise.gallery.recipes import DIAGONAL
 
-CLAIM = claim_of_laws(
+EXPERIMENT = claim_of_laws(
     "vertex",
     name="diagonal-skips",
     title="Trained diagonal skips: vertex-wise invariance",

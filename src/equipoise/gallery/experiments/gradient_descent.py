@@ -1,14 +1,14 @@
 """Gradient descent with small steps: every law moves by exactly the predicted defects (T2.2)."""
 
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.drifts import ROUNDING
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import DESCENT
 from equipoise.laws import invariances
 
 
-def measure(case: Case) -> Finding:
-    """What the library predicts of every step, and of all of them together, beside what the laws did."""
+def measure(case: Case) -> Measurement:
+    """The predicted change of the laws at every step, and of all steps together, beside the measured one."""
     trail = case.train(DESCENT)
     run, square = trail.run, trail.moments[-1].norm ** 2
     table = run.table().query("observer == 'defect'")
@@ -19,10 +19,10 @@ def measure(case: Case) -> Finding:
     drift = max(float(value.norm()) for value in moved.values()) / square
     remark = f"log R = {run.log_loss:.3g} after {run.steps} steps; the laws moved by {drift:.1e} of ‖w‖² in all"
     curve = list(zip(figures.index.astype(float), figures["measured_change"], strict=True))
-    return Finding(max(whole, *figures["mismatch"]), curve, remark)
+    return Measurement(max(whole, *figures["mismatch"]), curve, remark)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="gradient-descent",
     title="Gradient descent: the laws move by the predicted defects",
     statement="Under gradient descent the conserved quantities drift, step by step, by η² times a quadratic form of "

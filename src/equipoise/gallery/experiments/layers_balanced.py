@@ -3,8 +3,8 @@
 from itertools import pairwise
 
 from equipoise.gallery.case import Case, Moment
-from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.drifts import ROUNDING
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import RELU
 
 
@@ -13,7 +13,7 @@ def squares(moment: Moment) -> list[float]:
     return [float(weight.square().sum()) for weight in moment.parameters.values()]
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """How far `‖W_k‖² - ‖W_{k+1}‖²` moves; the curve is how far the ratio of two neighbours is from one."""
     trail = case.train(RELU)
     start = [low - up for low, up in pairwise(squares(trail.moments[0]))]
@@ -23,10 +23,10 @@ def measure(case: Case) -> Finding:
         moved = max(abs(low - up - was) for (low, up), was in zip(found, start, strict=True))
         worst = max(worst, moved / moment.norm**2)
         curve.append((moment.growth, max(abs(low / up - 1) for low, up in found)))
-    return Finding(worst, curve, f"worst ratio of neighbouring squared norms: 1 ± {curve[-1][1]:.1e} at the end")
+    return Measurement(worst, curve, f"worst ratio of neighbouring squared norms: 1 ± {curve[-1][1]:.1e} at the end")
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="layers-balanced",
     title="Layers balance themselves",
     statement="The difference between the squared Frobenius norms of neighbouring layers never changes, ReLU between "

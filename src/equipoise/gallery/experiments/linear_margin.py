@@ -3,12 +3,12 @@
 import torch
 
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.experiments.linear_svm import max_margin
 from equipoise.gallery.recipes import DEEP_LINEAR
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """`min_i y_i ⟨β, x_i⟩ / ‖β‖` of the product `β`, over the SVM's."""
     trail = case.train(DEEP_LINEAR)
     X, y = trail.run.data
@@ -17,10 +17,10 @@ def measure(case: Case) -> Finding:
     for moment in trail.moments:
         product = torch.linalg.multi_dot([moment.parameters[f"layer{k}.weight"] for k in (3, 2, 1)])[0]
         curve.append((moment.growth, float((y * (X @ product)).min() / product.norm()) / largest))
-    return Finding(curve[-1][1], curve, premise=trail.unfinished)
+    return Measurement(curve[-1][1], curve, premise=trail.unfinished)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="linear-margin",
     title="Deep linear networks: the margin becomes the largest there is",
     statement="The margin of the product of the layers, over its norm, tends to that of the bias-free hard-margin SVM.",

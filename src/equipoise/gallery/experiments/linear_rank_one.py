@@ -3,7 +3,7 @@
 from equipoise.gallery.recipes import DEEP_LINEAR
 from equipoise.gallery.tails import claim_of_tail
 
-CLAIM = claim_of_tail(
+EXPERIMENT = claim_of_tail(
     DEEP_LINEAR,
     name="linear-rank-one",
     title="Deep linear networks: every layer becomes rank one and aligned",

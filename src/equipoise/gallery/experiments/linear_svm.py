@@ -6,7 +6,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from equipoise.gallery.case import Case, Trail
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import DEEP_LINEAR
 
 
@@ -34,7 +34,7 @@ def angles(trail: Trail, optimum: Tensor) -> list[tuple[float, float]]:
     return found
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """The rate of the angle, fitted where the flow has left its start behind."""
     trail = case.train(DEEP_LINEAR)
     X, y = trail.run.data
@@ -46,10 +46,10 @@ def measure(case: Case) -> Finding:
     product = torch.linalg.multi_dot([trail.run.final[f"layer{k}.weight"] for k in (3, 2, 1)])[0]
     ratio = float((y * (X @ product)).min() / product.norm() * optimum.norm())
     remark = f"angle {angle[-1]:.1e} at s = {s[-1]:.2f}; margin {ratio:.6f} of the optimum"
-    return Finding(rate, curve, remark, trail.unfinished)
+    return Measurement(rate, curve, remark, trail.unfinished)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="linear-svm",
     title="Deep linear networks: the product becomes the hard-margin SVM",
     statement="The product of the layers turns to the direction of the bias-free hard-margin SVM, at an angle that "

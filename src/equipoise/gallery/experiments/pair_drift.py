@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gallery.case import Case, Trail
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.experiments.pair_invariance import HIDDEN, pair_matrices
 from equipoise.gallery.recipes import RELU
 
@@ -50,7 +50,7 @@ def predicted(trail: Trail, t: int) -> list[Tensor]:
     return drifts
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """The largest difference between drift and integral over the largest drift, along the whole flow."""
     trail = case.train(RELU)
     total = predicted(trail, 1)
@@ -62,10 +62,10 @@ def measure(case: Case) -> Finding:
         wrong = max(wrong, *(float((d - p).abs().max()) for d, p in zip(drifts, total, strict=True)))
         largest = max(float(d.abs().max()) for d in drifts)
         curve.append((moment.growth, largest / moment.norm**2))
-    return Finding(wrong / largest, curve, f"largest drift {curve[-1][1]:.1e} of ‖w‖² at the end", trail.unfinished)
+    return Measurement(wrong / largest, curve, f"largest drift {curve[-1][1]:.1e} of ‖w‖² at the end", trail.unfinished)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="pair-drift",
     title="ReLU networks: pairs that are not co-active drift as predicted",
     statement="⟨in_u, in_v⟩ - ⟨out_u, out_v⟩ of two neurons that are not on for the same examples does change, by "

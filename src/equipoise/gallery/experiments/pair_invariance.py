@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from equipoise.gallery.case import Case, Moment, Trail
-from equipoise.gallery.claim import Claim, Finding, Picture
 from equipoise.gallery.drifts import ROUNDING
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import RELU
 from equipoise.theorems.spectral_bounds import conserved_matrix
 
@@ -25,8 +25,8 @@ def pair_matrices(trail: Trail, position: int) -> list[Tensor]:
     return [conserved_matrix(chain[position], chain[position + 1], s.parameters) for s in trail.moments]
 
 
-def measure(case: Case) -> Finding:
-    """What the laws of co-active pairs move by while they are co-active, summed over the flow, the worst pair."""
+def measure(case: Case) -> Measurement:
+    """The drift of the laws of co-active pairs while they are co-active, summed over the flow, of the worst pair."""
     trail = case.train(RELU)
     worst, pairs, curve = 0.0, 0, [0.0] * len(trail.moments)
     for position in HIDDEN:
@@ -38,12 +38,12 @@ def measure(case: Case) -> Finding:
             curve[t] = max(curve[t], float(moved.abs().max()) / moment.norm**2)
             worst, pairs = max(worst, curve[t]), max(pairs, int(together.sum() - len(together)) // 2)
     if pairs == 0:
-        return Finding.without("no two neurons were ever co-active")
+        return Measurement.without("no two neurons were ever co-active")
     growth = [moment.growth for moment in trail.moments]
-    return Finding(worst, list(zip(growth, curve, strict=True)), f"up to {pairs} co-active pairs in a layer")
+    return Measurement(worst, list(zip(growth, curve, strict=True)), f"up to {pairs} co-active pairs in a layer")
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="pair-invariance",
     title="ReLU networks: pair-wise invariance of co-active neurons",
     statement="Two neurons of a ReLU layer that are on for the same examples keep ⟨in_u, in_v⟩ - ⟨out_u, out_v⟩, for "

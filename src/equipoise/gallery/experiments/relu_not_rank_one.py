@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gallery.case import Case, Moment, Trail
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import RELU
 from equipoise.linalg import leading_triplets
 from equipoise.measure.activity import pattern_classes, patterns
@@ -14,7 +14,7 @@ CONSTANT = 0.5  # growth after which a residual that tended to zero as e^{-2s} w
 
 
 def lower_bound(weight: Tensor, classes: tuple[Tensor, ...]) -> float:
-    """What the classes' own directions leave to rank one: `1 - σ₁²/‖W‖²` is at least this.
+    """The distance from rank one that the classes' own directions leave: `1 - σ₁²/‖W‖²` is at least this.
 
     With `x_j` the top left singular vector of class `j`'s rows, the rows `x_jᵀ W_j` are `Q W`, `Q` with orthonormal
     rows, whose singular values are at most those of `W`, each: `Σ_{i>1} σ_i(QW)² ≤ Σ_{i>1} σ_i(W)²`.
@@ -29,7 +29,7 @@ def last_classes(trail: Trail, moment: Moment, position: int) -> tuple[Tensor, .
     return pattern_classes(patterns(moment.preactivations[position].flatten(1))).classes
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """How much of the residual of the least rank-one ReLU layer is left after the last stretch of growth."""
     trail = case.train(RELU)
     name = "layer2.weight"
@@ -37,16 +37,16 @@ def measure(case: Case) -> Finding:
     last = trail.moments[-1]
     classes = last_classes(trail, last, 1)
     if len(classes) < 2:
-        return Finding.without("the layer has a single pattern class left")
+        return Measurement.without("the layer has a single pattern class left")
     before = next(residual for growth, residual in reversed(curve) if growth <= last.growth - CONSTANT)
     bound = lower_bound(torch.as_tensor(last.parameters[name]), classes)
     remark = (
         f"1 - σ₁²/‖W‖² = {curve[-1][1]:.3f}, {bound:.3f} of it between the directions of its {len(classes)} classes"
     )
-    return Finding(curve[-1][1] / before, curve, remark, trail.unfinished)
+    return Measurement(curve[-1][1] / before, curve, remark, trail.unfinished)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="relu-not-rank-one",
     title="ReLU layers: the whole matrix does not become rank one",
     statement="The matrix of the last ReLU layer does not tend to rank one: the classes of neurons that are on for "

@@ -4,20 +4,20 @@ import torch
 
 from equipoise.gallery.blocks import beyond, block_bound
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import POSITIVE
 from equipoise.gallery.tails import WHY, WITHIN
 
 LOWER, UPPER = "layer1.weight", "layer2.weight"
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """`Σ_{i>r} σ_i²` of the rows that were on for everything all along, over its bound, the worst rank and time."""
     trail = case.train(POSITIVE)
     slopes = torch.stack([moment.slopes[0] for moment in trail.moments])
     members = (slopes == 1).all(0).all(0).nonzero().flatten()
     if len(members) < 2:
-        return Finding.without(f"{len(members)} neurons were on for every example all along")
+        return Measurement.without(f"{len(members)} neurons were on for every example all along")
     start, worst, curve = trail.moments[0], 0.0, []
     for moment in trail.moments:
         block = moment.parameters[LOWER][members]
@@ -29,10 +29,10 @@ def measure(case: Case) -> Finding:
     remark = (
         f"{len(members)} neurons always on; at the end {one:.2e} beyond rank one, {curve[-1][1]:.2e} beyond rank two"
     )
-    return Finding(worst, curve, remark, trail.unfinished)
+    return Measurement(worst, curve, remark, trail.unfinished)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="stable-block",
     title="Stably active neurons: their block takes the rank of the layer above",
     statement="With non-negative features, a bias and non-negative first weights most neurons of the first ReLU layer "

@@ -1,17 +1,17 @@
 """Three classes under cross-entropy: the tail tends to rank two (T3.1 for r = C - 1)."""
 
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import SEVERAL
 from equipoise.gallery.tails import WHY, WITHIN, within_bounds
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """Residual and misalignment of the tail over their certified bounds, the worst of the whole flow."""
     return within_bounds(case.train(SEVERAL))
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="tail-classes",
     title="Several classes: the linear tail tends to rank C − 1",
     statement="With C = 3 classes under cross-entropy the layers of the linear tail tend to rank C - 1 = 2, and their "

@@ -3,7 +3,7 @@
 from equipoise.gallery.recipes import CONVOLUTIONAL
 from equipoise.gallery.tails import claim_of_tail
 
-CLAIM = claim_of_tail(
+EXPERIMENT = claim_of_tail(
     CONVOLUTIONAL,
     name="tail-convolutional",
     title="Convolutional networks: the linear tail becomes rank one",

@@ -3,7 +3,7 @@
 from equipoise.gallery.recipes import BIASED
 from equipoise.gallery.tails import claim_of_tail
 
-CLAIM = claim_of_tail(
+EXPERIMENT = claim_of_tail(
     BIASED,
     name="tail-nonhomogeneous",
     title="A trunk that is not homogeneous: the linear tail becomes rank one",

@@ -3,7 +3,7 @@
 from equipoise.gallery.recipes import RELU
 from equipoise.gallery.tails import claim_of_tail
 
-CLAIM = claim_of_tail(
+EXPERIMENT = claim_of_tail(
     RELU,
     name="tail-rank-one",
     title="ReLU networks: the linear tail becomes rank one",

@@ -3,7 +3,7 @@
 from equipoise.gallery.recipes import SKIPS
 from equipoise.gallery.tails import claim_of_tail
 
-CLAIM = claim_of_tail(
+EXPERIMENT = claim_of_tail(
     SKIPS,
     name="tail-skips",
     title="Skip connections: the linear tail becomes rank one",

@@ -3,7 +3,7 @@
 from equipoise.gallery.recipes import SMOOTH
 from equipoise.gallery.tails import claim_of_tail
 
-CLAIM = claim_of_tail(
+EXPERIMENT = claim_of_tail(
     SMOOTH,
     name="tail-smooth",
     title="GELU and tanh below: the linear tail becomes rank one",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gallery.case import Case, Recipe
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.recipes import two_layers
 from equipoise.integrate.goals import LogLoss
 from equipoise.measure.spectrum import spectrum
@@ -35,7 +35,7 @@ def obtuse_pair(case: Case) -> tuple[Tensor, Tensor]:
 TWO_POINTS = Recipe(two_layers, data=obtuse_pair, until=LogLoss(-1e6))
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """How far the residual of the first layer ends from `(1 - |c|)/2`."""
     trail = case.train(TWO_POINTS)
     X, _ = trail.run.data
@@ -44,10 +44,10 @@ def measure(case: Case) -> Finding:
     curve = [(s.growth, spectrum(s.parameters["layer1.weight"]).rank_one_residual) for s in trail.moments]
     degrees = math.degrees(math.acos(cosine))
     remark = f"at {degrees:.0f}° between the points: {curve[-1][1]:.4f}, expected {expected:.4f}"
-    return Finding(abs(curve[-1][1] / expected - 1), curve, remark, trail.unfinished)
+    return Measurement(abs(curve[-1][1] / expected - 1), curve, remark, trail.unfinished)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="two-points",
     title="Two points: gradient flow does not minimise rank",
     statement="For two points with opposite labels and more than a right angle between them, a hidden layer of rank "

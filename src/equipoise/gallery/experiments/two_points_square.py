@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gallery.case import Case
-from equipoise.gallery.claim import Claim, Finding, Picture
+from equipoise.gallery.experiment import Experiment, Measurement, Picture
 from equipoise.gallery.experiments.two_points import obtuse_pair
 from equipoise.gallery.recipes import WIDTH
 from equipoise.measure.spectrum import spectrum
@@ -40,7 +40,7 @@ def step(layers: Layers, X: Tensor) -> Layers:
     return W, V
 
 
-def measure(case: Case) -> Finding:
+def measure(case: Case) -> Measurement:
     """The residual of the first layer at the end, over `(1 - |c|)/2`."""
     X, _ = obtuse_pair(case)
     random = torch.Generator().manual_seed(case.seed)
@@ -54,10 +54,10 @@ def measure(case: Case) -> Finding:
     loss = float((torch.eye(len(X), dtype=X.dtype) - (X @ W.T).relu() @ V.T).square().sum()) / 2
     expected, found = (1 - abs(float(X[0] @ X[1]))) / 2, spectrum(W).rank_one_residual
     premise = "" if loss < 1e-12 else f"no neuron is on for one of the points: the loss ends at {loss:.2g}"
-    return Finding(found / expected, curve, f"{found:.4f}, expected {expected:.4f}", premise)
+    return Measurement(found / expected, curve, f"{found:.4f}, expected {expected:.4f}", premise)
 
 
-CLAIM = Claim(
+EXPERIMENT = Experiment(
     name="two-points-square",
     title="Two points, square loss: gradient flow does not minimise rank",
     statement="For two points with more than a right angle between them, orthogonal labels and the square loss, a "

@@ -2,7 +2,7 @@
 
 from equipoise.gallery.drifts import claim_of_laws
 
-CLAIM = claim_of_laws(
+EXPERIMENT = claim_of_laws(
     "vertex",
     name="vertex-invariance",
     title="ReLU networks: vertex-wise invariance",

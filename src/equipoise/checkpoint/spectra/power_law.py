@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.checkpoint.quiet import quiet
+from equipoise.checkpoint.warnings_lock import warnings_ignored
 
 _FEWEST = 10  # eigenvalues below which no exponent is worth stating
 _STARTS = 1000  # places tried for the start of the tail,
-_TOGETHER = 16  # so many at a time
+_TOGETHER = 16  # of them at a time
 
 
 @dataclass(frozen=True)
-class Tail:
+class PowerLaw:
     """`p(λ) ∝ λ^-exponent` for `λ ≥ start`, with its standard error and the Kolmogorov–Smirnov distance of the fit.
 
     A fit, not a finding: every spectrum gets one, the random ones too, and only a small distance over a long tail
@@ -31,13 +31,13 @@ class Tail:
     start: float
 
 
-def heavy_tail(values: Float[Tensor, " k"]) -> Tail | None:
+def heavy_tail(values: Float[Tensor, " k"]) -> PowerLaw | None:
     """The fit to `λ_i = σ_i²`; None without the powerlaw package, or with fewer than ten distinct eigenvalues.
 
     The start of the tail is the one with the smallest distance, as in powerlaw (which takes seconds to find it among
     thousands of eigenvalues); the exponent at that start is powerlaw's.
     """
-    if not available():
+    if len(values) < _FEWEST or not available():
         return None
     import powerlaw  # an extra
 
@@ -47,10 +47,10 @@ def heavy_tail(values: Float[Tensor, " k"]) -> Tail | None:
     if start is None:
         return None
     tail = eigenvalues[eigenvalues >= start]
-    with quiet():  # of exponents above 3, where powerlaw's own range ends
+    with warnings_ignored():  # of exponents above 3, where powerlaw's own range ends
         fitted = powerlaw.Fit(tail, xmin=start, verbose=False, parameter_ranges={"alpha": (1, None)}).power_law
     exponent = float(fitted.alpha)
-    return Tail(exponent, (exponent - 1) / math.sqrt(len(tail)), float(fitted.D), start)
+    return PowerLaw(exponent, (exponent - 1) / math.sqrt(len(tail)), float(fitted.D), start)
 
 
 @cache

@@ -6,9 +6,9 @@ publishes their addresses for Cython, and ctypes lets other threads go on while 
 """
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -19,7 +19,7 @@ _LIBRARIES = {"dsyrk": "blas", "dgemm": "blas", "dsyevd": "lapack"}
 
 
 @cache
-def _routine(name: str) -> Any:
+def _routine(name: str) -> Callable[..., None]:
     capsule = import_module(f"scipy.linalg.cython_{_LIBRARIES[name]}").__pyx_capi__[name]
     python = ctypes.pythonapi
     python.PyCapsule_GetName.argtypes, python.PyCapsule_GetName.restype = [ctypes.py_object], ctypes.c_char_p
@@ -29,19 +29,15 @@ def _routine(name: str) -> Any:
 
 
 def _call(name: str, *arguments: bytes | int | float | Tensor | np.ndarray) -> None:
-    """Everything by address, as Fortran has it; what is not an array stays alive until the call is over."""
-    _routine(name)(*(ctypes.c_void_p(_address(each)) if _is_array(each) else _scalar(each) for each in arguments))
+    """Everything by address, as Fortran has it; references keep numbers alive until the call is over."""
+    _routine(name)(*map(_reference, arguments))
 
 
-def _is_array(argument: Any) -> bool:
-    return isinstance(argument, Tensor | np.ndarray)
-
-
-def _address(array: Any) -> int:
-    return array.data_ptr() if isinstance(array, Tensor) else array.ctypes.data
-
-
-def _scalar(argument: Any) -> Any:
+def _reference(argument: bytes | int | float | Tensor | np.ndarray) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, np.ndarray):
+        return ctypes.c_void_p(argument.ctypes.data)
     if isinstance(argument, bytes):
         return ctypes.c_char_p(argument)
     return ctypes.byref(ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int(argument))

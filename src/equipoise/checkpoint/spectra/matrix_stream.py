@@ -1,23 +1,23 @@
 """A matrix that stays where it is stored, and passes by in float64, a few lines at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.checkpoint.spare import borrowed
+from equipoise.checkpoint.spectra.workspace import workspace
 
 CHUNK = 1 << 17  # numbers that are in float64 at a time,
-_LINES = 128  # or so many lines, if that is more: fewer would make the products slow
+_LINES = 128  # or this number of lines, if that is more: fewer would make the products slow
 _STRIPS = 16  # of a matrix that has to pass by along its longer side, at most
 
 Part = Callable[[int, int, int], Tensor]  # dimension, first line, how many: as `torch.narrow`
 
 
 @dataclass(frozen=True, eq=False)
-class Streamed:
+class MatrixStream:
     """`read(share)` gives the whole matrix, of which that share is going to be looked at.
 
     A mapped matrix is read anew for every chunk: what was looked at need not stay in memory then. `part`, where there
@@ -33,10 +33,12 @@ class Streamed:
     part: Part | None = None
 
     @classmethod
-    def of(cls, matrix: Tensor, read: Callable[[float], Tensor] | None = None, part: Part | None = None) -> "Streamed":
-        """One that is at hand or, with `read`, one that looks like this and is read again and again.
+    def of(
+        cls, matrix: Tensor, read: Callable[[float], Tensor] | None = None, part: Part | None = None
+    ) -> "MatrixStream":
+        """A stream of a matrix in memory or, with `read`, of one of this shape that is read anew each time.
 
-        >>> tall = Streamed.of(torch.ones(3, 2))
+        >>> tall = MatrixStream.of(torch.ones(3, 2))
         >>> [tuple(chunk.shape) for chunk in tall.chunks()], tall.by_rows
         ([(3, 2)], True)
         """
@@ -72,9 +74,12 @@ class Streamed:
         for strip in self._slices(max(lines, 1), 1 if turned else 0, stop):
             yield strip.T if turned else strip
 
-    def rows(self) -> Iterator[Tensor]:
-        """Slices of `height` rows, likewise."""
-        return self._slices(self.height, 0)
+    def row_blocks(self) -> Callable[[], Iterable[Tensor]]:
+        """A source of slices of `height` rows, likewise; a matrix of one such slice is read and converted once."""
+        if self.height >= self.shape[0]:
+            block = [self.whole().to("cpu", torch.float64)]
+            return lambda: block
+        return lambda: self._slices(self.height, 0)
 
     @property
     def height(self) -> int:
@@ -86,7 +91,7 @@ class Streamed:
         length = self.shape[dimension]
         lines, stop = min(lines, length), length if stop is None else stop
         share = lines / length if (dimension == 0) == self.by_row_in_memory else 1.0  # columns lie on every page
-        with borrowed(lines * self.count // max(length, 1)) as place:
+        with workspace(lines * self.count // max(length, 1)) as place:
             for start in range(0, stop, lines):
                 which = dimension, start, min(lines, stop - start)
                 part = self.read(share).narrow(*which) if self.part is None else self.part(*which)

@@ -39,7 +39,7 @@ def randomised(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Float[Ten
 
 
 def certain(matrix: Tensor, found: linalg.LeadingTriplets, norm: float) -> dict[str, Range]:
-    """What follows from the first singular value: bounds that hold but for the 1e-9 of `probable_norm_bound`.
+    """Ranges that follow from the first singular value: bounds that hold but for the 1e-9 of `probable_norm_bound`.
 
     `σ̂_1 ≤ σ_1 ≤ t`, hence `‖W‖_F²/t² ≤ stable rank ≤ ‖W‖_F²/σ̂_1²`; deflating any unit vectors bounds the residual
     from above.

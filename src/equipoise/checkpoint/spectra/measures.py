@@ -1,22 +1,21 @@
 """One matrix, measured: every figure of a row, exact or randomised, with its null."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from equipoise import linalg
-from equipoise.checkpoint.bulk import bulk
-from equipoise.checkpoint.gram import accuracy, gram_singular_values, rank_one_residual
-from equipoise.checkpoint.null import DRAWS, gaussian_singular_values
-from equipoise.checkpoint.randomised import randomised
-from equipoise.checkpoint.streamed import Streamed
-from equipoise.checkpoint.tail import heavy_tail
+from equipoise.checkpoint.spectra.gaussian_null import DRAWS, gaussian_singular_values
+from equipoise.checkpoint.spectra.gram import accuracy, gram_singular_values, rank_one_residual
+from equipoise.checkpoint.spectra.marchenko_pastur import noise_bulk
+from equipoise.checkpoint.spectra.matrix_stream import MatrixStream
+from equipoise.checkpoint.spectra.power_law import heavy_tail
+from equipoise.checkpoint.spectra.randomised import randomised
 from equipoise.measure.spectrum import SingularSpectrum
 
 NULLED = (
@@ -29,7 +28,7 @@ NULLED = (
     "heavy_tail_exponent",
 )
 FAST_FROM = 1024  # on the shorter side: up to here all singular values cost no more than a few
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]  # the columns of a table
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Settings:
         return max(rows, columns) * torch.finfo(torch.float32).eps if self.tolerance is None else self.tolerance
 
 
-def measure(matrix: Streamed, settings: Settings) -> Row | str:
+def measure(matrix: MatrixStream, settings: Settings) -> Row | str:
     """The figures of an `out × in` matrix of any floating dtype, or why there are none: NaN or infinite entries."""
     way = _way(matrix, settings)
     if way == "gram":
@@ -63,7 +62,7 @@ def measure(matrix: Streamed, settings: Settings) -> Row | str:
     return _by_svd(whole, settings) if way == "svd" else _fast(whole, settings)
 
 
-def _way(matrix: Streamed, settings: Settings) -> str:
+def _way(matrix: MatrixStream, settings: Settings) -> str:
     """Gram, svd or fast: what is asked for, where it can be done and pays."""
     if settings.method == "fast":
         return "fast" if min(matrix.shape) > FAST_FROM else "gram"
@@ -78,13 +77,13 @@ def _largest(matrix: Tensor) -> float:
     return max(-low, high)
 
 
-def _zero(matrix: Streamed, way: str, settings: Settings) -> Row:
+def _zero(matrix: MatrixStream, way: str, settings: Settings) -> Row:
     rows, columns = matrix.shape
     row = described(torch.zeros(min(rows, columns), dtype=torch.float64), rows, columns, settings)
     return row | {"method": "svd" if way == "svd" else "gram", "accuracy": 0.0}
 
 
-def _by_gram(matrix: Streamed, values: Tensor, settings: Settings) -> Row:
+def _by_gram(matrix: MatrixStream, values: Tensor, settings: Settings) -> Row:
     rows, columns = matrix.shape
     row = described(values, rows, columns, settings, rank_one_residual(matrix, values))
     return row | {"method": "gram", "accuracy": accuracy(matrix)}
@@ -112,7 +111,7 @@ def described(
 ) -> Row:
     """Every measure of docs/theory.md §6 and of the bulk and tail of a spectrum, from all singular values."""
     spectrum = SingularSpectrum(values, rows, columns, r=settings.r)
-    tolerance, around = settings.rank_tolerance(rows, columns), bulk(spectrum.frobenius_norm, rows, columns)
+    tolerance, around = settings.rank_tolerance(rows, columns), noise_bulk(spectrum.frobenius_norm, rows, columns)
     tail = heavy_tail(values) if settings.heavy_tail else None
     return {
         "frobenius_norm": spectrum.frobenius_norm,
@@ -135,18 +134,18 @@ def described(
 
 
 def _fast(matrix: Tensor, settings: Settings) -> Row:
-    """What needs only a few products; what needs every singular value stays empty."""
+    """The measures that take only a few products; those that need every singular value stay empty."""
     matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
     values, norm, ranges = randomised(matrix, settings.r)
-    edge = bulk(norm, matrix.shape[0], matrix.shape[1]).edge
+    edge = noise_bulk(norm, matrix.shape[0], matrix.shape[1]).edge
     row: Row = {"frobenius_norm": norm, "singular_values": values.tolist(), "mp_edge": edge}
     for name, found in ranges.items():
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row | {"spectrum": values.float().cpu().numpy(), "method": "fast"}
 
 
-def null_row(row: Mapping[str, Any], rows: int, columns: int, settings: Settings) -> Row:
-    """What a Gaussian matrix of the same shape and Frobenius norm measures: the mean of a few draws."""
+def null_row(row: Row, rows: int, columns: int, settings: Settings) -> Row:
+    """The measures of a Gaussian matrix of the same shape and Frobenius norm: the mean of a few draws."""
     mean = _null(max(rows, columns), min(rows, columns), settings)
     scale = row["frobenius_norm"] / (rows * columns) ** 0.5
     known = {f"null_{name}": mean[name] for name in NULLED if row.get(name) is not None}
@@ -154,10 +153,11 @@ def null_row(row: Mapping[str, Any], rows: int, columns: int, settings: Settings
 
 
 @lru_cache(maxsize=256)
-def _null(rows: int, columns: int, settings: Settings) -> Mapping[str, Any]:
+def _null(rows: int, columns: int, settings: Settings) -> Row:
     drawn = [described(gaussian_singular_values(rows, columns, draw), rows, columns, settings) for draw in range(DRAWS)]
     return {name: _mean([row[name] for row in drawn]) for name in (*NULLED, "spectral_norm")}
 
 
-def _mean(values: list[Any]) -> float | None:
-    return None if None in values else sum(values) / len(values)
+def _mean(values: list[int | float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

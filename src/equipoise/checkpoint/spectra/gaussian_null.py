@@ -1,4 +1,4 @@
-"""What a random matrix of the same shape would measure: the null beside each figure, without building that matrix."""
+"""The null beside each figure: singular values of a random matrix of that shape, without building that matrix."""
 
 import math
 from functools import lru_cache

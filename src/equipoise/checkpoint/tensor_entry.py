@@ -1,22 +1,24 @@
-"""The tensors of a checkpoint before they are read: names, shapes, and a way to get at the numbers one by one."""
+"""The tensors of a checkpoint before they are read: names, shapes, and a function that reads the numbers of each."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Json: TypeAlias = Mapping[Any, Any]  # a configuration: of a file with text as keys, of a model with any
+
 _LEAST = 1 << 20  # bytes that are worth mapping a file anew
 
 
 @dataclass(frozen=True)
-class Use:
+class TensorUse:
     """How a model uses a tensor, as far as a module, a graph or a configuration says so.
 
     `layer` is the class of the module or the operator of the node, `kind` the type in the table; `turned` for stored
@@ -36,7 +38,7 @@ class Use:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class TensorEntry:
     """One tensor: `read()` maps or fetches it; `reason` says why it cannot be read, where it cannot.
 
     `aliases` are its other names, if it is tied; `use` is what its module or node says of it, where known; `note` how
@@ -51,7 +53,7 @@ class Stored:
     dtype: str
     read: Callable[..., Tensor]
     aliases: tuple[str, ...] = ()
-    use: Use = Use()
+    use: TensorUse = TensorUse()
     reason: str | None = None
     mapped: bool = False
     computed: bool = False
@@ -74,18 +76,18 @@ class Checkpoint:
     """All tensors of one file, folder or model, with the fields of its `config.json`, if it has one."""
 
     label: str
-    tensors: tuple[Stored, ...]
-    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: tuple[TensorEntry, ...]
+    config: Json = field(default_factory=dict)
 
 
-class Shelf:
+class MmapCache:
     """Holds one mapped file open at a time: the shards of a checkpoint share one. Several threads may read from it."""
 
     def __init__(self):
         self.lock = RLock()
-        self._held: ref[Mapped] | None = None  # a cycle would keep the file mapped when all is done
+        self._held: ref[MappedFile] | None = None  # a cycle would keep the file mapped when all is done
 
-    def hold(self, mapped: "Mapped") -> None:
+    def hold(self, mapped: "MappedFile") -> None:
         """Hold this one; the one before lets go of its mapping."""
         before = self._held() if self._held else None
         if before is not None and before is not mapped:
@@ -93,15 +95,15 @@ class Shelf:
         self._held = ref(mapped)
 
 
-class Mapped:
+class MappedFile:
     """A file mapped into memory, and mapped anew as often as it takes to keep what was read from staying there.
 
     `opened()` gives something to get tensors from by name; the tensors are views of the mapping. Pages that were read
     count as memory for as long as they are mapped, so a mapping serves for a quarter of the `largest` tensor, in bytes.
     """
 
-    def __init__(self, opened: Callable[[], Callable[[str], Any]], largest: int, shelf: Shelf | None = None):
-        self._opened, self._budget, self._shelf = opened, max(largest // 4, _LEAST), shelf or Shelf()
+    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], largest: int, shelf: MmapCache | None = None):
+        self._opened, self._budget, self._shelf = opened, max(largest // 4, _LEAST), shelf or MmapCache()
         self._get: Callable[[str], Tensor] | None = None
         self._looked_at: dict[str, float] = {}  # the share of each tensor,
         self._pages = 0.0  # and their bytes together
@@ -148,14 +150,25 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@runtime_checkable
+class _ArrayLike(Protocol):
+    """An array of numpy, JAX or another library."""
+
+    dtype: object
+
+    def __array__(self) -> np.ndarray:
+        """Its numbers."""
+        ...
+
+
 @dataclass(frozen=True)
 class Opaque:
-    """What holds numbers and is no tensor, with the reason why they are not read."""
+    """An object with numbers that is no tensor, and the reason why they are not read."""
 
     reason: str
 
 
-def as_tensor(value: Any) -> Tensor | Opaque | None:
+def as_tensor(value: object) -> Tensor | Opaque | None:
     """A tensor or an array as a tensor; what holds numbers that cannot be read; None for everything else.
 
     >>> as_tensor(np.ones((2, 3))).shape, as_tensor("text"), as_tensor(np.array(["a"])).reason
@@ -167,7 +180,7 @@ def as_tensor(value: Any) -> Tensor | Opaque | None:
         return Opaque(
             f"a {str(value._type()).rpartition('.')[2]}, whose weights only its module can unpack: pass the model"
         )
-    if isinstance(value, np.generic) or not hasattr(value, "__array__") or not hasattr(value, "dtype"):
+    if isinstance(value, np.generic) or not isinstance(value, _ArrayLike):
         return None
     try:
         array = np.asarray(value)
@@ -178,32 +191,34 @@ def as_tensor(value: Any) -> Tensor | Opaque | None:
         return Opaque(f"a {type(value).__module__.partition('.')[0]} array of {str(value.dtype).removeprefix('>')}")
 
 
-def stored(
-    tensors: Mapping[str, Tensor | Opaque], read: Callable[[str], Callable[..., Any]], mapped: bool = False
-) -> tuple[Stored, ...]:
+def entries(
+    tensors: Mapping[str, Tensor | Opaque], read: Callable[[str], Callable[..., Tensor]], mapped: bool = False
+) -> tuple[TensorEntry, ...]:
     """Each tensor once, with all names of those that share their numbers; `read(name)` says how to get it later.
 
     >>> weight = torch.ones(2, 2)
-    >>> [entry.names for entry in stored({"a": weight, "b": weight}, lambda name: lambda: weight)]
+    >>> [entry.names for entry in entries({"a": weight, "b": weight}, lambda name: lambda: weight)]
     [('a', 'b')]
     """
     named: dict[object, list[str]] = {}
     for name, tensor in tensors.items():
         key = name if isinstance(tensor, Opaque) else _place(tensor) or name
         named.setdefault(key, []).append(name)
-    found: list[Stored] = []
+    found: list[TensorEntry] = []
     for name, *aliases in named.values():
         tensor = tensors[name]
         if isinstance(tensor, Opaque):
-            found.append(Stored(name, (), "", Tensor, reason=tensor.reason))
+            found.append(TensorEntry(name, (), "", Tensor, reason=tensor.reason))
             continue
         shape, reason = tuple(tensor.shape), unreadable(tensor)
-        its = Stored(name, shape, dtype_name(tensor.dtype), read(name), tuple(aliases), reason=reason, mapped=mapped)
+        its = TensorEntry(
+            name, shape, dtype_name(tensor.dtype), read(name), tuple(aliases), reason=reason, mapped=mapped
+        )
         found.append(_dequantized(its) if tensor.is_quantized and not reason else its)
     return tuple(found)
 
 
-def _dequantized(its: Stored) -> Stored:
+def _dequantized(its: TensorEntry) -> TensorEntry:
     """A tensor of `torch.ao` that knows its own scales."""
 
     def read(*_: float) -> Tensor:

@@ -6,21 +6,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from equipoise.checkpoint.readers.limits import read_json
 from equipoise.checkpoint.readers.safetensors import read_safetensors
 from equipoise.checkpoint.readers.torch_save import read_torch
-from equipoise.checkpoint.stored import Checkpoint, Stored
+from equipoise.checkpoint.tensor_entry import Checkpoint, Json, TensorEntry
 from equipoise.errors import InputError
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<adapter>[^.]+?))??(\.(?P<leaf>weight|bias))?$"
 )
-_FILES: Mapping[str, Callable[[Path], tuple[Stored, ...]]] = {
+_FILES: Mapping[str, Callable[[Path], tuple[TensorEntry, ...]]] = {
     "adapter_model.safetensors": read_safetensors,
     "adapter_model.bin": read_torch,
 }
@@ -43,15 +42,15 @@ _MERGE = "merge it with PEFT first (merge_and_unload) and analyze what that save
 
 @dataclass(frozen=True, eq=False)
 class _Update:
-    """What an adapter does to one tensor: `replaced` by another, then `scale · B A` added, and `scale · bias`."""
+    """The change of an adapter to one tensor: `replaced` by another, then `scale · B A` added, and `scale · bias`."""
 
     name: str
-    up: Stored | None = None
-    down: Stored | None = None
+    up: TensorEntry | None = None
+    down: TensorEntry | None = None
     scale: float = 1.0
     turned: bool = False  # the weight is stored as (in, out)
-    bias: Stored | None = None
-    replaced: Stored | None = None
+    bias: TensorEntry | None = None
+    replaced: TensorEntry | None = None
 
     def applied(self, base: Callable[[], Tensor]) -> Tensor:
         """The adapted tensor, in float32 or float64."""
@@ -65,20 +64,20 @@ class _Update:
         update = self.scale * (self.up.read().to(weight).flatten(1) @ self.down.read().to(weight).flatten(1))
         return weight + (update.T if self.turned else update).reshape(weight.shape)
 
-    def require_fits(self, stored: Stored) -> None:
+    def require_fits(self, entry: TensorEntry) -> None:
         """Raise `InputError` unless the shapes agree with those of the base."""
         if self.up is not None and self.down is not None:
             delta = (self.up.shape[0], math.prod(self.down.shape[1:]))
-            shape = (stored.shape[0], math.prod(stored.shape[1:]))
+            shape = (entry.shape[0], math.prod(entry.shape[1:]))
             fits = delta == (shape[::-1] if self.turned else shape) and _inner(self.up) == self.down.shape[0]
             given = f"{self.up.shape} and {self.down.shape}"
         elif self.bias is not None:
-            fits, given = self.bias.shape == stored.shape, f"a bias of shape {self.bias.shape}"
+            fits, given = self.bias.shape == entry.shape, f"a bias of shape {self.bias.shape}"
         else:
             return
         if not fits:
             raise InputError(
-                expected=f"factors for {stored.name} of shape {stored.shape}",
+                expected=f"factors for {entry.name} of shape {entry.shape}",
                 found=given,
                 remedy="pass the adapter's own base model",
             )
@@ -130,8 +129,8 @@ def merge(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> Checkpoint:
     return replace(checkpoint, label=f"{checkpoint.label} + {folder}", tensors=tuple(tensors))
 
 
-def _require_plain_lora(config: Mapping[str, Any]) -> None:
-    """Raise `InputError` for whatever is more than `W + scale · B A` on the base as it is."""
+def _require_plain_lora(config: Json) -> None:
+    """Raise `InputError` for anything more than `W + scale · B A` on the base as it is."""
     kind, start = str(config.get("peft_type") or "LORA"), config.get("init_lora_weights", True)
     unknown = [
         key for key, value in config.items() if key.startswith("use_") and key != "use_rslora" and value and value != []
@@ -149,24 +148,24 @@ def _require_plain_lora(config: Mapping[str, Any]) -> None:
         )
 
 
-def _updates(tensors: Iterable[Stored], config: Mapping[str, Any]) -> list[_Update]:
-    """What the tensors of an adapter's file do to the base."""
-    factors: dict[str, dict[str, Stored]] = {}
+def _updates(tensors: Iterable[TensorEntry], config: Json) -> list[_Update]:
+    """The changes to the base that the tensors of an adapter's file make."""
+    factors: dict[str, dict[str, TensorEntry]] = {}
     embeddings: set[str] = set()
     adapters: set[str | None] = set()
     whole: list[_Update] = []
-    for stored in tensors:
-        name = stored.name.removeprefix(_PREFIX)
+    for entry in tensors:
+        name = entry.name.removeprefix(_PREFIX)
         found = _FACTOR.match(name)
         if found:
-            factors.setdefault(_module(found["module"]), {})[found["side"] + (found["leaf"] or "weight")] = stored
+            factors.setdefault(_module(found["module"]), {})[found["side"] + (found["leaf"] or "weight")] = entry
             adapters.add(found["adapter"])
             if found["embedding"]:
                 embeddings.add(_module(found["module"]))
         elif re.search(r"(^|[._])(lora|vera|hada|lokr|ia3|oft|boft|hra|token_adapter)_?", name):
-            raise InputError(expected="LoRA factors A and B alone", found=stored.name, remedy=_MERGE)
+            raise InputError(expected="LoRA factors A and B alone", found=entry.name, remedy=_MERGE)
         else:
-            whole.append(_Update(_module(name), replaced=stored))
+            whole.append(_Update(_module(name), replaced=entry))
     if len(adapters) > 1:
         names = ", ".join(sorted(map(str, adapters)))
         raise InputError(expected="one adapter", found=names, remedy="save each in a folder of its own")
@@ -180,7 +179,7 @@ def _updates(tensors: Iterable[Stored], config: Mapping[str, Any]) -> list[_Upda
     ]
 
 
-def _of_module(module: str, sides: Mapping[str, Stored], embedding: bool, config: Mapping[str, Any]) -> list[_Update]:
+def _of_module(module: str, sides: Mapping[str, TensorEntry], embedding: bool, config: Json) -> list[_Update]:
     if not {"Aweight", "Bweight"} <= set(sides):
         raise InputError(expected="both factors of each module", found=f"one of {module}", remedy="save it again")
     down, up = sides["Aweight"], sides["Bweight"]
@@ -200,14 +199,11 @@ def _module(name: str) -> str:
     return re.sub(r"\.(base_layer|modules_to_save(\.[^.]+(?=\.))?)(?=\.|$)", "", name)
 
 
-def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
+def _scale(module: str, rank: int, config: Json) -> float:
     """`α/r`, or `α/√r` if rank-stabilised, with the `α` of the module."""
-    said, alpha = config.get("r", rank), config.get("lora_alpha", 8)  # PEFT's default
-    said = _by_pattern(module, config.get("rank_pattern"), said)
-    alpha = _by_pattern(module, config.get("alpha_pattern"), alpha)
-    for name, value in (("r", said), ("lora_alpha", alpha)):
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise InputError(expected=f"{name} as a number", found=repr(value), remedy="save the adapter again")
+    said = _by_pattern("r", module, config.get("rank_pattern"), config.get("r", rank))
+    default = config.get("lora_alpha", 8)  # PEFT's own
+    alpha = _by_pattern("lora_alpha", module, config.get("alpha_pattern"), default)
     if said != rank:
         raise InputError(
             expected=f"factors of rank {said} for {module}, as adapter_config.json says",
@@ -217,28 +213,34 @@ def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(module: str, patterns: Any, otherwise: Any) -> Any:
+def _by_pattern(name: str, module: str, patterns: object, otherwise: object) -> int | float:
     """The value of the first pattern that matches the module's name from some dot on, as `peft.utils.get_pattern_key`.
 
-    >>> _by_pattern("h.1.q_proj", {r"h\\.1\\..*": 3, "q_proj": 4}, 5), _by_pattern("xq_proj", {"q_proj": 4}, 5)
+    >>> patterns = {r"h\\.1\\..*": 3, "q_proj": 4}
+    >>> _by_pattern("r", "h.1.q_proj", patterns, 5), _by_pattern("r", "xq_proj", patterns, 5)
     (3, 5)
     """
-    if not isinstance(patterns or {}, Mapping):
+    listed = patterns or {}
+    if not isinstance(listed, Mapping):
         raise InputError(expected="patterns as a dictionary", found=repr(patterns), remedy="save the adapter again")
-    for pattern, value in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise InputError(
-                expected="regular expressions as patterns", found=f"{pattern!r} ({error})", remedy="save it again"
-            ) from None
-    return otherwise
+    value = next((value for pattern, value in listed.items() if _matches(pattern, module)), otherwise)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InputError(expected=f"{name} as a number", found=repr(value), remedy="save the adapter again")
+    return value
+
+
+def _matches(pattern: object, module: str) -> bool:
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error as error:
+        raise InputError(
+            expected="regular expressions as patterns", found=f"{pattern!r} ({error})", remedy="save it again"
+        ) from None
 
 
 def _target(checkpoint: Checkpoint, update: _Update) -> int | None:
     """The place of the tensor that is adapted; a base model may be saved with or without its outermost prefix."""
-    names = [(place, name) for place, stored in enumerate(checkpoint.tensors) for name in stored.names]
+    names = [(place, name) for place, entry in enumerate(checkpoint.tensors) for name in entry.names]
     wanted = update.name
     for candidate in (wanted, re.sub(r"\.weight$", ".in_proj_weight", wanted)):  # of MultiheadAttention
         for fits in (_equals(candidate), _is_suffix(candidate)):
@@ -256,15 +258,15 @@ def _is_suffix(wanted: str) -> Callable[[str], bool]:
     return lambda name: wanted.endswith(f".{name}") or name.endswith(f".{wanted}")
 
 
-def _inner(up: Stored) -> int:
+def _inner(up: TensorEntry) -> int:
     return math.prod(up.shape[1:])
 
 
-def _adapted(stored: Stored, update: _Update) -> Stored:
+def _adapted(entry: TensorEntry, update: _Update) -> TensorEntry:
     if update.replaced is not None:
         its = update.replaced
-        return replace(its, name=stored.name, aliases=stored.aliases, use=stored.use)
-    dtype = stored.dtype if stored.dtype == "float64" else "float32"
+        return replace(its, name=entry.name, aliases=entry.aliases, use=entry.use)
+    dtype = entry.dtype if entry.dtype == "float64" else "float32"
     return replace(
-        stored, dtype=dtype, read=lambda: update.applied(stored.read), mapped=False, computed=True, stretch=None
+        entry, dtype=dtype, read=lambda: update.applied(entry.read), mapped=False, computed=True, stretch=None
     )

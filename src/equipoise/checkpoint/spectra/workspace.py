@@ -20,10 +20,10 @@ _SPARE = _Spare()
 
 
 @contextmanager
-def borrowed(count: int) -> Iterator[Float[Tensor, " count"]]:
+def workspace(count: int) -> Iterator[Float[Tensor, " count"]]:
     """Memory for so many numbers, whatever was in it before. What has become too small for its purpose goes.
 
-    >>> with borrowed(6) as flat, borrowed(2) as other:
+    >>> with workspace(6) as flat, workspace(2) as other:
     ...     len(flat), len(other)
     (6, 2)
     """
@@ -41,6 +41,6 @@ def borrowed(count: int) -> Iterator[Float[Tensor, " count"]]:
         buffers.append(buffer)
 
 
-def give_back() -> None:
+def release_workspace() -> None:
     """All that this thread has spare."""
     _SPARE.buffers.clear()

@@ -9,7 +9,7 @@ _LOCK = RLock()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def warnings_ignored() -> Iterator[None]:
     """No warnings within; filters that two threads save and restore across each other would stay wrong."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,10 +1,9 @@
-"""What was passed in, as a `Checkpoint`: the format is told by the content, and a folder by what is in it."""
+"""Open a model, a state dict, a file or a folder as a `Checkpoint`; formats are recognised by their content."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -12,11 +11,11 @@ from equipoise.checkpoint.effective import effective
 from equipoise.checkpoint.readers.limits import guarded, read_json, require_name
 from equipoise.checkpoint.readers.modules import config_of, read_module, read_state
 from equipoise.checkpoint.readers.onnx import read_onnx
-from equipoise.checkpoint.readers.paths import unnested
+from equipoise.checkpoint.readers.paths import in_memory, unnested
 from equipoise.checkpoint.readers.recognised import foreign_file, foreign_folder
 from equipoise.checkpoint.readers.safetensors import read_index, read_safetensors
 from equipoise.checkpoint.readers.torch_save import LEGACY, ZIP, read_torch, read_torch_index
-from equipoise.checkpoint.stored import Checkpoint, Stored
+from equipoise.checkpoint.tensor_entry import Checkpoint, TensorEntry
 from equipoise.errors import InputError, visible
 
 _USUAL = (
@@ -32,7 +31,7 @@ _USUAL = (
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx", ".index.json")
 
 
-def open_checkpoint(source: Any) -> Checkpoint:
+def open_checkpoint(source: object) -> Checkpoint:
     """A model, a state dict, a file, or a folder with one checkpoint in it; tensors are not read yet.
 
     Raises `InputError` for anything else, in one line.
@@ -41,7 +40,7 @@ def open_checkpoint(source: Any) -> Checkpoint:
         return _named(Checkpoint(type(source).__name__, read_module(source), config_of(source)))
     if isinstance(source, Mapping):
         with guarded("the state dict"):
-            return _named(Checkpoint("state dict", read_state(unnested(source))))
+            return _named(Checkpoint("state dict", read_state(in_memory(unnested(source)))))
     if not isinstance(source, str | os.PathLike):
         raise InputError(
             expected="a model, a state dict or the path of a checkpoint",
@@ -66,7 +65,7 @@ def _in_file(path: Path) -> Checkpoint:
     return _named(found)
 
 
-def _read(path: Path) -> tuple[Stored, ...]:
+def _read(path: Path) -> tuple[TensorEntry, ...]:
     if not path.is_file():
         raise InputError(expected="a checkpoint file or folder", found=f"none at {path}", remedy="check the path")
     with path.open("rb") as file:
@@ -79,7 +78,7 @@ def _read(path: Path) -> tuple[Stored, ...]:
         return read_safetensors(path)
     foreign = foreign_file(path)
     if foreign is not None:
-        raise foreign.told(path)
+        raise foreign.refusal(path)
     if path.suffix == ".onnx":
         return read_onnx(path)
     raise InputError(
@@ -98,7 +97,7 @@ def _in_folder(folder: Path) -> Path:
     others = [path for path in there if path.is_file() and path.name.endswith(_SUFFIXES)]
     foreign = foreign_folder(folder, [path.name for path in there])
     if foreign is not None and len(others) != 1:
-        raise foreign.told(folder)
+        raise foreign.refusal(folder)
     if len(others) != 1:
         raise InputError(
             expected=f"one checkpoint in {folder}",

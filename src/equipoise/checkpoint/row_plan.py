@@ -5,31 +5,31 @@ from dataclasses import dataclass
 
 import torch
 
-from equipoise.checkpoint.gram import squared_norm
-from equipoise.checkpoint.matrices import Matrix, Rules
-from equipoise.checkpoint.measured import Row, Settings, measure, null_row
-from equipoise.checkpoint.stored import Checkpoint, Stored
-from equipoise.checkpoint.streamed import CHUNK, Streamed
+from equipoise.checkpoint.matrices import Rules, WeightMatrix
+from equipoise.checkpoint.spectra.gram import squared_norm
+from equipoise.checkpoint.spectra.matrix_stream import CHUNK, MatrixStream
+from equipoise.checkpoint.spectra.measures import Row, Settings, measure, null_row
+from equipoise.checkpoint.tensor_entry import Checkpoint, TensorEntry
 from equipoise.errors import EquipoiseError, InputError, one_line
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class RowPlan:
     """A row to come: a matrix, or a tensor with the reason why it has none."""
 
-    stored: Stored
-    matrix: Matrix | None = None
+    entry: TensorEntry
+    matrix: WeightMatrix | None = None
     reason: str | None = None
 
     @property
     def name(self) -> str:
         """As the table lists it."""
-        return self.matrix.name if self.matrix else self.stored.name
+        return self.matrix.name if self.matrix else self.entry.name
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """Other names of a tied tensor."""
-        return self.matrix.aliases if self.matrix else self.stored.aliases
+        return self.matrix.aliases if self.matrix else self.entry.aliases
 
     @property
     def kind(self) -> str:
@@ -38,7 +38,7 @@ class Item:
 
     def numbers(self) -> int:
         """How many numbers are read for it."""
-        return self.stored.count if self.matrix is None else self.matrix.numbers
+        return self.entry.count if self.matrix is None else self.matrix.numbers
 
     def memory(self, largest: int) -> int:
         """About how many bytes it takes to measure: the Gram matrix, and then chunks and what stays mapped of a file.
@@ -48,16 +48,16 @@ class Item:
         if self.matrix is None:
             return 0
         rows, columns = self.matrix.sides
-        size = self.numbers() * (torch.float32.itemsize if self.stored.mapped else 0)
+        size = self.numbers() * (torch.float32.itemsize if self.entry.mapped else 0)
         gram = 8 * min(rows, columns) ** 2
-        made = self.stored.count * torch.float32.itemsize if self.stored.computed else min(size, largest // 4)
+        made = self.entry.count * torch.float32.itemsize if self.entry.computed else min(size, largest // 4)
         return gram + 2 * 8 * CHUNK + made
 
     def row(self, settings: Settings) -> Row:
         """Its row of the table. What goes wrong with one tensor is its reason, and the rest goes on."""
-        shape = self.matrix.shape if self.matrix else self.stored.shape
+        shape = self.matrix.shape if self.matrix else self.entry.shape
         base: Row = {"name": self.name, "aliases": list(self.aliases), "type": self.kind, "shape": tuple(shape)}
-        base |= {"dtype": self.stored.dtype, "reason": self.reason, "note": self._note()}
+        base |= {"dtype": self.entry.dtype, "reason": self.reason, "note": self._note()}
         try:
             return base | (self._measured(self.matrix, settings) if self.matrix else self._vector())
         except EquipoiseError as error:
@@ -66,19 +66,19 @@ class Item:
             return base | {"reason": one_line(error)}
 
     def _note(self) -> str:
-        notes = (self.stored.note, self.matrix.note if self.matrix else "")
+        notes = (self.entry.note, self.matrix.note if self.matrix else "")
         return "; ".join(note for note in notes if note)
 
-    def _measured(self, matrix: Matrix, settings: Settings) -> Row:
+    def _measured(self, matrix: WeightMatrix, settings: Settings) -> Row:
         found = measure(matrix.streamed(), settings)
         return {"reason": found} if isinstance(found, str) else found | null_row(found, *matrix.sides, settings)
 
     def _vector(self) -> Row:
         """The norm of a vector or number; its reason says as well when it is not finite."""
-        readable = self.stored.reason is None and self.stored.dtype.startswith(("float", "bfloat"))
-        if not readable or len(self.stored.shape) > 1 or self.stored.count == 0:
+        readable = self.entry.reason is None and self.entry.dtype.startswith(("float", "bfloat"))
+        if not readable or len(self.entry.shape) > 1 or self.entry.count == 0:
             return {}
-        squares = squared_norm(Streamed.of(self.stored.read().detach().reshape(1, -1)))
+        squares = squared_norm(MatrixStream.of(self.entry.read().detach().reshape(1, -1)))
         if squares - squares != 0:
             return {"reason": f"{self.reason}; NaN or infinite entries"}
         return {"frobenius_norm": squares**0.5}
@@ -89,19 +89,19 @@ def survey(
     wanted: Callable[[Sequence[Collection[str]]], list[bool]],
     of_type: Callable[[str], bool],
     split: bool,
-) -> list[Item]:
+) -> list[RowPlan]:
     """The rows that the filters keep, in the order of the checkpoint. Raises `InputError` where they keep none."""
     rules = Rules(checkpoint.tensors, checkpoint.config, split)
-    items: list[Item] = []
-    for stored in checkpoint.tensors:
+    items: list[RowPlan] = []
+    for entry in checkpoint.tensors:
         try:
-            found = rules.matrices(stored)
+            found = rules.matrices(entry)
         except Exception as error:  # shapes that no rule has thought of
             found = one_line(error)
         if isinstance(found, str):
-            items.append(Item(stored, reason=found))
+            items.append(RowPlan(entry, reason=found))
         else:
-            items.extend(Item(stored, matrix) for matrix in found)
+            items.extend(RowPlan(entry, matrix) for matrix in found)
     by_name = wanted([(item.name, *item.aliases) for item in items])
     kept = [item for item, named in zip(items, by_name, strict=True) if named and of_type(item.kind)]
     if not kept:
@@ -114,6 +114,6 @@ def survey(
     return kept
 
 
-def matrices(items: list[Item]) -> Mapping[str, Matrix]:
+def matrices(items: list[RowPlan]) -> Mapping[str, WeightMatrix]:
     """The matrices among them by name, and by the other names of tied ones."""
     return {name: item.matrix for item in items if item.matrix for name in (item.name, *item.aliases)}

@@ -1,4 +1,4 @@
-"""What a claim of the gallery is: words, source, a threshold argued for, and the function that measures one run."""
+"""An experiment: a claim in words, its source, a threshold argued for, and the measurement of one run."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,11 +14,14 @@ Verdict = Literal["holds", "fails", "no premise"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one run showed.
+class Measurement:
+    """The figure of one run.
 
-    `curve` is what the claim's picture draws of it, as (x, y) points. `premise` says why the claim says nothing about
-    this run (it stalled, no pair is co-active, …); empty where it applies. `remark` holds further figures, in words.
+    Attributes:
+        statistic: the figure that is compared with the threshold.
+        curve: the (x, y) points that the picture draws.
+        remark: further figures, in words.
+        premise: the reason why the claim does not apply to this run (it stalled, no pair is co-active, …), or empty.
     """
 
     statistic: float
@@ -27,8 +30,8 @@ class Finding:
     premise: str = ""
 
     @classmethod
-    def without(cls, premise: str) -> "Finding":
-        """Of a run that the claim says nothing about."""
+    def without(cls, premise: str) -> "Measurement":
+        """The measurement of a run to which the claim does not apply."""
         return cls(math.nan, premise=premise)
 
 
@@ -43,8 +46,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One claim: it holds in a run whose `statistic` is `relation` the `threshold`, which `why` argues for."""
+class Experiment:
+    """A claim and its test: it holds in runs whose statistic is `relation` the `threshold`, which `why` argues for."""
 
     name: str
     title: str
@@ -54,17 +57,17 @@ class Claim:
     statistic: str
     threshold: float
     why: str
-    measure: Callable[[Case], Finding]
+    measure: Callable[[Case], Measurement]
     picture: Picture
     relation: Literal["≤", "≥"] = "≤"
     data: tuple[str, ...] = DATA
     seeds: tuple[int, ...] = SEEDS
 
-    def verdict(self, finding: Finding) -> Verdict:
+    def verdict(self, measurement: Measurement) -> Verdict:
         """Whether the claim holds in that run; a NaN satisfies nothing."""
-        if finding.premise:
+        if measurement.premise:
             return "no premise"
-        value = finding.statistic
+        value = measurement.statistic
         satisfied = value <= self.threshold if self.relation == "≤" else value >= self.threshold
         return "holds" if satisfied else "fails"
 
