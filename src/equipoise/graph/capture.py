@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,9 +12,18 @@ from torch.utils import _pytree as pytree
 
 from equipoise.graph.export import passes
 from equipoise.graph.export.passes import placeholders
-from equipoise.graph.export.program import Decompositions, Inputs, arguments, exported, materialised, without_cache
+from equipoise.graph.export.program import (
+    Arguments,
+    Decompositions,
+    Inputs,
+    Keywords,
+    arguments,
+    exported,
+    materialised,
+    without_cache,
+)
 
-Intercept = Callable[[fx.Node, tuple[Any, ...]], Any]
+Intercept: TypeAlias = Callable[[fx.Node, Arguments], object]
 _NONE: Decompositions = {}
 
 
@@ -67,7 +76,7 @@ class Captured:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def read(self, placeholder: Callable[[fx.Node], Any], call: Callable[..., Any]) -> dict[fx.Node, Any]:
-        """What every node stands for in another reading of the graph.
+        """The value of every node in another reading of the graph.
 
         That of a placeholder is `placeholder(node)`, of an operation `call(node, args, kwargs)` from what it reads.
 
@@ -85,7 +94,7 @@ class Captured:
         return values
 
 
-def fetched(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def fetched(node: fx.Node, values: Mapping[fx.Node, object]) -> tuple[Arguments, Keywords]:
     """The arguments of a node, the values of other nodes in their places."""
     fetch = lambda argument: values[argument]  # noqa: E731
     return tuple(map_arg(node.args, fetch)), dict(map_arg(node.kwargs, fetch))  # pyright: ignore[reportArgumentType]
@@ -96,7 +105,7 @@ class _Interpreter(fx.Interpreter):
         super().__init__(module)
         self.intercept = intercept
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         if self.intercept is not None and n.op == "call_function":
             value = self.intercept(n, self.fetch_args_kwargs_from_env(n)[0])
             if value is not NotImplemented:
@@ -106,7 +115,7 @@ class _Interpreter(fx.Interpreter):
         return super().run_node(n)
 
 
-def copied(target: Tensor, source: Tensor, *_: Any) -> Tensor:
+def copied(target: Tensor, source: Tensor, *_: object) -> Tensor:
     """`aten.copy`, which has no derivative of its own."""
     return source.to(target.dtype).expand_as(target)
 

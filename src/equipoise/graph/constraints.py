@@ -238,7 +238,7 @@ class GeneratorConstraints:
             self._regroup(members, self._ties(root, ratio)[root[members]])
 
     def _settle_pairs(self) -> None:
-        """The same for direct partners, which tells apart members of one cell that end at the same root."""
+        """The same for direct partners, which separates members of one cell that end at the same root."""
         pairs = np.concatenate([*self._pairs, np.zeros((2, 0), np.int64)], axis=1)
         source, partner = np.concatenate([pairs, pairs[::-1]], axis=1)
         count = -1

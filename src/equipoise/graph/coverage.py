@@ -45,12 +45,12 @@ class Refuted:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Uses of parameters that were matched, and what was not.
+    """Uses of parameters that were read, and what was not.
 
-    An operation without a matcher holds still whatever it reads: the laws that are returned stay proved, those that it
-    might have had are missing. `unfollowed` operations are read, but keep less than they might: a law through them may
-    be missing beside those found. `lawless` counts the maps, such as GELU, that commute with no linear flow: the units
-    in front of them have no law of their own. `unused` parameters take no part in the output, `frozen` ones in
+    An operation that is not declared holds still all that it reads: the laws that are returned stay proved, those that
+    it might have had are missing. `unfollowed` operations are read, but keep less than they might: a law through them
+    may be missing beside those found. `lawless` counts the maps, such as GELU, that commute with no linear flow: the
+    units in front of them have no law of their own. `unused` parameters take no part in the output, `frozen` ones in
     training.
     `in_no_law` are trained parameters that no law found names: what they conserve, if anything, was not derived.
     Within each group of `exchanges` parameters are added to each other, so that differences of their sums are conserved
@@ -76,7 +76,7 @@ class Coverage:
 
     @property
     def complete(self) -> bool:
-        """Whether every operation had a matcher."""
+        """Whether the symmetry of every operation is declared."""
         return not self.unmatched
 
     def __str__(self) -> str:
@@ -98,8 +98,8 @@ class Coverage:
         return "; ".join([head, *(f"{label}: {', '.join(names)}" for label, names in parts if names)])
 
 
-def coverage(walk: SymmetryPropagation) -> Coverage:
-    """What the walk has seen.
+def coverage(propagation: SymmetryPropagation) -> Coverage:
+    """The uses of parameters that a propagation has read, and what it has not.
 
     >>> import torch
     >>> from torch import nn
@@ -107,31 +107,31 @@ def coverage(walk: SymmetryPropagation) -> Coverage:
     >>> print(coverage(SymmetryPropagation(capture(nn.Linear(2, 1), torch.ones(2, 2)))))
     2 uses of 2 parameters seen
     """
-    captured = walk.captured
+    captured = propagation.captured
     users = {node.name: tuple(user.name for user in node.users) for node in captured.graph.find_nodes(op="placeholder")}
     uses = {name: users[placeholder] for placeholder, name in captured.parameters.items()}
     return Coverage(
         uses={name: nodes for name, nodes in uses.items() if nodes},
-        unmatched=tuple(walk.unmatched),
-        unfollowed=unfollowed(walk),
+        unmatched=tuple(propagation.unmatched),
+        unfollowed=unfollowed(propagation),
         unused=tuple(name for name, nodes in uses.items() if not nodes),
-        frozen=tuple(name for name in uses if name in walk.frozen),
-        lawless=dict(Counter(_lawless(walk))),
-        exchanges=exchanges(walk),
+        frozen=tuple(name for name in uses if name in propagation.frozen),
+        lawless=dict(Counter(_lawless(propagation))),
+        exchanges=exchanges(propagation),
     )
 
 
-def _lawless(walk: SymmetryPropagation) -> Iterator[str]:
+def _lawless(propagation: SymmetryPropagation) -> Iterator[str]:
     """Operations on what parameters compute that leave no linear flow."""
-    for node in walk.captured.graph.nodes:
-        if node.op == "call_function" and operator_of(node).is_a(Trait.LAWLESS) and walk.upstream(node):
+    for node in propagation.captured.graph.nodes:
+        if node.op == "call_function" and operator_of(node).is_a(Trait.LAWLESS) and propagation.upstream(node):
             yield operation_name(node.target)
 
 
 # What is read, but not followed ------------------------------------------------------------------------------------
 
 
-def unfollowed(walk: SymmetryPropagation) -> tuple[Unfollowed, ...]:
+def unfollowed(propagation: SymmetryPropagation) -> tuple[Unfollowed, ...]:
     """The places at which something may be lost, in the order of the graph.
 
     >>> import torch
@@ -147,24 +147,24 @@ def unfollowed(walk: SymmetryPropagation) -> tuple[Unfollowed, ...]:
     >>> print(*eq.invariances(Neighbours(), torch.ones(4, 2)).coverage.unfollowed)
     add at add_6 (laws through it may be missing for a.weight)
     """
-    return tuple(_noted(walk))
+    return tuple(_noted(propagation))
 
 
-def _noted(walk: SymmetryPropagation) -> Iterator[Unfollowed]:
-    algebra, read = walk.algebra, {each.node for each in walk.unmatched}
-    for node in walk.captured.graph.nodes:
-        parameter = walk.captured.parameters.get(node.name)
-        if parameter is not None and parameter not in walk.frozen and (cut := _cut_up(node)):
+def _noted(propagation: SymmetryPropagation) -> Iterator[Unfollowed]:
+    algebra, read = propagation.algebra, {each.node for each in propagation.unmatched}
+    for node in propagation.captured.graph.nodes:
+        parameter = propagation.captured.parameters.get(node.name)
+        if parameter is not None and parameter not in propagation.frozen and (cut := _cut_up(node)):
             yield Unfollowed(cut.name, operation_name(cut.target), (parameter,))
         lost = (
             node.name in algebra.narrowed
-            or node.name in walk.unshifted
-            or (node.name in algebra.scalable and _scales(node, walk))
-            or (node.name in algebra.turnable and _turns(node, walk))
+            or node.name in propagation.unshifted
+            or (node.name in algebra.scalable and _scales(node, propagation))
+            or (node.name in algebra.turnable and _turns(node, propagation))
         )
-        parameters = walk.upstream(node) if lost and node.name not in read else ()
+        parameters = propagation.upstream(node) if lost and node.name not in read else ()
         if operation_name(node.target) == "exp" and (weighed := _softmax_over_data(node)):
-            parameters = tuple(dict.fromkeys(name for each in (node, *weighed) for name in walk.upstream(each)))
+            parameters = tuple(dict.fromkeys(name for each in (node, *weighed) for name in propagation.upstream(each)))
         if parameters:
             yield Unfollowed(node.name, operation_name(node.target), parameters)
 
@@ -201,7 +201,7 @@ def _after(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _scales(node: fx.Node, walk: SymmetryPropagation) -> bool:
+def _scales(node: fx.Node, propagation: SymmetryPropagation) -> bool:
     """Whether some reader can use the scale of a product.
 
     Piecewise linear maps pass it on, products and normalisations use it, activations and sums with data end it.
@@ -218,7 +218,7 @@ def _scales(node: fx.Node, walk: SymmetryPropagation) -> bool:
             passes = scales or (name in ("mul", "div") and other is None)
             if not passes and name not in ("add", "sub"):
                 return True
-            if (passes or (other is not None and walk.upstream(other))) and user not in seen:
+            if (passes or (other is not None and propagation.upstream(other))) and user not in seen:
                 seen.add(user)
                 queue.append(user)
     return False
@@ -227,14 +227,14 @@ def _scales(node: fx.Node, walk: SymmetryPropagation) -> bool:
 _KEEPING_SHIFTS = ("index_select", "index", "add", "clamp_min")
 
 
-def _turns(node: fx.Node, walk: SymmetryPropagation) -> bool:
-    """Whether nothing that reads the vector whose norm is taken tells its directions apart."""
+def _turns(node: fx.Node, propagation: SymmetryPropagation) -> bool:
+    """Whether nothing that reads the vector whose norm is taken depends on its directions."""
     vector = node.all_input_nodes[0]
     queue, seen = [vector], {vector}
     while queue:
         current = queue.pop()
         for user in current.users:
-            kept = _turned(current, user, walk)
+            kept = _turned(current, user, propagation)
             if kept is False:
                 return False
             if kept is None and user not in seen:
@@ -243,7 +243,7 @@ def _turns(node: fx.Node, walk: SymmetryPropagation) -> bool:
     return True
 
 
-def _turned(source: fx.Node, user: fx.Node, walk: SymmetryPropagation) -> bool | None:
+def _turned(source: fx.Node, user: fx.Node, propagation: SymmetryPropagation) -> bool | None:
     """Whether rotations pass on from a vector to what is computed from it (None), end well (True) or not (False)."""
     name, operator, other = operation_name(user.target), operator_of(user), _other(source, user)
     if operator.is_a(Trait.PRODUCT | Trait.ROTATABLE | Trait.SHAPE_ONLY) or name == "detach":
@@ -253,10 +253,10 @@ def _turned(source: fx.Node, user: fx.Node, walk: SymmetryPropagation) -> bool |
         return True if not axes or ndim - 1 in axes else None
     if operator.passes or name == "square" or (name == "pow" and user.args[1] == 2):
         return None
-    if name in ("add", "sub", "mul", "div") and (other is None or _narrow(walk, other)):
+    if name in ("add", "sub", "mul", "div") and (other is None or _narrow(propagation, other)):
         return None
-    if name in ("add", "sub", "mul") and other is not None and walk.upstream(other):
-        return None if not _made_of_weights(walk, other) else False
+    if name in ("add", "sub", "mul") and other is not None and propagation.upstream(other):
+        return None if not _made_of_weights(propagation, other) else False
     return None if name in ("layer_norm", "rms_norm") and len(user.all_input_nodes) == 1 else False
 
 
@@ -265,12 +265,12 @@ def _other(source: fx.Node, user: fx.Node) -> fx.Node | None:
     return next((argument for argument in user.all_input_nodes if argument is not source), None)
 
 
-def _made_of_weights(walk: SymmetryPropagation, node: fx.Node) -> bool:
-    signal = walk.signals[node]
+def _made_of_weights(propagation: SymmetryPropagation, node: fx.Node) -> bool:
+    signal = propagation.signals[node]
     return isinstance(signal, Signal) and bool(signal.weights)
 
 
-def _narrow(walk: SymmetryPropagation, node: fx.Node) -> bool:
+def _narrow(propagation: SymmetryPropagation, node: fx.Node) -> bool:
     """Whether a tensor has one number for each vector along the last axis."""
-    signal = walk.signals[node]
+    signal = propagation.signals[node]
     return not isinstance(signal, Signal) or not signal.ndim or signal.shape[-1] == 1 or signal.ndim - 1 in signal.alike

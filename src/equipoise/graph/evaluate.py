@@ -7,13 +7,13 @@ unknown is refused.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Decompositions, Inputs, Intercept, capture
+from equipoise.graph.export.program import Arguments
 from equipoise.graph.ops import OPERATORS, operation_name, operator_of
 from equipoise.graph.ops.operator import Regularity
 from equipoise.graph.piecewise import Piecewise, Rectifier
@@ -136,7 +136,7 @@ def stand_ins(kinks: Sequence[Kink], slopes: Sequence[Tensor], offsets: Sequence
     chosen = {kink.node: (kink.map, weights) for kink, weights in zip(kinks, slopes, strict=True)}
     added = {} if offsets is None else {kink.node: offset for kink, offset in zip(kinks, offsets, strict=True)}
 
-    def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
+    def intercept(node: fx.Node, args: Arguments) -> object:
         if node not in chosen:
             return NotImplemented
         stand_in, weights = chosen[node]
@@ -169,7 +169,7 @@ def recorded(
     through = _exactly(kinks) if slopes is None else stand_ins(kinks, slopes)
     seen: dict[fx.Node, Tensor] = {}
 
-    def intercept(node: fx.Node, args: tuple[Any, ...]) -> Any:
+    def intercept(node: fx.Node, args: Arguments) -> object:
         leaving = through(node, args)
         if leaving is not NotImplemented:
             seen[node] = args[0]
@@ -207,7 +207,7 @@ def _require_differentiable(node: fx.Node) -> None:
     )
 
 
-def _tensors(args: Sequence[Any]) -> list[Tensor]:
+def _tensors(args: Sequence[object]) -> list[Tensor]:
     return [argument for argument in args if isinstance(argument, Tensor)]
 
 

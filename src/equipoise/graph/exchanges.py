@@ -1,8 +1,8 @@
 """Parameters that are added to each other: what one of them is shifted by, another can take back.
 
-The walk goes forwards. For every tensor it keeps by how much its parts move if parameters are shifted by a constant,
+The pass goes forwards. For every tensor it keeps by how much its parts move if parameters are shifted by a constant,
 one rate for each of them: `u_a + u_b` for `a + b`. What reads such a tensor otherwise than by moving, adding or scaling
-it sees the shift, so that the rates must cancel there. Rates that need not all be zero stand for linear laws, such as
+it sees the shift, so that the rates must cancel there. Rates that need not all be zero are linear laws, such as
 the difference of two biases of one sum; they are named, not derived.
 """
 
@@ -22,7 +22,7 @@ from equipoise.graph.propagate import SymmetryPropagation
 LARGEST = 600  # parameters that are added to each other, one way or another
 
 
-def exchanges(walk: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
+def exchanges(propagation: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
     """Groups of parameters within which a shift can be exchanged without changing any output.
 
     >>> import torch
@@ -37,42 +37,44 @@ def exchanges(walk: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
     >>> exchanges(SymmetryPropagation(capture(Sum(), torch.ones(4, 2))))
     (('a.bias', 'b.bias'),)
     """
-    seen, pairs = _seen(walk)
+    seen, pairs = _seen(propagation)
     groups = [*_cancelling(_pruned(seen)), *pairs]
-    order = {name: place for place, name in enumerate(walk.captured.parameters.values())}
+    order = {name: place for place, name in enumerate(propagation.captured.parameters.values())}
     return tuple(sorted({tuple(sorted(group, key=order.__getitem__)) for group in groups}, key=lambda g: order[g[0]]))
 
 
-def _seen(walk: SymmetryPropagation) -> tuple[list[Rates], list[tuple[str, ...]]]:
+def _seen(propagation: SymmetryPropagation) -> tuple[list[Rates], list[tuple[str, ...]]]:
     """The rates of every tensor whose shift is seen, and the pairs of biases of recurrent layers."""
     moves: dict[fx.Node, Parts] = {}
     seen: list[Parts] = []
     pairs: list[tuple[str, ...]] = []
-    for node in walk.captured.graph.nodes:
+    for node in propagation.captured.graph.nodes:
         if node.op == "placeholder":
-            parameter = walk.captured.parameters.get(node.name)
-            moves[node] = STILL if parameter is None or parameter in walk.frozen else ({parameter: 1.0},)
+            parameter = propagation.captured.parameters.get(node.name)
+            moves[node] = STILL if parameter is None or parameter in propagation.frozen else ({parameter: 1.0},)
         elif node.op == "call_function" and operator_of(node).is_a(Trait.RECURRENT):
-            pairs += _biases(node, walk)
-            seen += [moves[source] for source in node.all_input_nodes if _two(walk, source)]
+            pairs += _biases(node, propagation)
+            seen += [moves[source] for source in node.all_input_nodes if _two(propagation, source)]
         elif node.op == "call_function":
             moves[node], read = _through(node, moves)
             seen += [moves.get(source, STILL) for source in read]
         moves.setdefault(node, STILL)
-    seen += [moves[node] for node in walk.captured.output]
+    seen += [moves[node] for node in propagation.captured.output]
     return [rates for parts in seen for rates in parts if rates], pairs
 
 
-def _two(walk: SymmetryPropagation, node: fx.Node) -> bool:
+def _two(propagation: SymmetryPropagation, node: fx.Node) -> bool:
     """Whether it is anything but the bias of a layer that has two of them."""
-    return node.name not in walk.captured.parameters or "val" not in node.meta or node.meta["val"].ndim != 1
+    return node.name not in propagation.captured.parameters or "val" not in node.meta or node.meta["val"].ndim != 1
 
 
-def _biases(node: fx.Node, walk: SymmetryPropagation) -> Iterator[tuple[str, ...]]:
+def _biases(node: fx.Node, propagation: SymmetryPropagation) -> Iterator[tuple[str, ...]]:
     """The two biases of each direction and layer of a recurrent network, which only their sum is used of."""
-    own = [source for source in node.all_input_nodes if not _two(walk, source)]
-    names = [walk.captured.parameters[source.name] for source in own]
-    yield from (tuple(pair) for pair in zip(names[::2], names[1::2], strict=False) if not set(pair) & set(walk.frozen))
+    own = [source for source in node.all_input_nodes if not _two(propagation, source)]
+    names = [propagation.captured.parameters[source.name] for source in own]
+    yield from (
+        tuple(pair) for pair in zip(names[::2], names[1::2], strict=False) if not set(pair) & set(propagation.frozen)
+    )
 
 
 def _through(node: fx.Node, moves: Mapping[fx.Node, Parts]) -> Exchanged:

@@ -123,7 +123,7 @@ class Interface:
         return tuple(dict.fromkeys(member.parameter for member in self.members if member.degree < 0))
 
 
-def find_interfaces(walk: SymmetryPropagation) -> list[Interface]:
+def find_interfaces(propagation: SymmetryPropagation) -> list[Interface]:
     """Every interface with a symmetry, in the order in which the model uses its first producer.
 
     >>> from torch import nn
@@ -133,13 +133,15 @@ def find_interfaces(walk: SymmetryPropagation) -> list[Interface]:
     >>> [(i.producers, i.consumers, i.blocks, i.width) for i in found]
     [(('0.weight', '0.bias'), ('2.weight',), 4, 1)]
     """
-    order = {name: place for place, name in enumerate(walk.captured.parameters.values())}
-    leaves = sorted(walk.leaves, key=lambda leaf: order[leaf.parameter])
-    solution = walk.algebra.symmetry.solution()
+    order = {name: place for place, name in enumerate(propagation.captured.parameters.values())}
+    leaves = sorted(propagation.leaves, key=lambda leaf: order[leaf.parameter])
+    solution = propagation.algebra.symmetry.solution()
     positions = Positions.of(solution, leaves)
-    computed_in = moved_in(solution, walk.signals, narrow_nodes(walk.captured.graph, walk.captured.parameters))
-    breaks, sets = _breaks(walk, solution)
-    stated = np.flatnonzero(_stated(walk, solution, positions, leaves))
+    computed_in = moved_in(
+        solution, propagation.signals, narrow_nodes(propagation.captured.graph, propagation.captured.parameters)
+    )
+    breaks, sets = _breaks(propagation, solution)
+    stated = np.flatnonzero(_stated(propagation, solution, positions, leaves))
     kind = numbered(joined(solution.width, solution.skew, positions.shape, breaks)[stated])[0]
     groups = np.split(stated[np.argsort(kind, kind="stable")], np.cumsum(np.bincount(kind))[:-1])
     found = [
@@ -173,12 +175,12 @@ def _members(
 
 
 def _stated(
-    walk: SymmetryPropagation, solution: FreeGenerators, positions: Positions, leaves: Sequence[Leaf]
+    propagation: SymmetryPropagation, solution: FreeGenerators, positions: Positions, leaves: Sequence[Leaf]
 ) -> Bool[ndarray, " blocks"]:
     """Whether a block has a law worth stating: it moves something that an operation reads, or is antisymmetric."""
-    absorbed = [absorbed.coordinates for absorbed in walk.algebra.absorbed]
+    absorbed = [absorbed.coordinates for absorbed in propagation.algebra.absorbed]
     read = np.zeros(len(solution.root), bool)
-    read[solution.root[np.concatenate([walk.algebra.symmetry.related(), *absorbed])]] = True
+    read[solution.root[np.concatenate([propagation.algebra.symmetry.related(), *absorbed])]] = True
     stated = solution.skew.copy()
     stated[solution.block[read[solution.member]]] = True
     stated &= positions.slots > 0
@@ -214,10 +216,10 @@ Breaks = tuple[tuple[str, float], ...]
 
 
 def _breaks(
-    walk: SymmetryPropagation, solution: FreeGenerators
+    propagation: SymmetryPropagation, solution: FreeGenerators
 ) -> tuple[Int64[ndarray, " blocks"], Mapping[int, Breaks]]:
     """By block, a number for the set of normalisations whose `eps` breaks its symmetry; and these sets."""
-    softened = [absorbed for absorbed in walk.algebra.absorbed if absorbed.eps]
+    softened = [absorbed for absorbed in propagation.algebra.absorbed if absorbed.eps]
     notes = sorted({(absorbed.place, absorbed.eps) for absorbed in softened})
     blocks, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for absorbed in softened:

@@ -2,7 +2,7 @@
 
 Each is replaced by a map that is linear in its input, with weights `α` fixed for the step: a slope for each neuron of a
 rectifier, convex weights on each window of a maximum. Chosen as the secant between the two ends of the step they carry
-one end to the other, `A(z₁) - A(z₀) = σ(z₁) - σ(z₀)`; and whatever they are, the vertex-wise laws hold.
+one end to the other, `A(z₁) - A(z₀) = σ(z₁) - σ(z₀)`; with any weights, the vertex-wise laws hold.
 """
 
 from abc import ABC, abstractmethod

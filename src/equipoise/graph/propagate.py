@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.capture import Captured, fetched, placeholders
+from equipoise.graph.export.program import Arguments, Keywords
 from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops import operation_name, operator_of
@@ -20,7 +21,11 @@ from equipoise.graph.ops.operator import SymmetryRule, Trait
 from equipoise.graph.ops.pointwise import FLOOR, TINY
 from equipoise.graph.ops.site import Unreadable
 
-BATCH = 2  # what a free batch dimension is walked with
+Reference: TypeAlias = Callable[..., object]
+Value: TypeAlias = object
+"""A signal, several of them, or what is no tensor."""
+
+BATCH = 2  # the size that a free batch dimension is read with
 _MAP = Trait.PRODUCT | Trait.TABLE
 _ENTERED = frozenset({"mul", "add", "cat", "_weight_norm"})  # through which a parameter is followed to a linear map
 
@@ -37,7 +42,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """An operation that no matcher reads, and the parameters it therefore holds still or cuts off."""
+    """An operation whose form is not declared, and the parameters it therefore holds still or cuts off."""
 
     node: str
     operation: str
@@ -51,7 +56,7 @@ class SymmetryPropagation:
     captured: Captured
     frozen: Collection[str] = ()
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
-    references: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    references: Mapping[str, Reference] = field(default_factory=dict)
     through_detach: bool = False
 
     def __post_init__(self):
@@ -60,14 +65,15 @@ class SymmetryPropagation:
         self.unmatched: list[Unmatched] = []
         self.unread: set[fx.Node] = set()  # whose form, or shape at this batch, no declaration reads
         self.unshifted: set[str] = set()  # nodes at which shifts are not followed (graph/shifts.py)
-        self.signals: dict[fx.Node, Any] = {}
+        self.signals: dict[fx.Node, object] = {}
         self._products: dict[fx.Node, list[Signal]] = {}  # factors of products that are only summed
         for node in self.captured.graph.nodes:
             self.algebra.place = node.name
             self.signals[node] = self._visit(node)
-        self.algebra.still(*(self.signals[node] for node in self.captured.output))
+        returned = [self.signals[node] for node in self.captured.output]
+        self.algebra.still(*(signal for signal in returned if isinstance(signal, Signal)))
 
-    def _visit(self, node: fx.Node) -> Any:
+    def _visit(self, node: fx.Node) -> Value:
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "call_function":
@@ -99,7 +105,7 @@ class SymmetryPropagation:
 
     # Operations -----------------------------------------------------------------------------------------------------
 
-    def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, node: fx.Node, args: Arguments, kwargs: Keywords) -> Value:
         name, known = operation_name(node.target), operator_of(node)
         signals = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Signal)]
         if not signals or name == "getitem":
@@ -131,8 +137,8 @@ class SymmetryPropagation:
         return self._held(node, signals)
 
     def _read(
-        self, symmetry: SymmetryRule | None, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, str]:
+        self, symmetry: SymmetryRule | None, node: fx.Node, args: Arguments, kwargs: Keywords
+    ) -> tuple[Value | None, str]:
         """How the result moves, and if that is not known why not; nothing that is read may then move."""
         if symmetry is None:
             return None, ""
@@ -151,7 +157,7 @@ class SymmetryPropagation:
                 self.algebra.pin(role)
         return None, reason
 
-    def _factors_of_sums(self, node: fx.Node, args: tuple[Any, ...]) -> list[Signal]:
+    def _factors_of_sums(self, node: fx.Node, args: Arguments) -> list[Signal]:
         """The factors of a product that is only ever summed over axes along which both are acted on: a dot product."""
         over = [summed(user)[0] if operator_of(user).is_a(Trait.TOTAL) else [] for user in node.users]
         if not all(over) or not all(isinstance(side, Signal) for side in args) or node.args[0] is node.args[1]:
@@ -160,7 +166,7 @@ class SymmetryPropagation:
         acted = all(any(role.varies(*axes) for role in factor.roles) for factor in factors for axes in over)
         return factors if acted else []
 
-    def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _plain(self, node: fx.Node, args: Arguments, kwargs: Keywords) -> Value:
         if node.target is operator.getitem:
             held, index = args
             return held[index] if isinstance(held, (tuple, list)) else held if index == 0 else Signal(held.shape)
@@ -169,13 +175,13 @@ class SymmetryPropagation:
             return Signal(tuple(value.shape), value=None if operator_of(node).draws(node) else value)
         return value
 
-    def _constant(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _constant(self, node: fx.Node, args: Arguments, kwargs: Keywords) -> Value:
         """What depends on neither inputs nor parameters is computed."""
         args, kwargs = pytree.tree_map_only(Signal, lambda signal: signal.value, (args, kwargs))
         value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         return pytree.tree_map_only(Tensor, lambda tensor: Signal(tuple(tensor.shape), value=tensor), value)
 
-    def _softening(self, node: fx.Node, name: str, args: tuple[Any, ...]) -> Signal | None:
+    def _softening(self, node: fx.Node, name: str, args: Arguments) -> Signal | None:
         """A tiny constant under a root is the `eps` of a normalisation: its symmetry is broken by that much.
 
         A tiny floor under a norm, as in `F.normalize`, is never reached.
@@ -207,12 +213,12 @@ class SymmetryPropagation:
             self.algebra.separate(role, own.reshape(1, *signal.shape[1:]))
         return signal.with_roles([self.algebra.renewed(role) for role in signal.roles])
 
-    def _nested(self, reference: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _nested(self, reference: Reference, args: Arguments, kwargs: Keywords) -> Value:
         """SymmetryPropagation a reference implementation in place of an operation that cannot be read."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Signal)]
 
-        def call(*tensors: Tensor) -> Any:
+        def call(*tensors: Tensor) -> object:
             filled = list(leaves)
             for place, tensor in zip(places, tensors, strict=True):
                 filled[place] = tensor
@@ -220,7 +226,7 @@ class SymmetryPropagation:
             return reference(*own_args, **own_kwargs)
 
         body = make_fx(call)(*(torch.empty(leaves[place].shape) for place in places))
-        inner: dict[fx.Node, Any] = dict(zip(placeholders(body.graph), (leaves[p] for p in places), strict=True))
+        inner: dict[fx.Node, object] = dict(zip(placeholders(body.graph), (leaves[p] for p in places), strict=True))
         outer, self.signals = self.signals, inner
         for node in body.graph.nodes:
             if node.op == "call_function":
@@ -228,8 +234,8 @@ class SymmetryPropagation:
         self.signals = outer
         return pytree.tree_map_only(fx.Node, lambda node: inner[node], body.graph.output_node().args[0])
 
-    def _held(self, node: fx.Node, signals: list[Signal]) -> Any:
-        """Hold still whatever an operation reads: always sound."""
+    def _held(self, node: fx.Node, signals: list[Signal]) -> Value:
+        """Hold still all that an operation reads: always sound."""
         self.algebra.still(*signals)
         return pytree.tree_map_only(Tensor, lambda tensor: Signal(_shape(tensor)), node.meta.get("val"))
 
@@ -258,15 +264,15 @@ def summed(node: fx.Node) -> tuple[list[int], bool]:
     return [axis % ndim for axis in axes], len(node.args) > 2 and bool(node.args[2])
 
 
-def _fits(found: Any, value: Any) -> bool:
-    """Whether what a matcher returns has the shape of what the operation does (of its first result, if several)."""
+def _fits(found: object, value: object) -> bool:
+    """Whether what a rule returns has the shape of what the operation does (of its first result, if several)."""
     first = next(iter(found), None) if isinstance(found, (tuple, list)) else found
     like = next(iter(value), None) if isinstance(value, (tuple, list)) else value
     return not isinstance(like, Tensor) or not isinstance(first, Signal) or first.shape == _shape(like)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape with every free dimension at the batch that is walked."""
+    """The shape with every free dimension at that batch."""
     return tuple(size if isinstance(size, int) else _concrete(size) for size in tensor.shape)
 
 

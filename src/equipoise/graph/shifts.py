@@ -1,6 +1,6 @@
 """Directions that no reader sees: a softmax ignores a common shift of its scores, a LayerNorm the mean of its input.
 
-The walk goes backwards. For every tensor it keeps *shift groups*: a label for each element, `SEEN` for elements that
+The pass goes backwards. For every tensor it keeps *shift groups*: a label for each element, `SEEN` for elements that
 may not be moved. Adding any constant to all elements of one group changes no output. A parameter that only writes into
 such groups has a law that is linear in the weights: its sum over a group is constant (docs/theory.md, T1).
 """
@@ -25,7 +25,7 @@ from equipoise.graph.propagate import SymmetryPropagation
 _WRITING = Trait.PRODUCT | Trait.CONVOLUTION | Trait.TABLE
 
 
-def find_shifts(walk: SymmetryPropagation, *, softmax: bool = False) -> list[Member]:
+def find_shifts(propagation: SymmetryPropagation, *, softmax: bool = False) -> list[Member]:
     """Members of shift laws: `index` holds one row of positions for each group.
 
     `softmax` says that the loss takes the softmax of the output over its last axis.
@@ -37,38 +37,40 @@ def find_shifts(walk: SymmetryPropagation, *, softmax: bool = False) -> list[Mem
     [('0.weight', torch.Size([1, 1, 4])), ('0.bias', torch.Size([1, 1, 4]))]
     """
     seen: dict[fx.Node, dict[fx.Node, Groups | Rows | None]] = {}
-    outputs = walk.captured.output
+    outputs = propagation.captured.output
     if softmax:
         for node in outputs:
-            seen.setdefault(node, {})[walk.captured.graph.output_node()] = along(_shape(walk, node), [-1])
+            seen.setdefault(node, {})[propagation.captured.graph.output_node()] = along(_shape(propagation, node), [-1])
     found: dict[str, list[Member]] = {}
-    narrow = narrow_nodes(walk.captured.graph, walk.captured.parameters)
+    narrow = narrow_nodes(propagation.captured.graph, propagation.captured.parameters)
     below: dict[fx.Node, torch.dtype | None] = {}  # the narrowest dtype from a node down to what ignores its shift
-    for node in reversed(walk.captured.graph.nodes):
-        name, shape = walk.captured.parameters.get(node.name), _shape(walk, node)
-        uses = [seen.get(node, {}).get(reader) for reader in _readers(node, walk)]
+    for node in reversed(propagation.captured.graph.nodes):
+        name, shape = propagation.captured.parameters.get(node.name), _shape(propagation, node)
+        uses = [seen.get(node, {}).get(reader) for reader in _readers(node, propagation)]
         below[node] = narrowest(narrow.get(node), *(below.get(reader) for reader in seen.get(node, ())))
-        if name is not None and name not in walk.frozen and uses:
+        if name is not None and name not in propagation.frozen and uses:
             members = _members(name, shape, common(uses, shape))
             found[name] = [replace(member, precision=below[node]) for member in members]
         elif node.op == "call_function" and not operator_of(node).is_a(Trait.SPLITTING):
-            _note(node, walk, uses)
-            for source, groups in _sources(Site(node, walk.signals, walk.through_detach), walk, common(uses, shape)):
+            _note(node, propagation, uses)
+            for source, groups in _sources(
+                Site(node, propagation.signals, propagation.through_detach), propagation, common(uses, shape)
+            ):
                 seen.setdefault(source, {})[node] = groups if _reads(node, source) <= 1 else None
-    return [member for name in walk.captured.parameters.values() for member in found.get(name, ())]
+    return [member for name in propagation.captured.parameters.values() for member in found.get(name, ())]
 
 
-def _note(node: fx.Node, walk: SymmetryPropagation, uses: Sequence[Groups | Rows | None]) -> None:
+def _note(node: fx.Node, propagation: SymmetryPropagation, uses: Sequence[Groups | Rows | None]) -> None:
     """Shifts that most readers ignore and a linear map could take back; and those that stop at a linear operation."""
-    readers, operator = list(_readers(node, walk)), operator_of(node)
+    readers, operator = list(_readers(node, propagation)), operator_of(node)
     ignored = [use is not None for use in uses]
     seeing = [reader for reader, own in zip(readers, ignored, strict=False) if not own]
     writes = operator.is_a(_WRITING)
-    if writes and any(ignored) and seeing and all(_compensates(node, reader, walk) for reader in seeing):
-        walk.unshifted.add(node.name)
+    if writes and any(ignored) and seeing and all(_compensates(node, reader, propagation) for reader in seeing):
+        propagation.unshifted.add(node.name)
     stops = operator.linear and operator.shift is None
-    if stops and uses and all(ignored) and _touched(common(uses, _shape(walk, node))):
-        walk.unshifted.add(node.name)
+    if stops and uses and all(ignored) and _touched(common(uses, _shape(propagation, node))):
+        propagation.unshifted.add(node.name)
 
 
 def _touched(groups: Groups | Rows | None) -> bool:
@@ -76,24 +78,26 @@ def _touched(groups: Groups | Rows | None) -> bool:
     return labels is not None and bool((labels >= 0).any())
 
 
-def _compensates(node: fx.Node, reader: fx.Node, walk: SymmetryPropagation) -> bool:
+def _compensates(node: fx.Node, reader: fx.Node, propagation: SymmetryPropagation) -> bool:
     """Whether a reader is a linear map by a trained weight, which could undo what is done to what it reads."""
     operator = operator_of(reader)
     if operator.movement in (Movement.ORDERED, Movement.TURNED) or operation_name(reader.target) in ("neg", "detach"):
-        readers = list(_readers(reader, walk))
-        return bool(readers) and all(_compensates(reader, each, walk) for each in readers)
-    others = [walk.signals[each] for each in reader.all_input_nodes if each is not node]
+        readers = list(_readers(reader, propagation))
+        return bool(readers) and all(_compensates(reader, each, propagation) for each in readers)
+    others = [propagation.signals[each] for each in reader.all_input_nodes if each is not node]
     trained = any(isinstance(each, Signal) and each.weights and each.roles for each in others)
     return trained and operator.is_a(Trait.PRODUCT | Trait.CONVOLUTION)
 
 
-def _readers(node: fx.Node, walk: SymmetryPropagation) -> Iterator[fx.Node]:
+def _readers(node: fx.Node, propagation: SymmetryPropagation) -> Iterator[fx.Node]:
     """The nodes that read a value and pass a gradient on; of an operation with several results, each of these."""
     for user in node.users:
         operator = operator_of(user)
         if operator.is_a(Trait.SPLITTING):
             yield from user.users
-        elif not operator.is_a(Trait.SHAPE_ONLY) and (walk.through_detach or operation_name(user.target) != "detach"):
+        elif not operator.is_a(Trait.SHAPE_ONLY) and (
+            propagation.through_detach or operation_name(user.target) != "detach"
+        ):
             yield user
 
 
@@ -104,9 +108,9 @@ def _reads(node: fx.Node, source: fx.Node) -> int:
     return found.count(source)
 
 
-def _shape(walk: SymmetryPropagation, node: fx.Node) -> tuple[int, ...]:
+def _shape(propagation: SymmetryPropagation, node: fx.Node) -> tuple[int, ...]:
     """The shape of a value, or of the first of several."""
-    return Site(node, walk.signals).shape
+    return Site(node, propagation.signals).shape
 
 
 def _members(name: str, shape: tuple[int, ...], groups: Groups | Rows | None) -> Iterable[Member]:
@@ -129,10 +133,10 @@ def _indices(labels: Tensor) -> Iterable[Tensor]:
         yield moving[mine][order].reshape(-1, 1, size)
 
 
-def _sources(site: Site, walk: SymmetryPropagation, groups: Groups | Rows | None) -> Sources:
+def _sources(site: Site, propagation: SymmetryPropagation, groups: Groups | Rows | None) -> Sources:
     """Groups of the inputs of an operation: what it ignores by itself, or what the readers of its output ignore."""
     operator = operator_of(site.node)
-    if site.node in walk.unread:
+    if site.node in propagation.unread:
         return
     if groups is None and (operator.movement is Movement.DROPPED or operator.is_a(Trait.PICKING)):
         groups = torch.full((), SEEN).expand(site.shape)  # what is read here is seen, what is left out is not

@@ -98,7 +98,7 @@ def relax_views(graph: fx.Graph) -> None:
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> the first name of the same storage."""
-    first: dict[Any, str] = {}
+    first: dict[object, str] = {}
     names = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         key = id(parameter) if parameter.is_meta else (parameter.data_ptr(), parameter.shape, parameter.stride())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,12 +20,14 @@ from torch.utils import _pytree as pytree
 from equipoise.errors import CaptureError, InputError, one_line
 from equipoise.graph.export.passes import cut_off, guards, inline_regions, placeholders, strip_guards
 
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-Decompositions = Mapping[Any, Callable[..., Any]]  # by the overload of an operation
-Exported = tuple[torch.export.ExportedProgram, frozenset[torch.dtype]]  # and the dtypes that it casts to
+Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+Arguments: TypeAlias = tuple[Any, ...]
+Keywords: TypeAlias = dict[str, Any]
+Decompositions: TypeAlias = Mapping[torch._ops.OperatorBase, Callable[..., object]]
+Exported: TypeAlias = tuple[torch.export.ExportedProgram, frozenset[torch.dtype]]  # and the dtypes that it casts to
 
 
-def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example_inputs: object) -> tuple[Arguments, Keywords]:
     """Positional and keyword arguments."""
     if not isinstance(example_inputs, (Tensor, Sequence, Mapping)) or _batch((example_inputs,), {}) == 0:
         raise InputError(
@@ -41,9 +43,7 @@ def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return pytree.tree_map_only(Tensor, filled, (args, dict(example_inputs) if keywords else {}))
 
 
-def without_cache(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def without_cache(model: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
     """Arguments for a model that does not return its keys and values: `use_cache=False` where it takes that."""
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" not in parameters or "use_cache" in kwargs or list(parameters).index("use_cache") < len(args):
@@ -80,9 +80,7 @@ def _hollow(tensor: Tensor) -> Tensor:
     return nn.Parameter(torch.zeros((), dtype=tensor.dtype).expand(tensor.shape), tensor.requires_grad)
 
 
-def exported(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], decompositions: Decompositions
-) -> Exported:
+def exported(model: nn.Module, args: Arguments, kwargs: Keywords, decompositions: Decompositions) -> Exported:
     """The exported program with its decompositions, and the dtypes it casts to; `CaptureError` where export refuses."""
     export, doubled = partial(_with_free_batch, model, decompositions), _doubled(args, kwargs)
     try:
@@ -97,7 +95,7 @@ def exported(
         raise _refusal(model, args, kwargs, error) from error
 
 
-def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> CaptureError:
+def _refusal(model: nn.Module, args: Arguments, kwargs: Keywords, error: Exception) -> CaptureError:
     """Why a model cannot be read, and what helps: it raises by itself, or decides by values, or else."""
     if (own := _raised(model, args, kwargs)) is not None:
         return CaptureError(
@@ -130,7 +128,7 @@ def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
     )
 
 
-def _raised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+def _raised(model: nn.Module, args: Arguments, kwargs: Keywords) -> Exception | None:
     """What a copy of the model raises on these inputs without any export."""
     if any(parameter.is_meta or parameter.stride() == (0,) * parameter.ndim != () for parameter in model.parameters()):
         return None
@@ -155,9 +153,7 @@ def place(error: Exception) -> str:
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
-def _with_free_batch(
-    model: nn.Module, decompositions: Decompositions, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Exported:
+def _with_free_batch(model: nn.Module, decompositions: Decompositions, args: Arguments, kwargs: Keywords) -> Exported:
     """Without dynamo, which reads fewer models; with it where that leaves the batch fixed, as `len(x)` does."""
     shapes = _dynamic_shapes(model, args, kwargs)
     export = partial(torch.export.export, model, args, kwargs, dynamic_shapes=shapes)
@@ -202,12 +198,12 @@ def _fixed(program: torch.export.ExportedProgram, batch: int | None) -> bool:
     return any(isinstance(value, Tensor) and value.ndim > 0 and str(value.shape[0]) == str(batch) for value in values)
 
 
-def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+def _batch(args: Arguments, kwargs: Keywords) -> int | None:
     sizes = [leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
     return sizes[0] if sizes else None
 
 
-def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _doubled(args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
     """A batch of one, doubled: export takes a size of one for a constant."""
     if _batch(args, kwargs) != 1:
         return None
@@ -215,14 +211,14 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
     return pytree.tree_map_only(Tensor, double, (args, kwargs))
 
 
-def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dynamic_shapes(model: nn.Module, args: Arguments, kwargs: Keywords) -> Keywords | None:
     """The batch, left free; export (torch 2.13) cannot do that where something goes into a `**kwargs`."""
     signature = inspect.signature(model.forward)
     if not kwargs.keys() <= signature.parameters.keys():
         return None
     batch = _batch(args, kwargs)
 
-    def dims(leaf: Any) -> dict[int, Any] | None:
+    def dims(leaf: object) -> dict[int, object] | None:
         shares = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
         return {0: torch.export.Dim.AUTO} if shares else None
 

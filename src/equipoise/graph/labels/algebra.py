@@ -50,7 +50,7 @@ class Algebra:
         return fibres + self.symmetry.fibres(int(fibres.max()) + 1)
 
     def distinct(self, role: Role) -> Role:
-        """Tell copies apart: the r-th copy of every coordinate of a fibre goes into the r-th new fibre."""
+        """Number copies: the r-th copy of every coordinate of a fibre goes into the r-th new fibre."""
         role = self._numbered(role)
         if role.regular and len(compact(role.coordinates).unique()) == compact(role.coordinates).numel():
             return role
@@ -69,7 +69,7 @@ class Algebra:
         return Role(role.coordinates, compactly(self._renumbered, fibres.expand(shape)))
 
     def expanded(self, role: Role, shape: Sequence[int]) -> Role:
-        """Broadcast to a shape; the copies are told apart."""
+        """Broadcast to a shape; the copies are numbered."""
         if tuple(role.coordinates.shape) == tuple(shape):
             return role
         return self.distinct(role.moved(lambda labels: labels.expand(tuple(shape))))
@@ -290,17 +290,17 @@ class Algebra:
         return Signal(shape, tuple(self.expanded(role, shape) for role in signal.roles), value, signal.weights)
 
     def product(self, left: Signal, right: Signal) -> Signal:
-        """Element by element: generators add; neither factor's matrices may mix elements that the other tells apart."""
+        """Generators add, element by element; elements that are multiplied by different values do not mix."""
         factors = self.broadcast(left, right)
         for factor, other in zip(factors, (right, left), strict=True):
             for role in factor.roles:
-                self._told_apart(role, other)
+                self._separated_by(role, other)
         shape = factors[0].shape
         roles = self.reduced([*factors[0].roles, *factors[1].roles])
         weights = left.weights | right.weights if left.weights and right.weights else frozenset()
         return Signal(shape, tuple(self.renewed(role) for role in roles), None, weights)
 
-    def _told_apart(self, role: Role, other: Signal) -> None:
+    def _separated_by(self, role: Role, other: Signal) -> None:
         """No mixing between elements that another tensor multiplies by different values."""
         shape = role.coordinates.shape
         if other.value is not None and other.value.numel():
@@ -336,8 +336,8 @@ class Algebra:
                 if bool((compact(first.coordinates) == ZERO).any()):
                     first, rest = _first_moving(role, axis), role
                 copies = first.moved(lambda labels, like=rest.coordinates: labels.expand_as(like))
-                told_apart = _pair(copies.fibres, rest.fibres).reshape(rest.fibres.shape)
-                self.agree(rest, Role(copies.coordinates, told_apart), 1)
+                numbered = _pair(copies.fibres, rest.fibres).reshape(rest.fibres.shape)
+                self.agree(rest, Role(copies.coordinates, numbered), 1)
             role = first
         return role
 

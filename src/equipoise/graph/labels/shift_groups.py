@@ -29,7 +29,7 @@ class Rows:
     view: tuple[int, ...]
 
     def on(self, shape: Sequence[int]) -> "Rows | None":
-        """The same groups by the axes of another shape; None where these do not tell them apart."""
+        """The same groups by the axes of another shape; None where these do not separate them."""
         shape = tuple(shape)
         if shape == self.view:
             return self
@@ -185,7 +185,7 @@ def in_rows(groups: Groups, batch: int, own: int) -> Groups | None:
 def contracted(groups: Groups, terms: Sequence[str], output: str, shapes: Sequence[Sequence[int]]) -> list[Rows | None]:
     """Groups of each factor of an `einsum`, from those of its result.
 
-    An index that no other factor has may move in common where every row of the result allows it; whatever else the
+    An index that no other factor has may move in common where every row of the result allows it; everything else the
     factor has moves index by index.
     """
     return [factor(groups, place, terms, output, shapes[place]) for place in range(len(terms))]

@@ -1,4 +1,4 @@
-"""What the walk knows of a tensor: its shape, which unknown rates act on each of its elements, and constants."""
+"""Signals: the shape of a tensor, which unknown rates act on each of its elements, and constants."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ class Role:
     """One action on a tensor: every element's coordinate, and the fibre (vector) of which it is that component.
 
     Elements with the same coordinate and the same fibre are copies of each other. Both arrays have the tensor's shape
-    (axes along which nothing changes have stride 0), so whatever moves data moves labels in the same way.
+    (axes along which nothing changes have stride 0), so what moves data moves labels in the same way.
     """
 
     coordinates: Int64[Tensor, "..."]

@@ -97,7 +97,7 @@ def _passed_on(
     if len(sums) > 1:
         algebra.vanish(sums)
         return []
-    if fixed and sums[0].varies(2):  # whatever the fixed matrix carries over would do as well
+    if fixed and sums[0].varies(2):  # what the fixed matrix carries over would do as well
         algebra.narrowed.add(algebra.place)
     alike = algebra.uniform(sums[0], [2])
     return [_placed(alike, (shape[0], 1, 1), shape)]
@@ -177,7 +177,7 @@ def einsum(algebra: Algebra, equation: str, operands: Sequence[Signal], **kwargs
 
 
 def einsum_terms(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]:
-    """The axes of each operand and of the output, one letter each; an ellipsis stands for letters of its own.
+    """The axes of each operand and of the output, one letter each; an ellipsis has letters of its own.
 
     >>> einsum_terms("...i,oi", [3, 2])
     (['ABi', 'oi'], 'ABo')

@@ -250,7 +250,7 @@ def _shift_of_turned(site: Site, groups: Groups | Rows) -> Sources:
 def _rows_turned(site: Site, rows: Rows, before: tuple[int, ...]) -> Rows | None:
     if (rows_after := rows.on(site.shape)) is None:
         return None
-    sizes = range(2, 2 + len(before))  # told apart by their sizes
+    sizes = range(2, 2 + len(before))  # each of its own size
     turned = site.node.target(torch.empty(tuple(sizes), device="meta"), *site.args[1:], **site.node.kwargs).shape  # pyright: ignore[reportCallIssue]
     origin = [turned.index(size) for size in sizes]
     labelled = [axis for axis in range(len(before)) if origin[axis] in rows_after.axes]

@@ -35,7 +35,7 @@ def _axes(signal: Signal, dim: Axes) -> list[int]:
 def linear_reduction(
     algebra: Algebra, signal: Signal, dim: Axes = None, keepdim: object = False, **kwargs: object
 ) -> Signal:
-    """Sums and means keep whatever acts alike on all summands."""
+    """Sums and means keep what acts alike on all summands."""
     return algebra.total(signal, _axes(signal, dim), keep=bool(keepdim))
 
 
