@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from equipoise import data, init, losses, networks, parametrize, sinks, testing
+from equipoise import data, init, losses, networks, optim, parametrize, sinks, testing
 from equipoise.checkpoint import analyze
 from equipoise.compression import compress
 from equipoise.decomposition import Decomposition, decompose, sign_changes
@@ -60,6 +60,7 @@ __all__ = [
     "load",
     "losses",
     "networks",
+    "optim",
     "parametrize",
     "report",
     "resume",

@@ -164,6 +164,14 @@ REFERENCES: dict[str, Reference] = {
             2025,
             "https://arxiv.org/abs/2501.16322",
         ),
+        Reference(
+            "cosson2022gradient",
+            "Romain Cosson and Ali Jadbabaie and Anuran Makur and Amirhossein Reisizadeh and Devavrat Shah",
+            "Gradient descent for low-rank functions",
+            "arXiv",
+            2022,
+            "https://arxiv.org/abs/2206.08257",
+        ),
     ]
 }
 
