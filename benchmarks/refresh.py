@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from equipoise.laws import Between, Blocks, Diagonal, LawPlan, invariances
 from equipoise.measure.unfolding import Unfolding
-from equipoise.monitor.crew import Crew
-from equipoise.monitor.spectra import Follower
+from equipoise.monitor.distributed import ProcessGroup
+from equipoise.monitor.spectra import SpectrumTracker
 from equipoise.observers import Alignment, Drift, Snapshot, Spectrum, TrainingContext
 
 
@@ -78,14 +78,14 @@ def refresh(model, laws):
     plan = LawPlan(laws, sketch=8)
     context = TrainingContext(weights, matrices, pairs, laws=laws, plan=plan, online=True)
     asked = [*matrices, *(below for below, _ in pairs)]
-    crew = Crew()
-    follower = Follower(tuple(asked), 4, crew)
+    group = ProcessGroup()
+    tracker = SpectrumTracker(tuple(asked), 4, group)
     observers = [Spectrum(r=4), Alignment(), Drift()]
     states = [observer.init(context) for observer in observers]
 
     def look():
-        squares = crew.squares(weights)
-        spectra = follower.look(weights, squares)
+        squares = group.squares(weights)
+        spectra = tracker.at(weights, squares)
         snapshot = Snapshot(1, 1.0, weights, 1.0, spectra, full=False, laws=plan(weights))
         for observer, state in zip(observers, states, strict=True):
             observer.observe(context, state, snapshot)
@@ -102,9 +102,9 @@ def accuracy(kind, sweeps, size=768):
         u, _, v = torch.linalg.svd(matrix)
         matrix = u * torch.cat([torch.tensor([4.0, 3.0, 2.0]), torch.arange(1, size - 2) ** -0.5]) @ v
     exact = float(torch.linalg.svdvals(matrix.double())[0])
-    follower, weights = Follower((Unfolding("w"),), 4, Crew()), {"w": matrix}
+    tracker, weights = SpectrumTracker((Unfolding("w"),), 4, ProcessGroup()), {"w": matrix}
     for _ in range(sweeps + 1):  # the first look takes several sweeps
-        (seen,) = follower.look(weights, Crew().squares(weights)).leading([Unfolding("w")], 4)
+        (seen,) = tracker.at(weights, ProcessGroup().squares(weights)).leading([Unfolding("w")], 4)
     return abs(seen.values[0] / exact - 1), seen.error_bound / exact
 
 

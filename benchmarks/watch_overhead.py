@@ -92,12 +92,12 @@ class Watched(Loop):
 
     def begin(self):
         super().begin()
-        self.begun = self.log.meter.looks, self.log.meter.looking
+        self.begun = self.log.meter.snapshots, self.log.meter.spent
 
     def looked(self):
         """Looks, and seconds in them, since it began."""
         looks, looking = self.begun
-        return self.log.meter.looks - looks, self.log.meter.looking - looking
+        return self.log.meter.snapshots - looks, self.log.meter.spent - looking
 
     def close(self):
         self.context.__exit__(None, None, None)

@@ -77,7 +77,7 @@ def unequal(rank, size, folder):
             time.sleep(0.004 * rank)  # the others are slower, each by its own measure
             F.cross_entropy(model(X[rank::size]), Y[rank::size]).backward()
             optimizer.step()
-            log.meter.looking += 0.002 / (1 + rank)  # and looks seem dearer to the first
+            log.meter.spent += 0.002 / (1 + rank)  # and looks seem dearer to the first
     Path(folder, f"steps{rank}").write_text(json.dumps(looks.steps))
     dist.barrier()
     dist.destroy_process_group()

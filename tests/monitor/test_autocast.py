@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equipoise.laws import invariances
-from equipoise.monitor.scenery import read_laws
+from equipoise.monitor.context import read_laws
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 

@@ -67,8 +67,8 @@ def test_a_look_that_fails_on_one_process_ends_the_looks_on_all(kind, where, tmp
     run([(kind, where, rank, 2, str(tmp_path)) for rank in range(2)], ranks.failing)
     first, last = (json.loads((tmp_path / f"off{rank}").read_text()) for rank in range(2))
     assert set(first) == set(last) == {"spectrum", "alignment", "drift", "residual"}
-    assert set(last.values()) == {"Abandoned: MemoryError: no room for it"}
-    assert set(first.values()) == {"Abandoned: a look failed in another of the processes, whose log says why"}
+    assert set(last.values()) == {"PeerFailure: MemoryError: no room for it"}
+    assert set(first.values()) == {"PeerFailure: observation failed on another rank; see its log"}
 
 
 def test_processes_of_unequal_speed_look_at_the_same_steps(tmp_path):

@@ -227,7 +227,10 @@ def test_a_crash_of_a_sink_or_an_observer_never_stops_the_training():
     assert len(seen) == 4  # steps 1, 5, 10 and the end
 
 
-@pytest.mark.parametrize("place", ["crew.Crew.squares", "crew.Crew.piece", "scenery.Scenery.scene"])
+@pytest.mark.parametrize(
+    "place",
+    ["distributed.ProcessGroup.squares", "distributed.ProcessGroup.rows", "context.ModelContext.training_context"],
+)
 def test_a_look_that_fails_never_stops_the_training(place, monkeypatch):
     """Out of memory, a device that is lost: whatever happens in what all observers share."""
 
@@ -439,7 +442,7 @@ def test_a_rule_is_asked_about_all_records_or_about_those_of_its_quantity():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every": 0}, "expected a look every so many steps, 1 or more; found every=0"),
+        ({"every": 0}, "expected every and full_every, in steps and in snapshots, of 1 or more; found every=0"),
         ({"budget": 2.0}, "expected a share of the training's time between 0 and 1; found budget=2.0"),
         ({"sinks": [3]}, "expected a sink: something with write and close, or a callable; found int"),
     ],

@@ -4,21 +4,19 @@ import shutil
 import socket
 import threading
 import warnings
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.monitor import session
-from equipoise.sinks.background import Background
+from equipoise.sinks import background
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """At the end, sinks are waited for briefly."""
-    monkeypatch.setattr(session, "Background", partial(Background, grace=0.2))
+    monkeypatch.setattr(background, "_GRACE", 0.2)
 
 
 def train(*sinks, between=lambda: None):

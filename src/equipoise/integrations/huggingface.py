@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from equipoise.monitor import Log, watch
 
 
-class WatchCallback(TrainerCallback):
+class HuggingFaceWatch(TrainerCallback):
     """Watch a training: `Trainer(..., callbacks=[WatchCallback(every=50, out="runs/exp1")])`.
 
     The arguments are those of `eq.watch`; the result is `callback.log`.
@@ -33,3 +33,6 @@ class WatchCallback(TrainerCallback):
     ) -> None:
         """A last look, and the hooks off."""
         self._stack.close()
+
+
+WatchCallback = HuggingFaceWatch

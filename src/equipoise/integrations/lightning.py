@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from equipoise.monitor import Log, watch
 
 
-class WatchCallback(Callback):
+class LightningWatch(Callback):
     """Watch the training of a `LightningModule`: `Trainer(callbacks=[WatchCallback(every=50, out="runs/exp1")])`.
 
     The arguments are those of `eq.watch`; the result is `callback.log`. `part` names the submodule that holds the
@@ -34,3 +34,6 @@ class WatchCallback(Callback):
         """The hooks off."""
         stack, self._stack = self._stack, ExitStack()
         stack.__exit__(type(exception), exception, exception.__traceback__)
+
+
+WatchCallback = LightningWatch

@@ -1,4 +1,4 @@
-"""What is worth a warning, and the sentence that says it."""
+"""Alarms of a watched training, and the rules that raise them."""
 
 import math
 import sys
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from equipoise.errors import visible
 from equipoise.store import Record
@@ -19,7 +19,7 @@ class TrainingAlarm(UserWarning):
 def warn(message: str) -> None:
     """A `TrainingAlarm`; where warnings are errors, a line on standard error: it must not end the training.
 
-    Names of layers and observers come from others: what does not show in them is escaped.
+    Control characters in names of layers and observers, which come from others, are escaped.
     """
     message = visible(message)
     try:
@@ -31,7 +31,7 @@ def warn(message: str) -> None:
 
 @dataclass(frozen=True)
 class Alarm:
-    """One alarm: when, where, of which kind, and what it says."""
+    """One alarm: step, kind, place and message."""
 
     step: int
     kind: str
@@ -42,7 +42,30 @@ class Alarm:
         return f"step {self.step}, {self.place}: {self.message}"
 
 
-Rule = Callable[[Record], Alarm | None]  # asked about all records or, if it has a `quantity`, about those of that
+Rule: TypeAlias = Callable[[Record], Alarm | None]  # about all records or, if it has a `quantity`, about those of that
+
+
+@runtime_checkable
+class QuantityRule(Protocol):
+    """A rule about the records of one quantity only."""
+
+    @property
+    def quantity(self) -> str:
+        """The quantity."""
+        ...
+
+    def __call__(self, record: Record) -> Alarm | None:
+        """An alarm, or None."""
+        ...
+
+
+def concerns(rule: Rule, quantity: str) -> bool:
+    """Whether a rule is to be asked about the records of a quantity.
+
+    >>> concerns(NotFinite(), "frobenius_norm"), concerns(NotFinite(), "sigma_1")
+    (True, False)
+    """
+    return not isinstance(rule, QuantityRule) or rule.quantity == quantity
 
 
 class NotFinite:
@@ -64,13 +87,13 @@ class Excess:
 
     def __call__(self, record: Record) -> Alarm | None:
         """An alarm, or None."""
-        if record.quantity == self.quantity and record.observer in _SAID and not record.value <= 1:
-            kind, said = _SAID[record.observer]
-            return _alarm(record, kind, said.format(record.value))
+        if record.quantity == self.quantity and record.observer in _MESSAGES and not record.value <= 1:
+            kind, message = _MESSAGES[record.observer]
+            return _alarm(record, kind, message.format(record.value))
         return None
 
 
-_SAID = {  # by the observer of an excess
+_MESSAGES = {  # by the observer of an excess
     "residual": (
         "gradient",
         "the gradient breaks this law {:.1f} times beyond rounding: a wrong backward pass, gradients of other weights "

@@ -1,21 +1,29 @@
-"""What a watched training has said so far: records, alarms, what is off, and what the looking costs."""
+"""The log of a watched training: records, alarms, what is off, the cost; with a summary in text, and curves."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from equipoise.errors import one_line
+from equipoise.errors import InputError, one_line, visible
 from equipoise.laws import Laws
-from equipoise.monitor.alarms import Alarm, Rule, warn
-from equipoise.monitor.meter import Meter
-from equipoise.monitor.present import figure, summary
+from equipoise.monitor.alarms import Alarm, Rule, concerns, warn
+from equipoise.monitor.schedule import Meter
 from equipoise.observers import Reading
-from equipoise.sinks import Disk, Keeper, Memory, Sink
-from equipoise.sinks.background import Background
+from equipoise.sinks import ReadableSink, Sink, sink_name
+from equipoise.sinks.protocol import Memory
 from equipoise.store import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SHOWN = 12  # matrices in a summary
+_CURVES = ("stable_rank", "alignment_next", "relative_drift", "relative_drift_estimate", "residual", "dead")
+_LOGARITHMIC = ("relative_drift", "relative_drift_estimate", "residual", "mismatch", "misalignment_next")
+_MATRIX = ("sigma_1", "stable_rank", "rank_one_residual")
 
 
 @dataclass(repr=False)
@@ -27,10 +35,10 @@ class Log:
     that is not working to the reason; `laws` are the model's, once the first step is taken.
     """
 
-    keeper: Keeper
+    keeper: ReadableSink
     sinks: Sequence[Sink]
     rules: Sequence[Rule]
-    on_alarm: Callable[[Alarm], Any] | None = None
+    on_alarm: Callable[[Alarm], object] | None = None
     leads: bool = True
     meter: Meter = field(default_factory=Meter)
     alarms: list[Alarm] = field(default_factory=list)
@@ -39,9 +47,9 @@ class Log:
     laws: Laws | None = None
     steps: int = 0
     _norm: float | None = None
-    _told: list[Record] = field(default_factory=list, repr=False)
+    _pending: list[Record] = field(default_factory=list, repr=False)  # until the end of the snapshot
     _step: int = -1
-    _known: set[tuple[str, str, str]] = field(default_factory=set, repr=False)  # what this step has told
+    _known: set[tuple[str, str, str]] = field(default_factory=set, repr=False)  # of the records of this step
     _rules: dict[str, Sequence[Rule]] = field(default_factory=dict, repr=False)
 
     def table(self) -> pd.DataFrame:
@@ -54,26 +62,36 @@ class Log:
         rows = table[(table.observer == observer) & (table.quantity == quantity) & (table.place == place)]
         return None if rows.empty else float(rows.value.iloc[-1])
 
-    def plot(self, *quantities: str) -> Any:
-        """A matplotlib figure with one panel for each quantity (by default those that tell most), a line a place."""
-        return figure(self.table(), quantities)
+    def plot(self, *quantities: str) -> "Figure":
+        """A matplotlib figure with one panel for each quantity, a line a place.
+
+        Args:
+            quantities: by default stable rank, alignment, drift, residual and dead neurons, as far as recorded.
+
+        Raises:
+            InputError: for a quantity that was not recorded, naming those that were.
+        """
+        return _figure(self.table(), quantities)
 
     def summary(self) -> str:
-        """What to know at a glance: cost, alarms, what is off, and each matrix at the start and at the end."""
-        return summary(self)
+        """Cost, alarms, what is off, and each matrix at the start and at the end.
+
+        Control characters in names, which do not show, are escaped.
+        """
+        return "\n".join(map(visible, _lines(self)))
 
     @property
     def overhead(self) -> float:
-        """Time of the looks over the time of the training without them; the first look is set-up, and not counted."""
+        """Time of the snapshots over that of the training without them; the first one is set-up, and not counted."""
         return self.meter.share
 
     def __repr__(self) -> str:
         return f"<Log of {self.steps} steps, {len(self.alarms)} alarms, off: {', '.join(self.off) or 'none'}>"
 
-    # --- for the lanes ---
+    # --- for those who take the snapshots ---
 
-    def tell(self, step: int, norm: float, observer: str, readings: Sequence[Reading]) -> None:
-        """Take what one observer read; raise the alarms that it calls for."""
+    def record(self, step: int, norm: float, observer: str, readings: Sequence[Reading]) -> None:
+        """Take the readings of one observer, and raise the alarms that they call for."""
         self._norm = norm if self._norm is None else self._norm
         self.steps = max(self.steps, step)
         step += self.keeper.steps_before
@@ -84,10 +102,10 @@ class Log:
         records, known = [], self._known
         for place, quantity, value in readings:
             key = observer, place, quantity
-            if key not in known:  # the last look may come at the step of the one before
+            if key not in known:  # the last snapshot may come at the step of the one before
                 known.add(key)
                 records.append(Record(*moment, observer, place, quantity, value))
-        self._told += records
+        self._pending += records
         for record in records:
             for rule in self._rules_about(record.quantity):
                 alarm = self._ruled(rule, record)
@@ -106,7 +124,7 @@ class Log:
             return None
 
     def note(self, step: int, text: str) -> None:
-        """Take what is no alarm, and worth knowing; once."""
+        """Take a note, which is no alarm; each is kept once."""
         if all(known.partition(": ")[2] != text for known in self.notes):
             self.notes.append(f"step {step}: {text}")
 
@@ -115,20 +133,20 @@ class Log:
         warn(f"{name} is off: {self.off[name]}")
 
     def _rules_about(self, quantity: str) -> Sequence[Rule]:
-        """Those that look at a quantity, and those that look at all."""
+        """The rules about a quantity, and those about all."""
         if quantity not in self._rules:
-            self._rules[quantity] = [rule for rule in self.rules if getattr(rule, "quantity", quantity) == quantity]
+            self._rules[quantity] = [rule for rule in self.rules if concerns(rule, quantity)]
         return self._rules[quantity]
 
-    def close_look(self, step: int) -> None:
-        """Pass the records of this look on to the sinks."""
+    def end_snapshot(self, step: int) -> None:
+        """Pass the records of this snapshot on to the sinks."""
         moment = (step + self.keeper.steps_before, math.nan, math.nan, math.nan)
-        told, self._told = self._told, []
-        told.append(Record(*moment, "watch", "", "overhead", self.overhead))
-        told.append(Record(*moment, "watch", "", "seconds", self.meter.last))
+        records, self._pending = self._pending, []
+        records.append(Record(*moment, "watch", "", "overhead", self.overhead))
+        records.append(Record(*moment, "watch", "", "seconds", self.meter.last))
         if self.leads:
             for sink in [self.keeper, *self.sinks]:
-                self._to(sink, lambda sink: sink.write(told))
+                self._to(sink, lambda sink: sink.write(records))
 
     def close(self, status: str = "finished") -> None:
         """Let every sink finish; `status` is how the training ended."""
@@ -139,7 +157,7 @@ class Log:
 
     def _to(self, sink: Sink, act: Callable[[Sink], None]) -> None:
         """A sink that fails is off; the training goes on."""
-        name = sink.name if isinstance(sink, Background) else type(sink).__name__
+        name = sink_name(sink)
         if name in self.off:
             return
         try:
@@ -150,18 +168,17 @@ class Log:
                 self._keep_in_memory()
 
     def _keep_in_memory(self) -> None:
-        """Where the folder can take no more: what was recorded, as far as it can be read, and what comes."""
+        """Where the folder can take no more: go on in memory, with all records that can still be read."""
         kept = Memory()
         kept.steps_before = self.keeper.steps_before
-        if isinstance(self.keeper, Disk):
-            kept.write(self.keeper.give_up())
+        kept.write(self.keeper.give_up())
         self.keeper = kept
 
     def _raise(self, alarm: Alarm, moment: tuple[int, float, float, float]) -> None:
         if any((alarm.kind, alarm.place) == (known.kind, known.place) for known in self.alarms):
             return
         self.alarms.append(alarm)
-        self._told.append(Record(*moment, "alarm", alarm.place, alarm.kind, 1.0))
+        self._pending.append(Record(*moment, "alarm", alarm.place, alarm.kind, 1.0))
         if self.leads:
             warn(str(alarm))
             if self.on_alarm is not None and "on_alarm" not in self.off:
@@ -169,3 +186,64 @@ class Log:
                     self.on_alarm(alarm)
                 except Exception as error:
                     self._turn_off("on_alarm", error)
+
+
+def _lines(log: Log) -> list[str]:
+    meter = log.meter
+    lines = [
+        f"watched {log.steps} steps in {meter.snapshots + 1} snapshots: {log.overhead:.2%} of the training's time"
+        f" (set-up {meter.setup:.2f} s)"
+    ]
+    if log.keeper.steps_before:
+        lines.append(f"the folder goes on from step {log.keeper.steps_before} of the training before")
+    if log.laws is not None:
+        lines.append(f"{len(log.laws)} laws, {log.laws.conserved} conserved quantities")
+    lines += [f"off: {name} ({reason})" for name, reason in log.off.items()]
+    lines += [f"note: {note}" for note in log.notes]
+    lines += [f"alarm: {alarm}" for alarm in log.alarms]
+    try:
+        table = log.table()
+    except Exception as error:  # the folder is gone
+        return [*lines, f"no records: {one_line(error)}"]
+    return [*lines, *_matrices(table.loc[table.observer == "spectrum"])]
+
+
+def _matrices(table: pd.DataFrame) -> list[str]:
+    if table.empty:
+        return []
+    width = max(map(len, table.place))
+    lines = [" ".join([f"{'matrix':{width}}", *(f"{name:>23}" for name in _MATRIX)])]
+    for place, rows in list(table.groupby("place", sort=False))[:_SHOWN]:
+        ends = [rows[rows.quantity == name].value for name in _MATRIX]
+        ends_shown = [f"{values.iloc[0]:10.4g} → {values.iloc[-1]:10.4g}" for values in ends]
+        lines.append(" ".join([f"{place!s:{width}}", *ends_shown]))
+    hidden = table.place.nunique() - _SHOWN
+    return [*lines, f"and {hidden} more"] if hidden > 0 else lines
+
+
+def _figure(table: pd.DataFrame, quantities: Sequence[str]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    known = table.quantity.unique()
+    chosen = list(quantities) or [quantity for quantity in _CURVES if quantity in known]
+    strange = [quantity for quantity in chosen if quantity not in known]
+    if strange or not chosen:
+        raise InputError(
+            expected="a recorded quantity",
+            found=", ".join(strange) or "no records",
+            remedy=f"choose among {', '.join(sorted(known)) or 'none yet: take a step first'}",
+        )
+    drawn = Figure(figsize=(5.5, 2.6 * len(chosen)), layout="constrained")
+    for axes, quantity in zip(drawn.subplots(len(chosen), squeeze=False)[:, 0], chosen, strict=True):
+        _panel(axes, table.loc[table.quantity == quantity], quantity)
+    return drawn
+
+
+def _panel(axes: "Axes", rows: pd.DataFrame, quantity: str) -> None:
+    for place, curve in rows.groupby("place", sort=False):
+        axes.plot(curve.step, curve.value, label=place, linewidth=1.2)
+    if quantity in _LOGARITHMIC and (rows.value > 0).any():
+        axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel=quantity.replace("_", " "))
+    if 1 < rows.place.nunique() <= _SHOWN:
+        axes.legend(fontsize="x-small", frameon=False)

@@ -2,9 +2,10 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -85,7 +86,7 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def own_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers likewise."""
+    """Named buffers, wrappers removed."""
     return dict(_named(model, "_buffers"))
 
 
@@ -100,25 +101,25 @@ def _named(module: nn.Module, kind: str, prefix: str = "") -> Iterator[tuple[str
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ModelPart:
     """A module or a parameter of a model at one time, to be compared with what is in its place later."""
 
-    it: Any
+    it: nn.Module | nn.Parameter
     trained: bool = False
-    shape: tuple[Any, ...] = ()  # and the dtype
+    shape: tuple[object, ...] = ()  # and the dtype
 
     @property
     def is_parameter(self) -> bool:
-        """Or a module."""
+        """Whether it is a parameter, or else a module."""
         return isinstance(self.it, Tensor)
 
-    def is_same(self, other: "Part") -> bool:
-        """Whether it is the very same object, whatever has become of it."""
+    def is_same(self, other: "ModelPart") -> bool:
+        """Whether it is the very same object, however changed."""
         return self.it is other.it
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Part)
+            isinstance(other, ModelPart)
             and self.it is other.it
             and (self.trained, self.shape) == (other.trained, other.shape)
         )
@@ -127,7 +128,7 @@ class Part:
         return hash((id(self.it), self.trained, self.shape))
 
 
-def structure(model: nn.Module) -> dict[str, Part]:
+def structure(model: nn.Module) -> dict[str, ModelPart]:
     """Every module and parameter by the model's own names.
 
     >>> list(structure(nn.Sequential(nn.Linear(2, 1, bias=False))))
@@ -136,15 +137,62 @@ def structure(model: nn.Module) -> dict[str, Part]:
     return dict(_parts(model, ""))
 
 
-def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, Part]]:
+def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, ModelPart]]:
     module = unwrapped(module)
-    yield prefix.removesuffix("."), Part(module)
+    yield prefix.removesuffix("."), ModelPart(module)
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            yield prefix + name, Part(parameter, parameter.requires_grad, (parameter.dtype, *parameter.shape))
+            yield prefix + name, ModelPart(parameter, parameter.requires_grad, (parameter.dtype, *parameter.shape))
     for name, child in module._modules.items():
         if child is not None:
             yield from _parts(child, f"{prefix}{name}.")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The parameters of a model to watch: those that a pattern names, in modules of some types; all, by default.
+
+    Attributes:
+        names: glob patterns on the model's own names of parameters, one of which must match.
+        types: classes of modules; a parameter must belong to one of them directly.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    >>> sorted(Selection(names=["*.weight"], types=[nn.Linear]).of(model))
+    ['0.weight', '2.weight']
+    """
+
+    names: Sequence[str] | None = None
+    types: Sequence[type[nn.Module]] | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.names is None and self.types is None
+
+    def of(self, model: nn.Module) -> frozenset[str]:
+        """The names of the selected parameters; a tied one is selected by any of its names, and goes by the first."""
+        chosen = {id(parameter) for module, name, parameter in _owned(model, "") if self._has(module, name)}
+        return frozenset(name for name, parameter in own_parameters(model).items() if id(parameter) in chosen)
+
+    def _has(self, module: nn.Module, name: str) -> bool:
+        named = self.names is None or any(fnmatchcase(name, pattern) for pattern in self.names)
+        return named and (self.types is None or isinstance(module, tuple(self.types)))
+
+    def __str__(self) -> str:
+        types = None if self.types is None else [kind.__name__ for kind in self.types]
+        given = {"names": None if self.names is None else list(self.names), "types": types}
+        return ", ".join(f"{key}={value}" for key, value in given.items() if value is not None)
+
+
+def _owned(module: nn.Module, prefix: str) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Each parameter with its name and the module that it belongs to."""
+    module = unwrapped(module)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield module, prefix + name, parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _owned(child, f"{prefix}{name}.")
 
 
 def shell(model: nn.Module) -> nn.Module:

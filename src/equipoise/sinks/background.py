@@ -1,22 +1,22 @@
-"""A sink behind a thread of its own: what it waits for, the training does not."""
+"""A sink with a thread of its own, so that none can block the training."""
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from equipoise.sinks.protocol import Sink
+from equipoise.sinks.protocol import Call, Sink
 from equipoise.store import Record
 
-_BEHIND = 1000  # looks that may wait to be written
-_GRACE = 10.0  # seconds at the end for what is still to be written
+_BEHIND = 1000  # snapshots that may wait to be written
+_GRACE = 10.0  # seconds at the end to write those that wait
 
 
 class Background:
-    """The same sink, written to by a thread; what it raises is raised at the next `write`, or at `close`.
+    """The same sink, written to by a thread; its exceptions are raised at the next `write`, or at `close`.
 
-    Raises `TimeoutError` from `write` where it is hopelessly behind, and from `close` where it has not finished after
-    `grace` seconds; what it had not written by then is lost.
+    `write` raises `TimeoutError` where the sink is hopelessly behind, and `close` where it has not finished after
+    `grace` seconds; records that it has not written by then are lost.
 
     >>> from equipoise.sinks.protocol import Memory
     >>> memory = Memory()
@@ -27,17 +27,12 @@ class Background:
     1
     """
 
-    def __init__(self, sink: Sink, grace: float = _GRACE):
-        self.sink, self.grace = sink, grace
+    def __init__(self, sink: Sink, grace: float | None = None):
+        self.sink, self.grace = sink, _GRACE if grace is None else grace
         self._queue: queue.Queue[list[Record] | None] = queue.Queue(_BEHIND)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"equipoise {type(sink).__name__}", daemon=True)
         self._thread.start()
-
-    @property
-    def name(self) -> str:
-        """That of the sink."""
-        return type(self.sink).__name__
 
     def write(self, records: Sequence[Record]) -> None:
         """Have them written."""
@@ -48,7 +43,7 @@ class Background:
         try:
             self._queue.put_nowait(list(records))
         except queue.Full:
-            raise TimeoutError(f"it is {_BEHIND} looks behind, and gets no more") from None
+            raise TimeoutError(f"it is {_BEHIND} snapshots behind, and gets no more") from None
 
     def close(self) -> None:
         """Wait until all is written."""
@@ -73,8 +68,7 @@ class Background:
             failed = failed or not self._did(lambda records=records: self.sink.write(records))
         self._did(self.sink.close)
 
-    def _did(self, act: object) -> bool:
-        assert callable(act)
+    def _did(self, act: Callable[[], None]) -> bool:
         try:
             act()
         except BaseException as error:  # that the thread is asked to exit, too: nothing would be written any more
@@ -82,3 +76,20 @@ class Background:
             self._error = self._error or plain
             return False
         return True
+
+
+def in_background(sink: Sink | Callable[[list[Record]], object]) -> Sink:
+    """A sink with a thread of its own, or a callable as a sink.
+
+    Raises:
+        InputError: where it is neither.
+
+    >>> sink_name(in_background(print))
+    'Call'
+    """
+    return Background(sink) if isinstance(sink, Sink) else Call(sink)
+
+
+def sink_name(sink: Sink) -> str:
+    """The name of a sink's class, in the background or not."""
+    return type(sink.sink if isinstance(sink, Background) else sink).__name__

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,20 +13,18 @@ from equipoise.errors import StoreError
 from equipoise.store import MANIFEST, RECORDS, Record, Store, place
 
 PARQUET = "records.parquet"
-_COMMIT_SECONDS = 2.0  # records of the last looks that a kill may lose
-
-
+_COMMIT_SECONDS = 2.0  # of records that a kill may lose
 KIND = "watch"  # of the folder, in its manifest
 
 
 class Disk:
     """Records in a folder of their own, readable by any process while it grows: `Store.open(folder).table()`.
 
-    A folder of an earlier training goes on: `steps_before` is the last step that it holds. `status` is what the folder
-    says of the training once it is closed. Raises `StoreError` for a folder in use, or of anything else.
+    A folder of an earlier training goes on: `steps_before` is the last step that it holds. `status` is recorded as
+    the end of the training when it is closed. Raises `StoreError` for a folder in use, or of anything else.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None):
+    def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, object] | None = None):
         self.store, self.steps_before = _opened(Path(folder), {"kind": KIND, **(manifest or {})})
         self.status = "finished"
         self._open = True
@@ -36,7 +33,7 @@ class Disk:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The folder."""
         return self.store.folder
 
     def write(self, records: Sequence[Record]) -> None:
@@ -46,7 +43,7 @@ class Disk:
             self._commit()
 
     def table(self) -> pd.DataFrame:
-        """All records: while the training runs, from what is open, whatever has become of the folder since."""
+        """All records: while the training runs, from the open database, even if the folder is gone."""
         if not self._open:
             with Store.open(self.folder) as reader:
                 return reader.table()
@@ -88,7 +85,7 @@ class Disk:
         self.store.close()
 
 
-def _opened(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, int]:
+def _opened(folder: Path, manifest: Mapping[str, object]) -> tuple[Store, int]:
     """A new folder, or one of a watched training to go on with, and the last step in it."""
     if (folder / MANIFEST).is_file():
         with Store.open(folder) as earlier:

@@ -23,7 +23,7 @@ _COLUMNS = {
 
 
 class Live:
-    """A table that is drawn anew at each look; where nothing is a terminal, once at the end."""
+    """A table that is drawn anew at each snapshot; where nothing is a terminal, once at the end."""
 
     def __init__(self, console: Console | None = None, rows: int = 24):
         self.console, self.rows = console or Console(), rows
@@ -52,12 +52,14 @@ class Live:
             self.console.print(self.table())
 
     def table(self) -> Table:
-        """One row for each place; columns that nothing was told of are left out."""
-        told = [name for name in _COLUMNS if any(name in figures for figures in self.latest.values())]
+        """One row for each place; columns without a figure are left out."""
+        shown = [name for name in _COLUMNS if any(name in figures for figures in self.latest.values())]
         table = Table(title=self.heading)
         table.add_column("place")
-        for name in told:
+        for name in shown:
             table.add_column(_COLUMNS[name], justify="right")
         for place, figures in list(self.latest.items())[: self.rows]:
-            table.add_row(escape(visible(place)), *(f"{figures[name]:.4g}" if name in figures else "" for name in told))
+            table.add_row(
+                escape(visible(place)), *(f"{figures[name]:.4g}" if name in figures else "" for name in shown)
+            )
         return table

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from equipoise.sinks.protocol import metric_name
 from equipoise.store import Record
@@ -38,6 +37,6 @@ class MLflow:
             self.client.set_terminated(self.run_id)
 
     def _new_run(self, experiment: str) -> str:
-        found: Any = self.client.get_experiment_by_name(experiment)
+        found = self.client.get_experiment_by_name(experiment)
         identity = self.client.create_experiment(experiment) if found is None else found.experiment_id
         return self.client.create_run(identity).info.run_id

@@ -1,8 +1,8 @@
-"""What a sink is, and the two plainest ones."""
+"""The protocols of sinks, and the two plainest ones."""
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ class Sink(Protocol):
     """A place for records, written from a thread of its own. One that raises is switched off; the training goes on."""
 
     def write(self, records: Sequence[Record]) -> None:
-        """Take the records of one look."""
+        """Take the records of one snapshot."""
         ...
 
     def close(self) -> None:
@@ -24,8 +24,8 @@ class Sink(Protocol):
 
 
 @runtime_checkable
-class Keeper(Sink, Protocol):
-    """A sink that can give back what it was given.
+class ReadableSink(Sink, Protocol):
+    """A sink whose records can be read again.
 
     `steps_before` is the last step of an earlier training that it goes on with; `status`, how the training ended, is
     set before `close`.
@@ -36,6 +36,10 @@ class Keeper(Sink, Protocol):
 
     def table(self) -> pd.DataFrame:
         """All records, one a row, with the columns of `Record`."""
+        ...
+
+    def give_up(self) -> list[Record]:
+        """Let go of a place that can take no more, and return all records, as far as they can be read."""
         ...
 
 
@@ -63,11 +67,15 @@ class Memory:
         """All records."""
         return pd.DataFrame(self._records, columns=pd.Index(Record._fields))
 
+    def give_up(self) -> list[Record]:
+        """All records."""
+        return self._records
+
 
 class Call:
-    """Any callable, called with the list of records of each look."""
+    """Any callable, called with the list of records of each snapshot."""
 
-    def __init__(self, function: Callable[[list[Record]], Any]):
+    def __init__(self, function: Callable[[list[Record]], object]):
         if not callable(function):
             raise InputError(
                 expected="a sink: something with write and close, or a callable",

@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from equipoise.sinks.protocol import metric_name
 from equipoise.store import Record
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoard:
     """Scalars under `observer_quantity/place`, in a log folder or through a `SummaryWriter` of one's own."""
 
-    def __init__(self, log_dir: str | os.PathLike[str] | None = None, writer: Any = None):
+    def __init__(self, log_dir: str | os.PathLike[str] | None = None, writer: "SummaryWriter | None" = None):
         from torch.utils.tensorboard import SummaryWriter
 
         self._own = writer is None

@@ -1,10 +1,13 @@
 """Records as metrics of a Weights & Biases run."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from equipoise.sinks.protocol import metric_name
 from equipoise.store import Record
+
+if TYPE_CHECKING:
+    import wandb
 
 STEP = "equipoise/step"
 
@@ -15,7 +18,7 @@ class WandB:
     In a run of one's own, or in a new one with the arguments of `wandb.init`, such as `mode="offline"`.
     """
 
-    def __init__(self, run: Any = None, **arguments: Any):
+    def __init__(self, run: "wandb.Run | None" = None, **arguments: Any):
         import wandb
 
         self._own = run is None

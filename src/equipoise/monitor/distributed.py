@@ -1,9 +1,9 @@
-"""The processes that train together: sums over all of them, and which part of a weight each one holds."""
+"""The processes that train together: sums over all of them, and the part of a weight that each one holds."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -13,27 +13,30 @@ from equipoise.linalg import sum_of_squares, wide
 from equipoise.linalg.rows import RowBlock
 from equipoise.measure.unfolding import Unfolding
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
-class Abandoned(RuntimeError):
-    """What all processes were about to do together, one of them could not."""
+
+class PeerFailure(RuntimeError):
+    """A failure, on this process or another, of work that all of them do together."""
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """`size` processes, of which this is number `rank`; one, where nothing is distributed.
 
-    Before each sum they tell each other that they are there; one that has failed says so, and none waits for it.
+    Before each sum they exchange whether they are ready; one that has failed reports it, and none waits for it.
     """
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def present(cls) -> "Crew":
-        """The default process group, if there is one.
+    def current(cls) -> "ProcessGroup":
+        """The default process group of torch, if there is one.
 
-        >>> Crew.present()
-        Crew(rank=0, size=1)
+        >>> ProcessGroup.current()
+        ProcessGroup(rank=0, size=1)
         """
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
@@ -56,53 +59,53 @@ class Crew:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work that ends in sums over all processes: whatever fails inside is `Abandoned`, here and on all others."""
+        """Work that ends in sums over all processes: any failure inside is a `PeerFailure`, here and on all others."""
         try:
             yield
         except Exception as error:
-            said = self.abandon(error)
-            if said is error:
+            failure = self.share_failure(error)
+            if failure is error:
                 raise
-            raise said from error
+            raise failure from error
 
-    def abandon(self, error: Exception) -> Exception:
-        """What to say of a failure, once all others know of it."""
-        if self.size == 1 or isinstance(error, Abandoned):
+    def share_failure(self, error: Exception) -> Exception:
+        """The error to report, once all other processes know of it."""
+        if self.size == 1 or isinstance(error, PeerFailure):
             return error
         with suppress(Exception):
             self._meet(failed=True)
-        return Abandoned(f"{type(error).__name__}: {error}")
+        return PeerFailure(f"{type(error).__name__}: {error}")
 
     def _meet(self, failed: bool = False) -> None:
-        told = torch.tensor([float(failed)], device=_device())
-        dist.all_reduce(told)
-        if told.item():
-            raise Abandoned("a look failed in another of the processes, whose log says why")
+        failures = torch.tensor([float(failed)], device=_device())
+        dist.all_reduce(failures)
+        if failures.item():
+            raise PeerFailure("observation failed on another rank; see its log")
 
-    def decided(self, number: int) -> int:
-        """What the leading process says; all get it in the same reduction."""
+    def broadcast(self, number: int) -> int:
+        """The number of the leading process, on all of them."""
         if self.size == 1:
             return number
-        told = torch.tensor([number if self.leads else 0], dtype=torch.float64)
-        return int(self.reduce([told.to(_device())])[0])
+        sent = torch.tensor([number if self.leads else 0], dtype=torch.float64)
+        return int(self.reduce([sent.to(_device())])[0])
 
     # --- parts of a weight ---
 
-    def piece(self, unfolding: Unfolding, along: str | None, weights: Mapping[str, Tensor]) -> RowBlock:
+    def rows(self, unfolding: Unfolding, along: str | None, weights: Mapping[str, Tensor]) -> RowBlock:
         """The rows of a matrix that are this process's: its shard, or its share of what all have.
 
-        `along` names a bias with which the matrix is seen besides.
+        `along` names a bias `b`: then `[W b]` is iterated besides.
         """
         tensor = weights[unfolding.weight]
-        offset, rows = _rows(tensor)
+        offset, count = _offset_and_rows(tensor)
         local = {name: _local(weights[name]) for name in (unfolding.weight, unfolding.bias, along) if name}
         if not _is_sharded(tensor) and self.size > 1:
-            low, high = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
+            low, high = (count * rank // self.size for rank in (self.rank, self.rank + 1))
             local, offset = {name: part[low:high] for name, part in local.items()}, low
         mine = local[unfolding.weight].shape[0]
         matrix = wide(unfolding.matrix(local))
         taps = matrix.shape[0] // mine if mine else 1
-        return RowBlock(matrix, wide(local[along]) if along else None, offset * taps, rows * taps)
+        return RowBlock(matrix, wide(local[along]) if along else None, offset * taps, count * taps)
 
     def summands(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as tensors of their full shape whose sum over all processes is the weight."""
@@ -125,14 +128,14 @@ class Crew:
 class Summands(Mapping[str, Tensor]):
     """Each process's shard, padded with zeros; a weight that all have is the first one's."""
 
-    def __init__(self, weights: Mapping[str, Tensor], crew: Crew):
-        self.weights, self.crew = weights, crew
+    def __init__(self, weights: Mapping[str, Tensor], group: ProcessGroup):
+        self.weights, self.group = weights, group
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.weights[name]
         if not _is_sharded(tensor):
-            return tensor if self.crew.leads else torch.zeros_like(tensor)
-        offset, rows = _rows(tensor)
+            return tensor if self.group.leads else torch.zeros_like(tensor)
+        offset, rows = _offset_and_rows(tensor)
         local = _local(tensor)
         padding = [0, 0] * (local.ndim - 1) + [offset, rows - offset - len(local)]
         return torch.nn.functional.pad(local, padding)
@@ -151,7 +154,7 @@ class Gathered(Mapping[str, Tensor]):
         self.weights = weights
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Any = self.weights[name]
+        tensor = self.weights[name]
         return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -161,7 +164,7 @@ class Gathered(Mapping[str, Tensor]):
         return len(self.weights)
 
 
-def whole(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def gathered(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The weights, gathered where they are in shards."""
     return Gathered(weights) if any_sharded(weights) else weights
 
@@ -171,16 +174,16 @@ def any_sharded(weights: Mapping[str, Tensor]) -> bool:
     return not isinstance(weights, Gathered) and any(map(_is_sharded, weights.values()))
 
 
-def _is_sharded(tensor: Any) -> bool:
-    return type(tensor) is not Tensor and hasattr(tensor, "placements")
+def _is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    return type(tensor) is not Tensor and hasattr(tensor, "placements")  # torch.distributed.tensor is slow to import
 
 
-def _local(tensor: Any) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def _rows(tensor: Any) -> tuple[int, int]:
-    """How many rows come before this process's, and how many there are."""
+def _offset_and_rows(tensor: Tensor) -> tuple[int, int]:
+    """The number of rows before this process's, and of all."""
     if not _is_sharded(tensor):
         return 0, tensor.shape[0]
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
