@@ -1,4 +1,4 @@
-"""A look at the weights of a GPT-2-shaped network, beside one read of them, full SVDs, and Gram matrices.
+"""A snapshot of the weights of a GPT-2-shaped network, beside one read of them, full SVDs, and Gram matrices.
 
     python benchmarks/refresh.py            # 12 blocks of width 768: 85 M parameters, float32, two threads
     python benchmarks/refresh.py --width 256 --blocks 4
@@ -68,7 +68,7 @@ def best(act, repeats):
 
 
 def refresh(model, laws):
-    """A function that takes one look, as `eq.watch` does after a step."""
+    """A function that takes one snapshot, as `eq.watch` does after a step."""
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     matrices = tuple(Unfolding(name) for name, weight in weights.items() if weight.ndim > 1)
     pairs = tuple(
@@ -83,7 +83,7 @@ def refresh(model, laws):
     observers = [Spectrum(r=4), Alignment(), Drift()]
     states = [observer.init(context) for observer in observers]
 
-    def look():
+    def take():
         squares = group.squares(weights)
         spectra = tracker.at(weights, squares)
         snapshot = Snapshot(1, 1.0, weights, 1.0, spectra, full=False, laws=plan(weights))
@@ -91,7 +91,7 @@ def refresh(model, laws):
             observer.observe(context, state, snapshot)
         return spectra
 
-    return look, matrices
+    return take, matrices
 
 
 def accuracy(kind, sweeps, size=768):
@@ -103,7 +103,7 @@ def accuracy(kind, sweeps, size=768):
         matrix = u * torch.cat([torch.tensor([4.0, 3.0, 2.0]), torch.arange(1, size - 2) ** -0.5]) @ v
     exact = float(torch.linalg.svdvals(matrix.double())[0])
     tracker, weights = SpectrumTracker((Unfolding("w"),), 4, ProcessGroup()), {"w": matrix}
-    for _ in range(sweeps + 1):  # the first look takes several sweeps
+    for _ in range(sweeps + 1):  # the first snapshot takes several sweeps
         (seen,) = tracker.at(weights, ProcessGroup().squares(weights)).leading([Unfolding("w")], 4)
     return abs(seen.values[0] / exact - 1), seen.error_bound / exact
 
@@ -121,10 +121,10 @@ def main():
     heads = asked.width // 64
     model = nn.Sequential(*(Block(asked.width, heads) for _ in range(asked.blocks)))
     laws = derived(model) if asked.derive else stated(model, asked.width, heads)
-    look, matrices = refresh(model, laws)
+    take, matrices = refresh(model, laws)
     tensors = [dict(model.named_parameters())[each.weight].detach() for each in matrices]
-    look()
-    ours = best(look, asked.repeats)
+    take()
+    ours = best(take, asked.repeats)
     read = best(lambda: [torch.dot(w.view(-1), w.view(-1)) for w in tensors], asked.repeats)
     gram = best(lambda: [torch.linalg.eigvalsh(w.T @ w if len(w) > w.shape[1] else w @ w.T) for w in tensors], 1)
     full = best(lambda: [torch.linalg.svdvals(w) for w in tensors], 1)
@@ -134,7 +134,7 @@ def main():
         "reads_of_all_weights": ours / read,
         "svdvals_over_refresh": full / ours,
         "gram_over_refresh": gram / ours,
-        "sigma_1": {f"{kind}, look {n}": accuracy(kind, n) for kind in ("trained", "flat") for n in (1, 10, 30)},
+        "sigma_1": {f"{kind}, snapshot {n}": accuracy(kind, n) for kind in ("trained", "flat") for n in (1, 10, 30)},
     }
     print(json.dumps(told, indent=1))
 

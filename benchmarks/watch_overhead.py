@@ -3,9 +3,9 @@
     python benchmarks/watch_overhead.py                         # without delve where it is not installed
     pip install --no-deps --target /tmp/delve delve && PYTHONPATH=/tmp/delve python benchmarks/watch_overhead.py
 
-The loops take turns of `every` steps, so that a busy machine slows all of them alike; one step of a turn looks, or, of
-the loop within a budget, as many as it allows. Printed are the ratios of all turns to those of the plain loop, and the
-time in looks that the meter of `eq.watch` itself counted, over that of the watched turns without it.
+The loops take turns of `every` steps, so that a busy machine slows all of them alike; one step of a turn has a
+snapshot, or, of the loop within a budget, as many as fit. Printed are the ratios of all turns to those of the plain
+loop, and the time in snapshots that the meter of `eq.watch` counted, over that of the watched turns without it.
 """
 
 import argparse
@@ -94,10 +94,10 @@ class Watched(Loop):
         super().begin()
         self.begun = self.log.meter.snapshots, self.log.meter.spent
 
-    def looked(self):
-        """Looks, and seconds in them, since it began."""
-        looks, looking = self.begun
-        return self.log.meter.snapshots - looks, self.log.meter.spent - looking
+    def counted(self):
+        """Snapshots, and seconds in them, since it began."""
+        snapshots, seconds = self.begun
+        return self.log.meter.snapshots - snapshots, self.log.meter.spent - seconds
 
     def close(self):
         self.context.__exit__(None, None, None)
@@ -129,7 +129,7 @@ def compare(make, every, turns):
     except ImportError:
         print("delve is not installed: left out")
     for loop in loops.values():
-        loop.turn(every)  # set-up, and the first looks
+        loop.turn(every)  # set-up, and the first snapshots
         loop.begin()
     for _ in range(turns):
         for loop in loops.values():
@@ -137,9 +137,9 @@ def compare(make, every, turns):
     told = {"step_ms": 1e3 * statistics.median(loops["plain"].turns) / every}
     for name, loop in loops.items():
         if isinstance(loop, Watched):
-            looks, looking = loop.looked()
-            told[f"{name}_looks"] = looks
-            told[f"{name}_meter"] = looking / (sum(loop.turns) - looking)
+            snapshots, seconds = loop.counted()
+            told[f"{name}_snapshots"] = snapshots
+            told[f"{name}_meter"] = seconds / (sum(loop.turns) - seconds)
         if name != "plain":
             told[f"{name}_over_plain"] = sum(loop.turns) / sum(loops["plain"].turns)
         loop.close()
