@@ -31,7 +31,7 @@ class HuggingFaceWatch(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A last look, and the hooks off."""
+        """Take a last snapshot, and the hooks off."""
         self._stack.close()
 
 

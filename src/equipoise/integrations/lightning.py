@@ -27,7 +27,7 @@ class LightningWatch(Callback):
         self.log = self._stack.enter_context(watching)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A last look, and the hooks off."""
+        """Take a last snapshot, and the hooks off."""
         self._stack.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""How well the output directions of a layer match the input directions of the next one."""
+"""Alignment of the output directions of a layer with the input directions of the next one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,8 +80,8 @@ def cosines_and_sines(pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, "
     for u, v in pairs:
         cosine = (u * v).sum(0, keepdim=True)
         figures += [cosine, torch.linalg.vector_norm(v - cosine * u, dim=0, keepdim=True)]
-    told = [min(abs(figure), 1.0) for figure in torch.cat(figures).tolist()] if figures else []
-    return list(zip(told[0::2], told[1::2], strict=True))
+    parts = [min(abs(figure), 1.0) for figure in torch.cat(figures).tolist()] if figures else []
+    return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
 def _significant(triplets: linalg.Triplets) -> Tensor:

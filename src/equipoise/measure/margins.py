@@ -102,10 +102,10 @@ def support(margins: Float[Tensor, " n *others"], discard: float = 0.01) -> Bool
     """Which examples carry the gradient of `log R`: those of weight `p_i = softmax(-m)_i` at least `discard / N`.
 
     Each example left out weighs less than `discard / N` with `N` the number of margins, so that together they weigh
-    less than `discard` of the whole, whatever the margins: by default under one percent of the gradient's weights.
+    less than `discard` of the whole, for any margins: by default under one percent of the gradient's weights.
     For logistic loss and cross-entropy pass `u = -log ℓ(m)` in place of the margins (T6.3). Margins of classes count
-    one by one; an example is a support example when any of its margins is. Raises `InputError` unless `discard` is in
-    (0, 1) and the margins are finite.
+    each for itself; an example is a support example when any of its margins is. Raises `InputError` unless `discard` is
+    in (0, 1) and the margins are finite.
 
     >>> support(torch.tensor([1.0, 1.5, 40.0]))
     tensor([ True,  True, False])

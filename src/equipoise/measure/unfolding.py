@@ -1,4 +1,4 @@
-"""How a weight tensor is seen as one matrix (docs/theory.md §6)."""
+"""Weight tensors as matrices (docs/theory.md §6)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from torch import Tensor
 def written(
     weight: Float[Tensor, "out in *taps"], bias: Float[Tensor, " out"] | None = None
 ) -> Float[Tensor, "out columns"]:
-    """What a layer writes: `out × (in·taps)`, with the bias as one more column."""
+    """The matrix that a layer writes with: `out × (in·taps)`, with the bias as one more column."""
     matrix = weight if weight.ndim == 2 else weight.flatten(1)
     return matrix if bias is None else torch.cat([matrix, bias[:, None]], dim=1)
 
 
 def read(weight: Float[Tensor, "out in *taps"]) -> Float[Tensor, "rows in"]:
-    """What a layer reads: `(out·taps) × in`."""
+    """The matrix that a layer reads with: `(out·taps) × in`."""
     return weight.transpose(1, -1).flatten(0, -2) if weight.ndim > 2 else weight
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -40,7 +40,7 @@ _COMPUTING_HOOKS = {  # and the flags of each
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
     "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
 }
-_ONLY_LOOKING = (
+_OBSERVING = (
     "equipoise.",
     "torch.distributed",
     "torch.utils.tensorboard",
@@ -214,8 +214,8 @@ class _Copy:
 
     def __init__(self, model: nn.Module):
         self.memo: dict[int, Any] = {}
-        self.kept: list[Any] = []  # whose ids must not be taken by others meanwhile
-        hollow: dict[Any, nn.Parameter] = {}
+        self.kept: list[object] = []  # whose ids must not be taken by others meanwhile
+        hollow: dict[object, nn.Parameter] = {}
         for _, parameter in _named(model, "_parameters"):
             twin = hollow.setdefault(_storage(parameter), _hollow(parameter))
             self.memo[id(parameter)] = twin
@@ -250,7 +250,7 @@ class _Copy:
                         twin.__dict__[flag][key] = True
 
     def value(self, value: Any) -> Any:
-        """Whatever an attribute holds."""
+        """A copy of the value of an attribute."""
         if id(value) in self.memo:
             return self.memo[id(value)]
         self.kept.append(value)
@@ -308,23 +308,23 @@ class _Copy:
 
 
 class _Hook:
-    """A copied hook; one that fails, as those that look at values do, is taken for one that only looks."""
+    """A copied hook; one that fails, as those that read values do, is taken for one that only observes."""
 
-    def __init__(self, hook: Any):
+    def __init__(self, hook: Callable[..., object]):
         self.hook = hook
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         try:
             return self.hook(*args, **kwargs)
         except Exception:
             return None
 
 
-def _observes(hook: Any) -> bool:
+def _observes(hook: object) -> bool:
     """Whether a hook is known not to be part of what the model computes."""
     origin = getattr(hook, "__func__", hook)
     named = getattr(origin, "__module__", None) or type(hook).__module__
-    return named.startswith(_ONLY_LOOKING)
+    return named.startswith(_OBSERVING)
 
 
 def _is_plain(kind: type) -> bool:
@@ -342,8 +342,8 @@ def _is_plain(kind: type) -> bool:
     )
 
 
-def _storage(parameter: Tensor) -> Any:
-    """What two parameters have in common that are one."""
+def _storage(parameter: Tensor) -> object:
+    """A key that is equal for two parameters that are one."""
     if type(parameter) not in (Tensor, nn.Parameter) or parameter.is_meta or not parameter.numel():
         return id(parameter)
     return parameter.data_ptr(), parameter.shape, parameter.stride(), parameter.requires_grad
