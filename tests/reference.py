@@ -284,23 +284,23 @@ def pattern_classes_by_comparison(preactivations):
     return classes
 
 
-def matched_mlp(layers, targets, rounds=50):
-    """Weight matching (Ainsworth et al. 2023) with a permutation specification by hand; the distance that is left.
+def matched_chain(layers, targets, rounds=100):
+    """Weight matching (Ainsworth et al. 2023) with a permutation specification by hand: weights and biases.
 
-    The specification of a chain: permutation k permutes the rows and the bias of layer k and the columns of layer k+1.
+    The specification of a chain of linear layers or convolutions: permutation k permutes the rows and the bias of layer
+    k and the columns of layer k + 1.
     """
     own = [[layer.weight.detach().clone(), layer.bias.detach().clone()] for layer in layers]
     wanted = [[layer.weight.detach(), layer.bias.detach()] for layer in targets]
     for _ in range(rounds):
         settled = True
         for k in range(len(own) - 1):
-            gain = wanted[k][0] @ own[k][0].T + torch.outer(wanted[k][1], own[k][1])
-            gain += wanted[k + 1][0].T @ own[k + 1][0]
+            gain = wanted[k][0].flatten(1) @ own[k][0].flatten(1).T + torch.outer(wanted[k][1], own[k][1])
+            gain += wanted[k + 1][0].transpose(0, 1).flatten(1) @ own[k + 1][0].transpose(0, 1).flatten(1).T
             order = torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])
             settled &= bool((order == torch.arange(len(order))).all())
             own[k] = [own[k][0][order], own[k][1][order]]
             own[k + 1][0] = own[k + 1][0][:, order]
         if settled:
             break
-    pairs = [(a, b) for left, right in zip(own, wanted, strict=True) for a, b in zip(left, right, strict=True)]
-    return float(sum((a - b).square().sum() for a, b in pairs)) ** 0.5
+    return own

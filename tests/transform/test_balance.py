@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import equipoise as eq
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.laws import Between, Diagonal
-from equipoise.transform.evaluation import Evaluation
+from equipoise.transform.model_function import ModelFunction
 from equipoise.transform.movable import true_laws
 from helpers.symmetric import NETWORKS
 from reference import equalised
@@ -198,7 +198,7 @@ def test_a_false_law_is_refused():
     model = mlp(L(3, 4), nn.Tanh(), L(4, 4), nn.ReLU(), L(4, 2))
     false = Between(("0.weight", "0.bias"), ("2.weight",), Diagonal(4)).law(model)
     true = Between(("2.weight", "2.bias"), ("4.weight",), Diagonal(4)).law(model)
-    kept, faults = true_laws([false, true], Evaluation.in_double(model, x(6, 3), {}), 1e-9)
+    kept, faults = true_laws([false, true], ModelFunction.in_double(model, x(6, 3), {}), 1e-9)
     assert kept == [true]
     assert [each.name for each in faults] == [false.name]
     assert faults[0].reason.startswith("a fault of equipoise: moving along it changes the outputs by ")

@@ -1,6 +1,6 @@
 """The same function with other weights: moves along the symmetries that the laws come from."""
 
-from equipoise.transform.aligning import Aligned, AlignReport, align
+from equipoise.transform.aligning import Aligned, AlignReport, PartMove, align
 from equipoise.transform.balancing import Balanced, BalanceReport, LawBalance, balance
 from equipoise.transform.movable import Immovable, Vanished
 
@@ -11,6 +11,7 @@ __all__ = [
     "Balanced",
     "Immovable",
     "LawBalance",
+    "PartMove",
     "Vanished",
     "align",
     "balance",

@@ -12,7 +12,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs
 from equipoise.laws import invariances
 from equipoise.transform.compact_group import Element, Symmetry, symmetries
-from equipoise.transform.evaluation import Evaluation, copied, require_weights, rounding_of
+from equipoise.transform.model_function import ModelFunction, copied, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, verified
 from equipoise.transform.symmetry_action import Weights, squared_norm
 
@@ -21,7 +21,7 @@ GAIN = 1e-14  # of the inner product, over that of the norms, below which a swee
 
 
 @dataclass(frozen=True)
-class Move:
+class PartMove:
     """One part of the group: units exchanged, signs taken, or matrices turned; `moved` counts those that did."""
 
     name: str
@@ -46,7 +46,7 @@ class AlignReport:
     seconds: float
     output_change: float
     function_change: float
-    moves: tuple[Move, ...]
+    moves: tuple[PartMove, ...]
     refused: tuple[Immovable, ...]
 
     @property
@@ -124,9 +124,9 @@ def align(model: nn.Module, reference: nn.Module, example_inputs: Inputs) -> Ali
     laws = invariances(model, example_inputs, verify=False)
     assert laws.captured is not None  # laws of a model come with its graph
     aliases, tolerance = laws.captured.aliases, rounding_of(laws.captured)
-    own = Evaluation(copied(model), example_inputs, aliases)
-    double = Evaluation.in_double(model, example_inputs, aliases)
-    target = Evaluation.in_double(reference, example_inputs, aliases).weights()
+    own = ModelFunction(copied(model), example_inputs, aliases)
+    double = ModelFunction.in_double(model, example_inputs, aliases)
+    target = ModelFunction.in_double(reference, example_inputs, aliases).weights()
     group, refused = tried_symmetries(laws.captured, double, tolerance)
     given = double.weights() | double.buffers()
     weights, sweeps, moves = _nearest(group, given, target)
@@ -182,7 +182,7 @@ def _parts(model: nn.Module) -> Iterator[str]:
 
 
 def tried_symmetries(
-    captured: Captured, evaluation: Evaluation, tolerance: float
+    captured: Captured, evaluation: ModelFunction, tolerance: float
 ) -> tuple[list[Symmetry], tuple[Immovable, ...]]:
     """The parts of the compact group that leave the outputs on the example alone, in graph order; and the others."""
     generator = torch.Generator().manual_seed(0)
@@ -206,7 +206,7 @@ def tried_symmetries(
     return kept, tuple(refused)
 
 
-def _nearest(parts: Sequence[Symmetry], weights: Weights, target: Weights) -> tuple[Weights, int, tuple[Move, ...]]:
+def _nearest(parts: Sequence[Symmetry], weights: Weights, target: Weights) -> tuple[Weights, int, tuple[PartMove, ...]]:
     """The better of two ascents: from the weights as they are, and from a pass that asks settled weights alone.
 
     In that pass, in the order of the graph, a part is chosen by the weights that no later part moves.
@@ -221,7 +221,9 @@ def _nearest(parts: Sequence[Symmetry], weights: Weights, target: Weights) -> tu
             part.apply(moved, element)
             units[number].update(part.moved(element))
         sweeps = _ascend(parts, moved, target, units)
-        moves = tuple(Move(part.name, part.kind, part.size, len(own)) for part, own in zip(parts, units, strict=True))
+        moves = tuple(
+            PartMove(part.name, part.kind, part.size, len(own)) for part, own in zip(parts, units, strict=True)
+        )
         ascents.append((moved, sweeps, moves))
     return max(ascents, key=lambda ascent: _cosine(ascent[0], target))
 

@@ -13,7 +13,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs
 from equipoise.laws import Law, invariances
 from equipoise.transform.equal_sides import equal_range, least_norm, log_range_gap
-from equipoise.transform.evaluation import Evaluation, copied, require_weights, rounding_of
+from equipoise.transform.model_function import ModelFunction, copied, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, Vanished, imbalance, partition, true_laws, vanished
 from equipoise.transform.newton import newton_step
 from equipoise.transform.symmetry_action import Weights, overlaps, squared_norm
@@ -146,8 +146,8 @@ def balance(
     laws = invariances(model, example_inputs)
     assert laws.captured is not None  # laws of a model come with its graph
     aliases, tolerance = laws.captured.aliases, rounding_of(laws.captured)
-    own = Evaluation(copied(model), example_inputs, aliases)
-    double = Evaluation.in_double(model, example_inputs, aliases)
+    own = ModelFunction(copied(model), example_inputs, aliases)
+    double = ModelFunction.in_double(model, example_inputs, aliases)
     given = double.weights()
     movable, immovable = partition(laws, given, approximate=approximate)
     movable, faults = _tried(movable, double, tolerance)
@@ -183,7 +183,7 @@ def _require(model: nn.Module, objective: str) -> None:
     require_weights(model)
 
 
-def _tried(laws: Sequence[Law], double: Evaluation, tolerance: float) -> tuple[list[Law], list[Immovable]]:
+def _tried(laws: Sequence[Law], double: ModelFunction, tolerance: float) -> tuple[list[Law], list[Immovable]]:
     """Laws that an `eps` breaks are not held against the outputs: the report states what they change."""
     kept, faults = true_laws([law for law in laws if law.exact], double, tolerance)
     names = {law.name for law in kept}

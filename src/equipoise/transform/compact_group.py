@@ -16,7 +16,7 @@ from torch import Tensor
 from equipoise.graph.capture import Captured
 from equipoise.laws import Law
 from equipoise.transform.symmetry_action import Weights, rearrange, rotate, stacked
-from equipoise.transform.unit_groups import Part, UnitGroup, exchangeable, heads, negatable, rotatable
+from equipoise.transform.unit_groups import UnitGroup, UnitSlices, exchangeable, heads, negatable, rotatable
 
 Element = tuple[Tensor, ...]
 Rotations = Float[Tensor, "blocks width width"]
@@ -118,7 +118,7 @@ class Permutation:
 
 
 @dataclass(frozen=True, eq=False)
-class Signs:
+class SignChange:
     """Units negated where they are written and where they are read. An element is a sign for each."""
 
     group: UnitGroup
@@ -252,7 +252,7 @@ def symmetries(captured: Captured) -> tuple[list[Symmetry], list[Symmetry]]:
     """Candidates: those that move weights in independent ways, and those of heads, which may undo each other."""
     signs, laws = negatable(captured), rotatable(captured)
     units = [Permutation(group, _odd_parts(group, signs)) for group in exchangeable(captured)]
-    independent = [*units, *(Rotation(law) for law in laws), *(Signs(group) for group in signs)]
+    independent = [*units, *(Rotation(law) for law in laws), *(SignChange(group) for group in signs)]
     return independent, [Heads(each) for each in heads(laws)]
 
 
@@ -284,7 +284,9 @@ def _turned(rotations: Rotations) -> Tensor:
     return ((rotations - identity).flatten(1).norm(dim=1) > 1e-12).cpu()
 
 
-def _products(parts: Sequence[Part], weights: Weights, target: Weights, units: int) -> Float[Tensor, "units units"]:
+def _products(
+    parts: Sequence[UnitSlices], weights: Weights, target: Weights, units: int
+) -> Float[Tensor, "units units"]:
     """The inner product of unit `i` of the target with unit `j` of the weights; zero without parts."""
     total = torch.zeros(units, units, dtype=torch.float64)
     for part in parts:
@@ -304,5 +306,5 @@ def _odd_parts(group: UnitGroup, signs: Sequence[UnitGroup]) -> tuple[int, ...]:
     return ()
 
 
-def _keys(part: Part) -> list[tuple[str, bytes]]:
+def _keys(part: UnitSlices) -> list[tuple[str, bytes]]:
     return [(part.name, row.numpy().tobytes()) for row in part.places.sort(1).values]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.laws import Law, Laws
-from equipoise.transform.evaluation import Evaluation
+from equipoise.transform.model_function import ModelFunction
 from equipoise.transform.symmetry_action import Weights, add_velocity, advance, moments, stacked
 
 Candidate = TypeVar("Candidate")
@@ -106,7 +106,7 @@ def _without_law(laws: Laws) -> Iterator[Immovable]:
 
 def verified(
     candidates: Sequence[Candidate],
-    evaluation: Evaluation,
+    evaluation: ModelFunction,
     tolerance: float,
     move: Callable[[Candidate, Weights], None],
 ) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
@@ -132,7 +132,7 @@ def verified(
     return [*parts[0][0], *parts[1][0]], [*parts[0][1], *parts[1][1]]
 
 
-def true_laws(laws: Sequence[Law], evaluation: Evaluation, tolerance: float) -> tuple[list[Law], list[Immovable]]:
+def true_laws(laws: Sequence[Law], evaluation: ModelFunction, tolerance: float) -> tuple[list[Law], list[Immovable]]:
     """The laws along which a random move leaves the outputs on the example alone; the others are faults of ours."""
     generator = torch.Generator().manual_seed(0)
 

@@ -28,7 +28,7 @@ Places = Int64[Tensor, "units elements"]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class UnitSlices:
     """What the units of a group hold of one tensor: flat positions, one row for each unit, in corresponding order."""
 
     name: str
@@ -41,7 +41,7 @@ class UnitGroup:
     """Units of one structure, which a permutation exchanges."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[UnitSlices, ...]
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ def negatable(captured: Captured) -> list[UnitGroup]:
     for law in laws:
         odd = [member for member in law.interface.members if member.degree % 2 == 1]
         if law.interface.width == 1 and odd:
-            parts = [Part(member.parameter, _places(member)) for member in odd]
+            parts = [UnitSlices(member.parameter, _places(member)) for member in odd]
             found.append(UnitGroup(law.name, tuple(parts)))
     return found
 
@@ -231,8 +231,8 @@ def _group(laws: Sequence[Law], units: list[list[Piece]], statistics: Mapping[st
     parts = []
     for slot, first in enumerate(units[0]):
         places = torch.stack([unit[slot].places for unit in units])
-        parts.append(Part(first.name, places))
-        parts += [Part(buffer, places, weighs=False) for buffer in statistics.get(first.name, [])]
+        parts.append(UnitSlices(first.name, places))
+        parts += [UnitSlices(buffer, places, weighs=False) for buffer in statistics.get(first.name, [])]
     return UnitGroup(laws[units[0][0].slot[0]].name, tuple(parts))
 
 

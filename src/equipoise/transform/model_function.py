@@ -18,7 +18,7 @@ Outputs = list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class ModelFunction:
     """A model of one's own and the inputs that it is run on; `aliases` maps other names of tied weights to the first.
 
     Neither buffers nor the state of random numbers change; the same random numbers are drawn in each run.
@@ -29,7 +29,7 @@ class Evaluation:
     aliases: Mapping[str, str]
 
     @classmethod
-    def in_double(cls, model: nn.Module, inputs: Inputs, aliases: Mapping[str, str]) -> "Evaluation":
+    def in_double(cls, model: nn.Module, inputs: Inputs, aliases: Mapping[str, str]) -> "ModelFunction":
         """One of a copy in float64."""
         return cls(copied(model).double(), pytree.tree_map_only(Tensor, _doubled, inputs), aliases)
 
