@@ -1,6 +1,7 @@
 """`equipoise.analyze` beside WeightWatcher: time, agreement, memory, and what each does with unusual tensors.
 
-    python benchmarks/analyze.py [--weightwatcher DIR] [--only speed|fast|memory|huge|tensors] [--billions 5]
+    python benchmarks/analyze.py [--weightwatcher DIR] [--billions 5]
+        [--only speed|products|small|fast|memory|huge|tensors]
 
 WeightWatcher is not a dependency; `pip install --no-deps --target DIR weightwatcher`, then name DIR. The model has the
 shape of GPT-2's blocks, 85 million parameters, with spectra like those of trained weights: noise and a decaying part.
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -85,6 +87,51 @@ def speed(arguments):
             theirs, peer = min((timed(lambda: peers(as_modules(state))) for _ in range(2)), key=lambda its: its[1])
             print(f"  WeightWatcher analyze()  {peer:6.2f} s   ×{peer / seconds:.2f}")
             agreement(ours, theirs)
+
+
+def products(arguments):
+    """Gram matrix and eigenvalues in place, by addresses of BLAS and LAPACK, beside torch and numpy; CPU seconds."""
+    from equipoise.checkpoint.spectra.blas import add_gram, eigenvalues_in_place
+
+    def in_place(chunks, side):
+        gram = torch.zeros(side, side, dtype=torch.float64)
+        for chunk in chunks:
+            add_gram(chunk, gram)
+        return eigenvalues_in_place(gram)
+
+    def by_torch(chunks, side):
+        gram = torch.zeros(side, side, dtype=torch.float64)
+        for chunk in chunks:
+            gram.addmm_(chunk.T, chunk)
+        return torch.linalg.eigvalsh(gram)
+
+    def by_numpy(chunks, side):
+        return np.linalg.eigvalsh(sum(chunk.numpy().T @ chunk.numpy() for chunk in chunks))
+
+    for rows, side in ((768, 768), (3072, 768), (12564, 768)):
+        chunks = torch.randn(rows, side).double().split(170)
+        for ways in (in_place, by_torch, by_numpy):
+            seconds = min(cpu_seconds(lambda ways=ways: ways(chunks, side)) for _ in range(3))  # noqa: B023
+            print(f"{rows} × {side}, {ways.__name__:9} {seconds:.3f} s")
+
+
+def small(arguments):
+    """Thousands of 1 × 1 tensors in a file: CPU milliseconds for each."""
+    import equipoise as eq
+
+    for count in (1_000, 10_000, 100_000):
+        state = {f"layer{place}.weight": torch.full((1, 1), place + 1.0) for place in range(count)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.safetensors"
+            save_file(state, path)
+            eq.analyze({"warm": torch.randn(3, 3)})
+            print(f"{count:7,} tensors: {1e3 * cpu_seconds(lambda: eq.analyze(path)) / count:.2f} ms each")  # noqa: B023
+
+
+def cpu_seconds(job):
+    begun = time.process_time()
+    job()
+    return time.process_time() - begun
 
 
 def agreement(ours, theirs):
@@ -239,7 +286,15 @@ def theirs_of(model):
     return f"{len(found)} rows" if found is not None else "nothing"
 
 
-PARTS = {"speed": speed, "fast": fast, "memory": memory, "huge": huge, "tensors": tensors}
+PARTS = {
+    "speed": speed,
+    "products": products,
+    "small": small,
+    "fast": fast,
+    "memory": memory,
+    "huge": huge,
+    "tensors": tensors,
+}
 
 
 def main():

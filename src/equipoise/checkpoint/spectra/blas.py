@@ -1,8 +1,9 @@
 """Products and eigenvalues in float64 in their own place, while other threads go on.
 
 numpy's `eigvalsh` lets other threads go on and copies the matrix; scipy's `eigh` can overwrite it and holds all others
-up; products by torch keep megabytes for each thread. Behind scipy stand the routines of BLAS and LAPACK themselves: it
-publishes their addresses for Cython, and ctypes lets other threads go on while it calls one.
+up; products by torch keep megabytes for each thread. SciPy publishes the addresses of the BLAS and LAPACK routines for
+Cython, and ctypes lets other threads go on while it calls one. For 768 columns that takes a fifth to a quarter less
+time than torch, and no copy of the Gram matrix: `benchmarks/analyze.py --only products` prints the times.
 """
 
 import ctypes
