@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equipoise.laws import invariances
-from equipoise.laws.objective import run_backward
+from equipoise.laws.check import run_backward
 from helpers.cases import noise
 from reference import linear_laws
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import equipoise as eq
-from equipoise.laws.moments import UnitLaws
+from equipoise.laws.evaluate.moments import UnitLaws
 from equipoise.linalg import krylov
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

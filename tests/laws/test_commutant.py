@@ -21,7 +21,7 @@ from equipoise.laws import (
     Scalar,
     Shift,
 )
-from equipoise.laws.combined import projection
+from equipoise.laws.commutant import projection
 
 MATRICES = [
     Full(3),

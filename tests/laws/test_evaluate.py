@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from equipoise.errors import InputError
-from equipoise.laws import LawPlan, invariances, moments
-from equipoise.laws.evaluate import sketched
+from equipoise.laws import LawPlan, invariances
+from equipoise.laws.evaluate import moments, sketched
 from equipoise.laws.law import named
 from equipoise.laws.predict import predict_drift
 from helpers.cases import case

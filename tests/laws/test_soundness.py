@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equipoise.laws import Full, invariances
-from equipoise.laws.combined import projection
+from equipoise.laws.commutant import projection
 from helpers.cases import Attention, PreNormBlock, Residual, RMSNorm, Squared, SwiGLU, case
 
 L = nn.Linear

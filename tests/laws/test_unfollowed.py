@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from architectures.plain import ENTRIES
 from equipoise.laws import invariances
-from equipoise.laws.objective import run_backward
+from equipoise.laws.check import run_backward
 
 NOTHING_LOST = (
     "MLP, linear tail",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equipoise.laws.objective import run_backward
+from equipoise.laws.check import run_backward
 from helpers.cases import CASES, case
 
 NAMES = [each.name for each in CASES]

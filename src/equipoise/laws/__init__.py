@@ -2,7 +2,6 @@
 
 from equipoise.laws.check import Audit, LawCheck
 from equipoise.laws.collection import FalseLaw, Laws, invariances
-from equipoise.laws.combined import Intersection, Product
 from equipoise.laws.commutant import (
     Antisymmetric,
     Blocks,
@@ -10,6 +9,8 @@ from equipoise.laws.commutant import (
     ComplexPlanes,
     Diagonal,
     Full,
+    Intersection,
+    Product,
     Scalar,
     Shift,
 )

@@ -1,15 +1,24 @@
-"""An exact check of a gradient by the laws it must satisfy (T1), and the parameter to suspect if it fails."""
+"""An exact check of a gradient by the laws it must satisfy (T1), and the parameter to suspect if it fails.
+
+What a check differentiates is a loss of the outputs, by name or callable, or a fixed combination of them.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
+from equipoise.errors import InputError, one_line
 from equipoise.graph.precision import narrowest
 from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law
+from equipoise.losses import LOSSES, Loss, NamedLoss
 
 ALARM = 16.0
 """An alarm is raised where the relative residual exceeds `ALARM` units of rounding (`torch.finfo(dtype).eps`).
@@ -171,3 +180,131 @@ def _likeness(
     a, b = torch.cat(own), torch.cat(whole)
     scale = a.norm() * b.norm()
     return float((a @ b / scale) ** 2) if float(scale) > 0 else 0.0
+
+
+# What is differentiated ---------------------------------------------------------------------------------------------
+
+LossLike = str | Loss | Callable[..., Tensor] | None
+
+
+def run_backward(model: nn.Module, data: object, loss: LossLike) -> None:
+    """`loss(model(input)[, target]).backward()`; see `Laws.check`."""
+    inputs, function = objective(data, loss)
+    try:
+        value = function(_called(model, inputs))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            expected="data that the model and the loss accept",
+            found=one_line(error),
+            remedy="pass the input, or (input, target) and a loss of both",
+        ) from error
+    value.backward()
+
+
+class OutputGradients:
+    """A forward hook that records, of each call of a model, its inputs and the gradient that reaches its outputs.
+
+    `⟨output, gradient⟩` then is a loss with the same backward pass, whatever it was that computed it.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.calls: list[tuple[object, list[Tensor | None]]] = []
+        self.handle = model.register_forward_hook(self._record, with_kwargs=True)
+
+    def __enter__(self) -> "OutputGradients":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _record(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        leaves = [leaf for leaf in pytree.tree_leaves(_plain(output)) if isinstance(leaf, Tensor)]
+        found: list[Tensor | None] = [None] * len(leaves)
+        for place, leaf in enumerate(leaves):
+            if leaf.requires_grad:
+                leaf.register_hook(partial(_keep, found, place))
+        inputs = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), (args, kwargs))
+        self.calls.append((inputs, found))
+
+    def losses(self) -> Iterator[tuple[object, Callable[[object], Tensor]]]:
+        """The inputs of each call and a function of its outputs."""
+        for inputs, found in self.calls:
+            if any(gradient is not None for gradient in found):
+                yield inputs, partial(_against, found)
+
+
+def _keep(found: list[Tensor | None], place: int, gradient: Tensor) -> None:
+    before = found[place]
+    found[place] = gradient.detach() if before is None else before + gradient.detach()
+
+
+def _against(found: Sequence[Tensor | None], output: object) -> Tensor:
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    if len(leaves) != len(found):
+        raise InputError(
+            expected=f"{len(found)} outputs, as the model returns",
+            found=str(len(leaves)),
+            remedy="derive the laws with the inputs that the backward pass uses",
+        )
+    pairs = zip(leaves, found, strict=True)
+    return torch.stack([(leaf * gradient.to(leaf)).sum() for leaf, gradient in pairs if gradient is not None]).sum()
+
+
+def objective(data: object, loss: LossLike) -> tuple[object, Callable[[object], Tensor]]:
+    """The inputs of the model, and what is differentiated as a function of its output."""
+    paired = isinstance(data, (tuple, list)) and len(data) == 2 and loss is not None
+    inputs, target = data if isinstance(data, (tuple, list)) and paired else (data, None)
+    function = _function(loss)
+    return inputs, lambda output: function(output, *(() if target is None else (target,)))
+
+
+def _function(loss: LossLike) -> Callable[..., Tensor]:
+    """The loss as a function of outputs and target; without one, a fixed combination of the outputs."""
+    chosen = _named(loss)
+    if isinstance(chosen, NamedLoss):
+        return chosen.mean
+    if isinstance(chosen, Loss) and not callable(chosen):
+        raise InputError(
+            expected=f"a loss among {', '.join(LOSSES)}",
+            found=f"the {chosen.name} loss, of margins",
+            remedy="or pass a callable of the outputs and the target",
+        )
+    return chosen or _random_combination
+
+
+def _named(loss: LossLike) -> Loss | Callable[..., Tensor] | None:
+    """The loss of that name; everything else as it is. Raises `InputError` for an unknown name."""
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise InputError(expected=f"a loss among {', '.join(LOSSES)}", found=repr(loss), remedy="or pass a callable")
+    return LOSSES[loss]
+
+
+def ignores_shift(loss: LossLike) -> bool:
+    """Whether a loss takes the softmax of the outputs, so that a common shift of them changes nothing."""
+    chosen = _named(loss)
+    if isinstance(chosen, Loss):
+        return chosen.multiclass
+    plain = isinstance(chosen, nn.CrossEntropyLoss) and chosen.label_smoothing == 0
+    return chosen is F.cross_entropy or plain
+
+
+def _called(model: nn.Module, inputs: object) -> object:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(inputs) if isinstance(inputs, Tensor) else model(*cast(Sequence[object], inputs))
+
+
+def _random_combination(output: object) -> Tensor:
+    """A scalar that depends on every element of every floating output, the same at each call."""
+    leaves = [leaf for leaf in pytree.tree_leaves(_plain(output)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
+    for leaf in leaves:
+        weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        total = total + (leaf.tanh() * weights.to(leaf)).sum()
+    return total
+
+
+def _plain(output: object) -> object:
+    return dict(output) if isinstance(output, Mapping) else output

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import cast, overload
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import EquipoiseError, InputError, one_line
@@ -20,13 +20,12 @@ from equipoise.graph.coverage import Coverage
 from equipoise.graph.evaluate import rectifiers
 from equipoise.graph.precision import narrowest, result_dtype
 from equipoise.laws import formatting
-from equipoise.laws.check import Audit, audit
+from equipoise.laws.check import Audit, LossLike, OutputGradients, audit, ignores_shift, objective, run_backward
 from equipoise.laws.custom_ops import declared, functions_read_as_declared
 from equipoise.laws.derive import Between, DerivationOptions, derive
 from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law, Parameters, gradients_of, named
 from equipoise.laws.norm_eps import defects
-from equipoise.laws.objective import LossLike, OutputGradients, ignores_shift, objective, run_backward
 from equipoise.laws.predict import Prediction, predict_drift
 from equipoise.laws.self_test import self_test
 
@@ -198,7 +197,7 @@ class Laws(Sequence[Law]):
         known = zip(self.laws, found.tolist(), strict=True)
         return {law.name: _figure(residual, [weights[name] for name in law.parameters]) for law, residual in known}
 
-    def defects(self, model: nn.Module, data: Any, loss: LossLike = None) -> dict[str, Tensor]:
+    def defects(self, model: nn.Module, data: object, loss: LossLike = None) -> dict[str, Tensor]:
         """What the `eps` of the normalisations that it passes adds to each law that is not exact, unit by unit.
 
         `-2 eps ∂L/∂eps`, and for BatchNorm so `eps/(σ² + eps) · γ G_γ`: with this taken off, the residual is at
@@ -216,7 +215,7 @@ class Laws(Sequence[Law]):
         """
         return self._defects(model, *objective(data, loss))
 
-    def _defects(self, model: nn.Module, inputs: Any, function: Callable[[Any], Tensor]) -> dict[str, Tensor]:
+    def _defects(self, model: nn.Module, inputs: object, function: Callable[[object], Tensor]) -> dict[str, Tensor]:
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
         try:
             return defects(self.laws, self._graph, named(model), tensors, function)
@@ -281,7 +280,7 @@ class Laws(Sequence[Law]):
         now = narrowest(*(weight.dtype for weight in weights.values()))
         return frozenset() if narrowest(read, now) == now else self.captured.casts
 
-    def _read_again(self, twin: nn.Module, inputs: Any) -> "Laws":
+    def _read_again(self, twin: nn.Module, inputs: Inputs) -> "Laws":
         """The same laws, read from a copy of the model in another dtype, if its code may then compute in others."""
         if not self._casts_below(dict(twin.named_parameters())):
             return self
@@ -296,7 +295,7 @@ class Laws(Sequence[Law]):
     def check(
         self,
         model: nn.Module,
-        data: Any,
+        data: object,
         loss: LossLike = None,
         *,
         backward: Callable[[nn.Module], object] | None = None,
@@ -318,11 +317,11 @@ class Laws(Sequence[Law]):
         twin.zero_grad()
         double = lambda leaf: leaf.detach().to(torch.float64, copy=True) if leaf.is_floating_point() else leaf  # noqa: E731
         data = pytree.tree_map_only(Tensor, double, data)
-        laws = self._read_again(twin, objective(data, loss)[0])
+        laws = self._read_again(twin, cast(Inputs, objective(data, loss)[0]))
         return laws.check_in_place(twin, data, loss, backward)
 
     def check_in_place(
-        self, model: nn.Module, data: Any, loss: LossLike, backward: Callable[[nn.Module], object] | None
+        self, model: nn.Module, data: object, loss: LossLike, backward: Callable[[nn.Module], object] | None
     ) -> Audit:
         """The same in the model's own dtype, filling its `.grad`.
 
@@ -339,7 +338,7 @@ class Laws(Sequence[Law]):
         return self._audit(model, self._total_defects(model, losses), slack)
 
     def _total_defects(
-        self, model: nn.Module, losses: Sequence[tuple[Any, Callable[[Any], Tensor]]]
+        self, model: nn.Module, losses: Sequence[tuple[object, Callable[[object], Tensor]]]
     ) -> dict[str, Tensor]:
         """Those of a sum of losses; none where one of them cannot be told, as for shapes other than those read."""
         total: dict[str, Tensor] = {}
@@ -380,7 +379,7 @@ class Laws(Sequence[Law]):
         captured, states = self._graph, {}
         kinks = set(kink_names(captured))
 
-        def record(node: Any, args: tuple[Any, ...]) -> Any:
+        def record(node: fx.Node, args: tuple[Tensor, ...]) -> object:
             if node.name in kinks:
                 states[node.name] = args[0] > 0
             return NotImplemented
@@ -389,7 +388,7 @@ class Laws(Sequence[Law]):
             captured.run(dict(model.named_parameters()), *inputs, intercept=record)
         return states
 
-    def completeness(self, *, seed: int = 0) -> Any:
+    def completeness(self, *, seed: int = 0) -> object:
         """How many independent laws there can be, by T2.3, beside how many these are; for small models only."""
         from equipoise.laws.completeness import completeness
 
@@ -444,8 +443,8 @@ def kink_names(captured: Captured) -> list[str]:
     return [node.name for node in rectifiers(captured)]
 
 
-def _is_about(kink: Any, name: str) -> bool:
-    return kink.name == name or kink.args[0].name == name
+def _is_about(kink: fx.Node, name: str) -> bool:
+    return kink.name == name or kink.all_input_nodes[0].name == name
 
 
 def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str, ...]]:
@@ -459,13 +458,13 @@ def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str
 def _copied(model: nn.Module) -> nn.Module:
     """A copy; tensors with a history that modules keep, as a cache of theirs, are constants in it."""
     kept = (leaf for module in model.modules() for leaf in pytree.tree_leaves(dict(vars(module))))
-    memo: dict[int, Any] = {
+    memo: dict[int, object] = {
         id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf
     }
     return copy.deepcopy(model, memo)
 
 
-def _refuse(model: Any) -> None:
+def _refuse(model: object) -> None:
     """Say what cannot be read before anything is tried."""
     if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
         raise InputError(

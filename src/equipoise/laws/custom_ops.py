@@ -10,7 +10,7 @@ import torch
 from equipoise.errors import InputError
 from equipoise.graph.ops import operation_name
 
-Reference = Callable[..., Any]
+Reference = Callable[..., object]
 _OPERATORS: dict[str, Reference] = {}
 _FUNCTIONS: dict[type[torch.autograd.Function], Reference] = {}
 
@@ -45,7 +45,7 @@ class acts_like:
     Raises `InputError` for anything that is not an operator.
     """
 
-    def __init__(self, operator: Any, reference: Reference):
+    def __init__(self, operator: object, reference: Reference):
         self._registry, self._key = _place(operator)
         self._before = self._registry.get(self._key)
         self._registry[self._key] = reference
@@ -74,7 +74,7 @@ def functions_read_as_declared() -> Iterator[None]:
         yield
 
 
-def _place(operator: Any) -> tuple[dict[Any, Reference], Any]:
+def _place(operator: object) -> tuple[dict[Any, Reference], Any]:
     """The registry that an operator belongs to, and its key there."""
     if isinstance(operator, type) and issubclass(operator, torch.autograd.Function):
         return _FUNCTIONS, operator

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ class DerivationOptions:
     frozen: tuple[str, ...] = ()
     softmax: bool = False  # whether the loss takes the softmax of the output
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
-    references: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    references: Mapping[str, Callable[..., object]] = field(default_factory=dict)
     through_detach: bool = False
 
 
