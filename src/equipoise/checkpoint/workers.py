@@ -1,4 +1,4 @@
-"""Small matrices several at a time, each on one core; large ones one by one, each on all; within a bounded memory."""
+"""Small matrices several at a time, each on one core; large ones in turn, each on all; within a bounded memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

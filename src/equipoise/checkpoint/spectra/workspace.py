@@ -9,25 +9,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class _Spare(threading.local):
-    """What this thread has, and nobody uses now."""
+class _FreeBuffers(threading.local):
+    """The buffers of this thread that are not in use."""
 
     def __init__(self) -> None:
         self.buffers: list[Tensor] = []
 
 
-_SPARE = _Spare()
+_FREE = _FreeBuffers()
 
 
 @contextmanager
 def workspace(count: int) -> Iterator[Float[Tensor, " count"]]:
-    """Memory for so many numbers, whatever was in it before. What has become too small for its purpose goes.
+    """Uninitialised memory for `count` numbers; the largest buffer that is too small for it is freed.
 
     >>> with workspace(6) as flat, workspace(2) as other:
     ...     len(flat), len(other)
     (6, 2)
     """
-    buffers = _SPARE.buffers
+    buffers = _FREE.buffers
     fitting = [place for place, buffer in enumerate(buffers) if len(buffer) >= count]
     if fitting:
         buffer = buffers.pop(min(fitting, key=lambda place: len(buffers[place])))
@@ -42,5 +42,5 @@ def workspace(count: int) -> Iterator[Float[Tensor, " count"]]:
 
 
 def release_workspace() -> None:
-    """All that this thread has spare."""
-    _SPARE.buffers.clear()
+    """Free the buffers of this thread."""
+    _FREE.buffers.clear()
