@@ -131,6 +131,7 @@ class UnitLaws:
 
     def identities(self, weights: Named, gradients: Named, eps_bias: Named) -> tuple[PerLaw, PerLaw]:
         """Norm of the identity of T1, known biases taken off, and its scale: one product and two norms a parameter."""
+        w, g = self._norms(weights), self._norms(gradients)
         parts = [part for members in self._matrices for part in self._products(members, gradients, weights)]
         if self._vectors:
             parts.append(self._joined(gradients) * self._joined(weights))
@@ -138,7 +139,6 @@ class UnitLaws:
         for law, first in zip(self.laws, self._units, strict=True):
             if law.name in eps_bias:
                 moments[first : first + law.interface.blocks] -= on_host([eps_bias[law.name]])
-        w, g = (self._norms(tensors) for tensors in (weights, gradients))
         return self._lengths(moments), _totals(self.laws, w * g)
 
     def _lengths(self, moments: Float[np.ndarray, " units"]) -> PerLaw:
