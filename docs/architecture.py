@@ -16,7 +16,7 @@ BEGIN, END = "<!-- files: python docs/architecture.py -->\n", "<!-- end of files
 
 GROUPS = {
     "Use": ("cli", "testing", "gallery", "page", "integrations", "runs"),
-    "Prove and change": ("compression", "theorems", "decomposition", "transform", "init"),
+    "Prove and change": ("compression", "theorems", "decomposition", "transform", "init", "parametrize", "optim"),
     "Train": ("integrate", "monitor", "sinks", "observers"),
     "Read": ("checkpoint", "laws", "graph", "measure"),
     "Base": ("losses", "linalg", "data", "networks", "store", "references", "threads", "errors"),
@@ -35,8 +35,10 @@ VERBS = {
     "testing": "assert_laws",
     "gallery": "equipoise gallery",
     "init": "eq.init",
+    "parametrize": "eq.parametrize",
+    "optim": "eq.optim",
 }
-WIDTH, MARGIN, GAP, HEIGHT, COLUMNS = 1000, 20, 14, 64, 6
+WIDTH, MARGIN, GAP, HEIGHT, COLUMNS = 1000, 20, 14, 64, 4
 STYLE = """
   text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: #22252b }
   .group { font-size: 15px; fill: #62676f } .room { font-size: 17px; font-weight: 600 }
