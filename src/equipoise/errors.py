@@ -1,4 +1,4 @@
-"""What goes wrong because of what was passed in: one line that says expected, found, and what to type."""
+"""Errors in what was passed in: one line that says expected, found, and what to type."""
 
 _LONGEST = 2000  # characters of what was expected, found, or is to be typed
 
@@ -53,7 +53,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def one_line(error: Exception) -> str:
-    """What another library's exception says, in one line.
+    """The message of another library's exception, in one line.
 
     >>> one_line(ValueError("two\\nlines"))
     'ValueError: two'

@@ -101,10 +101,10 @@ def _balance(layers: list[nn.Linear], rectified: int) -> None:
             below.copy_(right[:rank].mT @ (values[:rank, None] * (left @ turn)))
 
 
-class Diagonal(nn.Module):
+class DiagonalSkip(nn.Module):
     """`h ↦ z ∘ h`, one trained factor `z_j` for each coordinate, all 1 at the start.
 
-    >>> Diagonal(2)(torch.tensor([3.0, 4.0]).double())
+    >>> DiagonalSkip(2)(torch.tensor([3.0, 4.0]).double())
     tensor([3., 4.], dtype=torch.float64, grad_fn=<MulBackward0>)
     """
 
@@ -126,7 +126,7 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU()
         self.down = _linear(hidden, width, bias)
         made = {"identity": nn.Identity, "dense": lambda: _linear(width, width, bias=False)}
-        self.skip = made.get(skip, lambda: Diagonal(width))()
+        self.skip = made.get(skip, lambda: DiagonalSkip(width))()
 
     def forward(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The residual branch added to the skip."""
@@ -331,7 +331,7 @@ def _start(model: nn.Module, seed: int, init: str, scale: float | int) -> None:
         raise InputError(expected="a positive finite scale", found=str(scale), remedy="pass scale=1.0")
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
-        if isinstance(layer, Diagonal):
+        if isinstance(layer, DiagonalSkip):
             with torch.no_grad():
                 layer.weight.mul_(scale)
         if isinstance(layer, nn.Linear | nn.Conv2d):

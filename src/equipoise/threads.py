@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread(where: bool = True) -> Iterator[None]:
-    """What torch does within, it does on this thread alone, `where` that is wanted.
+    """Run torch on this thread alone, `where` that is wanted.
 
     >>> with one_thread():
     ...     torch.get_num_threads()

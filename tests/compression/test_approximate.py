@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.compression.approximate import Factorisation, Selection
+from equipoise.compression.approximate import Factorisation, NeuronSelection
 from equipoise.compression.data import DataBatches, SecondMoment, visit
 from equipoise.compression.structure import hidden_layers
 from equipoise.graph.capture import capture
@@ -61,7 +61,7 @@ def test_the_error_of_selected_neurons_is_that_of_least_squares():
     hidden = hidden_layers(model, capture(model, X[:2]))[1]
     moment = SecondMoment(48)
     visit(model, DataBatches(X), {"4": moment})
-    selection = Selection.of(model, hidden, moment)
+    selection = NeuronSelection.of(model, hidden, moment)
     assert len(selection.sets) > 3
     active = model[3](model[2](model[1](model[0](X)))).detach()
     centred = active - active.mean(0)

@@ -84,7 +84,7 @@ class Factorisation:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class NeuronSelection:
     """A hidden layer with some of its neurons and readers fitted to them: one option a set of neurons."""
 
     hidden: Hidden
@@ -98,7 +98,7 @@ class Selection:
         return self.hidden.writer
 
     @classmethod
-    def of(cls, model: nn.Module, hidden: Hidden, moment: SecondMoment) -> "Selection":
+    def of(cls, model: nn.Module, hidden: Hidden, moment: SecondMoment) -> "NeuronSelection":
         """Sets of neurons on the path of a multi-task lasso: `min ‖(V - X) G^{½}‖² + λ Σ_j ‖X_j‖` (Shenouda et al.)."""
         reader = layer(model, hidden.readers[0])
         channels = len(layer(model, hidden.writer).weight)
@@ -178,7 +178,7 @@ def select(
     """The smallest sets of neurons of all hidden layers together at which the model is accepted."""
     moments = {each.readers[0]: SecondMoment(layer(model, each.readers[0]).weight[0].numel()) for each in hidden}
     visit(model, examples, dict(moments))
-    found = [Selection.of(model, each, moments[each.readers[0]]) for each in hidden]
+    found = [NeuronSelection.of(model, each, moments[each.readers[0]]) for each in hidden]
     options = {each.name: each.options(model) for each in found}
 
     def smaller(sizes: dict[str, int]) -> tuple[nn.Module, list[Change]]:

@@ -150,7 +150,7 @@ class Compressed:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was not done, and why."""
+        """Moves that were not made, with reasons."""
         return self.plan.notes
 
     @cached_property

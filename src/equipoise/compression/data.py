@@ -1,4 +1,4 @@
-"""What a model reads and writes on the data, in batches: outputs, and what goes into and out of its layers."""
+"""A model on data, in batches: its outputs, and statistics of the inputs and outputs of its layers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -17,13 +17,13 @@ def layer(model: nn.Module, name: str) -> Layer:
 
 
 def rows(module: Layer) -> Float[Tensor, "channels k"]:
-    """What writes each channel: its weights, and its bias if there is one."""
+    """The weights that write each channel, and its bias if there is one."""
     weight = module.weight.detach().flatten(1)
     return weight if module.bias is None else torch.cat([weight, module.bias.detach()[:, None]], 1)
 
 
 def columns(module: Layer, channels: int) -> Float[Tensor, "k channels"]:
-    """What reads each channel: all entries of the weight that multiply it."""
+    """All entries of the weight that multiply each channel."""
     weight = module.weight.detach()
     return weight.reshape(weight.shape[0], channels, -1).movedim(1, 0).flatten(1).T
 

@@ -1,4 +1,4 @@
-"""What was kept: predictions and margins on the data, agreement on a holdout, and where the exact moves are exact."""
+"""Agreement of two models: predictions and margins on the data, on a holdout, and the radius of exactness."""
 
 import math
 from dataclasses import dataclass

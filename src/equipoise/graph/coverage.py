@@ -170,7 +170,7 @@ def _noted(propagation: SymmetryPropagation) -> Iterator[Unfollowed]:
 
 
 def _cut_up(node: fx.Node) -> fx.Node | None:
-    """What cuts a weight into parts that read different vectors: only what is common to all of these is kept."""
+    """Notes on weights cut into parts that read different vectors: only what is common to all of these is kept."""
     matrix = node.meta["val"].ndim > 1
     cuts = [user for user in node.users if matrix and operator_of(user).movement is Movement.DROPPED]
     parts = [reader for cut in cuts for reader in _after(cut) if operation_name(reader.target) == "linear"]
@@ -179,7 +179,7 @@ def _cut_up(node: fx.Node) -> fx.Node | None:
 
 
 def _softmax_over_data(node: fx.Node) -> list[fx.Node]:
-    """What is weighed by `exp / index(scatter(exp))`, a softmax over sets that the data choose: it ignores shifts."""
+    """Notes on `exp / index(scatter(exp))`, a softmax over sets that the data choose: it ignores shifts."""
     sums = {
         user for user in _after(node) if operation_name(user.target) in ("scatter_add", "index_add", "scatter_reduce")
     }
@@ -190,7 +190,7 @@ def _softmax_over_data(node: fx.Node) -> list[fx.Node]:
 
 
 def _after(node: fx.Node) -> set[fx.Node]:
-    """What reads a value, through operations that only move it or add a number."""
+    """The readers of a value, through operations that only move it or add a number."""
     found: set[fx.Node] = set()
     queue = [node]
     while queue:

@@ -129,7 +129,7 @@ def is_linear(node: fx.Node) -> bool:
 
 
 def stand_ins(kinks: Sequence[Kink], slopes: Sequence[Tensor], offsets: Sequence[Tensor] | None = None) -> Intercept:
-    """What replaces every kink by its linear map with these weights, for `Captured.run` (T6.2).
+    """An interceptor that replaces every kink by its linear map with these weights, for `Captured.run` (T6.2).
 
     `offsets`, one for each kink, are added to what leaves it.
     """

@@ -160,7 +160,7 @@ class Maximum(ABC):
         return weights.amax(-1) < 1
 
     def windows(self, z: Tensor) -> Tensor:
-        """What each maximum is taken of, along a new last axis."""
+        """The elements that each maximum is taken of, along a new last axis."""
         return self._windows(z, -torch.inf)
 
     @abstractmethod

@@ -176,7 +176,7 @@ class SymmetryPropagation:
         return value
 
     def _constant(self, node: fx.Node, args: Arguments, kwargs: Keywords) -> Value:
-        """What depends on neither inputs nor parameters is computed."""
+        """Compute nodes that depend on neither inputs nor parameters."""
         args, kwargs = pytree.tree_map_only(Signal, lambda signal: signal.value, (args, kwargs))
         value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         return pytree.tree_map_only(Tensor, lambda tensor: Signal(tuple(tensor.shape), value=tensor), value)

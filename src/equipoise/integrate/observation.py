@@ -61,7 +61,7 @@ class Observation:
 
     @cached_property
     def requires(self) -> Requirements:
-        """What the observers need together."""
+        """The union of the observers' requirements."""
         return Requirements.of(self.observers)
 
     def probe(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
@@ -242,7 +242,7 @@ def observed_in(saved: ResumePoint, started: Sequence[StateLike]) -> tuple[State
 
 
 def result_in(saved: ResumePoint) -> ObserverResult:
-    """What the observers of a run that has ended publish."""
+    """The published results of the observers of a run that has ended."""
     return from_tensors(ObserverResult, _below(saved, "result"))
 
 

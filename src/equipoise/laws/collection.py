@@ -198,7 +198,7 @@ class Laws(Sequence[Law]):
         return {law.name: _figure(residual, [weights[name] for name in law.parameters]) for law, residual in known}
 
     def defects(self, model: nn.Module, data: object, loss: LossLike = None) -> dict[str, Tensor]:
-        """What the `eps` of the normalisations that it passes adds to each law that is not exact, unit by unit.
+        """The bias that the `eps` of normalisations adds to each law that is not exact, unit by unit.
 
         `-2 eps ∂L/∂eps`, and for BatchNorm so `eps/(σ² + eps) · γ G_γ`: with this taken off, the residual is at
         rounding. `data` and `loss` as for `check`. Laws whose units cannot be told from those of a normalisation are

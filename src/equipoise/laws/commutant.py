@@ -313,7 +313,7 @@ class Product(Matrices):
 
 @dataclass(frozen=True)
 class Intersection(Matrices):
-    """What several commutants of one vector share: the maps follow one another, or different readers apply them.
+    """The intersection of commutants of one vector: the maps follow one another, or different readers apply them.
 
     >>> Intersection((Blocks(2, 3), Diagonal(6))).count
     6

@@ -1,4 +1,4 @@
-"""What operators that cannot be read compute, as declared by their authors."""
+"""Custom operators, as declared by their authors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -19,7 +19,7 @@ from equipoise.laws.law import Law, Parameters
 
 @dataclass(frozen=True, eq=False)
 class DerivationOptions:
-    """What a derivation depends on, besides the graph."""
+    """Options of a derivation, besides the graph."""
 
     frozen: tuple[str, ...] = ()
     softmax: bool = False  # whether the loss takes the softmax of the output

@@ -114,7 +114,7 @@ class Law:
         return self.commutant.project(self.commutant.moments(self.slices(gradients), weights, self.degrees))
 
     def contributions(self, parameters: Parameters, gradients: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-        """What each member adds to `identity`, by parameter; for a shift, the sums of each member side by side."""
+        """The contribution of each member to `identity`, by parameter; for a shift, the sums of each member."""
         if self.kind == "shift":
             return [(member.parameter, self.identity(parameters, gradients)) for member in self.interface.members]
         sides = zip(self.interface.members, self.slices(gradients), self.slices(named(parameters)), strict=True)
@@ -145,7 +145,7 @@ class Law:
         return tuple(member.degree for member in self.interface.members)
 
     def slices(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """What of each member takes part, of shape (blocks, copies, width, rest)."""
+        """The slices of each member, of shape (blocks, copies, width, rest)."""
         return [member.slices(fitting(member, tensors)) for member in self.interface.members]
 
 

@@ -1,4 +1,4 @@
-"""What the `eps` of a normalisation does to a law that it breaks: the defect of T1, exactly.
+"""The bias of a law that the `eps` of a normalisation breaks: the defect of T1, exactly.
 
 A loss that does not change under `w → e^t w` for `eps = 0` does not change under `w → e^t w, eps → e^{2t} eps` for any
 `eps`. Hence `⟨w, G_w⟩ = -2 eps ∂L/∂eps`; for BatchNorm this is `eps/(σ² + eps) · γ G_γ` for each channel (T2).
@@ -22,7 +22,7 @@ Loss = Callable[[Any], Tensor]
 def defects(
     laws: Sequence[Law], captured: Captured, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor], loss: Loss
 ) -> dict[str, Float[Tensor, " units"]]:
-    """What `law.identity` must be for each unit of each law that is not exact, by the name of the law; in one pass.
+    """The value that `law.identity` must have for each unit of each law that is not exact, by name; in one pass.
 
     Laws whose units are not those of the normalisations that they pass are left out: the shares cannot be told apart.
     So are all laws where the graph draws random numbers, which would not be those of the gradient.

@@ -1,4 +1,4 @@
-"""What one optimizer step will do to every conserved quantity, before it is taken (T2.2)."""
+"""The change of every conserved quantity by one optimizer step, before it is taken (T2.2)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def plain_steps(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, floa
 
 
 def _updates(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the step adds to each parameter, found by taking it on copies."""
+    """The update of each parameter, found by taking the step on copies."""
     copies = {id(parameter): _copy(parameter) for parameter in model.parameters()}
     twin = copy.deepcopy(optimizer, memo=dict[int, object](copies))
     twin.step()

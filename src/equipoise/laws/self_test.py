@@ -227,7 +227,7 @@ def _testable(law: Law, captured: Captured) -> bool:
 
 
 def _operations(law: Law, captured: Captured) -> tuple[str, ...]:
-    """What is computed between the members of a law: one of these operations is read wrongly."""
+    """The operations between the members of a law, one of which is read wrongly."""
     nodes = list(captured.graph.nodes)
     of_name = {name: placeholder for placeholder, name in captured.parameters.items()}
     members = {of_name[name] for name in law.parameters}

@@ -1,4 +1,4 @@
-"""What flow and watch record, one observer a file."""
+"""Observers of flow and watch, one a file."""
 
 from equipoise.observers.activity import Activity
 from equipoise.observers.alignment import Alignment

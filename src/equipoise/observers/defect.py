@@ -1,4 +1,4 @@
-"""What every step of gradient descent does to every law: predicted from the gradient, and measured (T2.2)."""
+"""The defect of every step of gradient descent in every law: predicted from the gradient, and measured (T2.2)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

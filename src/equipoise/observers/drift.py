@@ -82,7 +82,7 @@ def _moved(laws: Sequence[Law], state: DriftState, snapshot: Snapshot) -> tuple[
 
 
 def _rounding(before: LawReadings, after: LawReadings, rates: Rates, snapshot: Snapshot) -> np.ndarray:
-    """What rounding of the weights, of the new weights, and of the gradient may make of a predicted change, by law.
+    """Bounds on rounding of a predicted change, from weights, new weights and gradient, by law.
 
     `Σ |degree| max(‖W‖², ‖W_after‖²) ε` and twice `η Σ |degree| ‖W‖ ‖G‖` times the tolerance of a gradient; the new
     weights are the larger ones where a training diverges.

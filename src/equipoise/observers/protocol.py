@@ -29,7 +29,7 @@ class Unavailable(InputError):
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an observer needs of a training; each is computed only where an observer asks for it.
+    """Requirements of an observer; each is computed only where an observer asks for it.
 
     Attributes:
         laws: `snapshot.laws`, the readings of all conserved quantities; wide ones may be sketched in a training loop.
@@ -56,12 +56,12 @@ class Requirements:
     probe: bool = False
 
     def __or__(self, other: "Requirements") -> "Requirements":
-        """What either needs."""
+        """The union of two requirements."""
         return Requirements(**{name: max(value, vars(other)[name]) for name, value in vars(self).items()})
 
     @classmethod
     def of(cls, observers: "Sequence[Observer]") -> "Requirements":
-        """What several observers need together.
+        """The union of the requirements of several observers.
 
         Args:
             observers: any.
@@ -105,7 +105,7 @@ Prober = Callable[[Mapping[str, Tensor], Tensor], Probe]  # of parameters and in
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What stays the same during training; parts that a training does not offer are None.
+    """The constant part of a training; parts that it does not offer are None.
 
     Attributes:
         initial: the weights as they are when `init` is called.
@@ -361,7 +361,7 @@ class StepObserver(Observer[S], Protocol[S]):
 
 
 def requirements(observer: Observer) -> Requirements:
-    """What an observer declares.
+    """The declaration of an observer.
 
     Args:
         observer: of one's own, or of this package.

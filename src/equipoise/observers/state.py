@@ -12,7 +12,7 @@ from equipoise.measure.slides import Slides, Spans
 
 @dataclass(frozen=True)
 class ObserverResult:
-    """What an observer publishes at the end of a run, beside its readings.
+    """Results of an observer at the end of a run, beside its readings.
 
     Attributes:
         slides: by layer, the pairs of an example and a neuron that slid along their kink (T4.5).
@@ -58,7 +58,7 @@ class ObserverState:
     """
 
     def result(self) -> ObserverResult:
-        """What is published of it at the end of a run.
+        """The results at the end of a run.
 
         Returns:
             Nothing, unless a state has something to publish.

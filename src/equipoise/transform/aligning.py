@@ -32,7 +32,7 @@ class PartMove:
 
 @dataclass(frozen=True)
 class AlignReport:
-    """What aligning changed.
+    """Effects of aligning.
 
     `cosine` is the inner product of all weights with those of the reference, over both norms; `distance` the Euclidean
     norm of the difference. `output_change` and `function_change` as in `BalanceReport`.

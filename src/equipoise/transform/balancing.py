@@ -39,7 +39,7 @@ class LawBalance:
 
 @dataclass(frozen=True, eq=False)
 class BalanceReport:
-    """What balancing changed.
+    """Effects of balancing.
 
     Norms are Euclidean, over all floating parameters. `imbalance` is the largest norm of a conserved quantity over the
     sum of squares, of the laws that moved; `range_ratio` the largest ratio between the ranges of the two sides of a

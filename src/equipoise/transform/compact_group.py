@@ -1,4 +1,4 @@
-"""What leaves function and norm alone: permutations, signs and rotations, and the nearest of each to a target.
+"""The compact part of the symmetry: permutations, signs and rotations, and the nearest of each to a target.
 
 Each part solves `max_g ⟨target, g · w⟩` over its own elements: a linear assignment for permutations, with signs where
 each unit has one, and orthogonal Procrustes for rotations (docs/theory.md, T9).

@@ -29,7 +29,7 @@ Places = Int64[Tensor, "units elements"]
 
 @dataclass(frozen=True, eq=False)
 class UnitSlices:
-    """What the units of a group hold of one tensor: flat positions, one row for each unit, in corresponding order."""
+    """The elements of one tensor held by the units of a group: flat positions, one row a unit, in matching order."""
 
     name: str
     places: Places
@@ -181,7 +181,7 @@ def _running_statistics(captured: Captured) -> dict[str, list[str]]:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What one block of a law holds of one parameter: flat positions, and where in the structure of the laws it is."""
+    """The elements of one parameter that a block of a law holds: flat positions, and its place among the laws."""
 
     slot: tuple[int, int, int, tuple[int, ...]]  # law, member, count, and which of the stacked matrices
     name: str

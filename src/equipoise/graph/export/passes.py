@@ -41,7 +41,7 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def cut_off(module: fx.GraphModule) -> None:
-    """What `no_grad` computes is a constant of the backward pass; decompositions forget that."""
+    """Mark values computed under `no_grad` as constants of the backward pass; decompositions forget that."""
     for body in [part for part in module.modules() if isinstance(part, fx.GraphModule)]:
         for node in [node for node in body.graph.nodes if "set_grad_enabled" in str(node.target)]:
             if node.args[0] is False and _reads_parameters(node):

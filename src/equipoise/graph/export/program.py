@@ -129,7 +129,7 @@ def _refusal(model: nn.Module, args: Arguments, kwargs: Keywords, error: Excepti
 
 
 def _raised(model: nn.Module, args: Arguments, kwargs: Keywords) -> Exception | None:
-    """What a copy of the model raises on these inputs without any export."""
+    """The exception that a copy of the model raises on these inputs without any export."""
     if any(parameter.is_meta or parameter.stride() == (0,) * parameter.ndim != () for parameter in model.parameters()):
         return None
     try:
@@ -166,7 +166,7 @@ def _with_free_batch(model: nn.Module, decompositions: Decompositions, args: Arg
 
 
 def _decomposed(program: torch.export.ExportedProgram, decompositions: Decompositions) -> torch.export.ExportedProgram:
-    """What torch cannot take apart under autocast, such as einsum, is read as what it is without.
+    """Read operations that torch cannot decompose under autocast, such as einsum, as without it.
 
     What strict export knows of its inputs is forgotten: checks of it mix up keywords, and are no part of the model.
     """

@@ -32,7 +32,7 @@ class Regularity(Enum):
 
 
 class Movement(Enum):
-    """What an operation that only moves elements does to the copies of each."""
+    """The effect on copies of elements of an operation that only moves them."""
 
     ORDERED = auto()  # the same elements in the same order
     TURNED = auto()  # axes in another order
@@ -173,7 +173,7 @@ def declare(names: str, operator: Operator) -> None:
 
 
 def operator_of(node: fx.Node) -> Operator:
-    """What is declared of the operation at a node.
+    """The declaration of the operation at a node.
 
     >>> from equipoise.graph.capture import capture
     >>> graph = capture(torch.nn.ReLU(), torch.ones(2)).graph

@@ -235,7 +235,7 @@ def shift_of_quotient(site: Site, groups: Groups | Rows) -> Sources:
 
 
 def _shift_of_first(site: Site, groups: Groups | Rows) -> Sources:
-    """What a product or a quotient is added to moves as the sum does."""
+    """A sum with a product or a quotient: the summand moves as the sum does."""
     source = site.source()
     yield source, spread(groups, site.shape_of(source), site.shape)
 

@@ -171,7 +171,7 @@ def distinct(parts: Sequence[Rates]) -> Parts:
 
 @runtime_checkable
 class PathAlgebra(Protocol):
-    """What the lifting of an operation is made of (T5.3); values are sums over paths, or edges."""
+    """The arithmetic of a path lifting (T5.3); values are sums over paths, or edges."""
 
     def moved(self, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object], /) -> object:
         """A linear map without weights."""
@@ -216,7 +216,7 @@ def unchanged(algebra: PathAlgebra, node: fx.Node, args: Sequence[object], kwarg
 
 
 def lifted_moves(algebra: PathAlgebra, node: fx.Node, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
-    """What only moves or sums elements."""
+    """Operations that only move or sum elements."""
     return algebra.moved(node, args, kwargs)
 
 

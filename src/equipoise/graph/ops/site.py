@@ -12,7 +12,7 @@ from equipoise.graph.labels.signal import Signal
 
 
 class Unreadable(ValueError):
-    """What an operation is asked to do that its declaration does not read; nothing that it reads may then move."""
+    """A form of an operation that its declaration does not read; nothing that it reads may then move."""
 
 
 @dataclass(frozen=True)

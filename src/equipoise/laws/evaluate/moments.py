@@ -224,7 +224,7 @@ class BlockLaws:
     laws: tuple[Law, ...]
 
     def parts(self, weights: Named, gradients: Named | None) -> list[Tensor]:
-        """What is linear in the weights, to be summed over processes before products are formed of it."""
+        """Sums that are linear in the weights: reduced over processes before products are formed."""
         sides = (weights,) if gradients is None else (weights, gradients)
         found = [part for side in sides for law in self.laws for part in _linear_parts(law, side)]
         return found if gradients is None or not any(map(is_shift, self.laws)) else [*found, square_of_all(gradients)]
