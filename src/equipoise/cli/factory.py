@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, InputError, one_line
+from equipoise.laws.check import LossLike
 from equipoise.graph.capture import Inputs
 
 SHAPES = "(model, example_inputs), (model, example_inputs, loss or target) or (model, example_inputs, target, loss)"
@@ -24,7 +25,7 @@ class Subject:
     model: nn.Module
     inputs: Inputs
     target: Any = None
-    loss: str | Callable[..., object] | None = None
+    loss: LossLike = None
 
     @property
     def data(self) -> object:
@@ -58,7 +59,7 @@ def _subject(path: str, result: object) -> Subject:
     target, loss = rest if len(rest) == 2 else (None, *rest) if rest else (None, None)
     if not (loss is None or isinstance(loss, str) or callable(loss)):
         _refuse(path, f"{type(loss).__name__} in place of the loss")
-    return Subject(model, inputs, target, loss)
+    return Subject(model, inputs, target, cast(LossLike, loss))
 
 
 def _refuse(path: str, found: str) -> NoReturn:
