@@ -11,8 +11,8 @@ from typing import Any, NoReturn, cast
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, InputError, one_line
-from equipoise.laws.check import LossLike
 from equipoise.graph.capture import Inputs
+from equipoise.laws.check import LossLike
 
 SHAPES = "(model, example_inputs), (model, example_inputs, loss or target) or (model, example_inputs, target, loss)"
 EXAMPLE = "type --module package.module:factory"
