@@ -379,9 +379,9 @@ class Laws(Sequence[Law]):
         captured, states = self._graph, {}
         kinks = set(kink_names(captured))
 
-        def record(node: fx.Node, args: tuple[Tensor, ...]) -> object:
+        def record(node: fx.Node, args: tuple[object, ...]) -> object:
             if node.name in kinks:
-                states[node.name] = args[0] > 0
+                states[node.name] = torch.as_tensor(args[0]) > 0
             return NotImplemented
 
         with torch.no_grad():

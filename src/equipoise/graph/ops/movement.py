@@ -224,7 +224,15 @@ def _shift_of_broadcast(site: Site, groups: Groups | Rows) -> Sources:
 
 
 def _numbers(site: Site) -> Tensor:
-    return site.node.target(element_numbers(site.shape_of(site.source())), *site.plain(site.args[1:]))  # pyright: ignore[reportCallIssue]
+    """The number in the source of each element of the result."""
+    (numbers,) = _part_numbers(site)
+    return numbers
+
+
+def _part_numbers(site: Site) -> Sequence[Tensor]:
+    """The same for each part of the result."""
+    found = site.node.target(element_numbers(site.shape_of(site.source())), *site.plain(site.args[1:]))  # pyright: ignore[reportCallIssue]
+    return [found] if isinstance(found, Tensor) else list(found)
 
 
 def shift_of_same_order(site: Site, groups: Groups | Rows) -> Sources:
@@ -265,7 +273,7 @@ def _shift_of_part(site: Site, groups: Groups | Rows) -> Sources:
         split = replace(site, node=source)
         whole, labels = split.source(), dense(groups, site.shape)
         shape = site.shape_of(whole)
-        yield whole, None if labels is None else pull(labels, _numbers(split)[place], shape)
+        yield whole, None if labels is None else pull(labels, _part_numbers(split)[place], shape)
     elif place == 0:
         yield source, groups
 
