@@ -24,10 +24,3 @@ def test_slides_are_the_runs_of_steps_inside_the_kink(seed, steps):
                     first = None
     assert {tuple(row) for row in slides.spans(steps).tolist()} == expected
     assert {tuple(row) for row in slides.over.tolist()} == {row for row in expected if row[3] < steps}
-
-
-def test_slides_come_back_from_memory():
-    slides = Slides.none(torch.ones(2, 2).bool()).after(torch.eye(2).bool(), 1)
-    again = Slides.remembered(slides.memory("layer"), "layer")
-    assert torch.equal(again.inside, slides.inside)
-    assert Slides.remembered({}, "layer") is None
