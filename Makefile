@@ -13,7 +13,7 @@ test: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test-fast: $(VENV)/.test  # what answers within two minutes
+test-fast: $(VENV)/.test  # without the tests that take four seconds or more
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow and not long'
 
 coverage: $(VENV)/.dev  # the files below 90% of statements

@@ -1,5 +1,8 @@
 """Annotated shapes are checked while the tests run: jaxtyping reads the signatures, beartype enforces them."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -26,3 +29,13 @@ install_import_hook([f"equipoise.{room}" for room in CHECKED], "beartype.beartyp
 settings.register_profile("equipoise", deadline=None, derandomize=True)
 settings.load_profile("equipoise")
 torch.set_num_threads(1)  # small matrices: a second thread only waits
+
+# Tests of four seconds or more, by their names without parameters; `pytest --durations=100` finds new ones.
+LONG = frozenset((Path(__file__).parent / "tests" / "helpers" / "long.txt").read_text(encoding="utf-8").split())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the long tests, which `make test-fast` leaves out."""
+    for item in items:
+        if item.nodeid.partition("[")[0] in LONG:
+            item.add_marker(pytest.mark.long)

@@ -150,7 +150,7 @@ def test_a_maximum_is_the_same_however_it_is_written():
         assert other.last("drift", "relative_drift", "worst vertex") < 1e-15
 
 
-@pytest.mark.parametrize("name", ["hardtanh", "hardswish", "selu"])
+@pytest.mark.parametrize("name", ["hardtanh", "hardswish", pytest.param("selu", marks=pytest.mark.slow)])
 def test_what_bends_otherwise_does_not_stall_either(name):
     run = bent(name, until=eq.Steps(40))
     assert run.status == "reached"

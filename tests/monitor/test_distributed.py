@@ -54,10 +54,13 @@ def test_the_numbers_are_those_of_one_process(kind, size, alone, tmp_path):
     assert seen.xs("excess", level="quantity").max() < 1
 
 
+FAILURES = {("ddp", "in the laws"), ("ddp", "after the sum"), ("fsdp", "before the sum"), ("fsdp", "of the laws")}
+
+
 @pytest.mark.parametrize(
     ("kind", "where"),
     [
-        (kind, where)
+        pytest.param(kind, where, marks=() if (kind, where) in FAILURES else pytest.mark.slow)
         for kind in ("ddp", "fsdp")
         for where in ("before the sum", "after the sum", "in the laws", "of the laws")
     ],
