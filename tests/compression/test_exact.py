@@ -145,6 +145,15 @@ def test_exact_moves_keep_the_outputs(network, shape, fewer):
     assert double.kept.output_change < 1e-12
 
 
+def test_pooling_over_neurons_of_a_linear_layer_mixes_them():
+    torch.manual_seed(0)
+    X = torch.randn(3, 4).double()
+    for pool in (nn.MaxPool1d(3, 1, 1), nn.AvgPool1d(3, 1, 1)):
+        model = nn.Sequential(nn.Linear(4, 40), nn.ReLU(), pool, nn.Linear(40, 2)).double()
+        assert hidden_layers(model, capture(model, X)) == ()
+        assert eq.compress(model, (X, None)).notes == ("nothing to take away: the model is returned unchanged",)
+
+
 def test_a_constant_read_at_a_padded_border_is_not_folded():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1)).double()
     with torch.no_grad():

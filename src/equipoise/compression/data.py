@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
+from equipoise.graph.export.model import call_model
 
 Inputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Hook: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -67,12 +68,7 @@ class DataBatches:
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """The output of a model, its first tensor if there are several; raises `InputError` if it is none."""
     try:
-        if isinstance(inputs, Tensor):
-            output = model(inputs)
-        elif isinstance(inputs, Mapping):
-            output = model(**inputs)
-        else:
-            output = model(*inputs)
+        output = call_model(model, inputs)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             expected="inputs that the model takes", found=one_line(error), remedy="call model(X) by itself"

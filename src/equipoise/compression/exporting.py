@@ -20,6 +20,7 @@ from equipoise.compression.data import DataBatches, call
 from equipoise.compression.exact import relative_change
 from equipoise.compression.layers import replace
 from equipoise.errors import InputError, StoreError, one_line
+from equipoise.graph.export.model import copied_model
 
 FORMAT = 1
 Spec: TypeAlias = dict[str, object]
@@ -30,7 +31,7 @@ _ARGUMENTS = ("in_channels", "out_channels", "kernel_size", "stride", "padding",
 
 def evaluating(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode."""
-    return copy.deepcopy(model).eval()
+    return copied_model(model).eval()
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

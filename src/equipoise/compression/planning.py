@@ -17,6 +17,7 @@ from equipoise.compression.structure import LAYERS, Hidden, hidden_layers, norma
 from equipoise.compression.verification import classes_of, predictions, scores
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.capture import Captured, capture
+from equipoise.graph.export.model import copied_model
 
 ROUNDING = 1e-10  # relative change of the outputs in float64 above which a move was not exact
 CHECKED = 256  # examples on which each exact move is checked by itself; all of them at the end
@@ -61,7 +62,7 @@ class Planner:
     """A copy of a model in float64 that becomes smaller move by move."""
 
     def __init__(self, model: nn.Module, examples: DataBatches, labels: Tensor | None, settings: PlanSettings):
-        self.model = copy.deepcopy(model).eval().double()
+        self.model = copied_model(model).eval().double()
         self.examples, self.settings = examples, settings
         self.before = outputs(self.model, examples)
         self.predicted = None if labels is None else predictions(scores(self.before))

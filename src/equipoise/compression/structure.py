@@ -12,23 +12,12 @@ import torch
 from torch import fx, nn
 
 from equipoise.graph.capture import Captured
+from equipoise.graph.chain import LINEAR_MAPS, channel_axis, own_layer
+from equipoise.graph.ops.operator import Movement, Trait, operation_name, operator_of
+from equipoise.graph.piecewise import Rectifier
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-_aten = torch.ops.aten
-_MAPS = frozenset({_aten.linear.default, _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default})
-_RECTIFIERS = frozenset({"relu", "leaky_relu"})
-_LINEAR = frozenset({"clone", "alias", "contiguous", "dropout", "avg_pool1d", "avg_pool2d", "avg_pool3d"}) | {
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-}
-_OTHER = frozenset(
-    {"elu", "gelu", "silu", "tanh", "sigmoid", "softplus", "hardtanh", "hardswish", "hardsigmoid", "mish", "selu"}
-    | {"celu", "relu6", "abs", "clamp", "clamp_min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d"}
-)
-_SHAPING = frozenset({"view", "reshape", "flatten", "_unsafe_view"})
 
 Kind = Literal["linear", "rectified", "other"]
 
@@ -37,9 +26,9 @@ Kind = Literal["linear", "rectified", "other"]
 class Hidden:
     """Channels that one module writes and `readers` read, and nothing else.
 
-    `kind` says what acts between: nothing but linear maps of each channel, a (leaky) ReLU and such maps, or other
-    functions of each channel. `direct` is True if the readers read the very vector that is written, so that two
-    linear layers are their product.
+    `kind` says what acts between: nothing but linear maps of each channel, one (leaky) ReLU or absolute value and such
+    maps, or other functions of each channel. `direct` is True if the readers read the very vector that is written, so
+    that two linear layers are their product.
     """
 
     writer: str
@@ -99,28 +88,30 @@ def _owner(node: fx.Node, captured: Captured) -> str | None:
 
 def _module(node: fx.Node, model: nn.Module, captured: Captured) -> str | None:
     """The module that a node computes, if it is a layer that is called once with parameters of its own."""
-    if node.target not in _MAPS:
+    if operation_name(node.target) not in LINEAR_MAPS or (own := own_layer(captured, node)) is None:
         return None
-    sources = [argument for argument in node.args[1:3] if isinstance(argument, fx.Node)]
-    owners = {_owner(source, captured) if len(source.users) == 1 else None for source in sources}
-    if len(owners) != 1 or (name := owners.pop()) is None:
-        return None
+    name = own.weight.rpartition(".")[0]
     module = model.get_submodule(name)
-    held = {f"{name}.{own}" for own, _ in module.named_parameters(recurse=False)}
-    own = type(module) in LAYERS and getattr(module, "groups", 1) == 1
-    return name if own and held == {captured.parameters[source.name] for source in sources} else None
+    held = {f"{name}.{each}" if name else each for each, _ in module.named_parameters(recurse=False)}
+    plain = type(module) in LAYERS and getattr(module, "groups", 1) == 1
+    return name if plain and held == {own.weight, own.bias} - {None} else None
 
 
 def _hidden(node: fx.Node, modules: dict[fx.Node, str], captured: Captured) -> Hidden | None:
     readers: list[str] = []
-    between: list[str] = []
-    if not _follow(node, _channel_axis(node), modules, captured, readers, between):
+    between: list[fx.Node] = []
+    if not _follow(node, channel_axis(node) % _rank(node), modules, captured, readers, between):
         return None
-    rectifiers = [name for name in between if name in _RECTIFIERS]
-    linear = all(name in _LINEAR or name in _RECTIFIERS or name in _SHAPING for name in between)
+    rectifiers = [each for each in between if _is_rectifier(each)]
+    linear = all(operator_of(each).linear or each in rectifiers for each in between)
     kind: Kind = "other" if not linear or len(rectifiers) > 1 else "rectified" if rectifiers else "linear"
-    direct = all(name in ("clone", "alias", "contiguous", "dropout") for name in between)
+    direct = all(operator_of(each).passes and _shape(each) == _shape(each.args[0]) for each in between)
     return Hidden(modules[node], tuple(dict.fromkeys(readers)), kind, direct)
+
+
+def _is_rectifier(node: fx.Node) -> bool:
+    piecewise = operator_of(node).piecewise
+    return piecewise is not None and isinstance(piecewise(node), Rectifier)
 
 
 def _follow(
@@ -129,57 +120,53 @@ def _follow(
     modules: dict[fx.Node, str],
     captured: Captured,
     readers: list[str],
-    between: list[str],
+    between: list[fx.Node],
 ) -> bool:
-    """Collect all that reads the channels of a node; False if anything else than a layer does."""
+    """Collect all that reads the channels of a node, along an axis; False if anything else than a layer does."""
     if node in captured.output or not _users(node):
         return False
     for user in _users(node):
-        name = _operation(user)
-        if user in modules and user.args[0] is node and _channel_axis(user, reading=True) == axis % _rank(node):
+        if user in modules and user.args[0] is node and channel_axis(user) % _rank(node) == axis:
             readers.append(modules[user])
             continue
-        if name in _SHAPING:
-            flattened = _after_shaping(node, user, axis)
-            if flattened is None:
-                return False
-            axis = flattened
-        elif name not in _RECTIFIERS | _LINEAR | _OTHER or user.args[0] is not node:
+        further = _passed_on(node, user, axis)
+        if further is None:
             return False
-        between.append(name)
-        if not _follow(user, axis, modules, captured, readers, between):
+        between.append(user)
+        if not _follow(user, further, modules, captured, readers, between):
             return False
     return True
 
 
-def _after_shaping(node: fx.Node, user: fx.Node, axis: int) -> int | None:
-    """The axis of the channels after positions were flattened into it, channel by channel; None for other shapes."""
-    before, after = node.meta["val"].shape, user.meta["val"].shape
-    axis %= len(before)
-    if tuple(before) == tuple(after):
-        return axis
-    flattened = axis == 1 and len(after) == 2 and after[1] == before[1:].numel()
-    return 1 if flattened else None
+def _passed_on(node: fx.Node, user: fx.Node, axis: int) -> int | None:
+    """The axis of the channels behind an operation that leaves each to itself; None if it does not.
+
+    Positions may be flattened into it, channel by channel.
+    """
+    operator = operator_of(user)
+    if user.args[0] is not node:
+        return None
+    if operator.movement is Movement.ORDERED and not operator.is_a(Trait.CASTING):
+        before, after = _shape(node), _shape(user)
+        if before == after:
+            return axis
+        flattened = axis == 1 and len(after) == 2 and after[1] == before[1:].numel()
+        return 1 if flattened else None
+    if operator.is_a(Trait.POOLING):  # of the last axes, which are the positions behind a convolution
+        pooled = operation_name(user.target)[-2:]
+        return axis if axis == 1 and pooled == f"{_rank(node) - 2}d" else None
+    return axis if operator.is_a(Trait.CHANNELWISE | Trait.ELEMENTWISE) else None
 
 
-def _channel_axis(node: fx.Node, *, reading: bool = False) -> int:
-    """The axis that a layer writes, or reads."""
-    of = node.args[0] if reading else node
-    assert isinstance(of, fx.Node)
-    return _rank(of) - 1 if node.target is _aten.linear.default else 1
+def _shape(node: object) -> torch.Size:
+    assert isinstance(node, fx.Node)
+    return node.meta["val"].shape
 
 
 def _rank(node: fx.Node) -> int:
-    return int(node.meta["val"].ndim)
+    return len(_shape(node))
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
-    return [user for user in node.users if _operation(user) not in ("sym_size",) and not _is_guard(user)]
-
-
-def _is_guard(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__module__", "") == "math"
-
-
-def _operation(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").split(".")[0]
+    """The operations that read values of a node, rather than its size."""
+    return [user for user in node.users if not operator_of(user).is_a(Trait.SHAPE_ONLY)]

@@ -61,7 +61,7 @@ def read_chain(captured: Captured) -> tuple[Layer, ...] | None:
     return tuple(layers) if current is not None and sorted(used) == sorted(captured.parameters.values()) else None
 
 
-_MAPS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+LINEAR_MAPS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
 
 def successions(captured: Captured) -> tuple[tuple[str, str | None, str], ...]:
@@ -98,7 +98,7 @@ def channel_axis(node: fx.Node) -> int:
 
 def _map(node: fx.Node, captured: Captured) -> tuple[str | None, str | None]:
     """Weight and bias of a linear map; None where they are no parameters."""
-    if operation_name(node.target) not in _MAPS:
+    if operation_name(node.target) not in LINEAR_MAPS:
         return None, None
     names = [captured.parameters.get(argument.name) for argument in node.args[1:3] if isinstance(argument, fx.Node)]
     return (names[0] if names else None), (names[1] if len(names) > 1 else None)
@@ -182,7 +182,7 @@ def _downwards(captured: Captured) -> Iterator[Layer]:
     node: Any = captured.output[0] if len(captured.output) == 1 else None
     width = None  # of what the layer above reads
     while node is not None:
-        if width is None and _to_one_place(node) and (last := _owned(captured, node)) is not None:
+        if width is None and _to_one_place(node) and (last := own_layer(captured, node)) is not None:
             yield last
             return
         if (layer := _layer_of(captured, node)) is not None:
@@ -197,10 +197,10 @@ def _downwards(captured: Captured) -> Iterator[Layer]:
 
 def _layer_of(captured: Captured, node: fx.Node) -> Layer | None:
     """The layer that a node computes, if it is fully connected or a 1×1 convolution of parameters used only here."""
-    return _owned(captured, node) if node.target is _aten.linear.default or _pointwise(node) else None
+    return own_layer(captured, node) if node.target is _aten.linear.default or _pointwise(node) else None
 
 
-def _owned(captured: Captured, node: fx.Node) -> Layer | None:
+def own_layer(captured: Captured, node: fx.Node) -> Layer | None:
     """The layer of a map whose weight, and bias, are parameters that are used only here."""
     sources = [argument for argument in node.args[1:3] if isinstance(argument, fx.Node)]
     names = [captured.parameters.get(source.name) for source in sources]

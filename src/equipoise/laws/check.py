@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
+from equipoise.graph.export.model import call_model
 from equipoise.graph.precision import narrowest
 from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law
@@ -191,7 +191,7 @@ def run_backward(model: nn.Module, data: object, loss: LossLike) -> None:
     """`loss(model(input)[, target]).backward()`; see `Laws.check`."""
     inputs, function = objective(data, loss)
     try:
-        value = function(_called(model, inputs))
+        value = function(call_model(model, inputs))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise InputError(
             expected="data that the model and the loss accept",
@@ -288,12 +288,6 @@ def ignores_shift(loss: LossLike) -> bool:
         return chosen.multiclass
     plain = isinstance(chosen, nn.CrossEntropyLoss) and chosen.label_smoothing == 0
     return chosen is F.cross_entropy or plain
-
-
-def _called(model: nn.Module, inputs: object) -> object:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(inputs) if isinstance(inputs, Tensor) else model(*cast(Sequence[object], inputs))
 
 
 def _random_combination(output: object) -> Tensor:

@@ -1,6 +1,5 @@
 """All laws of a model, and what can be done with them."""
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from equipoise.errors import EquipoiseError, InputError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture, placeholders
 from equipoise.graph.coverage import Coverage
 from equipoise.graph.evaluate import rectifiers
+from equipoise.graph.export.model import copied_model
 from equipoise.graph.precision import narrowest, result_dtype
 from equipoise.laws import formatting
 from equipoise.laws.check import Audit, LossLike, OutputGradients, audit, ignores_shift, objective, run_backward
@@ -313,7 +313,7 @@ class Laws(Sequence[Law]):
         (True, ('2.bias',))
         """
         named(model)
-        twin = _copied(model).double()
+        twin = copied_model(model).double()
         twin.zero_grad()
         double = lambda leaf: leaf.detach().to(torch.float64, copy=True) if leaf.is_floating_point() else leaf  # noqa: E731
         data = pytree.tree_map_only(Tensor, double, data)
@@ -453,15 +453,6 @@ def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str
     known = {name for law in laws for name in law.parameters}
     missing = {law.name: law.parameters for law in trained if law.statement not in kept}
     return {name: tuple(parameter for parameter in names if parameter not in known) for name, names in missing.items()}
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy; tensors with a history that modules keep, as a cache of theirs, are constants in it."""
-    kept = (leaf for module in model.modules() for leaf in pytree.tree_leaves(dict(vars(module))))
-    memo: dict[int, object] = {
-        id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf
-    }
-    return copy.deepcopy(model, memo)
 
 
 def _refuse(model: object) -> None:

@@ -10,9 +10,10 @@ from torch import nn
 
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs
+from equipoise.graph.export.model import copied_model
 from equipoise.laws import invariances
 from equipoise.transform.compact_group import Element, Symmetry, symmetries
-from equipoise.transform.model_function import ModelFunction, copied, require_weights, rounding_of
+from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, verified
 from equipoise.transform.symmetry_action import Weights, squared_norm
 
@@ -124,7 +125,7 @@ def align(model: nn.Module, reference: nn.Module, example_inputs: Inputs) -> Ali
     laws = invariances(model, example_inputs, verify=False)
     assert laws.captured is not None  # laws of a model come with its graph
     aliases, tolerance = laws.captured.aliases, rounding_of(laws.captured)
-    own = ModelFunction(copied(model), example_inputs, aliases)
+    own = ModelFunction(copied_model(model), example_inputs, aliases)
     double = ModelFunction.in_double(model, example_inputs, aliases)
     target = ModelFunction.in_double(reference, example_inputs, aliases).weights()
     group, refused = tried_symmetries(laws.captured, double, tolerance)

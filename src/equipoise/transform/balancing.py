@@ -11,9 +11,10 @@ from torch import nn
 
 from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs
+from equipoise.graph.export.model import copied_model
 from equipoise.laws import Law, invariances
 from equipoise.transform.equal_sides import equal_range, least_norm, log_range_gap
-from equipoise.transform.model_function import ModelFunction, copied, require_weights, rounding_of
+from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, Vanished, imbalance, partition, true_laws, vanished
 from equipoise.transform.newton import newton_step
 from equipoise.transform.symmetry_action import Weights, overlaps, squared_norm
@@ -146,7 +147,7 @@ def balance(
     laws = invariances(model, example_inputs)
     assert laws.captured is not None  # laws of a model come with its graph
     aliases, tolerance = laws.captured.aliases, rounding_of(laws.captured)
-    own = ModelFunction(copied(model), example_inputs, aliases)
+    own = ModelFunction(copied_model(model), example_inputs, aliases)
     double = ModelFunction.in_double(model, example_inputs, aliases)
     given = double.weights()
     movable, immovable = partition(laws, given, approximate=approximate)

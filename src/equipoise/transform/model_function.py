@@ -1,6 +1,5 @@
 """A copy of a model in float64, run at given weights: how much a move changes the outputs."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured, Inputs
+from equipoise.graph.export.model import call_model, copied_model
 from equipoise.transform.symmetry_action import Weights
 
 EXACT = 1e-9  # change of an output, relative to its largest entry, that rounding in float64 may make
@@ -31,7 +31,7 @@ class ModelFunction:
     @classmethod
     def in_double(cls, model: nn.Module, inputs: Inputs, aliases: Mapping[str, str]) -> "ModelFunction":
         """One of a copy in float64."""
-        return cls(copied(model).double(), pytree.tree_map_only(Tensor, _doubled, inputs), aliases)
+        return cls(copied_model(model).double(), pytree.tree_map_only(Tensor, _doubled, inputs), aliases)
 
     def weights(self) -> Weights:
         """A copy of all weights by canonical name."""
@@ -53,7 +53,7 @@ class ModelFunction:
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 torch.manual_seed(0)
-                return _floating(_called(self.model, self.inputs))
+                return _floating(call_model(self.model, self.inputs))
         except Exception as error:
             raise InputError(
                 expected="a model that runs on example_inputs, in its own dtype and in float64",
@@ -121,23 +121,8 @@ def rounding_of(captured: Captured) -> float:
     return max([EXACT, *(info.eps**0.5 for info in narrow if info.bits < 64)])
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors with a history that modules keep, such as caches, are constants in it."""
-    kept = (leaf for module in model.modules() for leaf in pytree.tree_leaves(dict(vars(module))))
-    memo: dict[int, object] = {
-        id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf
-    }
-    return copy.deepcopy(model, memo)
-
-
 def _doubled(leaf: Tensor) -> Tensor:
     return leaf.detach().double() if leaf.is_floating_point() else leaf
-
-
-def _called(model: nn.Module, inputs: Inputs) -> object:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
 
 
 def _floating(output: object) -> Outputs:

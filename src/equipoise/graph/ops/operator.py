@@ -50,6 +50,8 @@ class Trait(Flag):
     HOMOGENEOUS = auto()  # passes on a positive scale of what it reads
     SHAPE_ONLY = auto()  # reads shapes, no values
     CHANNELWISE = auto()  # leaves every channel to itself
+    ELEMENTWISE = auto()  # a function of each element by itself, beside those that are CHANNELWISE
+    POOLING = auto()  # over the positions of each channel
     PRODUCT = auto()  # sums products of what it reads
     ROTATABLE = auto()  # rotations of the vectors that it reads may leave it as it is
     CONVOLUTION = auto()

@@ -439,17 +439,19 @@ def _eps_times(args: Sequence[object], factor: Tensor) -> Tensor:
 # Declarations ---------------------------------------------------------------------------------------------------------
 
 _SMOOTH = Operator(symmetry=lawless, regularity=Regularity.SMOOTH, traits=Trait.LAWLESS | Trait.RESTING)
+_ELEMENT = replace(_SMOOTH, traits=_SMOOTH.traits | Trait.ELEMENTWISE)
 _GATE = replace(_SMOOTH, traits=_SMOOTH.traits | Trait.CHANNELWISE)
 _BENT_GATE = replace(_GATE, regularity=Regularity.BENT)
 declare("gelu silu tanh sigmoid softplus mish", _GATE)
-declare("exp log celu erf sin cos logsigmoid log_sigmoid_forward log_sigmoid softsign", _SMOOTH)
+declare("celu", _ELEMENT)
+declare("exp log erf sin cos logsigmoid log_sigmoid_forward log_sigmoid softsign", _SMOOTH)
 declare("exp2 expm1 log1p log2 atan", _SMOOTH)
 declare("elu", replace(_GATE, decompositions={"default": _elu}))
-declare("selu", replace(_SMOOTH, decompositions={"default": _selu}))
+declare("selu", replace(_ELEMENT, decompositions={"default": _selu}))
 declare("hardswish", replace(_BENT_GATE, decompositions={"default": _hardswish}))
 declare("hardtanh", replace(_BENT_GATE, decompositions={"default": _hardtanh}))
-declare("hardsigmoid", replace(_SMOOTH, regularity=Regularity.BENT, decompositions={"default": _hardsigmoid}))
-declare("relu6", replace(_SMOOTH, regularity=Regularity.BENT, decompositions={"default": _relu6}))
+declare("hardsigmoid", replace(_ELEMENT, regularity=Regularity.BENT, decompositions={"default": _hardsigmoid}))
+declare("relu6", replace(_ELEMENT, regularity=Regularity.BENT, decompositions={"default": _relu6}))
 declare("softshrink hardshrink", Operator(regularity=Regularity.BENT))
 declare("glu", Operator(symmetry=gated, regularity=Regularity.SMOOTH))
 
@@ -479,6 +481,7 @@ declare(
         piecewise=_clamped,
         decompositions={"default": _clamp, "Tensor": _clamp},
         eps=Eps(1),
+        traits=Trait.ELEMENTWISE,
     ),
 )
 declare(
@@ -489,7 +492,7 @@ declare(
         piecewise=_clamped,
         decompositions={"default": larger_of, "Tensor": larger_of},
         eps=Eps(1),
-        traits=Trait.HOMOGENEOUS,
+        traits=Trait.HOMOGENEOUS | Trait.ELEMENTWISE,
     ),
 )
 declare(

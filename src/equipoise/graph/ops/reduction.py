@@ -420,24 +420,24 @@ declare(
 declare("var", Operator(symmetry=variance, ignores=_ignored_by_variance, degree=_twice, regularity=Regularity.SMOOTH))
 declare("var_mean prod", Operator(regularity=Regularity.SMOOTH))
 
-_MAX_POOL = Operator(symmetry=max_pool, degree=rules.kept, regularity=Regularity.BENT)
+_MAX_POOL = Operator(symmetry=max_pool, degree=rules.kept, regularity=Regularity.BENT, traits=Trait.POOLING)
 declare("max_pool1d", replace(_MAX_POOL, piecewise=_max_pooled(1)))
 declare(
     "max_pool2d",
-    replace(_MAX_POOL, piecewise=_max_pooled(2), lift=_lifted_windows, traits=Trait.CHANNELWISE),
+    replace(_MAX_POOL, piecewise=_max_pooled(2), lift=_lifted_windows, traits=Trait.POOLING | Trait.CHANNELWISE),
 )
 declare("max_pool3d", _MAX_POOL)
 declare(
     "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
     Operator(symmetry=max_pool, degree=rules.kept),
 )
-_AVERAGE_POOL = Operator(symmetry=average_pool, degree=rules.kept, regularity=Regularity.LINEAR)
+_AVERAGE_POOL = Operator(symmetry=average_pool, degree=rules.kept, regularity=Regularity.LINEAR, traits=Trait.POOLING)
 declare("avg_pool1d avg_pool3d", _AVERAGE_POOL)
-declare("avg_pool2d", replace(_AVERAGE_POOL, lift=_lifted_average, traits=Trait.CHANNELWISE))
-_ADAPTIVE = Operator(symmetry=adaptive_average, degree=rules.kept, regularity=Regularity.LINEAR)
+declare("avg_pool2d", replace(_AVERAGE_POOL, lift=_lifted_average, traits=Trait.POOLING | Trait.CHANNELWISE))
+_ADAPTIVE = Operator(symmetry=adaptive_average, degree=rules.kept, regularity=Regularity.LINEAR, traits=Trait.POOLING)
 declare("adaptive_avg_pool1d adaptive_avg_pool3d _adaptive_avg_pool2d", _ADAPTIVE)
 declare("adaptive_avg_pool2d", replace(_ADAPTIVE, lift=_lifted_global_average))
-_ADAPTIVE_MAX = Operator(symmetry=adaptive_maximum, degree=rules.kept, regularity=Regularity.BENT)
+_ADAPTIVE_MAX = Operator(symmetry=adaptive_maximum, degree=rules.kept, regularity=Regularity.BENT, traits=Trait.POOLING)
 declare(
     "adaptive_max_pool1d adaptive_max_pool2d", replace(_ADAPTIVE_MAX, decompositions={"default": _adaptive_max_pool})
 )
