@@ -74,8 +74,7 @@ def apply(plan: Plan, model: nn.Module, holdout: Data | None = None) -> "Compres
         InputError: for another model.
     """
     smaller = plan.smaller(model)
-    before = model if not model.training else exporting.evaluating(model)
-    after = smaller if not smaller.training else exporting.evaluating(smaller)
+    before, after = exporting.evaluating(model), exporting.evaluating(smaller)
     kept = agreement(before, after, plan.examples, plan.labels)
     held = None
     if holdout is not None:

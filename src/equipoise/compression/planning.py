@@ -71,6 +71,7 @@ class Planner:
         self.sample = examples.head(CHECKED)
         self.moves: list[Move] = []
         self.notes: list[str] = []
+        self._graph: Captured | None = None
 
     def run(self) -> None:
         """All exact moves, and those that the tolerance allows."""
@@ -82,15 +83,22 @@ class Planner:
         if not self.moves:
             self.notes.append("nothing to take away: the model is returned unchanged")
 
+    def _layers(self) -> tuple[Hidden, ...]:
+        captured = self._captured()
+        return hidden_layers(self.model, captured) if captured else ()
+
     def _captured(self) -> Captured | None:
+        """The graph, read again once modules have been replaced; moves that change widths alone leave it."""
+        if self._graph is not None:
+            return self._graph
         batch = next(self.examples.head(2).batches(next(self.model.parameters())))
         try:
-            return capture(self.model, batch)
+            self._graph = capture(self.model, batch)
         except CaptureError as error:
             note = f"only layers are factorised, because the model cannot be read: {error}"
             if note not in self.notes:
                 self.notes.append(note)
-            return None
+        return self._graph
 
     def _fold(self) -> None:
         captured = self._captured()
@@ -100,14 +108,12 @@ class Planner:
             )
 
     def _collapse(self) -> None:
-        captured = self._captured()
-        for run in exact.linear_runs(self.model, hidden_layers(self.model, captured)) if captured else ():
+        for run in exact.linear_runs(self.model, self._layers()):
             self._exactly("collapse", run, lambda run=run: exact.collapse(self.model, run))
 
     def _thin(self) -> None:
         """From the output down: a layer that is read by fewer rows has classes of lower rank."""
-        captured = self._captured()
-        for hidden in reversed(hidden_layers(self.model, captured) if captured else ()):
+        for hidden in reversed(self._layers()):
             layers = (hidden.writer, *hidden.readers)
             self._exactly("remove", layers, lambda each=hidden: exact.remove_constant(self.model, each, self.examples))
             if hidden.kind == "rectified":
@@ -116,6 +122,7 @@ class Planner:
                 )
 
     def _exactly(self, kind: str, layers: tuple[str, ...], move: Callable[[], Change | None]) -> None:
+        """Make a move unless it is vetoed; undo one that was not exact."""
         if (kind, layers) in self.settings.vetoed:
             return
         saved = copy.deepcopy(self.model)
@@ -128,6 +135,8 @@ class Planner:
             found = "the model no longer runs" if moved is None else f"outputs change by {moved:.1e}"
             self.notes.append(f"{kind} of {', '.join(layers)} was undone: {found}")
             return
+        if change.kind in ("fold", "collapse"):
+            self._graph = None
         self._record(change, True, moved)
 
     def _sample_change(self) -> float | None:
@@ -165,8 +174,7 @@ class Planner:
         return kept or bool((predictions(scores(after)) == self.predicted).all())
 
     def _selectable(self) -> list[Hidden]:
-        captured = self._captured()
-        return [each for each in hidden_layers(self.model, captured) if self._may_select(each)] if captured else []
+        return [each for each in self._layers() if self._may_select(each)]
 
     def _may_select(self, hidden: Hidden) -> bool:
         if len(hidden.readers) != 1 or ("select", (hidden.writer, *hidden.readers)) in self.settings.vetoed:

@@ -1,6 +1,5 @@
 """Agreement of two models: predictions and margins on the data, on a holdout, and the radius of exactness."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import piecewise_linear, recorded
 from equipoise.graph.piecewise import Rectifier
+from equipoise.measure.margins import binary_margins, class_margins
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,6 @@ class Agreement:
     margin_change: tuple[float, float] | None = None
     accuracy_before: float | None = None
     accuracy_after: float | None = None
-
-    @property
-    def share(self) -> float | None:
-        """The share of examples with the same predicted class."""
-        return None if self.changed is None else 1 - self.changed / self.examples
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
         """The Clopper–Pearson interval of the probability of the same prediction, for examples drawn independently.
@@ -74,8 +69,7 @@ def agreement(before: nn.Module, after: nn.Module, examples: DataBatches, labels
     old, new = scores(old), scores(new)
     targets = classes_of(labels, old)
     margins_before, margins_after = _margins(old, targets), _margins(new, targets)
-    difference = (margins_after - margins_before).double()
-    difference = difference[difference.isfinite()]
+    difference = margins_after.double() - margins_before.double()
     predicted_before, predicted_after = predictions(old), predictions(new)
     return Agreement(
         len(examples),
@@ -130,12 +124,9 @@ def _some(values: Tensor) -> str:
     return ", ".join(f"{value:g}" for value in values.unique()[:6].tolist())
 
 
-def _margins(scores: Float[Tensor, "n classes"], targets: Int64[Tensor, " n"]) -> Float[Tensor, "n rivals"]:
-    """`y f` for one score, `f_y - f_c` for several; infinite for the class itself."""
-    if scores.shape[1] == 1:
-        return scores * (2 * targets[:, None] - 1)
-    margins = scores.gather(1, targets[:, None]) - scores
-    return margins.scatter(1, targets[:, None], math.inf)
+def _margins(scores: Float[Tensor, "n classes"], targets: Int64[Tensor, " n"]) -> Float[Tensor, " n *others"]:
+    """`y f` for one score, `f_y - f_c` for several."""
+    return binary_margins(scores, 2 * targets - 1) if scores.shape[1] == 1 else class_margins(scores, targets)
 
 
 def exactness_radius(captured: Captured, parameters: dict[str, Tensor], inputs: Tensor) -> Float[Tensor, " n"] | None:

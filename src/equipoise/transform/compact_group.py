@@ -63,15 +63,10 @@ class Symmetry(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Permutation:
-    """Units exchanged, each with a sign if `odd` names the parts that change it.
-
-    An element is the order, unit `order[i]` in the place of unit `i`, and the signs.
-    """
+class _OfUnits:
+    """A part of the group that moves whole units."""
 
     group: UnitGroup
-    odd: tuple[int, ...] = ()
-    kind: str = "permutation"
 
     @property
     def name(self) -> str:
@@ -87,6 +82,17 @@ class Permutation:
     def names(self) -> Collection[str]:
         """Weights and running statistics."""
         return {part.name for part in self.group.parts}
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation(_OfUnits):
+    """Units exchanged, each with a sign if `odd` names the parts that change it.
+
+    An element is the order, unit `order[i]` in the place of unit `i`, and the signs.
+    """
+
+    odd: tuple[int, ...] = ()
+    kind: str = "permutation"
 
     def random(self, generator: torch.Generator) -> Element:
         """A cyclic order of the units, drawn at random."""
@@ -118,26 +124,10 @@ class Permutation:
 
 
 @dataclass(frozen=True, eq=False)
-class SignChange:
+class SignChange(_OfUnits):
     """Units negated where they are written and where they are read. An element is a sign for each."""
 
-    group: UnitGroup
     kind: str = "sign"
-
-    @property
-    def name(self) -> str:
-        """That of the interface."""
-        return self.group.name
-
-    @property
-    def size(self) -> int:
-        """Units."""
-        return self.group.size
-
-    @property
-    def names(self) -> Collection[str]:
-        """Weights."""
-        return {part.name for part in self.group.parts}
 
     def random(self, generator: torch.Generator) -> Element:
         """Every other sign, from the first."""
