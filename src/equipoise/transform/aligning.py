@@ -137,7 +137,6 @@ def align(model: nn.Module, reference: nn.Module, example_inputs: Inputs) -> Ali
             Immovable("all of it", f"a fault of equipoise: the move changed the outputs by {function_change:.1e}"),
         )
         weights, moves, function_change = given, (), 0.0
-    own.reference  # noqa: B018  the outputs of the model as it is, before the weights change
     report = AlignReport(
         *(_cosine(each, target) for each in (given, weights)),
         *(_distance(each, target) for each in (given, weights)),

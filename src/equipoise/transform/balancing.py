@@ -160,7 +160,6 @@ def balance(
         weights, function_change = given, 0.0
         faults += [Immovable(law.name, "a fault of equipoise: the move changed the outputs") for law in movable]
         movable = []
-    own.reference  # noqa: B018  the outputs of the model as it is, before the weights change
     output_change = own.change(weights)
     report = BalanceReport(
         objective,

@@ -117,7 +117,6 @@ def verified(
     if not candidates:
         return [], []
     given = evaluation.weights() | evaluation.buffers()
-    evaluation.reference  # noqa: B018  before the weights move
     weights = {name: weight.clone() for name, weight in given.items()}
     for candidate in candidates:
         move(candidate, weights)
