@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.measure.spectra import ExactSpectra
+from equipoise.measure.spectrum import ExactSpectra
 from equipoise.observers import Snapshot, TrainingContext
 from equipoise.observers.state import to_tensors
 from refresh import best

@@ -304,3 +304,58 @@ def matched_chain(layers, targets, rounds=100):
         if settled:
             break
     return own
+
+
+# --- features by class, and bounds on rank ---
+
+
+def collapse_figures(features, labels, weight=None):
+    """NC1–NC3 of Papyan, Han & Donoho (2020), with `Σ_W` and `Σ_B` as they are printed, in numpy."""
+    h, y = features.double().flatten(1).numpy(), labels.numpy()
+    classes = sorted(set(y.tolist()))
+    means = np.stack([h[y == c].mean(0) for c in classes])
+    centred = means - means.mean(0)
+    inside = sum(
+        np.outer(row - means[classes.index(c)], row - means[classes.index(c)])
+        for row, c in zip(h, y.tolist(), strict=True)
+    )
+    between = sum(np.outer(m, m) for m in centred) / len(classes)
+    norms = [np.linalg.norm(m) for m in centred]
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.combinations(centred, 2)]
+    found = {
+        "within": np.trace(inside / len(h) @ np.linalg.pinv(between, rcond=1e-12)) / len(classes),
+        "equinorm": np.std(norms) / np.mean(norms),
+        "equiangle": np.std(cosines),
+        "simplex": np.mean([abs(c + 1 / (len(classes) - 1)) for c in cosines]),
+    }
+    if weight is not None:
+        w = weight.double().numpy().T
+        found["self_duality"] = np.linalg.norm(w / np.linalg.norm(w) - centred.T / np.linalg.norm(centred))
+    return found
+
+
+def cluster_sums(features, labels):
+    """`Σ ‖h_i - h̄_c‖²` and `Σ ‖h_i - h̄‖²`, example by example."""
+    h, y = features.double().flatten(1).numpy(), labels.numpy()
+    within = sum(((row - h[y == c].mean(0)) ** 2).sum() for row, c in zip(h, y.tolist(), strict=True))
+    return within, sum(((row - h.mean(0)) ** 2).sum() for row in h)
+
+
+def mismatched(features, labels):
+    """The share of examples whose nearest class centre is that of another class, by comparing every distance."""
+    h, y = features.double().flatten(1).numpy(), labels.numpy().tolist()
+    centre = {c: h[[i for i, other in enumerate(y) if other == c]].mean(0) for c in sorted(set(y))}
+    nearest = [min(centre, key=lambda c: ((row - centre[c]) ** 2).sum()) for row in h]
+    return sum(a != b for a, b in zip(nearest, y, strict=True)) / len(y)
+
+
+def neuron_cones(weight, inputs, labels):
+    """By neuron: `|cos|` with the signed sum of the examples that it is on for, and which classes it is on for."""
+    found = []
+    for w in weight.double().numpy():
+        on = [i for i, x in enumerate(inputs.double().numpy()) if w @ x > 0]
+        total = sum((float(labels[i]) * inputs[i].double().numpy() for i in on), np.zeros(len(w)))
+        cosine = abs(w @ total) / np.linalg.norm(w) / np.linalg.norm(total) if on and total.any() else 0.0
+        positive = {i for i, y in enumerate(labels.tolist()) if y > 0}
+        found.append((cosine, set(on) == positive, set(on) == set(range(len(inputs))) - positive, not on))
+    return found

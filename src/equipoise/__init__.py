@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from equipoise import data, init, losses, networks, optim, parametrize, sinks, testing
+from equipoise import data, init, losses, measure, networks, observers, optim, parametrize, sinks, testing
 from equipoise.checkpoint import analyze
 from equipoise.compression import compress
 from equipoise.decomposition import Decomposition, decompose, sign_changes
@@ -13,7 +13,18 @@ from equipoise.integrate.run import Run, Status
 from equipoise.integrate.sweep import sweep
 from equipoise.laws import acts_like, invariances
 from equipoise.monitor import TrainingAlarm, watch
-from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Residual, Signs, Spectrum
+from equipoise.observers import (
+    Activity,
+    Alignment,
+    ClassFeatures,
+    DataAlignment,
+    Defect,
+    Drift,
+    Margin,
+    Residual,
+    Signs,
+    Spectrum,
+)
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.runs import load
@@ -28,6 +39,8 @@ __all__ = [
     "Activity",
     "Alignment",
     "Certificate",
+    "ClassFeatures",
+    "DataAlignment",
     "Decomposition",
     "Defect",
     "Drift",
@@ -59,7 +72,9 @@ __all__ = [
     "limit_direction",
     "load",
     "losses",
+    "measure",
     "networks",
+    "observers",
     "optim",
     "parametrize",
     "report",

@@ -46,7 +46,7 @@ def test_flips_are_counted_and_neurons_settle():
 
 def test_one_bit_is_kept_for_each_neuron_and_example():
     """10,000 examples and 4,096 neurons: 5.1 MB of bits, and 8 bytes a neuron."""
-    from equipoise.measure.spectra import ExactSpectra
+    from equipoise.measure.spectrum import ExactSpectra
     from equipoise.observers import Snapshot, TrainingContext
     from equipoise.observers.activity import ActivityState
     from equipoise.observers.state import to_tensors

@@ -15,7 +15,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Decompositions, Inputs, Intercept, capture
 from equipoise.graph.export.program import Arguments
 from equipoise.graph.ops import OPERATORS, operation_name, operator_of
-from equipoise.graph.ops.operator import Regularity
+from equipoise.graph.ops.operator import Regularity, Trait
 from equipoise.graph.piecewise import Piecewise, Rectifier
 
 DECOMPOSITIONS: Decompositions = {
@@ -177,6 +177,51 @@ def recorded(
 
     output = captured.run(parameters, inputs, intercept=intercept)
     return output, tuple(seen[kink.node] for kink in kinks)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One pass through a network.
+
+    Attributes:
+        output: all that it returns.
+        entering: what each of the nodes asked for reads first.
+        features: what each linear map reads, by the name of its weight, in execution order.
+    """
+
+    output: Tensor | tuple[Tensor, ...]
+    entering: Mapping[fx.Node, Tensor]
+    features: Mapping[str, Tensor]
+
+
+def activations(
+    captured: Captured, nodes: Collection[fx.Node], parameters: Mapping[str, Tensor], inputs: Tensor
+) -> Activations:
+    """The output, what enters some nodes, and what each linear map by a parameter reads; of its first use.
+
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 1))
+    >>> seen = activations(capture(model, torch.ones(4, 3)), (), dict(model.named_parameters()), torch.ones(5, 3))
+    >>> {name: tuple(read.shape) for name, read in seen.features.items()}
+    {'0.weight': (5, 3), '2.weight': (5, 2)}
+    """
+    maps = {
+        node: captured.parameters[weight.name]
+        for node in captured.graph.nodes
+        if operator_of(node).is_a(Trait.PRODUCT | Trait.CONVOLUTION)
+        for weight in node.args[1:2]
+        if isinstance(weight, fx.Node) and weight.name in captured.parameters
+    }
+    entering: dict[fx.Node, Tensor] = {}
+    features: dict[str, Tensor] = {}
+
+    def record(node: fx.Node, args: Arguments) -> object:
+        if node in nodes:
+            entering[node] = args[0]
+        if node in maps:
+            features.setdefault(maps[node], args[0])
+        return NotImplemented
+
+    return Activations(captured.run(parameters, inputs, intercept=record), entering, features)
 
 
 def _exactly(kinks: Sequence[Kink]) -> Intercept:

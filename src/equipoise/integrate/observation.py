@@ -10,12 +10,12 @@ from torch import Tensor
 
 from equipoise.errors import StoreError
 from equipoise.graph.chain import Layer
-from equipoise.graph.evaluate import recorded
+from equipoise.graph.evaluate import activations
 from equipoise.integrate.objective import Objective, PotentialLinearization
 from equipoise.integrate.problem import Problem
 from equipoise.integrate.state import Progress, State, Step, Update, velocity
 from equipoise.losses import Exponential
-from equipoise.measure.spectra import ExactSpectra
+from equipoise.measure.spectrum import ExactSpectra
 from equipoise.measure.unfolding import Unfolding
 from equipoise.observers import (
     Observer,
@@ -67,8 +67,11 @@ class Observation:
     def probe(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Probe:
         """The network at these parameters on other inputs."""
         kinks, example = self.problem.kinks, next(iter(parameters.values()))
-        output, seen = recorded(self.problem.captured, kinks.nodes, parameters, inputs.to(example))
-        return Probe(output, dict(zip(kinks.names, kinks.by_neuron(seen), strict=True)))
+        nodes = [kink.node for kink in kinks.nodes]
+        seen = activations(self.problem.captured, nodes, parameters, inputs.to(example))
+        assert isinstance(seen.output, Tensor)
+        by_neuron = kinks.by_neuron([seen.entering[node] for node in nodes])
+        return Probe(seen.output, dict(zip(kinks.names, by_neuron, strict=True)), seen.features)
 
     def start(self) -> tuple[StateLike, ...]:
         """The states before the first snapshot. Raises `Unavailable` for an observer that cannot work here."""

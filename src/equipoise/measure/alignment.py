@@ -1,10 +1,10 @@
-"""Alignment of the output directions of a layer with the input directions of the next one."""
+"""Alignment of the output directions of a layer with the input directions of the next one, and of neurons with data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from equipoise import linalg
@@ -82,6 +82,77 @@ def cosines_and_sines(pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, "
         figures += [cosine, torch.linalg.vector_norm(v - cosine * u, dim=0, keepdim=True)]
     parts = [min(abs(figure), 1.0) for figure in torch.cat(figures).tolist()] if figures else []
     return list(zip(parts[0::2], parts[1::2], strict=True))
+
+
+@dataclass(frozen=True)
+class NeuronAlignment:
+    """Each neuron beside the examples that it is on for (Min, Mallada & Vidal 2024).
+
+    Attributes:
+        cosines: `|cos(w_j, Σ_{i on} y_i x_i)|`; 0 where that sum, or the neuron, is zero.
+        positive: on for every positive example, and for no negative one.
+        negative: on for every negative example, and for no positive one.
+        off: off for every example.
+    """
+
+    cosines: Float[Tensor, " neurons"]
+    positive: Bool[Tensor, " neurons"]
+    negative: Bool[Tensor, " neurons"]
+    off: Bool[Tensor, " neurons"]
+
+    @property
+    def aligned(self) -> Bool[Tensor, " neurons"]:
+        """On for exactly one class, or off for every example: the cones that small neurons turn into."""
+        return self.positive | self.negative | self.off
+
+    @property
+    def aligned_share(self) -> float:
+        """The share of these neurons."""
+        return float(self.aligned.double().mean())
+
+
+def neuron_alignment(
+    weight: Float[Tensor, "neurons d"],
+    inputs: Float[Tensor, "n _"],
+    labels: Float[Tensor, " _"],
+    bias: Float[Tensor, " neurons"] | None = None,
+) -> NeuronAlignment:
+    """The alignment of the neurons of a ReLU layer with what they read (Min, Mallada & Vidal 2024).
+
+    From a small start each neuron first turns, at constant norm, towards `± Σ_{i: ⟨w_j, x_i⟩ > 0} y_i x_i`, the sign
+    that of its outgoing weight, while the loss hardly moves. Where examples of one class have positive inner products
+    and those of different classes negative ones, it ends on for exactly one class, or off.
+
+    Args:
+        weight: a row for each neuron.
+        inputs: what the layer reads, a row for each example.
+        labels: in {-1, +1}.
+        bias: of the neurons; it decides with the weight what a neuron is on for, and is no part of its direction.
+
+    Returns:
+        Cosines and cones.
+
+    Raises:
+        InputError: for labels other than -1 and +1, and shapes that do not fit.
+
+    >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
+    >>> found = neuron_alignment(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), x, torch.tensor([1.0, -1.0]))
+    >>> found.positive.tolist(), found.negative.tolist(), found.cosines.tolist()[0]
+    ([True, False], [False, True], 1.0)
+    """
+    if weight.shape[1] != inputs.shape[1] or labels.shape != inputs.shape[:1] or not (labels.abs() == 1).all():
+        raise InputError(
+            expected=f"inputs of {weight.shape[1]} numbers and one label in {{-1, +1}} for each",
+            found=f"inputs of shape {tuple(inputs.shape)}, labels of shape {tuple(labels.shape)}",
+            remedy="pass what the layer reads, a row for each example",
+        )
+    on = inputs @ weight.T + (0.0 if bias is None else bias) > 0
+    sums = (on.to(inputs) * labels.to(inputs)[:, None]).T @ inputs
+    lengths = torch.linalg.vector_norm(weight, dim=1) * torch.linalg.vector_norm(sums, dim=1)
+    tiny = torch.finfo(lengths.dtype).tiny
+    cosines = ((weight * sums).sum(1).abs() / lengths.clamp(min=tiny)).clamp(max=1)
+    above = labels > 0
+    return NeuronAlignment(cosines, (on == above[:, None]).all(0), (on != above[:, None]).all(0), ~on.any(0))
 
 
 def _significant(triplets: linalg.Triplets) -> Tensor:

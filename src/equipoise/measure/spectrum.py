@@ -1,7 +1,7 @@
-"""Measures of the singular values of a matrix: ranks, hard and soft, and the distance to low rank."""
+"""Measures of singular values: ranks, hard and soft, and the distance to low rank; of one matrix or of all weights."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from equipoise import linalg
 from equipoise.errors import InputError
+from equipoise.measure.unfolding import Unfolding
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SingularSpectrum:
         return float(self.values[0]) * float(torch.linalg.vector_norm(self._relative))
 
     def rank_residual(self, r: int) -> float:
-        """`Σ_{i>r} σ_i² / Σ σ_i²`: the squared relative distance to the nearest matrix of rank `r`, in [0, 1]."""
+        """`Σ_{i>r} σ_i² / Σ σ_i²`, the energy beyond `r`: the squared relative distance to rank `r`, in [0, 1]."""
         squares = self._relative.square()
         return _ratio(squares[r:].sum(), squares.sum())
 
@@ -66,6 +67,11 @@ class SingularSpectrum:
         if self.stable_rank == 0:
             return 0.0
         return float(torch.special.entr(self._relative / self._relative.sum()).sum().exp())
+
+    @property
+    def normalised_effective_rank(self) -> float:
+        """`exp(H(σ/Σσ)) / min(rows, columns)`, in [0, 1] for any shape (Yunis et al. 2024): of `σ`, not of `σ²`."""
+        return self.effective_rank / min(self.rows, self.columns)
 
     @property
     def participation_ratio(self) -> float:
@@ -135,6 +141,35 @@ def circular_spectrum(
     values = torch.linalg.svdvals(transfer).flatten().sort(descending=True).values
     positions = size[0] * size[1]
     return SingularSpectrum(values, out_channels * positions, in_channels * positions, r=r)
+
+
+@dataclass(frozen=True)
+class ExactSpectra:
+    """The spectra of one set of weights, each matrix decomposed once, when it is first asked for.
+
+    >>> import torch
+    >>> spectra = ExactSpectra({"a": torch.eye(2), "b": torch.ones(2, 2)})
+    >>> [round(seen.stable_rank, 6) for seen in spectra.leading([Unfolding("a"), Unfolding("b")])]
+    [2.0, 1.0]
+    """
+
+    parameters: Mapping[str, Tensor]
+    _decomposed: dict[Unfolding, linalg.Triplets] = field(default_factory=dict, repr=False)
+
+    def leading(self, unfoldings: Sequence[Unfolding], r: int = 1) -> list[linalg.LeadingTriplets]:
+        """The leading triplets of each."""
+        return [linalg.exact_leading(self._all(unfolding), r) for unfolding in unfoldings]
+
+    def full(self, unfoldings: Sequence[Unfolding]) -> list[SingularSpectrum]:
+        """All singular values of each."""
+        found = [self._all(unfolding) for unfolding in unfoldings]
+        return [SingularSpectrum(seen.values, len(seen.left), len(seen.right)) for seen in found]
+
+    def _all(self, unfolding: Unfolding) -> linalg.Triplets:
+        unfolding = unfolding.canonical(self.parameters)
+        if unfolding not in self._decomposed:
+            self._decomposed[unfolding] = linalg.leading_triplets(unfolding.matrix(self.parameters))
+        return self._decomposed[unfolding]
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

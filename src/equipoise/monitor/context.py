@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from equipoise.errors import EquipoiseError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.chain import channel_axis, successions
+from equipoise.graph.evaluate import activations
 from equipoise.graph.precision import narrowest
 from equipoise.laws import Laws, invariances
 from equipoise.laws.collection import kink_names
@@ -295,17 +296,15 @@ class _Prober:
         captured = self._graphs.get(inputs.shape)
         if captured is None:
             captured = self._graphs[inputs.shape] = capture(shell(self.context.model).eval(), hollow(inputs))
-        places, seen = _places(captured), {}
-
-        def record(node: fx.Node, args: tuple[Tensor, ...]) -> object:
-            if node.name in places:
-                seen[places[node.name]] = args[0].movedim(channel_axis(node.all_input_nodes[0]), -1)
-            return NotImplemented
-
+        places = _places(captured)
+        nodes = [node for node in captured.graph.nodes if node.name in places]
         known = {**own_buffers(self.context.model), **gathered(parameters)}
-        with torch.no_grad():
-            output = captured.run(known, inputs.to(next(iter(known.values())).device), intercept=record)
-        return Probe(output if isinstance(output, Tensor) else output[0], seen)
+        with torch.set_grad_enabled(inputs.requires_grad):
+            seen = activations(captured, nodes, known, inputs.to(next(iter(known.values())).device))
+        output = seen.output if isinstance(seen.output, Tensor) else seen.output[0]
+        axes = {node: channel_axis(node.all_input_nodes[0]) for node in nodes}
+        by_place = {places[node.name]: z.movedim(axes[node], -1) for node, z in seen.entering.items()}
+        return Probe(output, by_place, seen.features)
 
 
 def _places(captured: Captured) -> dict[str, str]:

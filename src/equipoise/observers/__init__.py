@@ -1,9 +1,9 @@
 """Observers of flow and watch, one a file."""
 
 from equipoise.observers.activity import Activity
-from equipoise.observers.alignment import Alignment
-from equipoise.observers.defect import Defect
-from equipoise.observers.drift import Drift
+from equipoise.observers.alignment import Alignment, DataAlignment
+from equipoise.observers.class_features import ClassFeatures
+from equipoise.observers.laws import Defect, Drift, Residual
 from equipoise.observers.margin import Margin
 from equipoise.observers.protocol import (
     JacobianProducts,
@@ -19,7 +19,6 @@ from equipoise.observers.protocol import (
     requirements,
     step_observer,
 )
-from equipoise.observers.residual import Residual
 from equipoise.observers.signs import Signs
 from equipoise.observers.spectrum import Spectrum
 from equipoise.observers.state import ObserverResult, ObserverState, StateLike
@@ -27,6 +26,8 @@ from equipoise.observers.state import ObserverResult, ObserverState, StateLike
 __all__ = [
     "Activity",
     "Alignment",
+    "ClassFeatures",
+    "DataAlignment",
     "Defect",
     "Drift",
     "JacobianProducts",

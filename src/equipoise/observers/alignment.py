@@ -1,10 +1,12 @@
-"""Alignment of consecutive layers."""
+"""Alignment of consecutive layers, and of neurons with the data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from equipoise.measure.alignment import cosines_and_sines
+from torch import Tensor
+
+from equipoise.measure.alignment import cosines_and_sines, neuron_alignment
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
 
@@ -40,4 +42,46 @@ class Alignment:
             cosine, sine = next(found) if known else (0.0, 1.0)  # a zero matrix has no directions
             readings.append(Reading(place.weight, "alignment_next", cosine))
             readings.append(Reading(place.weight, "misalignment_next", sine))
+        return state, readings
+
+
+@dataclass(frozen=True, eq=False)
+class DataAlignment:
+    """Which neurons of each ReLU layer are aligned with one class of examples (`measure.neuron_alignment`).
+
+    On examples of one's own, `DataAlignment((X, y))` with labels in {-1, +1}: the shares of neurons that are on for
+    exactly the positive examples, for exactly the negative ones, and for none, `aligned_share` in all; and
+    `mean_cosine` with the signed sum of the examples that a neuron is on for, over those that are on for some. Of
+    layers that read a vector for each example.
+    """
+
+    data: tuple[Tensor, Tensor]
+    name: ClassVar[str] = "data_alignment"
+    requires: ClassVar[Requirements] = Requirements(probe=True)
+
+    def init(self, context: TrainingContext) -> ObserverState:
+        """Nothing to remember."""
+        return ObserverState()
+
+    def observe(
+        self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
+    ) -> tuple[ObserverState, Sequence[Reading]]:
+        """Five readings for each layer."""
+        inputs, labels = self.data
+        seen = context.require("probe")(snapshot.parameters, inputs)
+        readings = []
+        for place, z in seen.preactivations.items():
+            rows = seen.features.get(place)
+            if rows is None or z.ndim != 2 or rows.ndim != 2:
+                continue
+            weight = snapshot.parameters[place]
+            found = neuron_alignment(weight, rows, labels.to(rows), z[0] - rows[0] @ weight.T)
+            figures = {
+                "aligned_share": found.aligned_share,
+                "positive_share": float(found.positive.double().mean()),
+                "negative_share": float(found.negative.double().mean()),
+                "off_share": float(found.off.double().mean()),
+                "mean_cosine": float(found.cosines[~found.off].mean()) if not found.off.all() else 0.0,
+            }
+            readings += [Reading(place, quantity, value) for quantity, value in figures.items()]
         return state, readings

@@ -91,13 +91,19 @@ S = TypeVar("S", bound=StateLike)
 
 
 class Probe(NamedTuple):
-    """The network on examples of one's own: its output, and the pre-activation of each of its kinks by place.
+    """The network on examples of one's own.
 
-    Neurons, or channels, along the last axis.
+    It can be differentiated in inputs that require a gradient.
+
+    Attributes:
+        output: of the network.
+        preactivations: of each of its kinks by place; neurons, or channels, along the last axis.
+        features: what each linear map reads, by the name of its weight, in the order of execution.
     """
 
     output: Tensor
     preactivations: Mapping[str, Tensor]
+    features: Mapping[str, Tensor]
 
 
 Prober = Callable[[Mapping[str, Tensor], Tensor], Probe]  # of parameters and inputs

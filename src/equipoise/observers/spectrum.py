@@ -44,9 +44,11 @@ class Spectrum:
             feasible += [unfolding] if small and math.isfinite(seen.frobenius_norm) else []
             figures = _leading(seen) | (_certainty(seen) if context.online else {})
             readings += [Reading(unfolding.weight, quantity, value) for quantity, value in figures.items()]
-        if context.online and snapshot.full:
+        if snapshot.full:
             for unfolding, seen in zip(feasible, snapshot.spectra.full(feasible), strict=True):
-                readings += [Reading(unfolding.weight, quantity, value) for quantity, value in _full(seen).items()]
+                readings += [
+                    Reading(unfolding.weight, quantity, value) for quantity, value in _full(seen, self.r).items()
+                ]
         return state, readings
 
 
@@ -63,9 +65,11 @@ def _certainty(seen: LeadingTriplets) -> dict[str, float]:
     return {"error_bound": seen.error_bound, "residual_1": seen.residuals[0]}
 
 
-def _full(seen: SingularSpectrum) -> dict[str, float]:
+def _full(seen: SingularSpectrum, r: int) -> dict[str, float]:
     return {
+        f"energy_beyond_{r}": seen.rank_residual(r),
         "effective_rank": seen.effective_rank,
+        "normalised_effective_rank": seen.normalised_effective_rank,
         "participation_ratio": seen.participation_ratio,
         "numerical_rank": float(seen.numerical_rank()),
     }

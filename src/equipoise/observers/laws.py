@@ -1,4 +1,4 @@
-"""How far each conserved quantity has moved, and whether a step moved it as it should."""
+"""The laws during training: drift of each, the defect of each discrete step, and the residual of each gradient."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from equipoise.laws.check import ALARM, tolerance
 from equipoise.laws.evaluate import LawPlan, LawReadings, Rates, sketched
 from equipoise.laws.law import Law
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
-from equipoise.observers.state import ObserverState
+from equipoise.observers.state import ObserverResult, ObserverState
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,3 +135,107 @@ def _whole(
         of_kind = [drifts[law.name] for law in laws if law.kind == kind]
         if of_kind:
             yield Reading(f"worst {kind}", "relative_drift", max(of_kind) / scale)
+
+
+# The defect of discrete steps ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class DefectState(ObserverState):
+    """The values of all laws at the start, flat, and by law the sum of the changes predicted so far."""
+
+    start: Tensor
+    total: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def result(self) -> ObserverResult:
+        """The predicted changes of all steps so far, by the name of the law.
+
+        Returns:
+            These changes.
+        """
+        return ObserverResult(predicted_changes=self.total)
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Predicted and measured change of each law in a step `w ← (1 - ηλ) w - ηG`, over `‖w‖²` (T2.2).
+
+    `mismatch` is the norm of their difference over `‖w‖²`, for rounding alone some 1e-16; `total_mismatch` that of all
+    steps so far, over the change measured so far. Laws that the prediction does not cover (an `eps`, members with
+    different rates) and steps of other methods are left out.
+    """
+
+    name: ClassVar[str] = "defect"
+    requires: ClassVar[Requirements] = Requirements(whole_laws=True, step_changes=True)
+
+    def init(self, context: TrainingContext) -> DefectState:
+        """The conserved quantities at the start."""
+        return DefectState(torch.from_numpy(context.require("plan")(context.initial).values))
+
+    def observe(
+        self, context: TrainingContext, state: DefectState, snapshot: Snapshot
+    ) -> tuple[DefectState, Sequence[Reading]]:
+        """Prediction and measurement side by side, where there was a prediction."""
+        now = snapshot.laws
+        if now is None or now.before is None:
+            return state, []
+        rates = [snapshot.rate(law) if law.exact and law.count else None for law in now.laws]
+        predicted, start = now.before.predicted(rates), state.start.numpy()
+        total, readings, scale = dict(state.total), [], snapshot.norm**2
+        for law, rate, place, shape in zip(now.laws, rates, now.layout.places, now.layout.shapes, strict=True):
+            if rate is None:
+                continue
+            change = torch.from_numpy(predicted[place].reshape(shape))
+            total[law.name] = total[law.name] + change if law.name in total else change
+            measured, moved = now.values[place] - now.before.values[place], now.values[place] - start[place]
+            figures = {
+                "predicted_change": _norm(predicted[place]) / scale,
+                "measured_change": _norm(measured) / scale,
+                "mismatch": _norm(measured - predicted[place]) / scale,
+                "total_mismatch": _norm(moved - total[law.name].numpy().reshape(-1)) / (_norm(moved) or 1.0),
+            }
+            readings += [Reading(law.name, quantity, value) for quantity, value in figures.items()]
+        return replace(state, total=total), readings
+
+
+def _norm(numbers: np.ndarray) -> float:
+    return float(np.linalg.norm(numbers))
+
+
+# The residual of gradients -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The relative T1 residual of every law at the gradient of this step: rounding, where the gradient is right.
+
+    Unchanged by any scale of the loss, by accumulation and by clipping of the whole. `excess` is the residual in units
+    of what rounding in the dtype of the backward pass explains: above 1 the gradient is wrong, or the loss depends on
+    the weights otherwise than through the outputs (a penalty). In a training loop a law that is broken at the step is
+    judged by what `backward()` left, at the next step if need be; one whose weights are not all held by the optimizer
+    is not judged.
+    """
+
+    name: ClassVar[str] = "residual"
+    requires: ClassVar[Requirements] = Requirements(laws=True, gradients=True)
+
+    def init(self, context: TrainingContext) -> ObserverState:
+        """Nothing to remember."""
+        return ObserverState()
+
+    def observe(
+        self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
+    ) -> tuple[ObserverState, Sequence[Reading]]:
+        """One residual for each law, where weights and gradients belong together."""
+        laws = None if snapshot.laws is None else snapshot.laws.at_gradient
+        if laws is None:
+            return state, []
+        readings, judged = [], None if snapshot.judgement is None else snapshot.judgement.excess
+        for law, dtype, residual in zip(laws.laws, laws.dtypes, laws.residuals, strict=True):
+            readings.append(Reading(law.name, "residual", residual))
+            excess = None if judged is None else judged.get(law.name)
+            if judged is None and law.exact:
+                excess = residual / tolerance(dtype, law.precision, snapshot.precision)
+            if excess is not None:
+                readings.append(Reading(law.name, "excess", excess))
+        return state, readings
