@@ -25,6 +25,7 @@ from equipoise.observers import (
     Signs,
     Spectrum,
 )
+from equipoise.optim import CriticalPoint, minimise
 from equipoise.page.report import report
 from equipoise.references import cite
 from equipoise.runs import load
@@ -40,6 +41,7 @@ __all__ = [
     "Alignment",
     "Certificate",
     "ClassFeatures",
+    "CriticalPoint",
     "DataAlignment",
     "Decomposition",
     "Defect",
@@ -73,6 +75,7 @@ __all__ = [
     "load",
     "losses",
     "measure",
+    "minimise",
     "networks",
     "observers",
     "optim",

@@ -302,6 +302,22 @@ REFERENCES: dict[str, Reference] = {
             2022,
             "https://arxiv.org/abs/2201.02177",
         ),
+        Reference(
+            "holland1983stochastic",
+            "Paul W. Holland and Kathryn Blackmond Laskey and Samuel Leinhardt",
+            "Stochastic blockmodels: first steps",
+            "Social Networks",
+            1983,
+            "https://doi.org/10.1016/0378-8733(83)90021-7",
+        ),
+        Reference(
+            "mixon2022neural",
+            "Dustin G. Mixon and Hans Parshall and Jianzong Pi",
+            "Neural collapse with unconstrained features",
+            "Sampling Theory, Signal Processing, and Data Analysis",
+            2022,
+            "https://arxiv.org/abs/2011.11619",
+        ),
     ]
 }
 

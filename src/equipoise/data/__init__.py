@@ -1,7 +1,8 @@
 """Named data sets, float64 and rebuildable.
 
 `digits` comes with scikit-learn; `mnist` and `fashion_mnist` from the folder named by EQUIPOISE_DATA, else from the
-user's cache, where they are downloaded once; `separable` is synthetic.
+user's cache, where they are downloaded once; `separable` is synthetic. Problems of the literature
+are drawn by functions of their own: `modular_addition`, `low_rank_matrix`, `stochastic_block_model`.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,32 @@ import torch
 
 from equipoise.data import files
 from equipoise.data.dataset import Dataset, Provenance, check_two_classes, checksum, validate
+from equipoise.data.problems import (
+    Communities,
+    LowRankMatrix,
+    TrainTest,
+    low_rank_matrix,
+    modular_addition,
+    one_hot_examples,
+    stochastic_block_model,
+)
 from equipoise.errors import InputError
 
-__all__ = ["NAMES", "Dataset", "Provenance", "load", "rebuild", "validate"]
+__all__ = [
+    "NAMES",
+    "Communities",
+    "Dataset",
+    "LowRankMatrix",
+    "Provenance",
+    "TrainTest",
+    "load",
+    "low_rank_matrix",
+    "modular_addition",
+    "one_hot_examples",
+    "rebuild",
+    "stochastic_block_model",
+    "validate",
+]
 
 NAMES = ("digits", "mnist", "fashion_mnist", "separable")
 MARGIN = 0.5

@@ -1,7 +1,4 @@
-"""Small reference networks in float64: multilayer perceptron, residual network, convnet and transformer.
-
-They are ordinary modules: nothing in Equipoise recognises them by type.
-"""
+"""Small reference networks in float64: multilayer perceptron, residual network, convnet and transformer."""
 
 import math
 from collections import OrderedDict
@@ -62,16 +59,16 @@ def mlp(
     1 … `len(widths) - 1`, an unknown `init`, a scale that is not positive and finite, and balanced linear layers that
     are narrower than the rank of those above.
     """
-    sizes = _widths(widths)
+    sizes = widths_checked(widths)
     depth = len(sizes) - 1
-    rectified = depth - _integer("linear_tail", linear_tail, 1, depth)
+    rectified = depth - integer_checked("linear_tail", linear_tail, 1, depth)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for k in range(1, depth + 1):
-        layers[f"layer{k}"] = _linear(sizes[k - 1], sizes[k], bias)
+        layers[f"layer{k}"] = linear_layer(sizes[k - 1], sizes[k], bias)
         if k <= rectified:
             layers[f"relu{k}"] = nn.ReLU()
     model = nn.Sequential(layers)
-    _start(model, seed, init, scale)
+    start_weights(model, seed, init, scale)
     if balanced:
         _balance([cast(nn.Linear, layers[f"layer{k}"]) for k in range(1, depth + 1)], rectified)
     return model
@@ -122,10 +119,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, hidden: int, skip: str, bias: bool):
         super().__init__()
-        self.up = _linear(width, hidden, bias)
+        self.up = linear_layer(width, hidden, bias)
         self.relu = nn.ReLU()
-        self.down = _linear(hidden, width, bias)
-        made = {"identity": nn.Identity, "dense": lambda: _linear(width, width, bias=False)}
+        self.down = linear_layer(hidden, width, bias)
+        made = {"identity": nn.Identity, "dense": lambda: linear_layer(width, width, bias=False)}
         self.skip = made.get(skip, lambda: DiagonalSkip(width))()
 
     def forward(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
@@ -161,17 +158,17 @@ def residual_mlp(
 
     Raises `InputError` for sizes that are not positive integers, an unknown `skip` or `init`, a senseless `scale`.
     """
-    d_in, d, d_hidden, d_out = _widths([inputs, width, hidden, outputs])
-    depth = _integer("linear_tail", linear_tail, 1)
+    d_in, d, d_hidden, d_out = widths_checked([inputs, width, hidden, outputs])
+    depth = integer_checked("linear_tail", linear_tail, 1)
     if skip not in SKIPS:
         raise InputError(expected=f"skip among {', '.join(SKIPS)}", found=repr(skip), remedy="pass skip='identity'")
-    layers: OrderedDict[str, nn.Module] = OrderedDict(embed=_linear(d_in, d, bias))
-    for b in range(1, _integer("blocks", blocks, 1) + 1):
+    layers: OrderedDict[str, nn.Module] = OrderedDict(embed=linear_layer(d_in, d, bias))
+    for b in range(1, integer_checked("blocks", blocks, 1) + 1):
         layers[f"block{b}"] = ResidualBlock(d, d_hidden, skip, bias)
     for k in range(1, depth + 1):
-        layers[f"layer{k}"] = _linear(d, d_out if k == depth else d, bias)
+        layers[f"layer{k}"] = linear_layer(d, d_out if k == depth else d, bias)
     model = nn.Sequential(layers)
-    _start(model, seed, init, scale)
+    start_weights(model, seed, init, scale)
     return model
 
 
@@ -202,9 +199,9 @@ def convnet(
     Raises `InputError` for sizes that are not positive integers, an image too small for its poolings, and an unknown
     `pool` or `init`.
     """
-    height, length = _widths(image)
-    counts = _widths([1, *channels])
-    depth = _integer("linear_tail", linear_tail, 1)
+    height, length = widths_checked(image)
+    counts = widths_checked([1, *channels])
+    depth = integer_checked("linear_tail", linear_tail, 1)
     if pool not in POOLS:
         raise InputError(expected=f"pool among {', '.join(POOLS)}", found=repr(pool), remedy="pass pool='average'")
     layers: OrderedDict[str, nn.Module] = OrderedDict(image=_Image(height, length))
@@ -216,12 +213,12 @@ def convnet(
         layers[f"pool{k}"] = POOLS[pool](2)
         height, length = height // 2, length // 2
     layers["flat"] = nn.Flatten()
-    sizes = [_integer("pixels left after the poolings", counts[-1] * height * length, 1)]
+    sizes = [integer_checked("pixels left after the poolings", counts[-1] * height * length, 1)]
     sizes += [width] * (depth - 1) + [outputs]
-    for k, (below, above) in enumerate(pairwise(_widths(sizes)), 1):
-        layers[f"layer{k}"] = _linear(below, above, bias)
+    for k, (below, above) in enumerate(pairwise(widths_checked(sizes)), 1):
+        layers[f"layer{k}"] = linear_layer(below, above, bias)
     model = nn.Sequential(layers)
-    _start(model, seed, init, scale)
+    start_weights(model, seed, init, scale)
     return model
 
 
@@ -232,8 +229,8 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = (nn.LayerNorm(width, dtype=torch.float64) for _ in range(2))
-        self.query, self.key, self.value, self.out = (_linear(width, width, bias=False) for _ in range(4))
-        self.up, self.down = _linear(width, hidden, bias=False), _linear(hidden, width, bias=False)
+        self.query, self.key, self.value, self.out = (linear_layer(width, width, bias=False) for _ in range(4))
+        self.up, self.down = linear_layer(width, hidden, bias=False), linear_layer(hidden, width, bias=False)
 
     def forward(self, h: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
         """Attention, then the two-layer network."""
@@ -275,18 +272,20 @@ def transformer(
     Raises `InputError` for sizes that are not positive integers, a width that `heads` does not divide, and an unknown
     `init`.
     """
-    count, d_in, d, d_out = _widths([tokens, inputs, width, outputs])
-    depth = _integer("linear_tail", linear_tail, 1)
-    if d % _integer("heads", heads, 1, d):
+    count, d_in, d, d_out = widths_checked([tokens, inputs, width, outputs])
+    depth = integer_checked("linear_tail", linear_tail, 1)
+    if d % integer_checked("heads", heads, 1, d):
         raise InputError(expected=f"heads that divide the width {d}", found=str(heads), remedy="pass heads=1")
-    layers: OrderedDict[str, nn.Module] = OrderedDict(tokens=_Tokens(count, d_in), embed=_linear(d_in, d, bias=False))
-    for b in range(1, _integer("blocks", blocks, 1) + 1):
-        layers[f"block{b}"] = TransformerBlock(d, heads, _integer("hidden", hidden or 2 * d, 1))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        tokens=_Tokens(count, d_in), embed=linear_layer(d_in, d, bias=False)
+    )
+    for b in range(1, integer_checked("blocks", blocks, 1) + 1):
+        layers[f"block{b}"] = TransformerBlock(d, heads, integer_checked("hidden", hidden or 2 * d, 1))
     layers["mean"] = _Mean()
     for k in range(1, depth + 1):
-        layers[f"layer{k}"] = _linear(d, d_out if k == depth else d, bias=False)
+        layers[f"layer{k}"] = linear_layer(d, d_out if k == depth else d, bias=False)
     model = nn.Sequential(layers)
-    _start(model, seed, init, scale)
+    start_weights(model, seed, init, scale)
     return model
 
 
@@ -319,12 +318,13 @@ class _Image(nn.Module):
         return x.reshape(-1, 1, self.height, self.width)
 
 
-def _linear(fan_in: int, fan_out: int, bias: bool) -> nn.Linear:
-    # nn.Linear(...) would draw from the global generator
+def linear_layer(fan_in: int, fan_out: int, bias: bool) -> nn.Linear:
+    """A layer in float64 whose weights are not drawn yet: `nn.Linear(...)` would use the global generator."""
     return cast(nn.Linear, skip_init(nn.Linear, fan_in, fan_out, bias=bias, dtype=torch.float64))
 
 
-def _start(model: nn.Module, seed: int, init: str, scale: float | int) -> None:
+def start_weights(model: nn.Module, seed: int, init: str, scale: float | int) -> None:
+    """Draw the weights of all linear and convolutional layers in order, and set biases to zero."""
     if init not in INITS:
         raise InputError(expected=f"init among {', '.join(INITS)}", found=repr(init), remedy="pass init='fan_in'")
     if not (math.isfinite(scale) and scale > 0):
@@ -342,8 +342,9 @@ def _start(model: nn.Module, seed: int, init: str, scale: float | int) -> None:
                     layer.bias.zero_()
 
 
-def _widths(widths: Iterable[Any]) -> list[int]:
-    sizes = [_integer("every width", width, 1) for width in widths]
+def widths_checked(widths: Iterable[Any]) -> list[int]:
+    """Widths as integers. Raises `InputError` for fewer than two of them, and for what is no positive integer."""
+    sizes = [integer_checked("every width", width, 1) for width in widths]
     if len(sizes) < 2:
         raise InputError(
             expected="at least two widths, input and output", found=str(sizes), remedy="pass e.g. [784, 64, 1]"
@@ -351,7 +352,8 @@ def _widths(widths: Iterable[Any]) -> list[int]:
     return sizes
 
 
-def _integer(what: str, value: Any, low: int, high: int | None = None) -> int:
+def integer_checked(what: str, value: Any, low: int, high: int | None = None) -> int:
+    """An integer between two bounds. Raises `InputError` for anything else."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
