@@ -359,3 +359,13 @@ def neuron_cones(weight, inputs, labels):
         positive = {i for i, y in enumerate(labels.tolist()) if y > 0}
         found.append((cosine, set(on) == positive, set(on) == set(range(len(inputs))) - positive, not on))
     return found
+
+
+# --- sharpness -------------------------------------------------------------------------------------------------------
+
+
+def hessian(function, at):
+    """The Hessian of a scalar function of one tensor, row by row, differentiable once more."""
+    (gradient,) = torch.autograd.grad(function(at), at, create_graph=True)
+    rows = [torch.autograd.grad(entry, at, create_graph=True)[0].flatten() for entry in gradient.flatten()]
+    return torch.stack(rows)

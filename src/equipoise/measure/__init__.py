@@ -16,10 +16,13 @@ from equipoise.measure.low_rank_bounds import (
     distance_to_rank,
     imbalance_rate,
 )
+from equipoise.measure.sharpness import Estimate, HessianSharpness, sharpness
 from equipoise.measure.spectrum import SingularSpectrum, circular_spectrum, spectra, spectrum
 
 __all__ = [
     "ClusterVariation",
+    "Estimate",
+    "HessianSharpness",
     "LayerAlignment",
     "NeuralCollapse",
     "NeuronAlignment",
@@ -36,6 +39,7 @@ __all__ = [
     "imbalance_rate",
     "neural_collapse",
     "neuron_alignment",
+    "sharpness",
     "spectra",
     "spectrum",
 ]

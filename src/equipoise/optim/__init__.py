@@ -2,5 +2,6 @@
 
 from equipoise.optim.critical_points import CriticalPoint, minimise
 from equipoise.optim.low_rank_gd import LowRankGD, oracle
+from equipoise.optim.sam import SAM
 
-__all__ = ["CriticalPoint", "LowRankGD", "minimise", "oracle"]
+__all__ = ["SAM", "CriticalPoint", "LowRankGD", "minimise", "oracle"]
