@@ -42,6 +42,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/planted_bugs.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/activity.py
+	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/watch_overhead.py
 	$(BIN)/python benchmarks/setup.py
 	$(BIN)/python benchmarks/analyze.py --only speed
