@@ -1,4 +1,4 @@
-"""`equipoise gallery`: the paper's claims, measured."""
+"""`equipoise gallery`: the paper's claims, measured, and those of the papers around it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +12,12 @@ from rich.table import Table
 from equipoise import gallery as rooms
 from equipoise.cli.app import Fields, Json, Open, Quiet, app, cell, integers, line, say, show_page, stderr
 from equipoise.errors import InputError
-from equipoise.gallery.results import share
+from equipoise.gallery import literature
+from equipoise.gallery.literature.catalogue import catalogue
+from equipoise.gallery.literature.table import ordered_values
+from equipoise.gallery.results import FILE, share
 
-gallery = App(name="gallery", help="The paper's claims, each measured on several data sets and seeds.")
+gallery = App(name="gallery", help="The paper's claims and those of the papers around it, each measured.")
 app.command(gallery)
 FOLDER = Path("gallery")
 
@@ -27,45 +30,101 @@ def list_claims(*, json: Json = False) -> int:
     return 0
 
 
+@gallery.command(name="papers")
+def list_papers(folder: Path = FOLDER, *, json: Json = False) -> int:
+    """List the papers, with the verdicts of the last runs.
+
+    Args:
+        folder: that equipoise gallery run wrote.
+        json: one JSON object as the last line of standard output.
+    """
+    results = literature.load_papers(folder)
+    listed = [
+        {
+            "key": paper.key,
+            "title": paper.reference.title,
+            "claim": paper.claim,
+            "full": paper.full is not None,
+            "verdict": results.verdict(paper.key),
+            "seconds": results.seconds(paper.key),
+        }
+        for paper in literature.papers()
+    ]
+    say(line({"papers": listed}) if json else "\n".join(map(_listed, listed)))
+    return 0
+
+
+def _listed(paper: Fields) -> str:
+    return f"{paper['key']:24} {paper['verdict'] or 'not run':10} {paper['title']}"
+
+
 @gallery.command
 def run(
     *names: str,
     every: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    papers: Annotated[bool, Parameter(negative="")] = False,
+    full: Annotated[bool, Parameter(negative="")] = False,
     data: str | None = None,
     seeds: str | None = None,
     jobs: int = 2,
+    backend: str = "loky",
+    minutes: float | None = None,
     out: Path = FOLDER,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Measure claims, and say in which share of the runs each holds; exit 1 when one fails in some run.
+    """Measure claims, or run papers; exit 1 when a claim fails in some run, or a paper differs.
 
     Args:
-        names: of claims; equipoise gallery list shows them.
+        names: of claims or of papers; equipoise gallery list and equipoise gallery papers show them.
         every: measure all claims.
-        data: data sets, as in mnist,digits (default: those of the claim).
-        seeds: as in 0,1,2 (default: those of the claim).
+        papers: run all papers.
+        full: of papers, the setting of the paper itself.
+        data: of claims, data sets, as in mnist,digits (default: those of the claim).
+        seeds: as in 0,1,2 (default: those of the claim or of the paper).
         jobs: processes side by side.
-        out: folder for gallery.json and gallery.csv; results of other claims, data and seeds in it are kept.
+        backend: of papers: loky for processes here, ray or dask for a cluster.
+        minutes: of papers, after which the trainings of a case stop short.
+        out: folder for the results; those of other claims, papers and seeds in it are kept.
         json: one JSON object as the last line of standard output.
     """
-    if bool(names) == every:
+    keys = [name for name in names if name in catalogue()]
+    claims = [name for name in names if name not in keys]
+    if not names and not every and not papers:
         raise InputError(
-            expected="names of claims, or --all",
-            found="both" if names else "neither",
-            remedy="type equipoise gallery list to see the names",
+            expected="names of claims or papers, --all or --papers",
+            found="neither",
+            remedy="type equipoise gallery list, or equipoise gallery papers, to see the names",
         )
+    if names and (every or papers):
+        raise InputError(
+            expected="names of claims or papers, or --all, or --papers",
+            found="both",
+            remedy="type equipoise gallery run --all",
+        )
+    chosen = integers("--seeds", seeds) if seeds else None
+    fields: Fields = {}
+    failed = False
     with _Bar(quiet or not stderr.is_terminal) as bar:
-        results = rooms.run(
-            *names,
-            data=data.split(",") if data else None,
-            seeds=integers("--seeds", seeds) if seeds else None,
-            jobs=jobs,
-            out=out,
-            callback=bar,
-        )
-    say(line(_fields(results, out))) if json else Console().print(_shown(results))
-    return 1 if results.failed else 0
+        if claims or every:
+            results = rooms.run(
+                *claims, data=data.split(",") if data else None, seeds=chosen, jobs=jobs, out=out, callback=bar
+            )
+            fields |= _fields(results, out)
+            failed |= bool(results.failed)
+            if not json:
+                Console().print(_shown(results))
+        if keys or papers:
+            found = literature.run_papers(
+                *keys, full=full, seeds=chosen, jobs=jobs, backend=backend, minutes=minutes, out=out, callback=bar
+            )
+            fields |= _paper_fields(found, out)
+            failed |= bool(found.differing)
+            if not json:
+                Console().print(_shown_papers(found))
+    if json:
+        say(line(fields))
+    return 1 if failed else 0
 
 
 @gallery.command
@@ -76,31 +135,44 @@ def report(
     open_page: Open = False,
     json: Json = False,
 ) -> int:
-    """Write the page of the gallery: each claim with its picture, number, threshold, verdict and sources.
+    """Write the pages of the gallery: of the claims, and of each paper, with pictures, figures, verdicts and sources.
 
     Args:
         folder: that equipoise gallery run wrote.
-        page: where it goes (default: gallery.html in the folder).
+        page: where that of the claims goes (default: gallery.html in the folder); those of papers are in papers/.
         open_page: show it in the browser.
     """
+    found = literature.load_papers(folder)
+    index = literature.write_pages(found, folder / "papers") if found.rows else None
+    if index is not None and not (folder / FILE).exists():
+        return show_page(index, as_json=json, in_browser=open_page)
     where = rooms.exhibit(rooms.load(folder), page or folder / "gallery.html")
+    if index is not None and not json:
+        say(f"The papers: {index.resolve().as_uri()}")
     return show_page(where, as_json=json, in_browser=open_page)
 
 
 @gallery.command
-def table(folder: Path = FOLDER, *, into: Path | None = None, json: Json = False) -> int:
+def table(folder: Path = FOLDER, *, into: Path | None = None, papers: bool = False, json: Json = False) -> int:
     """Print claims × data sets as Markdown, with every run in which a claim does not hold; or put it into a file.
 
     Args:
         folder: that equipoise gallery run wrote.
         into: a Markdown file with the marks of the table, whose text between them is replaced.
+        papers: the table of the papers.
     """
-    results = rooms.load(folder)
-    written = rooms.write_into(into, results) if into else None
-    if json:
-        say(line({"into": None if written is None else str(written), "markdown": rooms.markdown(results)}))
+    if papers:
+        found = literature.load_papers(folder)
+        written = literature.write_papers_into(into, found) if into else None
+        text = literature.papers_markdown(found)
     else:
-        say(f"The table is in {written}" if written else rooms.markdown(results))
+        results = rooms.load(folder)
+        written = rooms.write_into(into, results) if into else None
+        text = rooms.markdown(results)
+    if json:
+        say(line({"into": None if written is None else str(written), "markdown": text}))
+    else:
+        say(f"The table is in {written}" if written else text)
     return 0
 
 
@@ -134,6 +206,35 @@ def _shown(results: rooms.Results) -> Table:
     for claim, group in shares.groupby("claim", sort=False):
         found = {row["data"]: share(row) for row in group.to_dict("records")}
         table.add_row(cell(claim), *(found.get(name, "–") for name in names))
+    return table
+
+
+def _paper_fields(results: literature.PaperResults, out: Path) -> Fields:
+    """As JSON: the verdict of every paper, and its rows without their curves."""
+    rows = [{name: value for name, value in vars(row).items() if name != "curves"} for row in results.rows]
+    keys = dict.fromkeys(row.paper for row in results.rows)
+    return {
+        "papers": {key: results.verdict(key) for key in keys},
+        "differing": results.differing,
+        "paper_rows": rows,
+        "folder": str(out),
+    }
+
+
+def _shown_papers(results: literature.PaperResults) -> Table:
+    """Each criterion of each paper, with the values of its cases."""
+    table = Table("paper", "statistic", "threshold", "seeds, worst first", "verdict", box=box.SIMPLE)
+    for key in dict.fromkeys(row.paper for row in results.rows):
+        rows = results.about(key)
+        for place, criterion in enumerate(catalogue()[key].criteria):
+            values = ", ".join(f"{value:.3g}" for value in ordered_values(criterion, rows, place)) or "–"
+            bound = f"{criterion.relation} {criterion.threshold:.3g}"
+            first = (cell(key), cell(results.verdict(key))) if place == 0 else ("", "")
+            table.add_row(first[0], cell(criterion.statistic), bound, values, first[1])
+        for row in rows:
+            if row.remark or row.premise:
+                table.add_row("", cell(f"seed {row.seed}: {row.premise or row.remark}"))
+    table.caption = f"{len(results.rows)} runs, {sum(row.seconds for row in results.rows):.0f} s of work"
     return table
 
 

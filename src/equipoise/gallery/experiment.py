@@ -13,6 +13,27 @@ SEEDS = (0, 1, 2, 3, 4)
 Verdict = Literal["holds", "fails", "no premise"]
 
 
+Relation = Literal["≤", "≥"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A pass rule: the statistic in words, its relation to a threshold, and `why` the threshold is where it is."""
+
+    statistic: str
+    relation: Relation
+    threshold: float
+    why: str
+
+    def satisfied(self, value: float) -> bool:
+        """Whether a value is on the right side of the threshold; a NaN is on none.
+
+        >>> Criterion("drift", "≤", 1e-9, "rounding").satisfied(1e-12)
+        True
+        """
+        return value <= self.threshold if self.relation == "≤" else value >= self.threshold
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The figure of one run.
@@ -43,6 +64,7 @@ class Picture:
     up: str
     logarithmic: bool = True
     level: float | None = None  # a line across, where the curves have something to be compared with
+    logarithmic_across: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +81,7 @@ class Experiment:
     why: str
     measure: Callable[[Case], Measurement]
     picture: Picture
-    relation: Literal["≤", "≥"] = "≤"
+    relation: Relation = "≤"
     data: tuple[str, ...] = DATA
     seeds: tuple[int, ...] = SEEDS
 
@@ -67,9 +89,12 @@ class Experiment:
         """Whether the claim holds in that run; a NaN satisfies nothing."""
         if measurement.premise:
             return "no premise"
-        value = measurement.statistic
-        satisfied = value <= self.threshold if self.relation == "≤" else value >= self.threshold
-        return "holds" if satisfied else "fails"
+        return "holds" if self.criterion.satisfied(measurement.statistic) else "fails"
+
+    @property
+    def criterion(self) -> Criterion:
+        """Its pass rule."""
+        return Criterion(self.statistic, self.relation, self.threshold, self.why)
 
     @property
     def references(self) -> tuple[Reference, ...]:

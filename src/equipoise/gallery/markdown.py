@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.errors import InputError, StoreError
@@ -21,7 +22,7 @@ def markdown(results: Results) -> str:
     """
     names = [name for name in DATA if any(row["data"] == name for row in results.rows)]
     head = ["claim", "theorem", *names, "worst statistic", "threshold"]
-    lines = [_line(head), _line(["---", "---", *["---:"] * (len(names) + 2)])]
+    lines = [markdown_line(head), markdown_line(["---", "---", *["---:"] * (len(names) + 2)])]
     shares = {(row["claim"], row["data"]): share(row) for row in results.shares.to_dict("records")}
     measured = {row["claim"] for row in results.rows}
     for name, claim in CLAIMS.items():
@@ -29,26 +30,35 @@ def markdown(results: Results) -> str:
             continue
         found = results.worst(name)
         figures = ["–" if found is None else f"{found:.3g}", f"{claim.relation} {claim.threshold:.3g}"]
-        lines.append(_line([claim.title, claim.theorem, *(shares.get((name, data), "–") for data in names), *figures]))
+        lines.append(
+            markdown_line([claim.title, claim.theorem, *(shares.get((name, data), "–") for data in names), *figures])
+        )
     lines += ["", f"{len(results.rows)} measurements, {sum(row['seconds'] for row in results.rows):.0f} s of work."]
     return "\n".join([*lines, "", *_exceptions(results)])
 
 
 def write_into(path: str | os.PathLike[str], results: Results) -> Path:
     """Put the table between its two marks in a Markdown file. Raises `InputError` for a file without the marks."""
-    path = Path(path)
+    return put_between(Path(path), BEGIN, END, markdown(results))
+
+
+def put_between(path: Path, begin: str, end: str, text: str) -> Path:
+    """Replace what is between two marks of a file.
+
+    Raises `InputError` for a file without the marks, `StoreError` for one that cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        before = path.read_text(encoding="utf-8")
     except OSError as error:
         raise StoreError(
             expected=f"a Markdown file at {path}", found=error.strerror or "an error", remedy="type an existing file"
         ) from None
-    if BEGIN not in text or END not in text:
+    if begin not in before or end not in before:
         raise InputError(
-            expected=f"the marks {BEGIN} and {END} in {path}", found="not both", remedy="put them where the table goes"
+            expected=f"the marks {begin} and {end} in {path}", found="not both", remedy="put them where the table goes"
         )
-    block = f"{BEGIN}\n{markdown(results)}\n{END}"
-    path.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
+    block = f"{begin}\n{text}\n{end}"
+    path.write_text(re.sub(f"{begin}.*{end}", lambda _: block, before, flags=re.DOTALL), encoding="utf-8")
     return path
 
 
@@ -65,5 +75,6 @@ def _exception(row: Row) -> str:
     return f"- **fails**: {setting}: {row['statistic']:.3g}. {row['remark']}"
 
 
-def _line(cells: list[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A row of a table."""
     return "| " + " | ".join(cells) + " |"

@@ -25,7 +25,7 @@ def row(claim: Experiment, data: str, seed: int, measurement: Measurement, secon
     """One line of the table, and the curve that belongs to it, thinned."""
     verdict = claim.verdict(measurement)
     fields = (claim.name, data, seed, measurement.statistic, claim.relation, claim.threshold, verdict, seconds)
-    curve = [[float(x), float(y)] for x, y in _thinned(list(measurement.curve))]
+    curve = [[float(x), float(y)] for x, y in thinned(list(measurement.curve))]
     return dict(zip(COLUMNS, (*fields, measurement.premise, measurement.remark), strict=True)) | {"curve": curve}
 
 
@@ -120,7 +120,8 @@ def _setting(row: Row) -> tuple[str, str, int]:
     return row["claim"], row["data"], row["seed"]
 
 
-def _thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `POINTS` of the points of a curve, evenly chosen, the first and the last among them."""
     if len(curve) <= POINTS:
         return curve
     return [curve[round(k * (len(curve) - 1) / (POINTS - 1))] for k in range(POINTS)]

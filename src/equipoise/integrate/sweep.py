@@ -68,7 +68,7 @@ def sweep(
     done = len(tasks) - len(ahead)
     if callback is not None:
         callback(done, len(tasks))
-    with _backend(backend, jobs):
+    with parallel_backend(backend, jobs):
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered" if backend == "loky" else "list")
         for finished, _ in enumerate(parallel(joblib.delayed(_run)(task) for task in ahead) or (), start=done + 1):
             if callback is not None:
@@ -105,8 +105,11 @@ def _finished(folder: Path) -> bool:
     return (folder / RESULT).exists()
 
 
-def _backend(name: str, jobs: int) -> joblib.parallel_config:
-    """joblib on that backend; `ray` registers itself, `dask` needs a client."""
+def parallel_backend(name: str, jobs: int) -> joblib.parallel_config:
+    """joblib on that backend, as a context; `ray` registers itself, `dask` needs a client.
+
+    Raises `InputError` for an unknown backend and for one that is not installed.
+    """
     if name not in BACKENDS:
         raise InputError(
             expected=f"a backend among {', '.join(BACKENDS)}", found=repr(name), remedy='pass backend="loky"'

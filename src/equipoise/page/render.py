@@ -18,17 +18,27 @@ class Embeddable(Protocol):
 
 
 def render(template: str, **material: object) -> str:
-    """The page of a template of `page/templates`, its scripts inside, everything in it escaped."""
+    """The page of a template of `page/templates`, everything in it escaped.
+
+    The script that draws is inside the page; with `library` among the material it is the file of that name beside it,
+    or none where that is None.
+    """
     # only here, because the two libraries are an extra
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=PackageLoader("equipoise.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = plain
-    return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **material)
+    return environment.get_template(template).render(plotly=lambda: Markup(library()), **material)
+
+
+def library() -> str:
+    """The script that draws the figures."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
 
 
 def embedded(figure: Embeddable) -> str:
