@@ -27,7 +27,7 @@ from equipoise.gallery.literature import (
 )
 from equipoise.gallery.literature.catalogue import catalogue
 from equipoise.gallery.literature.table import BEGIN, END
-from equipoise.gallery.literature.training import Figures, batches, train
+from equipoise.gallery.literature.training import Quantities, batches, train
 from equipoise.references import REFERENCES
 from helpers.browser import look, needs_browser
 
@@ -242,12 +242,12 @@ def test_a_training_is_watched_and_logged(made_up):
         steps=6,
         every=3,
         batch=1,
-        observe=[Figures(lambda _: {"first": float(model.weight[0, 0])})],
+        observe=[Quantities(lambda _: {"first": float(model.weight.detach()[0, 0])})],
     )
     assert [step for step, _ in trace.series("first")] == [1, 3, 6]
-    assert trace.last("first") == float(model.weight[0, 0]) != float(before[0, 0])
+    assert trace.last("first") == float(model.weight.detach()[0, 0]) != float(before[0, 0])
     expected = 1 - (1 - before) * 0.8**3  # each weight is seen alone, three times
-    assert torch.allclose(model.weight, expected, rtol=1e-12)
+    assert torch.allclose(model.weight.detach(), expected, rtol=1e-12)
     assert len(case.journal) == 3
 
 

@@ -27,6 +27,13 @@ def test_two_layer_linear_networks(widths, functions, quadratics):
     assert (found.possible, found.found, laws.conserved) == (functions, functions, quadratics)
 
 
+def test_a_network_whose_only_relu_may_be_off_for_an_input():
+    """Of a field that is zero at the point, nothing is divided by its size."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    found = invariances(model, torch.ones(3, 2)).completeness()
+    assert (found.possible, found.found) == (1, 1)
+
+
 @pytest.mark.parametrize("hidden", [2, 4])
 def test_two_layer_relu_networks_have_one_for_each_hidden_neuron(hidden):
     laws = invariances(nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 2)), torch.ones(3, 2))

@@ -128,12 +128,12 @@ def _like(example: Tensor, generator: torch.Generator) -> Tensor:
 def _span(fields: Sequence[Field], weights: Tensor, depth: int, generator: torch.Generator) -> int:
     """The dimension spanned at `weights` by the fields and their brackets with random others, level by level."""
     level = [_Generator(field, field(weights).norm()) for field in fields]
-    first = [generator.field(weights) / generator.size for generator in level]
+    first = [generator.at(weights) for generator in level]
     base, rows, ranks = list(level), torch.stack(first), [_rank(torch.stack(first))]
     for step in range(depth):
         wanted = len(weights) - ranks[-1] + 8 if step < 2 else 8
         level = [_bracket(_drawn(level, generator), _drawn(base, generator), weights) for _ in range(wanted)]
-        rows = torch.cat([rows, torch.stack([bracket.field(weights) / bracket.size for bracket in level])])
+        rows = torch.cat([rows, torch.stack([bracket.at(weights) for bracket in level])])
         ranks.append(_rank(rows))
         if ranks[-1] == len(weights) or (step and ranks[-1] == ranks[-2]):
             break
@@ -150,6 +150,11 @@ class _Generator:
 
     field: Field
     size: Tensor
+
+    def at(self, weights: Tensor) -> Tensor:
+        """The value over that size; zero where the field is, as that of a network whose ReLUs are all off."""
+        value = self.field(weights)
+        return value / self.size if self.size > 0 else value
 
 
 def _bracket(a: _Generator, b: _Generator, weights: Tensor) -> _Generator:

@@ -27,7 +27,7 @@ class PaperRow:
     """One run: a paper, a setting (`quick` or `full`), a seed, and all that was found.
 
     `values` are in the order of the paper's criteria, None where there is none; `log` is a path below the folder of the
-    results, `sha256` that of its bytes.
+    results, `sha256` that of its bytes; `seconds` are of the processor, on one thread.
     """
 
     paper: str

@@ -67,14 +67,14 @@ def run_papers(
 def _measured(key: str, full: bool, seed: int, minutes: float | None) -> tuple[PaperRow, str]:
     """The row of one case, and its raw log: a line of JSON for the setting, each entry of the journal, the outcome."""
     torch.set_num_threads(1)  # small matrices, and a process for each core
-    entry, begun = paper(key), time.perf_counter()
+    entry, begun = paper(key), time.process_time()
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     case = PaperCase(entry.setting(full=full), seed, deadline=deadline)
     try:
         outcome = entry.measure(case)
     except Exception as error:  # one broken case must not lose all others
         outcome = failed_outcome(entry, error)
-    row = paper_row(entry, full, seed, outcome, time.perf_counter() - begun)
+    row = paper_row(entry, full, seed, outcome, time.process_time() - begun)
     head = {"paper": key, "setting": entry.fields(full=full), "seed": seed, "command": row.command}
     lines = [{**head, "versions": row.versions}, *case.journal, {**vars(row)}]
     return row, "".join(json.dumps(finite(line), default=str) + "\n" for line in lines)

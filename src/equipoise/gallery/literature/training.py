@@ -16,7 +16,7 @@ from equipoise.observers import Observer, ObserverState, Reading, Requirements, 
 
 
 @dataclass(frozen=True, eq=False)
-class Figures:
+class Quantities:
     """An observer of one's own figures: `read(snapshot)` is called at every snapshot of a flow or of a training."""
 
     read: Callable[[Snapshot], Mapping[str, float]]
@@ -41,7 +41,7 @@ class Trace:
     Attributes:
         table: of the records.
         steps: that were taken.
-        seconds: that they took.
+        seconds: of the processor that they took.
         planned: the steps that were asked for.
     """
 
@@ -61,7 +61,7 @@ class Trace:
         if self.steps >= self.planned:
             return ""
         hours = self.seconds_a_step * self.planned / 3600
-        return f"stopped after {self.steps:,} of {self.planned:,} steps; all would take {hours:.1f} h"
+        return f"stopped after {self.steps:,} of {self.planned:,} steps; all would take {hours:.1f} h of one core"
 
     def series(self, quantity: str, observer: str = "figures", place: str = "") -> list[tuple[float, float]]:
         """One quantity over the steps."""
@@ -113,7 +113,7 @@ def train(
         The records.
     """
     inputs, targets = data
-    begun, taken = time.monotonic(), 0
+    begun, taken = time.process_time(), 0
     with watch(model, optimizer, every, observe=tuple(observe), alarms=(), quiet=True) as log:
         for examples in batches(len(inputs), batch, steps, case.generator(1)):
             optimizer.zero_grad()
@@ -126,14 +126,14 @@ def train(
                 break
     table = log.table()
     case.log_table(table.loc[table.observer != "watch"], training=name)
-    return Trace(table, taken, time.monotonic() - begun, steps)
+    return Trace(table, taken, time.process_time() - begun, steps)
 
 
 def batches(count: int, size: int | None, steps: int, generator: torch.Generator) -> Iterator[Tensor | slice]:
     """The examples of each step: all of them, or epochs in an order drawn anew, an incomplete last batch left out.
 
     >>> [batch.tolist() for batch in batches(4, 2, 2, torch.Generator().manual_seed(0))]
-    [[2, 0], [1, 3]]
+    [[0, 1], [3, 2]]
     """
     if size is None or size >= count:
         yield from (slice(None) for _ in range(steps))

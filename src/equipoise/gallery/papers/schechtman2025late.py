@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from equipoise.data import load
 from equipoise.gallery.experiment import Criterion, Picture
 from equipoise.gallery.literature.paper import Comparison, Outcome, Paper, PaperCase
-from equipoise.gallery.literature.training import Figures, train
+from equipoise.gallery.literature.training import Quantities, train
 from equipoise.measure.margins import binary_margins, normalised_margin
 from equipoise.networks import mlp
 from equipoise.observers import Snapshot
@@ -55,7 +55,7 @@ def measure(case: PaperCase[LateStage]) -> Outcome:
         steps=setting.steps,
         every=setting.every,
         batch=setting.batch,
-        observe=[Figures(figures)],
+        observe=[Quantities(figures)],
     )
     separated = [point for point in trace.series("normalised margin") if point[1] > 0]
     if len(separated) < 2:
