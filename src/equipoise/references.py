@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 
 
@@ -371,6 +372,7 @@ REFERENCES: dict[str, Reference] = {
 }
 
 
+@checked
 def cite(*keys: str) -> str:
     """BibTeX of the named references, or of all of them.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
+from equipoise.arguments import checked
 from equipoise.integrate.run import Run
 from equipoise.monitor import Log
 from equipoise.monitor.alarms import Alarm
@@ -12,6 +13,7 @@ from equipoise.sinks.protocol import Memory
 from equipoise.store import Record, Store
 
 
+@checked
 def load(folder: str | Path, model: nn.Module | None = None, data: object = None) -> Run | Log:
     """Read a run of `eq.flow`, or the log of `eq.watch`, back from its folder.
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
 from equipoise.laws import Audit, invariances
 
 
+@checked
 def assert_laws(
     model: nn.Module,
     x: Inputs,

@@ -442,9 +442,9 @@ def test_a_rule_is_asked_about_all_records_or_about_those_of_its_quantity():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every": 0}, "expected every and full_every, in steps and in snapshots, of 1 or more; found every=0"),
+        ({"every": 0}, "expected every to be a whole number, at least 1; found 0; pass every=50, in steps"),
         ({"budget": 2.0}, "expected a share of the training's time between 0 and 1; found budget=2.0"),
-        ({"sinks": [3]}, "expected a sink: something with write and close, or a callable; found int"),
+        ({"sinks": [3]}, "expected sinks= to be a sequence of Sink or callable; found 3 in it"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(arguments, message):

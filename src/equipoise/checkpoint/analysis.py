@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from equipoise.arguments import checked
 from equipoise.checkpoint.chains import Pairs, aligned, chain_pairs
 from equipoise.checkpoint.effective.adapters import merge
 from equipoise.checkpoint.matrices import WeightMatrix
@@ -24,6 +25,7 @@ METHODS = ("auto", "gram", "svd", "fast")
 Progress: TypeAlias = Callable[[str, int, int], None]  # name of a tensor that is done, numbers done, numbers in all
 
 
+@checked
 def analyze(
     source: object,
     other: object = None,

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import benchmark
 
+from equipoise.arguments import checked, checked_except
 from equipoise.compression import exporting
 from equipoise.compression.data import DataBatches, Inputs, call
 from equipoise.compression.layers import parameter_count
-from equipoise.compression.planning import Move, Plan, PlanSettings, checked, labelled, require_floating
+from equipoise.compression.planning import Move, Plan, PlanSettings, checked_tolerance, labelled, require_floating
 from equipoise.compression.verification import Agreement, agreement, exactness_radius
 from equipoise.errors import InputError, StoreError
 from equipoise.graph.capture import capture
@@ -25,6 +26,7 @@ from equipoise.graph.capture import capture
 Data = tuple[Inputs, Tensor | None]
 
 
+@checked_except("data", "tolerance")
 def plan(
     model: nn.Module,
     data: Data,
@@ -55,10 +57,11 @@ def plan(
     """
     require_floating(model)
     inputs, labels = labelled(data)
-    settings = PlanSettings(checked(tolerance), keep_predictions)
+    settings = PlanSettings(checked_tolerance(tolerance), keep_predictions)
     return Plan.of(model, DataBatches.of(inputs, batch_size), labels, settings)
 
 
+@checked
 def apply(plan: Plan, model: nn.Module, holdout: Data | None = None) -> "Compressed":
     """Make the moves of a plan on a copy of the model that it was made for.
 
@@ -83,6 +86,7 @@ def apply(plan: Plan, model: nn.Module, holdout: Data | None = None) -> "Compres
     return Compressed(smaller, model, plan, kept, held)
 
 
+@checked_except("data", "tolerance")
 def compress(
     model: nn.Module,
     data: Data,

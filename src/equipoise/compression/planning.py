@@ -259,7 +259,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def checked(tolerance: float) -> float:
+def checked_tolerance(tolerance: float) -> float:
     """A tolerance; raises `InputError` for one that is negative, not finite or no number."""
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
         raise InputError(

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 import numpy as np
 import torch
 
+from equipoise.arguments import checked
 from equipoise.data import files
 from equipoise.data.dataset import Dataset, Provenance, check_two_classes, checksum, validate
 from equipoise.data.problems import (
@@ -45,6 +46,7 @@ MARGIN = 0.5
 """The least distance of a `separable` example from the separating plane."""
 
 
+@checked
 def load(
     name: str, classes: Sequence[int] | None = None, n: int | None = None, seed: int = 0, d: int | None = None
 ) -> Dataset:

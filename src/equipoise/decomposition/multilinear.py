@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from equipoise.arguments import checked
 from equipoise.decomposition import path_lifting
 from equipoise.decomposition.tree import Leaves, SignTree, unroll
 from equipoise.decomposition.units import UnitGraph, read_units
@@ -102,6 +103,7 @@ class Decomposition:
         return {name: given[name].detach().double().to(self.weights[name].device) for name in shapes}
 
 
+@checked
 def decompose(model: nn.Module, example_inputs: Inputs | None = None, *, max_paths: int = MAX_PATHS) -> Decomposition:
     """The decomposition of a network of linear maps, ReLUs, maxima and skips; biases are edges from a constant (T5).
 

@@ -7,11 +7,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from equipoise.arguments import checked
 from equipoise.theorems.direction import LimitDirection, extrapolate
 from equipoise.theorems.evidence_builder import FinishedRun, run_points
 from equipoise.theorems.weights import Point
 
 
+@checked
 def sign_changes(run: FinishedRun) -> pd.DataFrame:
     """For each parameter: when its signs changed last, and how many may still change; one row each.
 
@@ -28,13 +30,19 @@ def sign_changes(run: FinishedRun) -> pd.DataFrame:
     """
     points = run_points(run)
     direction = extrapolate(points)
-    rows = []
+    rows, recorded = [], _recorded(run)
     for name, tensor in points[-1].weights.items():
         last, changing = _changes(name, points)
-        recorded = run.last("signs", "last_sign_change", name)
-        rows.append((name, tensor.numel(), last, recorded, changing, _undecided(direction, name)))
+        rows.append((name, tensor.numel(), last, recorded.get(name), changing, _undecided(direction, name)))
     names = ["parameter", "weights", "last_change", "recorded", "changing", "undecided"]
     return pd.DataFrame(rows, columns=names).astype({"recorded": float})
+
+
+def _recorded(run: FinishedRun) -> dict[str, float]:
+    """The clock at the last change of sign of each parameter, as far as `Signs` was observed."""
+    table = run.table()
+    rows = table.loc[(table["observer"] == "signs") & (table["quantity"] == "last_sign_change")]
+    return dict(zip(rows["place"], rows["value"], strict=True))
 
 
 def _changes(name: str, points: tuple[Point, ...]) -> tuple[float, float]:

@@ -2,10 +2,12 @@
 
 from torch import nn
 
+from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
 from equipoise.transform import balance
 
 
+@checked
 def balanced_(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """Balance a model in place: the same function, weights of least norm, every conserved quantity zero.
 

@@ -5,8 +5,8 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from equipoise.arguments import require_integer, require_real
 from equipoise.errors import InputError
-from equipoise.integrate.validation import require_integer, require_real
 
 _SLIDING = 1e-6  # share of the largest |z| of its layer below which a pair sits on its kink, and does not flip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from equipoise.arguments import checked, checked_except, require_integer
 from equipoise.errors import InputError, Interrupted
 from equipoise.integrate.goals import EVERY_QUARTER, Goal, LogLoss, parse_goal
 from equipoise.integrate.implicit.event_location import locate_event
@@ -28,7 +29,6 @@ from equipoise.integrate.run import Run, Status
 from equipoise.integrate.state import Progress, State, Step
 from equipoise.integrate.steppers import EntropicMidpoint, Stepper
 from equipoise.integrate.termination import STALL_STEPS, Termination, instant, require_tail, unreached
-from equipoise.integrate.validation import require_integer
 from equipoise.losses import Loss
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
 from equipoise.store import Store
@@ -47,6 +47,7 @@ def default_observers(stepper: Stepper) -> tuple[Observer, ...]:
     return common if stepper.continuous else (*common, Defect())
 
 
+@checked_except("data", "until", "save_at")
 def flow(
     model: nn.Module,
     data: object,
@@ -160,6 +161,7 @@ def _goals(save_at: object) -> tuple[Goal, ...]:
     return tuple(_goal("each point of save_at", point) for point in save_at)
 
 
+@checked
 def resume(
     folder: str | Path,
     model: nn.Module | None = None,

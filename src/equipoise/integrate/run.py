@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,7 @@ from equipoise.integrate.manifest import StoredInputs, flow_manifest
 from equipoise.integrate.observation import observed_figures, result_in
 from equipoise.losses import Loss
 from equipoise.observers import ObserverResult
-from equipoise.store import Json, Record, Store
+from equipoise.store import Json, Record, Store, latest, require_latest
 
 
 class Status(StrEnum):
@@ -134,11 +134,20 @@ class Run:
         return model
 
     def last(self, observer: str, quantity: str, place: str = "") -> float | None:
-        """The latest value of a quantity, or `None` if it was never recorded."""
-        for record in reversed(self.records):
-            if (record.observer, record.quantity, record.place) == (observer, quantity, place):
-                return record.value
-        return None
+        """The latest value of a quantity.
+
+        Args:
+            observer: its name, as in the table.
+            quantity: that it records.
+            place: a parameter, a layer or a law; empty for the whole network.
+
+        Returns:
+            The value; None in a run without records.
+
+        Raises:
+            InputError: for a name that was not recorded, with those that were.
+        """
+        return require_latest(self.records, observer, quantity, place)
 
     @cached_property
     def _graph(self) -> Captured:
@@ -176,7 +185,7 @@ class Run:
             "missed": self.missed,
             "precision": str(next(iter(self.final.values())).dtype).removeprefix("torch."),
             "slides": {"pairs": len(slides), "longest_growth": float(slides.growth.max()) if len(slides) else None},
-            **observed_figures(self.last, self.chain or ()),
+            **observed_figures(partial(latest, self.records), self.chain or ()),
         }
 
     @classmethod

@@ -10,6 +10,7 @@ import joblib
 import pandas as pd
 import torch
 
+from equipoise.arguments import checked
 from equipoise.data import load
 from equipoise.errors import InputError
 from equipoise.integrate.goals import Goal
@@ -33,6 +34,7 @@ class _Task:
     folder: Path
 
 
+@checked
 def sweep(
     settings: Iterable[Mapping[str, object]],
     seeds: Sequence[int] = (0,),

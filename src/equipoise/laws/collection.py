@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from equipoise.arguments import checked
 from equipoise.errors import EquipoiseError, InputError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture, placeholders
 from equipoise.graph.coverage import Coverage
@@ -30,6 +31,7 @@ from equipoise.laws.predict import Prediction, predict_drift
 from equipoise.laws.self_test import self_test
 
 
+@checked
 def invariances(
     model: nn.Module,
     example_inputs: Inputs,
@@ -96,7 +98,7 @@ def _tested(
     refuted, untested = self_test(laws, captured, options, weights, insist=insist)
     if refuted:
         listed = "; ".join(map(str, refuted))
-        warnings.warn(f"dropped as false, a bug of equipoise worth a report: {listed}", FalseLaw, stacklevel=3)
+        warnings.warn(f"dropped as false, a bug of equipoise worth a report: {listed}", FalseLaw, stacklevel=4)
     false = {each.law for each in refuted}
     true = [law for law in laws if law.name not in false]
     named = {name for law in true for name in law.parameters}

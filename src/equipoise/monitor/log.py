@@ -14,7 +14,7 @@ from equipoise.monitor.schedule import Meter
 from equipoise.observers import Reading
 from equipoise.sinks import ReadableSink, Sink, sink_name
 from equipoise.sinks.protocol import Memory
-from equipoise.store import Record
+from equipoise.store import Record, require_latest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +57,21 @@ class Log:
         return self.keeper.table().drop(columns=["log_loss", "log_time"])
 
     def last(self, observer: str, quantity: str, place: str = "") -> float | None:
-        """The latest value of a quantity, or `None` if it was never recorded."""
-        table = self.table()
-        rows = table[(table.observer == observer) & (table.quantity == quantity) & (table.place == place)]
-        return None if rows.empty else float(rows.value.iloc[-1])
+        """The latest value of a quantity.
+
+        Args:
+            observer: its name, as in the table.
+            quantity: that it records.
+            place: a parameter, a layer or a law; empty for the whole network.
+
+        Returns:
+            The value; None before the first snapshot.
+
+        Raises:
+            InputError: for a name that was not recorded, with those that were.
+        """
+        records = [Record(*row) for row in self.keeper.table().itertuples(index=False, name=None)]
+        return require_latest(records, observer, quantity, place)
 
     def plot(self, *quantities: str) -> "Figure":
         """A matplotlib figure with one panel for each quantity, a line a place.

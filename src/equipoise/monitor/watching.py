@@ -9,6 +9,7 @@ from types import TracebackType
 from torch import nn
 from torch.optim import Optimizer
 
+from equipoise.arguments import checked, require_integer
 from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Inputs
 from equipoise.monitor.alarms import Alarm, Rule, default_rules
@@ -29,6 +30,7 @@ def default_observers() -> tuple[Observer, ...]:
     return (Spectrum(), Alignment(), Drift(), Residual())
 
 
+@checked
 @contextmanager
 def watch(
     model: nn.Module,
@@ -178,12 +180,8 @@ def _selection(
 
 
 def _checked(schedule: Schedule) -> Schedule:
-    if schedule.every < 1 or schedule.full_every < 1:
-        raise InputError(
-            expected="every and full_every, in steps and in snapshots, of 1 or more",
-            found=f"every={schedule.every}, full_every={schedule.full_every}",
-            remedy="pass every=50, full_every=100",
-        )
+    require_integer("every", schedule.every, "pass every=50, in steps", least=1)
+    require_integer("full_every", schedule.full_every, "pass full_every=100, in snapshots", least=1)
     if schedule.budget is not None and not 0 < schedule.budget < 1:
         raise InputError(
             expected="a share of the training's time between 0 and 1",

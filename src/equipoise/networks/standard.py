@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 
 INITS: dict[str, Callable[..., Tensor]] = {
@@ -29,6 +30,7 @@ SKIPS = ("identity", "dense", "diagonal")
 POOLS: dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "maximum": nn.MaxPool2d}
 
 
+@checked
 def mlp(
     widths: Iterable[Any],
     linear_tail: int = 1,
@@ -130,6 +132,7 @@ class ResidualBlock(nn.Module):
         return self.skip(h) + self.down(self.relu(self.up(h)))
 
 
+@checked
 def residual_mlp(
     inputs: int,
     width: int,
@@ -172,6 +175,7 @@ def residual_mlp(
     return model
 
 
+@checked
 def convnet(
     image: tuple[int, int],
     channels: Iterable[Any],
@@ -243,6 +247,7 @@ class TransformerBlock(nn.Module):
         return h + self.down(torch.relu(self.up(self.norm2(h))))
 
 
+@checked
 def transformer(
     tokens: int,
     inputs: int,

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from equipoise.arguments import checked_fields, require_real
 from equipoise.measure.activity import Patterns, pattern_classes, patterns
 from equipoise.measure.slides import Slides
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
@@ -37,6 +38,7 @@ class ActivityState(ObserverState):
         return ObserverResult(slides=self.slides)
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Activity:
     """Stably active, stably inactive and dead neurons, flips and pattern classes (T4.1, T4.2); sliding pairs.
@@ -50,6 +52,10 @@ class Activity:
     X: Tensor | None = None
     window: float | None = None
     name: ClassVar[str] = "activity"
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            require_real("window", self.window, "pass window=1.0, of the clock", above=0)
 
     @property
     def requires(self) -> Requirements:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from equipoise.arguments import checked_fields, require_integer
 from equipoise.losses import tailed_losses
 from equipoise.measure import kkt, margins
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
@@ -14,6 +15,7 @@ from equipoise.observers.state import ObserverState
 _POSITIVE = 1e-9  # share of the largest multiplier above which one is positive
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Margin:
     """Minimum, normalised and smoothed margin, support examples; KKT residuals at every `kkt_every`-th snapshot (T7).
@@ -30,6 +32,10 @@ class Margin:
     kkt_every: int = 10
     kkt_examples: int = 1000
     name: ClassVar[str] = "margin"
+
+    def __post_init__(self) -> None:
+        require_integer("kkt_every", self.kkt_every, "pass kkt_every=10, in snapshots", least=1)
+        require_integer("kkt_examples", self.kkt_examples, "pass kkt_examples=1000", least=1)
 
     @property
     def requires(self) -> Requirements:

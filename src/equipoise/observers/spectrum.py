@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from equipoise.arguments import checked_fields, require_integer
 from equipoise.linalg import LeadingTriplets
 from equipoise.measure.spectrum import SingularSpectrum
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Spectrum:
     """`σ_1..σ_r`, Frobenius norm, rank-one residual and stable rank of every matrix (docs/theory.md §6).
@@ -24,6 +26,10 @@ class Spectrum:
     r: int = 4
     full_up_to: int = 2048
     name: ClassVar[str] = "spectrum"
+
+    def __post_init__(self) -> None:
+        require_integer("r", self.r, "pass r=4, the number of singular values", least=1)
+        require_integer("full_up_to", self.full_up_to, "pass full_up_to=2048, the longest short side")
 
     @property
     def requires(self) -> Requirements:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.optim import Optimizer
 
+from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
 
 Oracle = Callable[[Sequence[Tensor]], Tensor]
@@ -51,6 +52,7 @@ class _Closure(nn.Module):
         return self.closure(self.model)
 
 
+@checked_fields
 class LowRankGD(Optimizer):
     """Gradient descent along an orthonormal basis of earlier gradients.
 

@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+from equipoise.arguments import checked
 from equipoise.integrate.run import Run
 from equipoise.page.material import Material
 from equipoise.page.render import embedded, render, require_libraries, write
 from equipoise.page.words import THEOREMS, command, headline, story
 
 
+@checked
 def report(
     run_or_folder: Run | str | os.PathLike[str],
     path: str | os.PathLike[str] = "report.html",

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 from equipoise.parametrize.weights import chosen
 
@@ -67,6 +68,7 @@ def _random_factor(weight: Tensor, depth: int) -> Tensor:
     return sign * magnitude * (spread ** (1 / depth) / math.sqrt(variance))
 
 
+@checked
 def factorize(
     model: nn.Module, depth: int = 2, names: Sequence[str] | None = None, *, init: Init = "balanced"
 ) -> nn.Module:
@@ -116,6 +118,7 @@ def _factorized(model: nn.Module) -> list[tuple[nn.Module, str, str, list[Tensor
     return found
 
 
+@checked
 def penalty(model: nn.Module) -> Float[Tensor, ""]:
     """`Σ (1/D) Σ_d ‖w_d‖²` over all factorised weights, at its least `Σ_i |w_i|^{2/D}`: to be multiplied by `λ`.
 
@@ -156,6 +159,7 @@ class Sparsity:
         return sum(self.entries.values()) / left if left else math.inf
 
 
+@checked
 def sparsity(model: nn.Module, threshold: float = 1e-6) -> Sparsity:
     """Count the entries of factorised weights whose magnitude is at most a threshold.
 
@@ -178,6 +182,7 @@ def sparsity(model: nn.Module, threshold: float = 1e-6) -> Sparsity:
     return Sparsity(zeros, entries)
 
 
+@checked
 def collapse(model: nn.Module, threshold: float = 0.0) -> nn.Module:
     """Replace factors by their products: plain weights again, those up to a threshold set to zero.
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 from equipoise.parametrize.weights import chosen
 
@@ -76,6 +77,7 @@ class UDV(nn.Module):
             values.clamp_(min=0)
 
 
+@checked
 def udv(
     model: nn.Module,
     rank: int,
@@ -132,6 +134,7 @@ def _factors(steps: nn.ModuleList, symmetric: bool) -> list[Tensor]:
     return [getattr(steps, f"original{place}") for place in range(2 if symmetric else 3)]
 
 
+@checked
 def project(model: nn.Module) -> None:
     """Bring all factors back to their constraints.
 
@@ -145,6 +148,7 @@ def project(model: nn.Module) -> None:
         parametrization.project_(*_factors(steps, parametrization.symmetric))
 
 
+@checked
 def constrain(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
     """Project after every step of an optimizer.
 
@@ -166,6 +170,7 @@ def constrain(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
     return optimizer.register_step_post_hook(lambda *_: project(model))
 
 
+@checked
 @torch.no_grad()
 def prune(model: nn.Module, tolerance: float = 1e-3) -> dict[str, int]:
     """Reduce the rank of `U diag(d) Vᵀ` to the singular values of the product above a share of the largest.

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from equipoise.arguments import checked
 from equipoise.sinks.protocol import Call, Sink
 from equipoise.store import Record
 
@@ -78,6 +79,7 @@ class Background:
         return True
 
 
+@checked
 def in_background(sink: Sink | Callable[[list[Record]], object]) -> Sink:
     """A sink with a thread of its own, or a callable as a sink.
 

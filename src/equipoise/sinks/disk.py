@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from equipoise.arguments import checked_fields
 from equipoise.errors import StoreError
 from equipoise.store import MANIFEST, RECORDS, Record, Store, place
 
@@ -17,6 +18,7 @@ _COMMIT_SECONDS = 2.0  # of records that a kill may lose
 KIND = "watch"  # of the folder, in its manifest
 
 
+@checked_fields
 class Disk:
     """Records in a folder of their own, readable by any process while it grows: `Store.open(folder).table()`.
 

@@ -7,6 +7,7 @@ from rich.live import Live as Display
 from rich.markup import escape
 from rich.table import Table
 
+from equipoise.arguments import checked_fields
 from equipoise.errors import visible
 from equipoise.store import Record
 
@@ -22,6 +23,7 @@ _COLUMNS = {
 }
 
 
+@checked_fields
 class Live:
     """A table that is drawn anew at each snapshot; where nothing is a terminal, once at the end."""
 

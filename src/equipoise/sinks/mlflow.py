@@ -3,12 +3,14 @@
 import time
 from collections.abc import Sequence
 
+from equipoise.arguments import checked_fields
 from equipoise.sinks.protocol import metric_name
 from equipoise.store import Record
 
 _BATCH = 1000  # metrics that a server takes in one request
 
 
+@checked_fields
 class MLflow:
     """Metrics under `observer_quantity/place`, in the run `run_id` or in a new one of `experiment`.
 

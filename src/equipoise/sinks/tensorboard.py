@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from equipoise.arguments import checked_fields
 from equipoise.sinks.protocol import metric_name
 from equipoise.store import Record
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+@checked_fields
 class TensorBoard:
     """Scalars under `observer_quantity/place`, in a log folder or through a `SummaryWriter` of one's own."""
 

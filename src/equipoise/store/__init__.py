@@ -3,5 +3,18 @@
 from equipoise.store.database import Record, ResumePoint
 from equipoise.store.files import MANIFEST, RECORDS, RESULT, Json, finite, place
 from equipoise.store.folder import Store
+from equipoise.store.lookup import latest, require_latest
 
-__all__ = ["MANIFEST", "RECORDS", "RESULT", "Json", "Record", "ResumePoint", "Store", "finite", "place"]
+__all__ = [
+    "MANIFEST",
+    "RECORDS",
+    "RESULT",
+    "Json",
+    "Record",
+    "ResumePoint",
+    "Store",
+    "finite",
+    "latest",
+    "place",
+    "require_latest",
+]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor, nn
 
+from equipoise.arguments import checked
 from equipoise.laws import Laws
 from equipoise.losses import Loss
 from equipoise.references import REFERENCES, Reference
@@ -150,6 +151,7 @@ class Certificate:
         return "no claim is informative, every bound is one that anything satisfies"
 
 
+@checked
 def certify(
     run: FinishedRun | nn.Module,
     data: object = None,

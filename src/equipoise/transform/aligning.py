@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs
 from equipoise.graph.export.model import copied_model
@@ -84,6 +85,7 @@ class Aligned:
         return f"<p>{self.report}</p>{self.table().to_html(index=False)}"
 
 
+@checked
 def align(model: nn.Module, reference: nn.Module, example_inputs: Inputs) -> Aligned:
     """The same function with weights nearest to those of `reference`; a copy is changed, neither of the models.
 

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import nn
 
-from equipoise.errors import InputError
+from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
 from equipoise.graph.export.model import copied_model
 from equipoise.laws import Law, invariances
@@ -109,6 +109,7 @@ class Balanced:
         return f"<p>{str(self.report).splitlines()[0]}</p>{self.table().to_html(index=False)}"
 
 
+@checked
 def balance(
     model: nn.Module, example_inputs: Inputs, objective: Objective = "norm", approximate: bool = False
 ) -> Balanced:
@@ -143,7 +144,7 @@ def balance(
     (True, True)
     """
     start = time.perf_counter()
-    _require(model, objective)
+    require_weights(model)
     laws = invariances(model, example_inputs)
     assert laws.captured is not None  # laws of a model come with its graph
     aliases, tolerance = laws.captured.aliases, rounding_of(laws.captured)
@@ -173,14 +174,6 @@ def balance(
         vanished=vanished(movable, weights),
     )
     return Balanced(own.model, report)
-
-
-def _require(model: nn.Module, objective: str) -> None:
-    if objective not in get_args(Objective):
-        raise InputError(
-            expected='objective="norm" or objective="range"', found=repr(objective), remedy='pass objective="norm"'
-        )
-    require_weights(model)
 
 
 def _tried(laws: Sequence[Law], double: ModelFunction, tolerance: float) -> tuple[list[Law], list[Immovable]]:

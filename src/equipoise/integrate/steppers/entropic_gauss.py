@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
 from equipoise.integrate.implicit.active_set import predicted_active_set, violations
 from equipoise.integrate.implicit.dual_problem import resolved_temperature
@@ -32,6 +33,7 @@ _LOWER = 0.995  # by so much
 Pair = tuple[Tensor, Tensor]
 
 
+@checked_fields
 @dataclass(frozen=True)
 class EntropicGauss:
     """Gauss collocation with two stages, `w_j = w₀ + h Σ_k a_jk J_u(w_k)ᵀ p_k`, `p_k = softmax(-u(w_k))`.

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
 from equipoise.integrate.implicit.active_set import implicit_operations, initial_active_set, landmarks, violations
 from equipoise.integrate.implicit.dual_problem import resolved_temperature
@@ -43,6 +44,7 @@ class _Tries:
     over: bool = False  # no acceptable step is left
 
 
+@checked_fields
 @dataclass(frozen=True)
 class EntropicMidpoint:
     """The entropic midpoint step (T6.1–T6.3): second order, free of stiffness, exact in every quadratic law.

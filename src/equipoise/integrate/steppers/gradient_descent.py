@@ -8,16 +8,17 @@ from typing import ClassVar, cast
 
 import torch
 
+from equipoise.arguments import checked_fields, require_real
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, Step, Update, later, velocity
 from equipoise.integrate.steppers.kink_selection import check_selection, selected_slopes
-from equipoise.integrate.validation import require_real
 
 SCHEDULES = ("constant", "loss_scaled", "normalised")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class GradientDescent:
     """`w ← w - η ∇R`, with `η = lr` (`constant`), `lr / R` (`loss_scaled`) or `lr / ‖∇R‖` (`normalised`).

@@ -7,11 +7,11 @@ import torch
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
+from equipoise.arguments import require_real
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, velocity_at
-from equipoise.integrate.validation import require_real
 
 MINIMUM_NORM = "minimum_norm"
 _SWEEPS = 20

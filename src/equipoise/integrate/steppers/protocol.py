@@ -3,10 +3,10 @@
 import math
 from typing import ClassVar, Protocol, runtime_checkable
 
+from equipoise.arguments import require_real
 from equipoise.integrate.margins.protocol import Weights
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, Step
-from equipoise.integrate.validation import require_real
 
 
 @runtime_checkable

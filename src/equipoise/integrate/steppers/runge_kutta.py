@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from scipy.integrate import RK23, RK45
 
+from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Weights, local_slopes
 from equipoise.integrate.objective import Objective
@@ -17,6 +18,7 @@ METHODS = {"RK23": RK23, "RK45": RK45}
 _GROWS, _SHRINKS, _SAFETY = 5.0, 0.2, 0.9  # scipy's own step control
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ExplicitRK:
     """`dw/dτ = -∇ log R` by Bogacki–Shampine (`RK23`) or Dormand–Prince (`RK45`), coefficients from scipy.

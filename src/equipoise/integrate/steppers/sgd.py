@@ -7,15 +7,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from equipoise.arguments import checked_fields, require_integer, require_real
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Weights
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, Step, Update
 from equipoise.integrate.steppers.gradient_descent import check_rate, descended
 from equipoise.integrate.steppers.kink_selection import check_selection, selected_slopes
-from equipoise.integrate.validation import require_integer, require_real
 
 
+@checked_fields
 @dataclass(frozen=True)
 class SGD:
     """`w ← (1 - η λ) w - η ∇R_B`, `B` a batch without replacement from an order shuffled anew in every epoch.

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from equipoise.arguments import checked, require_real
 from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs
 from equipoise.graph.chain import read_tail
-from equipoise.integrate.validation import require_real
 from equipoise.laws import invariances
 from equipoise.measure.spectrum import spectra
 from equipoise.theorems.assumptions import start_is_lost
@@ -130,6 +130,7 @@ def _limit(evidence: Evidence, ranks: list[Statement]) -> Statement:
 COLUMNS = ["layer", "deficit", "square_norm", "bound", "residual", "growth"]
 
 
+@checked
 def forecast(
     model: FinishedRun | nn.Module,
     residual: float = 1e-2,

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 from equipoise.theorems.assumptions import directional_convergence
 from equipoise.theorems.claims import CheckResult, Statement
@@ -129,6 +130,7 @@ def _described(seen: Settled, kind: str, event: str, last: float | None) -> str:
 # --- the limit itself ---
 
 
+@checked
 def limit_direction(run: FinishedRun) -> LimitDirection | None:
     """Rate and extrapolated limit of `w/‖w‖` along a run, with an uncertainty.
 
@@ -147,6 +149,7 @@ def limit_direction(run: FinishedRun) -> LimitDirection | None:
     return extrapolate(run_points(run))
 
 
+@checked
 def undecided_pairs(run: FinishedRun) -> pd.DataFrame:
     """The neuron-example pairs that are on their kink at the limit, `z(x; w̄) = 0` within the uncertainty (T4.1).
 
