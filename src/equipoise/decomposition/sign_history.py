@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import checked
+from equipoise.errors import InputError
 from equipoise.theorems.direction import LimitDirection, extrapolate
 from equipoise.theorems.evidence_builder import FinishedRun, run_points
 from equipoise.theorems.weights import Point
@@ -30,19 +31,20 @@ def sign_changes(run: FinishedRun) -> pd.DataFrame:
     """
     points = run_points(run)
     direction = extrapolate(points)
-    rows, recorded = [], _recorded(run)
+    rows = []
     for name, tensor in points[-1].weights.items():
         last, changing = _changes(name, points)
-        rows.append((name, tensor.numel(), last, recorded.get(name), changing, _undecided(direction, name)))
+        rows.append((name, tensor.numel(), last, _recorded(run, name), changing, _undecided(direction, name)))
     names = ["parameter", "weights", "last_change", "recorded", "changing", "undecided"]
     return pd.DataFrame(rows, columns=names).astype({"recorded": float})
 
 
-def _recorded(run: FinishedRun) -> dict[str, float]:
-    """The clock at the last change of sign of each parameter, as far as `Signs` was observed."""
-    table = run.table()
-    rows = table.loc[(table["observer"] == "signs") & (table["quantity"] == "last_sign_change")]
-    return dict(zip(rows["place"], rows["value"], strict=True))
+def _recorded(run: FinishedRun, name: str) -> float | None:
+    """The clock at the last change of sign of a parameter; None where `Signs` was not observed."""
+    try:
+        return run.last("signs", "last_sign_change", name)
+    except InputError:
+        return None
 
 
 def _changes(name: str, points: tuple[Point, ...]) -> tuple[float, float]:
