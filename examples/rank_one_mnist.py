@@ -1,8 +1,10 @@
 # slow
-"""The picture of docs/rank_one_mnist.svg: gradient descent on MNIST, and how near each layer comes to rank one.
+"""Gradient descent on MNIST, and how near each layer comes to rank one
+====================================================================
 
-`σ₁/‖W‖_F` is 1 for a matrix of rank one. A ReLU layer below three linear ones, 0 against 1, full-batch gradient descent
-whose every step has length 0.02. About half a minute: python examples/rank_one_mnist.py [FILE.svg]
+Draws docs/rank_one_mnist.svg. ``σ₁/‖W‖_F`` is 1 for a matrix of rank one. A ReLU layer below three linear ones, 0
+against 1, full-batch gradient descent whose every step has length 0.02. About half a minute:
+``python examples/rank_one_mnist.py [FILE.svg]``
 """
 
 import sys

@@ -1,6 +1,11 @@
-"""A Hugging Face training under watch: a small BERT reads handwritten digits, a pixel a token.
+"""A Hugging Face training under watch
+===================================
 
-python examples/watch_huggingface.py
+A small BERT reads handwritten digits, one pixel a token.
+
+::
+
+    python examples/watch_huggingface.py
 """
 
 import tempfile

@@ -1,6 +1,9 @@
-"""A Lightning training under watch, on handwritten digits.
+"""A Lightning training under watch, on handwritten digits
+=======================================================
 
-python examples/watch_lightning.py
+::
+
+    python examples/watch_lightning.py
 """
 
 import lightning

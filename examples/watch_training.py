@@ -1,7 +1,12 @@
-"""A plain training loop under watch: handwritten digits, curves in TensorBoard, records in a folder.
+"""A plain training loop under watch
+=================================
 
-python examples/watch_training.py runs/digits
-tensorboard --logdir runs/digits/tensorboard
+Handwritten digits, curves in TensorBoard, records in a folder.
+
+::
+
+    python examples/watch_training.py runs/digits
+    tensorboard --logdir runs/digits/tensorboard
 """
 
 import sys
