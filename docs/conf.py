@@ -20,6 +20,7 @@ def reachable(url: str) -> bool:
 
 project = "Equipoise"
 author = "The Equipoise authors"
+copyright = author
 release = metadata.version("equipoise")
 extensions = [
     "myst_nb",

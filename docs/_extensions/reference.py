@@ -45,8 +45,7 @@ TOPICS = {
     "Checkpoints": ("equipoise: analyze", "equipoise.checkpoint"),
     "Data and networks": ("equipoise.data", "equipoise.networks"),
     "Measures": (
-        "equipoise.measure.spectrum",
-        "equipoise.measure.alignment: LayerAlignment alignment",
+        "equipoise.measure",
         "equipoise.measure.margins",
         "equipoise.measure.activity",
         "equipoise.measure.kkt: KKT kkt_residuals",
@@ -55,7 +54,7 @@ TOPICS = {
         "equipoise.graph.chain: Layer",
         "equipoise.linalg",
     ),
-    "Gallery": ("equipoise.gallery",),
+    "Gallery": ("equipoise.gallery", "equipoise.gallery.literature"),
     "Errors and references": (
         "equipoise.errors: EquipoiseError InputError CaptureError StoreError Interrupted",
         "equipoise: cite",
@@ -123,7 +122,7 @@ def topic_page(topic: str, listed: list[Entry]) -> str:
     for entry in listed:
         if entry.module != current:
             current = entry.module
-            title = "eq" if current == "equipoise" else current
+            title = "import equipoise as eq" if current == "equipoise" else current
             lines += ["", title, "-" * len(title), ""]
             if current != "equipoise":
                 lines += [

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -15,16 +14,20 @@ EXTENSIONS = Path(__file__).parents[2] / "docs" / "_extensions"
 sys.path.insert(0, str(EXTENSIONS))
 reference = importlib.import_module("reference")
 
-INTERNAL = {"cli", "graph", "store", "page", "threads"}  # not for import: the command line, and the engines behind it
+INTERNAL = ("cli", "graph", "store", "page", "laws.evaluate")  # the command line, and the engines behind the rest
 
 
 def public_modules():
+    """`equipoise`, and whatever two levels below it has an `__all__`."""
     yield equipoise
-    for found in pkgutil.iter_modules(equipoise.__path__, "equipoise."):
-        if found.name.split(".")[1] not in INTERNAL and not found.name.endswith("__main__"):
-            module = importlib.import_module(found.name)
-            if hasattr(module, "__all__"):
-                yield module
+    for path in sorted(Path(equipoise.__path__[0]).rglob("*.py")):
+        name = ".".join(path.relative_to(equipoise.__path__[0]).with_suffix("").parts).removesuffix(".__init__")
+        if (
+            0 < name.count(".") + 1 <= 2
+            and not name.startswith(INTERNAL)
+            and "\n__all__ = [" in path.read_text("utf-8")
+        ):
+            yield importlib.import_module(f"equipoise.{name}")
 
 
 def names():

@@ -39,6 +39,7 @@ PAGES = (
 PROBE = """<script>addEventListener("load", async () => {
   const mathematics = [...document.querySelectorAll(".math")];
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  if (location.search) await new Promise(done => setTimeout(done, 3000));  // results come one at a time
   parent.postMessage(JSON.stringify({
     key: KEY,
     wide: document.documentElement.scrollWidth - innerWidth,
@@ -111,6 +112,16 @@ def test_no_page_is_wider_than_its_window_and_all_mathematics_is_typeset(site, t
     assert {each["key"]: each["pictures"] for each in found if each["pictures"]} == {}
     lightness = {sum(map(int, re.findall(r"\d+", each["paper"])[:3])) for each in found}
     assert max(lightness) < 200 if theme == DARK else min(lightness) > 600
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_page_that_is_too_wide_is_noticed(tmp_path):
+    page = '<body><p style="width: 900px">wide</p><span class="math">x</span><img src="none.png"></body>'
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    found = {each["width"]: each for each in seen(tmp_path, tmp_path, ("page",), LIGHT)}
+    assert [found[width]["wide"] > 0 for width in WIDTHS] == [True, True, False]
+    assert all((each["formulas"], each["typeset"], len(each["pictures"])) == (1, 0, 1) for each in found.values())
 
 
 @pytest.mark.slow
