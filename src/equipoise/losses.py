@@ -297,7 +297,8 @@ LOSSES: dict[str, NamedLoss] = {
 def named_loss(loss: "str | Loss") -> Loss:
     """The loss of that name, or the loss itself.
 
-    Raises `InputError` for a name that is none of `LOSSES`, and for an object that is no `Loss`.
+    Raises:
+        InputError: for a name that is none of `LOSSES`, and for an object that is no `Loss`.
     """
     if isinstance(loss, Loss):
         return loss

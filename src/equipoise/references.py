@@ -379,7 +379,8 @@ def cite(*keys: str) -> str:
     >>> print(cite("du2018algorithmic").splitlines()[0])
     @misc{du2018algorithmic,
 
-    Raises `InputError` for an unknown key.
+    Raises:
+        InputError: for an unknown key.
     """
     unknown = [key for key in keys if key not in REFERENCES]
     if unknown:

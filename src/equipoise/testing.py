@@ -31,9 +31,11 @@ def assert_laws(
     `backward` of one's own up to a factor of 100. What is returned (and printed) names the laws for which that is not
     known, and the parameters that are in no law.
 
-    Raises `AssertionError` that names the failing laws and the parameters whose gradient to suspect, the likeliest
-    first; also when the model has no law at all, for then nothing was checked. Errors that respect every symmetry
-    cannot be seen: a gradient scaled as a whole, or that of another loss or batch.
+    Errors that respect every symmetry cannot be seen: a gradient scaled as a whole, or that of another loss or batch.
+
+    Raises:
+        AssertionError: that names the failing laws and the parameters whose gradient to suspect, the likeliest first;
+            also when the model has no law at all, for then nothing was checked.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))

@@ -20,8 +20,9 @@ def chain_pairs(
 ) -> Pairs:
     """Pairs of names, lower layer first: of `chain`; else of the captured graph; else of every `Sequential`.
 
-    Raises `InputError` for a name in `chain` that is no matrix of the checkpoint, and `CaptureError` for a model that
-    cannot be captured on `example_inputs`.
+    Raises:
+        InputError: for a name in `chain` that is no matrix of the checkpoint.
+        CaptureError: for a model that cannot be captured on `example_inputs`.
     """
     if chain is not None:
         if unknown := [name for name in chain if name not in known]:

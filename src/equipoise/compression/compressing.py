@@ -193,8 +193,10 @@ class Compressed:
     def radius(self, X: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
         """The distance from each example of the data within which the smaller model is the original, exactly.
 
-        Up to there no neuron of the original crosses its kink. Raises `InputError` where moves were not exact, and for
-        a network that is not piecewise linear.
+        Up to there no neuron of the original crosses its kink.
+
+        Raises:
+            InputError: where moves were not exact, and for a network that is not piecewise linear.
         """
         if not self.exact:
             raise InputError(

@@ -61,8 +61,9 @@ def load(
     >>> X.shape, X.dtype, y.unique()
     (torch.Size([100, 64]), torch.float64, tensor([-1.,  1.], dtype=torch.float64))
 
-    Raises `InputError` for an unknown name, classes that are not in the set or not distinct, fewer than two classes,
-    more examples than there are, and files that are missing, truncated or wrong.
+    Raises:
+        InputError: for an unknown name, classes that are not in the set or not distinct, fewer than two classes, more
+            examples than there are, and files that are missing, truncated or wrong.
     """
     _check_name(name)
     if seed < 0 or (n is not None and n < 1):
@@ -87,7 +88,8 @@ def rebuild(provenance: Provenance) -> Dataset:
     >>> rebuild(data.provenance).X.equal(data.X)
     True
 
-    Raises `InputError` for data of the user's own, and for data that is no longer the same.
+    Raises:
+        InputError: for data of the user's own, and for data that is no longer the same.
     """
     if provenance.name == "separable":
         data = load("separable", n=provenance.n, seed=provenance.seed or 0, d=provenance.shape[0])

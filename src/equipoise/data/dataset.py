@@ -85,8 +85,9 @@ class Dataset(tuple[Tensor, Tensor]):
         >>> y
         tensor([-1.,  1.], dtype=torch.float64)
 
-        Raises `InputError` for no examples, NaN or infinite inputs, another number of labels than of examples, labels
-        outside those sets, and examples of one class only.
+        Raises:
+            InputError: for no examples, NaN or infinite inputs, another number of labels than of examples, labels
+                outside those sets, and examples of one class only.
         """
         inputs = _real("X", X)
         if inputs.ndim < 2 or inputs.numel() == 0:
@@ -109,7 +110,8 @@ def validate(data: object, multiclass: bool = False) -> Dataset:
     >>> validate(([[0.5], [2.0]], [-1, 1])).provenance.name
     'user'
 
-    Raises `InputError` for what is no pair, and as `Dataset.from_tensors` does.
+    Raises:
+        InputError: for what is no pair, and as `Dataset.from_tensors` does.
     """
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise InputError(expected="a pair (X, y)", found=type(data).__name__, remedy="pass (X, y) or eq.data.load(...)")

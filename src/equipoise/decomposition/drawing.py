@@ -24,8 +24,11 @@ def draw(graph: UnitGraph, tree: SignTree, leaves: Leaves, path: str | PathLike[
     """Left the network, right the tree from its outputs to its leaves; blue is +, orange −, widths are magnitudes.
 
     The tree's own edges are all of one width: their weights are ±1. Magnitudes are bars at the leaves. The format
-    is that of the suffix: SVG, PDF or PNG. Raises `InputError` without matplotlib and for more than 400 paths, and
-    `StoreError` for a path that cannot be written.
+    is that of the suffix: SVG, PDF or PNG.
+
+    Raises:
+        InputError: without matplotlib and for more than 400 paths.
+        StoreError: for a path that cannot be written.
     """
     _require(tree)
     from matplotlib import rc_context

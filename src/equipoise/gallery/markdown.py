@@ -45,7 +45,9 @@ def write_into(path: str | os.PathLike[str], results: Results) -> Path:
 def put_between(path: Path, begin: str, end: str, text: str) -> Path:
     """Replace what is between two marks of a file.
 
-    Raises `InputError` for a file without the marks, `StoreError` for one that cannot be read.
+    Raises:
+        InputError: for a file without the marks.
+        StoreError: for one that cannot be read.
     """
     try:
         before = path.read_text(encoding="utf-8")

@@ -146,6 +146,9 @@ def parse_goal(text: str) -> Goal:
 
     >>> parse_goal("growth=3")
     Growth(value=3.0)
+
+    Raises:
+        InputError: for any other text, and for a value that the goal refuses.
     """
     name, _, value = text.partition("=")
     if text.strip() in _NAMED:

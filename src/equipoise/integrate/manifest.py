@@ -109,8 +109,9 @@ def stepper_from(recorded: Json) -> Stepper:
 def observers_from(recorded: Sequence[Json], given: Sequence[Observer] | None) -> tuple[Observer, ...]:
     """The observers of a manifest; those that it cannot hold must be given, and those given must be the same.
 
-    Raises `InputError` that says which were recorded.
-    """
+    Raises:
+        InputError: that says which were recorded.
+    """  # noqa: DOC501 - a helper makes the error
     if given is not None:
         if [described(each) for each in given] != list(recorded):
             raise _differ(recorded, ", ".join(type(each).__name__ for each in given) or "none")
@@ -173,7 +174,8 @@ class StoredInputs:
     def read(cls, store: Store, model: nn.Module | None, data: object) -> "StoredInputs":
         """From a run folder; a model or data of one's own, which are not in it, must be passed.
 
-        Raises `InputError` without them, and for others than those of the run.
+        Raises:
+            InputError: without them, and for others than those of the run.
         """
         manifest = store.manifest
         own = _recorded_network(manifest.get("network")) if model is None else copy.deepcopy(model)

@@ -104,7 +104,8 @@ class Objective:
 def shares(example_weights: ExampleWeights, examples: int, like: Tensor) -> Float[Tensor, " examples"]:
     """`w_i` of `R = Σ w_i ℓ_i`: weights of examples over their sum, in float64, where `like` is.
 
-    Raises `InputError` unless there is one for each example, positive and finite.
+    Raises:
+        InputError: unless there is one for each example, positive and finite.
 
     >>> shares([1, 3], 2, torch.zeros(2))
     tensor([0.2500, 0.7500], dtype=torch.float64)

@@ -118,8 +118,10 @@ class Run:
     def at(self, point: str | Goal) -> nn.Module:
         """A copy of the network where the run passed a saved point: to start another flow from, with any stepper.
 
-        `point` is a goal of `save_at`, or its text; `"initial"` and `"final"` are there in every run. Raises
-        `InputError` for a point that was not saved.
+        `point` is a goal of `save_at`, or its text; `"initial"` and `"final"` are there in every run.
+
+        Raises:
+            InputError: for a point that was not saved.
         """
         name = point if isinstance(point, str) else point.describe()
         found = {"initial": self.initial, "final": self.final, **self.saved}.get(name)

@@ -110,7 +110,8 @@ def _finished(folder: Path) -> bool:
 def parallel_backend(name: str, jobs: int) -> joblib.parallel_config:
     """joblib on that backend, as a context; `ray` registers itself, `dask` needs a client.
 
-    Raises `InputError` for an unknown backend and for one that is not installed.
+    Raises:
+        InputError: for an unknown backend and for one that is not installed.
     """
     if name not in BACKENDS:
         raise InputError(

@@ -70,9 +70,12 @@ def outputs_of_two(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def require_trainable(model: nn.Module, captured: Captured, inputs: Tensor) -> None:
-    """Raises `InputError` unless every parameter receives a gradient, and the captured graph is the model itself.
+    """Require that every parameter receives a gradient, and that the captured graph is the model itself.
 
     Three examples go through the graph, which was read from two; the first again where there are fewer.
+
+    Raises:
+        InputError: naming the parameters, or the difference.
     """
     _require_constant_buffers(captured)
     inputs = torch.cat([inputs[:3], inputs[:1], inputs[:1]])[:3]

@@ -182,7 +182,10 @@ class Laws(Sequence[Law]):
         """The relative residual of T1 of every law: an exact check of the gradient.
 
         After `backward()` on a module, or from `gradients` by name. A parameter without a gradient counts as zero
-        when others have one. Raises `InputError` if there are no gradients at all.
+        when others have one.
+
+        Raises:
+            InputError: if there are no gradients at all.
 
         `defects` are taken off first (see there). With `sketch=k` the moments of matrix-wise laws wider than `k` are
         seen through `k` seeded Gaussian probes: without bias in the square, at a fraction of the cost of the products
@@ -359,6 +362,9 @@ class Laws(Sequence[Law]):
         set, of the node's shape but for the examples: (n, units), (n, tokens, units), (n, channels, height, width).
         Neurons with equal patterns at every position form a class; the law of each class is full.
         These laws hold as long as the patterns do.
+
+        Raises:
+            InputError: for a name that is no such node, and for a state of another shape.
         """
         captured = self._graph
         nodes = {node.name: node for node in captured.graph.nodes}

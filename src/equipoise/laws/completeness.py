@@ -49,7 +49,10 @@ def completeness(
     """Count the laws that can exist and those that were found *(Marcotte, Gribonval, Peyré 2023)*.
 
     Brackets of the gradient fields of random inputs and outputs are added until `depth` or until the span stops
-    growing. With `softmax` only differences of outputs count. Raises `InputError` for models that are too large.
+    growing. With `softmax` only differences of outputs count.
+
+    Raises:
+        InputError: for models that are too large.
 
     >>> from torch import nn
     >>> from equipoise.laws import invariances

@@ -205,12 +205,15 @@ def _square(law: Law, member: Member) -> str:
 
 
 def named(parameters: Parameters) -> Mapping[str, Tensor]:
-    """Parameters by name, of a module or as they are; raises `InputError` if they have no values.
+    """Parameters by name, of a module or as they are.
 
     >>> named(nn.Linear(1, 1, device="meta"))
     Traceback (most recent call last):
     ...
     equipoise.errors.InputError: expected parameters with values; found weight on the meta device; load the weights ...
+
+    Raises:
+        InputError: where they have no values.
     """
     if not isinstance(parameters, nn.Module):
         return parameters

@@ -56,7 +56,10 @@ class PatternClasses:
 def patterns(z: Float[Tensor, "n neurons"]) -> Patterns:
     """The packed patterns `z > 0` of pre-activations; examples are rows (positions and tokens flattened into them).
 
-    A pair on its kink (`z = 0`) counts as off. Raises `InputError` for NaN, and for no example or no neuron.
+    A pair on its kink (`z = 0`) counts as off.
+
+    Raises:
+        InputError: for NaN, and for no example or no neuron.
 
     >>> packed = patterns(torch.tensor([[1.0, -1.0], [0.0, -2.0], [3.0, 0.5]]))
     >>> packed.words.tolist(), packed.on_counts().tolist()

@@ -13,7 +13,8 @@ from equipoise.losses import LOSSES, tailed_losses
 def binary_margins(scores: Float[Tensor, " n *one"], labels: Tensor) -> Float[Tensor, " n"]:
     """`m_i = y_i f(x_i)` for scores of shape (n,) or (n, 1) and labels in {-1, +1} of any dtype.
 
-    Raises `InputError` for other labels, and when the counts differ.
+    Raises:
+        InputError: for other labels, and when the counts differ.
 
     >>> binary_margins(torch.tensor([[2.0], [-3.0]]), torch.tensor([1, 1]))
     tensor([ 2., -3.])
@@ -37,7 +38,8 @@ def binary_margins(scores: Float[Tensor, " n *one"], labels: Tensor) -> Float[Te
 def class_margins(scores: Float[Tensor, "n classes"], labels: Int[Tensor, " _"]) -> Float[Tensor, "n others"]:
     """`m_ic = f_{y_i}(x_i) - f_c(x_i)` for every other class `c ≠ y_i` in ascending order.
 
-    Raises `InputError` for labels outside `0 … classes - 1`, and when the counts differ.
+    Raises:
+        InputError: for labels outside `0 … classes - 1`, and when the counts differ.
 
     >>> class_margins(torch.tensor([[1.0, 5.0, 2.0]]), torch.tensor([1]))
     tensor([[4., 3.]])
@@ -70,8 +72,10 @@ def smoothed_normalised_margin(
 ) -> float:
     """`ℓ^{-1}(nR) / ‖w‖^L` from `log R`: at most the normalised margin, and non-decreasing along gradient flow.
 
-    Monotone once `R < ℓ(0)/n` (Lyu & Li 2020); `log R` may be -1e15. Raises `InputError` as `inverse_loss` and
-    `normalised_margin` do.
+    Monotone once `R < ℓ(0)/n` (Lyu & Li 2020); `log R` may be -1e15.
+
+    Raises:
+        InputError: as `inverse_loss` and `normalised_margin` do.
 
     >>> round(smoothed_normalised_margin(-1e15, examples=1, norm=1e3, degree=5), 12)
     1.0
@@ -85,8 +89,11 @@ def inverse_loss(log_total: float | int, loss: str = "exponential") -> float:
     """`ℓ^{-1}(t)` from `log t`: the one margin whose loss is `t`.
 
     `-log t` for the exponential losses, `-log(e^t - 1)` for logistic and cross-entropy, without overflow or underflow:
-    the latter is `-log t - log((e^t - 1)/t)` for `t ≤ 1` and `-t - log(1 - e^{-t})` above. Raises `InputError` for an
-    unknown loss, for NaN and infinity, and where `t` is beyond float64 (`log t > 709`, logistic only).
+    the latter is `-log t - log((e^t - 1)/t)` for `t ≤ 1` and `-t - log(1 - e^{-t})` above.
+
+    Raises:
+        InputError: for an unknown loss, for NaN and infinity, and where `t` is beyond float64 (`log t > 709`, logistic
+            only).
 
     >>> [inverse_loss(log_total, "logistic") for log_total in (-1e15, -40.0, 5.0)]
     [1000000000000000.0, 40.0, -148.4131591025766]
@@ -104,8 +111,10 @@ def support(margins: Float[Tensor, " n *others"], discard: float = 0.01) -> Bool
     Each example left out weighs less than `discard / N` with `N` the number of margins, so that together they weigh
     less than `discard` of the whole, for any margins: by default under one percent of the gradient's weights.
     For logistic loss and cross-entropy pass `u = -log ℓ(m)` in place of the margins (T6.3). Margins of classes count
-    each for itself; an example is a support example when any of its margins is. Raises `InputError` unless `discard` is
-    in (0, 1) and the margins are finite.
+    each for itself; an example is a support example when any of its margins is.
+
+    Raises:
+        InputError: unless `discard` is in (0, 1) and the margins are finite.
 
     >>> support(torch.tensor([1.0, 1.5, 40.0]))
     tensor([ True,  True, False])

@@ -109,6 +109,9 @@ def spectra(matrices: Mapping[str, Float[Tensor, "_ _ *_"]], r: int = 1) -> dict
 
     >>> {name: s.stable_rank for name, s in spectra({"a": torch.eye(2), "b": torch.eye(3)}).items()}
     {'a': 2.0, 'b': 3.0}
+
+    Raises:
+        InputError: for `r` below 1, and for what is no matrix.
     """
     if r < 1:
         raise InputError(expected="at least one singular value", found=f"r={r}", remedy="pass r=1 or more")
@@ -124,7 +127,8 @@ def circular_spectrum(
 
     In the Fourier basis the operator is one `out × in` complex matrix a frequency (Sedghi, Gupta & Long 2019); these
     are its `height · width` blocks' singular values together. With zero padding it is only an approximation.
-    Raises `InputError` when the image is smaller than the kernel.
+    Raises:
+        InputError: when the image is smaller than the kernel.
 
     >>> average = torch.full((1, 1, 2, 2), 0.25, dtype=torch.float64)
     >>> circular_spectrum(average, size=(4, 4)).singular_values

@@ -83,8 +83,8 @@ def watch(
         on_alarm: called with each alarm.
         quiet: whether to print no summary at the end.
 
-    Returns:
-        A context manager that gives the log, which grows as the training runs.
+    Yields:
+        The log, which grows as the training runs.
 
     Raises:
         InputError: where the optimizer holds no parameter of the model, or `names` and `types` select none.

@@ -81,6 +81,9 @@ def _balance(layers: list[nn.Linear], rectified: int) -> None:
 
     Below a ReLU each row keeps its direction. Below a linear layer, with `W₊ = L S R` cut to its rank, `W ← Rᵀ S Q`
     with `Q` the polar factor of `R W`: its rank is that of `W₊`.
+
+    Raises:
+        InputError: where a layer is too narrow for that rank.
     """
     with torch.no_grad():
         for k in range(len(layers) - 1, 0, -1):
@@ -159,7 +162,8 @@ def residual_mlp(
     >>> [name for name, _ in model.named_parameters()]
     ['embed.weight', 'block1.up.weight', 'block1.down.weight', 'layer1.weight', 'layer2.weight']
 
-    Raises `InputError` for sizes that are not positive integers, an unknown `skip` or `init`, a senseless `scale`.
+    Raises:
+        InputError: for sizes that are not positive integers, an unknown `skip` or `init`, a senseless `scale`.
     """
     d_in, d, d_hidden, d_out = widths_checked([inputs, width, hidden, outputs])
     depth = integer_checked("linear_tail", linear_tail, 1)
@@ -200,8 +204,9 @@ def convnet(
     [('conv1.weight', (2, 1, 3, 3)), ('conv2.weight', (3, 2, 3, 3)), ('layer1.weight', (5, 12)),
      ('layer2.weight', (1, 5))]
 
-    Raises `InputError` for sizes that are not positive integers, an image too small for its poolings, and an unknown
-    `pool` or `init`.
+    Raises:
+        InputError: for sizes that are not positive integers, an image too small for its poolings, and an unknown `pool`
+            or `init`.
     """
     height, length = widths_checked(image)
     counts = widths_checked([1, *channels])
@@ -274,8 +279,9 @@ def transformer(
     >>> model(torch.zeros(3, 64).double()).shape
     torch.Size([3, 1])
 
-    Raises `InputError` for sizes that are not positive integers, a width that `heads` does not divide, and an unknown
-    `init`.
+    Raises:
+        InputError: for sizes that are not positive integers, a width that `heads` does not divide, and an unknown
+            `init`.
     """
     count, d_in, d, d_out = widths_checked([tokens, inputs, width, outputs])
     depth = integer_checked("linear_tail", linear_tail, 1)

@@ -134,6 +134,9 @@ class SAM(Optimizer):
 
         Returns:
             The loss before the step.
+
+        Raises:
+            InputError: without a closure.
         """
         if closure is None:
             raise InputError(

@@ -15,8 +15,9 @@ Place = tuple[nn.Module, str, str]  # the module, its parameter, and the full na
 def chosen(model: nn.Module, names: Sequence[str] | None, least_axes: int) -> list[Place]:
     """The parameters that match the patterns; without patterns, the weights of linear and convolutional layers.
 
-    Raises `InputError` for patterns that match nothing, and for parameters that are shared, parametrised already, not
-    floating, or of fewer axes than needed.
+    Raises:
+        InputError: for patterns that match nothing, and for parameters that are shared, parametrised already, not
+            floating, or of fewer axes than needed.
     """
     if isinstance(names, str):
         names = [names]

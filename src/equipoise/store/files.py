@@ -140,7 +140,8 @@ def place_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Json, str]:
     """Tensors in the order of their names, metadata, and their hash, which they must match.
 
-    Raises `OSError`, `SafetensorError` or `ValueError` for anything else.
+    Raises:
+        ValueError: for tensors that do not match it; `OSError` and `SafetensorError` come from reading.
     """
     content = path.read_bytes()
     tensors = dict(sorted(safetensors.torch.load(content).items()))

@@ -113,8 +113,9 @@ class Store:
     def resume(cls, folder: str | os.PathLike[str]) -> "Store":
         """Open a run to go on with. Nothing is changed before `rewind`.
 
-        Raises `StoreError` if the folder is no run of this version or damaged, or another process is writing it.
-        """
+        Raises:
+            StoreError: if the folder is no run of this version or damaged, or another process is writing it.
+        """  # noqa: DOC501 - a helper makes the error
         path = Path(folder)
         with in_one_line(path):
             manifest = _read_manifest(path)
@@ -218,8 +219,9 @@ class Store:
     def load_weights(self, name: str) -> tuple[dict[str, Tensor], Json]:
         """The tensors of `weights/NAME.safetensors`, on the CPU and in the order of their names, and their metadata.
 
-        Raises `StoreError` that names the file when it is missing, damaged, or not the one that the run wrote.
-        """
+        Raises:
+            StoreError: that names the file when it is missing, damaged, or not the one that the run wrote.
+        """  # noqa: DOC501 - a helper makes the error
         path = _weights(self.folder, name)
         try:
             tensors, metadata, digest = read_weights(path)

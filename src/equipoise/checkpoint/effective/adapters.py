@@ -219,6 +219,9 @@ def _by_pattern(name: str, module: str, patterns: object, otherwise: object) -> 
     >>> patterns = {r"h\\.1\\..*": 3, "q_proj": 4}
     >>> _by_pattern("r", "h.1.q_proj", patterns, 5), _by_pattern("r", "xq_proj", patterns, 5)
     (3, 5)
+
+    Raises:
+        InputError: for patterns that are no dictionary, and for a value that is no number.
     """
     listed = patterns or {}
     if not isinstance(listed, Mapping):

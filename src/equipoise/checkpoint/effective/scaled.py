@@ -111,6 +111,9 @@ def _block(size: int, count: int, said: int | None, inverse: bool) -> int:
 
     >>> _block(256, 2, None, False), _block(200, 2, None, True), _block(200, 2, 100, False)
     (128, 128, 100)
+
+    Raises:
+        Unfit: where no width, or more than one, is likely.
     """
     if count == 1:
         return size

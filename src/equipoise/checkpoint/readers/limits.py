@@ -45,9 +45,12 @@ def require_name(name: object) -> str:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` in `folder`; `InputError` when it is not there, or when the name leads somewhere else.
+    """The file `name` in `folder`.
 
     A link in the folder is followed: the cache of the Hugging Face hub consists of links.
+
+    Raises:
+        InputError: where it is not there, and where the name leads out of the folder.
     """
     path, parts = folder / name, Path(name).parts
     leads_out = Path(name).is_absolute() or ".." in parts
@@ -84,8 +87,10 @@ def read_json(path: Path) -> Json:
 def read_index_of(index: Path, read: Callable[[Path], tuple[TensorEntry, ...]]) -> tuple[TensorEntry, ...]:
     """The tensors of every shard that an index names, in the index's own folder, each shard by `read`.
 
-    A tensor that the index promises and no shard holds is there with its reason. Raises `InputError` for an index that
-    is none, and as `inside` and `read` do.
+    A tensor that the index promises and no shard holds is there with its reason.
+
+    Raises:
+        InputError: for an index that is none, and as `inside` and `read` do.
     """
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):

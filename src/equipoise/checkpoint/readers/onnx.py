@@ -32,10 +32,12 @@ _INTEGERS = {2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: 
 def read_onnx(path: Path) -> tuple[TensorEntry, ...]:
     """The initialisers of the graph and of its subgraphs, and the values of its `Constant` nodes.
 
-    The graph itself is parsed by protobuf, numbers inside it included; those in external files are mapped. Raises
-    `InputError` without the onnx package, for a file that is no model, and for data that is missing, too short, or
-    outside the folder of the model.
-    """
+    The graph itself is parsed by protobuf, numbers inside it included; those in external files are mapped.
+
+    Raises:
+        InputError: without the onnx package, for a file that is no model, and for data that is missing, too short, or
+            outside the folder of the model.
+    """  # noqa: DOC501 - a helper makes the error
     if find_spec("onnx") is None:
         raise InputError(expected="onnx, which reads .onnx files", found="no onnx", remedy="pip install onnx")
     import onnx  # an extra

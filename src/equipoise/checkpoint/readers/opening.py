@@ -34,7 +34,8 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx", ".index.js
 def open_checkpoint(source: object) -> Checkpoint:
     """A model, a state dict, a file, or a folder with one checkpoint in it; tensors are not read yet.
 
-    Raises `InputError` for anything else, in one line.
+    Raises:
+        InputError: for anything else, in one line.
     """
     if isinstance(source, nn.Module):
         return _named(Checkpoint(type(source).__name__, read_module(source), config_of(source)))
@@ -110,8 +111,10 @@ def _in_folder(folder: Path) -> Path:
 def _named(checkpoint: Checkpoint) -> Checkpoint:
     """With names as they may be listed, and without the prefixes that `torch.compile` and data parallelism add.
 
-    What does not show in a name is escaped. The prefixes stay where two names would become one without them. Raises
-    `InputError` where there are no tensors.
+    What does not show in a name is escaped. The prefixes stay where two names would become one without them.
+
+    Raises:
+        InputError: where there are no tensors.
     """
     if not checkpoint.tensors:
         raise InputError(

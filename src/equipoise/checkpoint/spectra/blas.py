@@ -67,7 +67,8 @@ def put_products(
 def eigenvalues_in_place(matrix: Float[Tensor, "side side"]) -> np.ndarray:
     """All eigenvalues, ascending, of the symmetric matrix whose lower triangle is given; it is overwritten.
 
-    Raises `numpy.linalg.LinAlgError` where the iteration does not converge.
+    Raises:
+        LinAlgError: where the iteration does not converge.
 
     >>> import torch
     >>> eigenvalues_in_place(torch.tensor([[2.0, 0.0], [1.0, 2.0]], dtype=torch.float64)).round(12)

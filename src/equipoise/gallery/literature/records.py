@@ -135,7 +135,10 @@ class PaperResults:
 def save_row(folder: Path, row: PaperRow, log: str) -> PaperRow:
     """Write the raw log of a row, and add the row to those in the folder; returns the row with its log.
 
-    Nothing that was recorded before is changed. Raises `StoreError` where the folder cannot be written.
+    Nothing that was recorded before is changed.
+
+    Raises:
+        StoreError: where the folder cannot be written.
     """
     digest = hashlib.sha256(log.encode()).hexdigest()
     name = f"{LOGS}/{row.paper}-{row.setting}-seed{row.seed}-{digest[:10]}.jsonl"

@@ -71,6 +71,9 @@ def embedding(
 
     Autograd drops the gradient of the row `padding_idx` and divides others by their frequency if asked to: what it
     returns is then not the gradient of the function, and obeys none of its laws.
+
+    Raises:
+        Unreadable: for either.
     """
     if table.weights and (padding >= 0 or by_frequency):
         raise Unreadable(f"padding_idx={padding}" if padding >= 0 else "scale_grad_by_freq")

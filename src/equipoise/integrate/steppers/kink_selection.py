@@ -51,6 +51,9 @@ def _least(objective: Objective, state: State, slopes: Slopes, bends: Sequence[t
 
     The gradient is affine in the slopes of one layer, and the first solution final; with kinks in several it is
     repeated for as long as the gradient becomes shorter.
+
+    Raises:
+        InputError: for more pairs on their kink than are solved for.
     """
     places = [
         (k, place, bend[1])
