@@ -109,6 +109,9 @@ def require_real(
     Traceback (most recent call last):
         ...
     equipoise.errors.InputError: expected rtol to be a finite number above 0; found nan; pass rtol=0.01
+
+    Raises:
+        InputError: for anything else.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
@@ -126,6 +129,9 @@ def require_integer(name: str, value: object, remedy: str, *, least: int = 0, mo
     Traceback (most recent call last):
         ...
     equipoise.errors.InputError: expected max_steps to be a whole number, at least 1; found 2.5; pass max_steps=10_000
+
+    Raises:
+        InputError: for anything else.
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):  # pyright: ignore[reportOperatorIssue]
