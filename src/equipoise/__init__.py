@@ -16,6 +16,7 @@ from equipoise.monitor import TrainingAlarm, watch
 from equipoise.observers import (
     Activity,
     Alignment,
+    Bottleneck,
     ClassFeatures,
     DataAlignment,
     Defect,
@@ -39,6 +40,7 @@ __version__ = version("equipoise")
 __all__ = [
     "Activity",
     "Alignment",
+    "Bottleneck",
     "Certificate",
     "ClassFeatures",
     "CriticalPoint",

@@ -368,6 +368,14 @@ REFERENCES: dict[str, Reference] = {
             2022,
             "https://arxiv.org/abs/2011.11619",
         ),
+        Reference(
+            "dai2021representation",
+            "Zhen Dai and Mina Karzand and Nathan Srebro",
+            "Representation costs of linear neural networks: analysis and design",
+            "NeurIPS",
+            2021,
+            "https://openreview.net/forum?id=3oQyjABdbC8",
+        ),
     ]
 }
 

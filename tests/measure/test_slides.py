@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.measure.slides import SHORTEST, Slides
+from equipoise.measure.activity import SHORTEST, Slides
 
 
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 25))

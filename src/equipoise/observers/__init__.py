@@ -3,6 +3,7 @@
 from equipoise.observers.activity import Activity
 from equipoise.observers.alignment import Alignment, DataAlignment
 from equipoise.observers.class_features import ClassFeatures
+from equipoise.observers.function_geometry import Bottleneck
 from equipoise.observers.laws import Defect, Drift, Residual
 from equipoise.observers.margin import Margin
 from equipoise.observers.protocol import (
@@ -26,6 +27,7 @@ from equipoise.observers.state import ObserverResult, ObserverState, StateLike
 __all__ = [
     "Activity",
     "Alignment",
+    "Bottleneck",
     "ClassFeatures",
     "DataAlignment",
     "Defect",

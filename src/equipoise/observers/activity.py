@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import checked_fields, require_real
-from equipoise.measure.activity import Patterns, pattern_classes, patterns
-from equipoise.measure.slides import Slides
+from equipoise.measure.activity import Patterns, Slides, pattern_classes, patterns
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverResult, ObserverState
 

@@ -7,7 +7,7 @@ from typing import TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_ty
 
 from torch import Tensor
 
-from equipoise.measure.slides import Slides, Spans
+from equipoise.measure.activity import Slides, Spans
 
 
 @dataclass(frozen=True)

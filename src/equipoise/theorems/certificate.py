@@ -177,6 +177,8 @@ def certify(
       each layer by the number of its classes (T4.3), with skips and convolutions too, where what reads it is known to
       tend to low rank; where not, a note says why. Rank one is not claimed of all of a ReLU layer (T4.4). Linear layers
       below the tail that are read by such (a dense skip and what it is added to) tend to low rank as the tail does.
+    - Of a network that is quasi-homogeneous but not homogeneous its exponents, and in a note what then is true of the
+      limit, on conditions that cannot be seen (T11).
     - Activity and signs that are decided at the limit have stopped to change (T4.1, T5.2); slackness and stationarity
       of the margins (T7), where the network is homogeneous.
 

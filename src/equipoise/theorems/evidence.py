@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer
-from equipoise.graph.degrees import Homogeneity, homogeneity
+from equipoise.graph.degrees import Homogeneity, QuasiHomogeneity, homogeneity, quasi_homogeneity
 from equipoise.graph.evaluate import Kink, kinks, recorded
 from equipoise.laws import Law, Laws
 from equipoise.losses import Loss, log_risk
@@ -169,6 +169,11 @@ class Evidence:
     def homogeneity(self) -> Homogeneity:
         """The degree in all weights, or the obstacle to one."""
         return homogeneity(self.captured)
+
+    @cached_property
+    def quasi_homogeneity(self) -> QuasiHomogeneity:
+        """Exponents of the weights under which the scores have degree 1, or the obstacle to any."""
+        return quasi_homogeneity(self.captured)
 
     @property
     def has_biases(self) -> bool:

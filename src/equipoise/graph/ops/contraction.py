@@ -8,7 +8,6 @@ from typing import TypeAlias
 
 import torch
 from torch import fx
-from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.labels.algebra import Algebra
@@ -336,13 +335,13 @@ def _tensordot_terms(site: Site, shapes: list[Shape]) -> Spelled:
 # Degrees --------------------------------------------------------------------------------------------------------------
 
 
-def _of_einsum(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_einsum(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     return sum(of(operand) for operand in node.args[1])  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
 
 
-def _of_bilinear(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_bilinear(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     biases = [of(bias) for bias in node.args[3:4] if isinstance(bias, fx.Node)]
-    return rules.agreed([sum(of(factor) for factor in node.args[:3]), *biases])
+    return of.agreed([sum(of(factor) for factor in node.args[:3]), *biases])
 
 
 # Declarations ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.labels.algebra import Algebra
@@ -301,10 +300,10 @@ def _shift_of_padded(site: Site, groups: Groups | Rows) -> Sources:
         yield source, pull(labels, torch.constant_pad_nd(element_numbers(shape), site.integers(1), -1), shape)
 
 
-def _of_padded(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_padded(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     """Zeros around have every degree, other numbers 0."""
     filling = next((each for each in (*node.args[2:], *node.kwargs.values()) if isinstance(each, (int, float))), 0)
-    return rules.agreed([of(node.args[0])] + [0] * bool(filling))
+    return of.agreed([of(node.args[0])] + [0] * bool(filling))
 
 
 # Sums over paths ------------------------------------------------------------------------------------------------------

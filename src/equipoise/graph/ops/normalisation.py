@@ -246,12 +246,13 @@ _LAYER_NORM = Operator(
     shift=_shift_of_bias(3, by_channel=False),
     shifts_and_ignores=True,
     exchange=rules.added_last(3),
+    degree=rules.normalised(2, 3, 4),
     regularity=Regularity.SMOOTH,
     eps=Eps(4, (None, None), _layer_norm_with),
 )
 declare("layer_norm", _LAYER_NORM)
 declare("native_layer_norm", replace(_LAYER_NORM, eps=Eps(4, (None, None))))
-_RMS_NORM = Operator(symmetry=rms_norm, regularity=Regularity.SMOOTH)
+_RMS_NORM = Operator(symmetry=rms_norm, degree=rules.normalised(2, None, 3), regularity=Regularity.SMOOTH)
 declare("rms_norm", replace(_RMS_NORM, eps=Eps(3, (None,), _rms_norm_with)))
 declare("_fused_rms_norm", replace(_RMS_NORM, eps=Eps(3, (None,))))
 declare(
@@ -262,6 +263,7 @@ declare(
         shift=_shift_of_bias(3, by_channel=True),
         shifts_and_ignores=True,
         exchange=rules.added_last(3),
+        degree=rules.normalised(2, 3, 4),
         regularity=Regularity.SMOOTH,
         eps=Eps(4, (None, None), _group_norm_with, _groups),
     ),
@@ -273,6 +275,7 @@ _OWN_STATISTICS = Operator(
     shift=_shift_of_bias(2, by_channel=True),
     shifts_and_ignores=True,
     exchange=rules.added_last(2),
+    degree=rules.normalised(1, 2, 7),
     eps=Eps(7, (), _batch_norm_with, _channels),
 )
 declare("_native_batch_norm_legit_functional", _OWN_STATISTICS)

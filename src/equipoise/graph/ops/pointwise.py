@@ -299,12 +299,12 @@ def _interpolated_rates(node: fx.Node, of: Callable[[Argument], rules.Parts]) ->
 # Degrees --------------------------------------------------------------------------------------------------------------
 
 
-def _with_slope(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _with_slope(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     """A trained slope enters below zero only."""
-    return rules.agreed([of(node.args[0]), of(node.args[0]) + of(node.args[1])])
+    return of.agreed([of(node.args[0]), of(node.args[0]) + of(node.args[1])])
 
 
-def _of_power(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_power(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     """A whole multiple, where the exponent is an integer."""
     exponent = node.args[1]
     if not isinstance(exponent, (int, float)) or exponent != int(exponent):
@@ -312,24 +312,24 @@ def _of_power(node: fx.Node, of: Callable[[Argument], int]) -> int:
     return of(node.args[0]) * int(exponent)
 
 
-def _of_square(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_square(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     return 2 * of(node.args[0])
 
 
-def _of_reciprocal(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_reciprocal(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     return -of(node.args[0])
 
 
-def _of_comparison(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_comparison(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     """A comparison with zero is one of signs; others need equal degrees."""
-    rules.agreed([of(side) for side in node.args[:2] if isinstance(side, fx.Node) or side])
+    of.agreed([of(side) for side in node.args[:2] if isinstance(side, fx.Node) or side])
     return 0
 
 
-def _of_interpolation(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_interpolation(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     """Both ends, by a weight of degree 0."""
     start, end, weight = node.args[:3]
-    return rules.agreed([of(start), of(end), of(start) + of(weight)])
+    return of.agreed([of(start), of(end), of(start) + of(weight)])
 
 
 # Kinks ----------------------------------------------------------------------------------------------------------------

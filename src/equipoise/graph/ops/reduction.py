@@ -275,12 +275,12 @@ def _shift_of_total(site: Site, groups: Groups | Rows) -> Sources:
 # Degrees --------------------------------------------------------------------------------------------------------------
 
 
-def _of_larger(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _of_larger(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     """Along an axis, or of two tensors."""
-    return rules.agreed([of(side) for side in node.args[:2] if isinstance(side, fx.Node)])
+    return of.agreed([of(side) for side in node.args[:2] if isinstance(side, fx.Node)])
 
 
-def _twice(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def _twice(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     return 2 * of(node.args[0])
 
 

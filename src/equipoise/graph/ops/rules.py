@@ -1,6 +1,8 @@
 """Rules that operations of several families share: degrees, exchanges of shifts, and sums over paths."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import fx
@@ -13,61 +15,118 @@ class Mixed(ValueError):
     """Terms of different degrees, which have none together."""
 
 
-DegreeRule: TypeAlias = Callable[[fx.Node, Callable[[Argument], int]], int]
-"""`rule(node, degree of an argument)`: the degree of its result. Raises `Mixed`."""
+@dataclass(frozen=True)
+class LinearDegree:
+    """A degree that depends on those of the parameters: `Σ c_p λ_p`, by the name of the parameter."""
+
+    coefficients: Mapping[str, Fraction]
+
+    def __bool__(self) -> bool:
+        return any(self.coefficients.values())
+
+    def __add__(self, other: "Degree") -> "LinearDegree":
+        theirs = other.coefficients if isinstance(other, LinearDegree) else {}  # numbers have degree 0
+        names = self.coefficients | theirs
+        zero = Fraction(0)
+        return LinearDegree({name: self.coefficients.get(name, zero) + theirs.get(name, zero) for name in names})
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: int) -> "LinearDegree":
+        return LinearDegree({name: factor * value for name, value in self.coefficients.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "LinearDegree":
+        return -1 * self
+
+    def __sub__(self, other: "Degree") -> "LinearDegree":
+        return self + (-1 * other)
+
+    def __rsub__(self, other: "Degree") -> "LinearDegree":
+        return -self + other
 
 
-def agreed(degrees: Sequence[int]) -> int:
-    """The one degree of several terms."""
-    if len(set(degrees)) > 1:
-        raise Mixed(f"terms of degrees {' and '.join(map(str, dict.fromkeys(degrees)))}")
-    return degrees[0] if degrees else 0
+Degree: TypeAlias = "int | LinearDegree"
 
 
-def kept(node: fx.Node, of: Callable[[Argument], int]) -> int:
+@runtime_checkable
+class Degrees(Protocol):
+    """The degrees of what a node reads, and what its rule demands of them."""
+
+    def __call__(self, argument: Argument) -> Degree:
+        """That of an argument; 0 of a number."""
+        ...
+
+    def agreed(self, degrees: Sequence[Degree], /) -> Degree:
+        """The one degree of several terms. Raises `Mixed` where they certainly differ."""
+        ...
+
+    def with_eps(self, degree: Degree, eps: object, /) -> None:
+        """Demand degree 0 of what a small constant is added to, unless that is zero."""
+        ...
+
+
+DegreeRule: TypeAlias = Callable[[fx.Node, Degrees], Degree]
+"""`rule(node, degrees of its arguments)`: the degree of its result. Raises `Mixed`."""
+
+
+def normalised(gain: int, bias: int | None, eps: int) -> DegreeRule:
+    """A normalisation of the first argument, whose scale goes; then a gain and a bias, at these places."""
+
+    def rule(node: fx.Node, of: Degrees) -> Degree:
+        of.with_eps(of(node.args[0]), node.args[eps] if len(node.args) > eps else True)
+        places = [place for place in (gain, bias) if place is not None and len(node.args) > place]
+        learnt = [node.args[place] for place in places if isinstance(node.args[place], fx.Node)]
+        return of.agreed([of(each) for each in learnt] or [0])
+
+    return rule
+
+
+def kept(node: fx.Node, of: Degrees) -> Degree:
     """That of the first argument: linear in it alone, or positively homogeneous."""
     return of(node.args[0])
 
 
-def invariant(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def invariant(node: fx.Node, of: Degrees) -> Degree:
     """Positive factors of what is read make no difference."""
     return 0
 
 
-def multiplied(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def multiplied(node: fx.Node, of: Degrees) -> Degree:
     """A product of two, and a third argument that is added to it."""
     third = [of(bias) for bias in node.args[2:3] if isinstance(bias, fx.Node)]
-    return agreed([of(node.args[0]) + of(node.args[1]), *third])
+    return of.agreed([of(node.args[0]) + of(node.args[1]), *third])
 
 
-def multiplied_and_added(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def multiplied_and_added(node: fx.Node, of: Degrees) -> Degree:
     """The first argument, and a product of the next two."""
-    return agreed([of(node.args[0]), of(node.args[1]) + of(node.args[2])])
+    return of.agreed([of(node.args[0]), of(node.args[1]) + of(node.args[2])])
 
 
-def divided_and_added(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def divided_and_added(node: fx.Node, of: Degrees) -> Degree:
     """The first argument, and a quotient of the next two."""
-    return agreed([of(node.args[0]), of(node.args[1]) - of(node.args[2])])
+    return of.agreed([of(node.args[0]), of(node.args[1]) - of(node.args[2])])
 
 
-def divided(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def divided(node: fx.Node, of: Degrees) -> Degree:
     """A quotient."""
     if node.kwargs.get("rounding_mode"):
         raise Mixed("a quotient that is rounded")
     return of(node.args[0]) - of(node.args[1])
 
 
-def joined(node: fx.Node, of: Callable[[Argument], int]) -> int:
+def joined(node: fx.Node, of: Degrees) -> Degree:
     """Tensors side by side."""
-    return agreed([of(part) for part in node.args[0]])  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+    return of.agreed([of(part) for part in node.args[0]])  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
 
 
 def terms(*places: int) -> DegreeRule:
     """Terms of a sum, or the sides of a choice, at these places; a number has degree 0, and zero any."""
 
-    def rule(node: fx.Node, of: Callable[[Argument], int]) -> int:
+    def rule(node: fx.Node, of: Degrees) -> Degree:
         found = [node.args[place] for place in places if len(node.args) > place]
-        return agreed([of(each) for each in found if isinstance(each, fx.Node) or each])
+        return of.agreed([of(each) for each in found if isinstance(each, fx.Node) or each])
 
     return rule
 

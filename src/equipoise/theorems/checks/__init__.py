@@ -5,7 +5,7 @@ A new theorem is a file with a `check` and a line in `THEOREMS`.
 
 from collections.abc import Callable
 
-from equipoise.theorems.checks import coactive_classes, low_rank_tail, stability, stationarity
+from equipoise.theorems.checks import asymmetric_margin, coactive_classes, low_rank_tail, stability, stationarity
 from equipoise.theorems.claims import CheckResult
 from equipoise.theorems.evidence import Evidence
 
@@ -14,4 +14,5 @@ THEOREMS: tuple[Callable[[Evidence], CheckResult], ...] = (
     coactive_classes.check,
     stability.check,
     stationarity.check,
+    asymmetric_margin.check,
 )
