@@ -14,12 +14,23 @@ from equipoise.errors import InputError
 
 NAMESPACES = ("data", "init", "networks", "optim", "parametrize", "sinks", "steppers", "testing")
 UNCHECKED = {  # results and values that are not made by hand; protocols; names and numbers
-    "equipoise": {"Alignment", "Certificate", "Decomposition", "Defect", "Drift", "Flip", "Run", "Separated", "Signs"}
+    "equipoise": {
+        "Alignment",
+        "Certificate",
+        "CriticalPoint",
+        "Decomposition",
+        "Defect",
+        "Drift",
+        "Flip",
+        "Run",
+        "Separated",
+        "Signs",
+    }
     | {"Residual", "Status", "TrainingAlarm", "GradientNorm", "NuclearRatio"}
     | {"Growth", "LogLoss", "Steps", "acts_like"},  # which refuse by their own words
-    "data": {"Dataset", "Provenance", "rebuild", "validate"},
+    "data": {"Communities", "LowRankMatrix", "TrainTest", "Dataset", "Provenance", "rebuild", "validate"},
     "networks": {"DiagonalSkip", "ResidualBlock", "TransformerBlock"},
-    "optim": {"oracle"},
+    "optim": {"CriticalPoint", "oracle"},
     "parametrize": {"UDV", "Factors", "Sparsity"},
     "sinks": {"Background", "Call", "Memory", "ReadableSink", "Sink", "WandB", "metric_name", "sink_name"},
     "steppers": {"State", "Step", "Stepper", "Update"},

@@ -162,3 +162,21 @@ def test_a_stall_at_a_kink_that_is_not_followed_says_so():
     run = eq.flow(model, (X, torch.where(X[:, 0] * X[:, 1] > 0, 1.0, -1.0)), observe=[])
     assert run.status == "stalled"
     assert "max_pool1d bends where no kink is followed" in run.reason
+
+
+def test_weights_may_be_single_numbers():
+    """`θ₁ x₁ + u v x₂` of scalars without axes keeps its law `u² - v²`."""
+
+    class Scalars(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.direct, self.u, self.v = (torch.nn.Parameter(torch.tensor(each)) for each in (0.5, 0.7, 0.4))
+
+        def forward(self, x):
+            return self.direct * x[:, :1] + self.u * self.v * x[:, 1:]
+
+    X, y = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([1.0, -1.0])
+    run = eq.flow(Scalars(), (X, y), until=eq.LogLoss(-30.0))
+    assert run.status.reached
+    start, end = (float(w["u"] ** 2 - w["v"] ** 2) for w in (run.initial, run.final))
+    assert end == pytest.approx(start, rel=1e-12)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 
 
@@ -35,6 +36,7 @@ class Communities:
     edges: Int64[Tensor, "2 edges"]
 
 
+@checked
 def modular_addition(p: int = 29, share: float = 0.5, seed: int = 0, encoding: str = "one_hot") -> TrainTest:
     """All `p²` pairs `(a, b)` with the class `a + b mod p`, a share of them to train on (Power et al. 2022).
 
@@ -74,6 +76,7 @@ def modular_addition(p: int = 29, share: float = 0.5, seed: int = 0, encoding: s
     return TrainTest((X[train], y[train]), (X[test], y[test]))
 
 
+@checked
 def low_rank_matrix(
     rows: int = 30, columns: int = 30, rank: int = 3, seen: float = 0.5, *, positive: bool = False, seed: int = 0
 ) -> LowRankMatrix:
@@ -111,6 +114,7 @@ def low_rank_matrix(
     return LowRankMatrix(left @ right.T / rank**0.5, draws < seen)
 
 
+@checked
 def stochastic_block_model(
     sizes: Sequence[int] = (50, 50),
     inside: float = 0.2,
@@ -157,6 +161,7 @@ def stochastic_block_model(
     return Communities(means[y] + noise, y, edges.contiguous())
 
 
+@checked
 def one_hot_examples(counts: Sequence[int]) -> tuple[Float[Tensor, "n n"], Int64[Tensor, " n"]]:
     """One-hot examples with the classes of a deep unconstrained features model (`eq.networks.deep_features`).
 

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equipoise.arguments import checked, checked_fields
 from equipoise.errors import InputError
 from equipoise.networks.standard import integer_checked, linear_layer, mlp, start_weights, widths_checked
 
 
+@checked
 def deep_features(
     counts: Sequence[int],
     width: int,
@@ -60,6 +62,7 @@ def deep_features(
     return model
 
 
+@checked
 def paired_mlp(
     widths: Iterable[Any], *, seed: int = 0, init: str = "fan_in", scale: float | int = 1.0
 ) -> nn.Sequential:
@@ -102,6 +105,7 @@ def paired_mlp(
     return model
 
 
+@checked_fields
 class ModularTransformer(nn.Module):
     """A transformer of one block without normalisation for `a + b mod p`, on the tokens `a, b, =` (Power et al. 2022).
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from equipoise.arguments import checked_fields
 from equipoise.measure.alignment import cosines_and_sines, neuron_alignment
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
@@ -45,6 +46,7 @@ class Alignment:
         return state, readings
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class DataAlignment:
     """Which neurons of each ReLU layer are aligned with one class of examples (`measure.neuron_alignment`).

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from equipoise.arguments import checked_fields
 from equipoise.measure.collapse import centre_mismatch, cluster_variation, effective_depth, neural_collapse
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class ClassFeatures:
     """NC1–NC3, variation within classes and nearest-class-centre mismatch of every layer's features; effective depth.

@@ -7,11 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from equipoise.arguments import checked_fields
 from equipoise.measure.bottleneck import jacobian_spectrum
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Bottleneck:
     """Rank and pseudo-determinant of the Jacobian of the network at points of one's own (Jacot 2023).

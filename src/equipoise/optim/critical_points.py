@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, minres
 from torch import Tensor, nn
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 
 
@@ -35,6 +36,7 @@ class CriticalPoint:
     iterations: tuple[int, int]
 
 
+@checked
 def minimise(
     model: nn.Module,
     loss: Callable[[nn.Module], Tensor],

@@ -271,7 +271,8 @@ class _GraphLinearization:
             each = torch.func.vmap(torch.func.grad(combined), in_dims=(None, 0, 0, 0))
             with sdpa_kernel(SDPBackend.MATH):
                 found = each(rest, pairs.inputs[rows], onto[rows], tuple(slope[rows] for slope in pairs.slopes))
-            return torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
+            flat = [gradient.reshape(len(rows), views[name].numel()) for name, gradient in found.items()]  # or scalars
+            return torch.cat(flat, 1)
 
         size = sum(view.numel() for view in rest.values()) * onto.element_size()
         block = max(1, min(owner.chunk, int(self.owner.memory / size)))
