@@ -49,6 +49,7 @@ bench: $(VENV)/.bench
 
 gallery: $(VENV)/.test
 	$(BIN)/equipoise gallery run --all || test $$? -eq 1  # a claim that fails is a finding, for the page to show
+	$(BIN)/equipoise gallery run --papers || test $$? -eq 1
 	$(BIN)/equipoise gallery report
 	$(BIN)/python -m pytest -q -m slow
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +135,8 @@ def test_every_run_is_kept_with_its_raw_log(results, made_up, tmp_path):
     assert len(loaded.rows) == 6
     assert loaded.about(KEY, "full")[0].command == f"equipoise gallery run {KEY} --full --seeds 0"
     assert loaded.about(KEY, "quick")[2] == again.rows[0]
+    outdated = replace(again.rows[0], values=[0.1], seed=7)
+    assert PaperResults.of([*loaded.rows, outdated]) == loaded  # measured when the paper had one criterion
     (tmp_path / "papers.jsonl").write_text("{}\n")
     with pytest.raises(StoreError, match="move the file away"):
         load_papers(tmp_path)

@@ -97,7 +97,7 @@ class PaperResults:
         """Of rows in the order in which they were made: a later one takes the place of an earlier one."""
         latest = {row.case: row for row in rows}
         places = {key: place for place, key in enumerate(catalogue())}
-        known = [row for row in latest.values() if row.paper in places]
+        known = [row for row in latest.values() if row.paper in places and _is_current(row)]
         return cls(tuple(sorted(known, key=lambda row: (places[row.paper], row.setting != "quick", row.seed))))
 
     def about(self, key: str, setting: str | None = None) -> tuple[PaperRow, ...]:
@@ -130,6 +130,11 @@ class PaperResults:
                 lines.append((*case, row.verdict, row.seconds))
         columns = ("paper", "setting", "seed", "statistic", "value", "relation", "threshold", "verdict", "seconds")
         return pd.DataFrame(lines, columns=list(columns))
+
+
+def _is_current(row: PaperRow) -> bool:
+    """Whether a row has a value for each criterion of today; others were measured for another pass rule."""
+    return len(row.values) in (0, len(catalogue()[row.paper].criteria))
 
 
 def save_row(folder: Path, row: PaperRow, log: str) -> PaperRow:

@@ -29,8 +29,8 @@ class EndlessNoise:
     batch: int = 4
     lr: float = 0.04
     weight_decay: float = 1e-2
-    steps: int = 15_000
-    every: int = 200
+    steps: int = 8000
+    every: int = 100
 
 
 def measure(case: PaperCase[EndlessNoise]) -> Outcome:

@@ -26,6 +26,7 @@ def measure(case: PaperCase[SmallNetworks]) -> Outcome:
         points = []
         for place in range(case.setting.networks):
             n, r, m = (int(torch.randint(1, case.setting.largest + 1, (), generator=generator)) for _ in range(3))
+            n = n if linear else max(n, 2)  # with one input, neurons of one sign are on together, and keep more laws
             model = mlp([n, r, m], linear_tail=2 if linear else 1, seed=case.seed + place)
             laws = invariances(model, torch.randn(4, n, generator=generator, dtype=torch.float64))
             counted = laws.completeness(seed=case.seed)
@@ -48,7 +49,8 @@ PAPER = Paper(
     key="marcotte2023abide",
     claim="Two-layer linear networks have r(r+1)/2 independent conservation laws for r hidden units and n + m ≥ r, "
     "two-layer ReLU networks one for each hidden unit, and the known laws are all there are.",
-    basis="Read in the paper; docs/theory.md T2.3.",
+    basis="Read in the paper; docs/theory.md T2.3. ReLU networks here have two inputs or more: with one, neurons whose "
+    "weights have one sign are on for the same inputs, and keep the laws of a linear network among them.",
     quick=SmallNetworks(),
     criteria=(
         Criterion(

@@ -24,7 +24,8 @@ def measure(case: PaperCase[ModularAddition]) -> Outcome:
     fitted = next(step for step, value in trace.series("training accuracy") if value >= 0.99)
     general = next(step for step, value in accuracy if value >= 0.9)
     delay = Comparison("steps to 90% on unseen pairs, over steps to 99% on seen ones", general / fitted)
-    return Outcome((float(-np.corrcoef(values)[0, 1]), rank[-1][1] / rank[0][1]), [*figures, delay], curves)
+    fall = Comparison("mean rank at the end over that at the start", rank[-1][1] / rank[0][1])
+    return Outcome((float(-np.corrcoef(values)[0, 1]),), [*figures, fall, delay], curves)
 
 
 PAPER = Paper(
@@ -42,13 +43,6 @@ PAPER = Paper(
             0.8,
             "Both move once, from one level to another. Were the two transitions apart by a fifth of the training, the "
             "correlation of two steps would be about 0.6; 0.8 asks that they overlap.",
-        ),
-        Criterion(
-            "mean rank at the end over that at the start",
-            "≤",
-            0.7,
-            "A correlation says nothing of the size of the fall: a rank that only fluctuates stays within some "
-            "percent.",
         ),
     ),
     measure=measure,
