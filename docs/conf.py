@@ -43,7 +43,8 @@ default_role = "code"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!equipoise\.).*"),  # of other libraries: a link where their inventories are at hand, else plain text
-    ("py:class", r"equipoise\.observers\.\w+\.(S|\w+State|Judgement)"),  # states of observers: theirs alone
+    ("py:class", r"equipoise\..*\.[A-Z]"),  # type variables
+    ("py:class", r"equipoise\.observers\.\w+\.(\w+State|Judgement)"),  # states of observers: theirs alone
     (
         "py:class",
         r"equipoise\.(laws\.evaluate\.plan\.ProcessSums|gallery\.case\.Trail|decomposition\.units\.UnitGraph)",

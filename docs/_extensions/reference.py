@@ -54,7 +54,7 @@ TOPICS = {
         "equipoise.graph.chain: Layer",
         "equipoise.linalg",
     ),
-    "Gallery": ("equipoise.gallery", "equipoise.gallery.literature"),
+    "Gallery": ("equipoise.gallery", "equipoise.gallery.literature", "equipoise.gallery.experiment: Criterion"),
     "Errors and references": (
         "equipoise.errors: EquipoiseError InputError CaptureError StoreError Interrupted",
         "equipoise: cite",

@@ -7,6 +7,7 @@ from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).parents[2]
+PAGES = {"CONTRIBUTING": "extending", "CHANGELOG": "changelog", "README": "index"}  # texts of the repository
 LEXERS = {".py": "python", ".toml": "toml", ".md": "markdown", ".yml": "yaml"}
 
 
@@ -16,24 +17,42 @@ def page_of(path: Path) -> str:
 
 
 class SourceLinks(SphinxTransform):
-    """Links to source files, which Markdown makes downloads of, marked for `lead`."""
+    """Links to files and folders outside the pages, which Markdown cannot follow, marked for `lead`."""
 
     default_priority = 400
 
     def apply(self, **_kwargs) -> None:
-        """Of every link to a file with a lexer outside the pages."""
-        for node in list(self.document.findall(addnodes.download_reference)):
+        """Files with a lexer, folders of source, and the texts of the repository that are pages here."""
+        kinds = (addnodes.download_reference, addnodes.pending_xref)
+        for node in [each for kind in kinds for each in self.document.findall(kind)]:
+            if isinstance(node, addnodes.pending_xref) and node.get("reftype") != "myst":
+                continue
             path = (Path(self.env.doc2path(self.env.docname)).parent / node["reftarget"]).resolve()
-            if path.suffix in LEXERS and path.is_relative_to(ROOT):
-                link = nodes.reference(
-                    "", "", *node.children, source_file=path.relative_to(ROOT).as_posix(), refuri="#", internal=True
-                )
-                node.replace_self(link)
+            name = path.with_suffix("").name
+            if path.parent == ROOT and name in PAGES:
+                node.replace_self(nodes.reference("", "", *node.children, page=PAGES[name], refuri="#", internal=True))
+                continue
+            file = first_file(path) if path.is_dir() else path
+            if file.suffix in LEXERS and file.is_file() and file.is_relative_to(ROOT) and not _is_page(file):
+                where = file.relative_to(ROOT).as_posix()
+                node.replace_self(nodes.reference("", "", *node.children, source_file=where, refuri="#", internal=True))
+
+
+def first_file(folder: Path) -> Path:
+    """The file that speaks for a folder."""
+    there = sorted(folder.glob("*.py"))
+    return next((path for path in there if path.name == "__init__.py"), there[0] if there else folder)
+
+
+def _is_page(path: Path) -> bool:
+    return path.suffix == ".md" and path.is_relative_to(ROOT / "docs")
 
 
 def lead(app, doctree, docname: str) -> None:
     """Fill in the addresses, and note which files are shown."""
     for link in doctree.findall(nodes.reference):
+        if "page" in link:
+            link["refuri"] = app.builder.get_relative_uri(docname, link["page"])
         if "source_file" in link:
             path = ROOT / link["source_file"]
             link["refuri"] = app.builder.get_relative_uri(docname, page_of(path))
