@@ -19,7 +19,18 @@ GROUPS = {
     "Prove and change": ("compression", "theorems", "decomposition", "transform", "init", "parametrize", "optim"),
     "Train": ("integrate", "monitor", "sinks", "observers"),
     "Read": ("checkpoint", "laws", "graph", "measure"),
-    "Base": ("losses", "linalg", "data", "networks", "store", "references", "threads", "arguments", "errors"),
+    "Base": (
+        "losses",
+        "linalg",
+        "data",
+        "networks",
+        "store",
+        "references",
+        "threads",
+        "notebook",
+        "arguments",
+        "errors",
+    ),
 }
 VERBS = {
     "laws": "eq.invariances",

@@ -73,7 +73,7 @@ def test_the_table_names_the_laws(run):
     ("arguments", "message"),
     [
         (("--module", "balanced_nets:spoiled"), "expected finite weights; found NaN or infinity in 0.weight"),
-        (("--module", "balanced_nets:network", "--objective", "size"), 'objective="norm" or objective="range"'),
+        (("--module", "balanced_nets:network", "--objective", "size"), 'Choose from: "norm", "range"'),
         (("--module", "balanced_nets:nothing"), "expected a function nothing in balanced_nets"),
         (("--module", "balanced_nets:network", "--out", "no/such/folder.safetensors"), "expected a folder no/such"),
     ],

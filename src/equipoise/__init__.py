@@ -1,41 +1,122 @@
-"""Equipoise: what training does to your weights, derived, measured, certified, and put to use."""
+"""Equipoise: what training does to your weights, derived, measured, certified, and put to use.
 
+Nothing heavy is imported before it is used: `import equipoise` reads neither torch nor pandas.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from equipoise import data, init, losses, measure, networks, observers, optim, parametrize, sinks, testing
-from equipoise.checkpoint import analyze
-from equipoise.compression import compress
-from equipoise.decomposition import Decomposition, decompose, sign_changes
-from equipoise.integrate import steppers
-from equipoise.integrate.goals import Flip, Growth, LogLoss, Separated, Steps
-from equipoise.integrate.loop import flow, resume
-from equipoise.integrate.run import Run, Status
-from equipoise.integrate.sweep import sweep
-from equipoise.laws import acts_like, invariances
-from equipoise.monitor import TrainingAlarm, watch
-from equipoise.observers import (
-    Activity,
-    Alignment,
-    Bottleneck,
-    ClassFeatures,
-    DataAlignment,
-    Defect,
-    Drift,
-    Margin,
-    Residual,
-    Signs,
-    Spectrum,
-)
-from equipoise.optim import CriticalPoint, minimise
-from equipoise.page.report import report
-from equipoise.references import cite
-from equipoise.runs import load
-from equipoise.theorems.certificate import Certificate, certify
-from equipoise.theorems.checks.low_rank_tail import forecast
-from equipoise.theorems.checks.stability import limit_direction, undecided_pairs
-from equipoise.transform import align, balance
+if TYPE_CHECKING:
+    from equipoise import data, init, losses, measure, networks, observers, optim, parametrize, sinks, testing
+    from equipoise.checkpoint import analyze
+    from equipoise.compression import compress
+    from equipoise.decomposition import Decomposition, decompose, sign_changes
+    from equipoise.integrate import steppers
+    from equipoise.integrate.goals import Flip, Growth, LogLoss, Separated, Steps
+    from equipoise.integrate.loop import flow, resume
+    from equipoise.integrate.run import Run, Status
+    from equipoise.integrate.sweep import sweep
+    from equipoise.laws import acts_like, invariances
+    from equipoise.monitor import TrainingAlarm, watch
+    from equipoise.observers import (
+        Activity,
+        Alignment,
+        Bottleneck,
+        ClassFeatures,
+        DataAlignment,
+        Defect,
+        Drift,
+        GradientNorm,
+        Margin,
+        NuclearRatio,
+        Residual,
+        Signs,
+        Spectrum,
+    )
+    from equipoise.optim import CriticalPoint, minimise
+    from equipoise.page.comparison import compare
+    from equipoise.page.report import report
+    from equipoise.references import cite
+    from equipoise.runs import load
+    from equipoise.theorems.certificate import Certificate, certify
+    from equipoise.theorems.checks.low_rank_tail import forecast
+    from equipoise.theorems.checks.stability import limit_direction, undecided_pairs
+    from equipoise.transform import align, balance
 
 __version__ = version("equipoise")
+
+_PLACES = {  # where what type checkers see above is found when it is first used
+    "equipoise.checkpoint": ("analyze",),
+    "equipoise.compression": ("compress",),
+    "equipoise.decomposition": (
+        "Decomposition",
+        "decompose",
+        "sign_changes",
+    ),
+    "equipoise.integrate": ("steppers",),
+    "equipoise.integrate.goals": (
+        "Flip",
+        "Growth",
+        "LogLoss",
+        "Separated",
+        "Steps",
+    ),
+    "equipoise.integrate.loop": (
+        "flow",
+        "resume",
+    ),
+    "equipoise.integrate.run": (
+        "Run",
+        "Status",
+    ),
+    "equipoise.integrate.sweep": ("sweep",),
+    "equipoise.laws": (
+        "acts_like",
+        "invariances",
+    ),
+    "equipoise.monitor": (
+        "TrainingAlarm",
+        "watch",
+    ),
+    "equipoise.observers": (
+        "Activity",
+        "Alignment",
+        "Bottleneck",
+        "ClassFeatures",
+        "DataAlignment",
+        "Defect",
+        "Drift",
+        "GradientNorm",
+        "Margin",
+        "NuclearRatio",
+        "Residual",
+        "Signs",
+        "Spectrum",
+    ),
+    "equipoise.optim": (
+        "CriticalPoint",
+        "minimise",
+    ),
+    "equipoise.page.comparison": ("compare",),
+    "equipoise.page.report": ("report",),
+    "equipoise.references": ("cite",),
+    "equipoise.runs": ("load",),
+    "equipoise.theorems.certificate": (
+        "Certificate",
+        "certify",
+    ),
+    "equipoise.theorems.checks.low_rank_tail": ("forecast",),
+    "equipoise.theorems.checks.stability": (
+        "limit_direction",
+        "undecided_pairs",
+    ),
+    "equipoise.transform": (
+        "align",
+        "balance",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "Activity",
@@ -49,9 +130,11 @@ __all__ = [
     "Defect",
     "Drift",
     "Flip",
+    "GradientNorm",
     "Growth",
     "LogLoss",
     "Margin",
+    "NuclearRatio",
     "Residual",
     "Run",
     "Separated",
@@ -66,6 +149,7 @@ __all__ = [
     "balance",
     "certify",
     "cite",
+    "compare",
     "compress",
     "data",
     "decompose",
@@ -92,3 +176,17 @@ __all__ = [
     "undecided_pairs",
     "watch",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'equipoise' has no attribute {name!r}")
+    module = import_module(_MODULE_OF.get(name, f"equipoise.{name}"))
+    found = getattr(module, name) if name in _MODULE_OF else module
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -98,8 +98,8 @@ def test_parquet_and_page_hold_the_spectra(capsys, checkpoint, tmp_path):
         (["{file}", "--r", "many"], "equipoise --help"),
         (["{file}", "--chain", "a,b"], "names of matrices"),
         (["{file}", "--adapter", "/nowhere"], "adapter_config.json"),
-        (["{file}", "--parquet", "/nowhere/t.parquet"], "/nowhere/t.parquet"),
-        (["{file}", "--html", "/nowhere/t.html"], "/nowhere/t.html"),
+        (["{file}", "--parquet", "/nowhere/t.parquet"], "expected a folder /nowhere that exists"),
+        (["{file}", "--html", "/nowhere/t.html"], "expected a folder /nowhere that exists"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(capsys, checkpoint, arguments, words):

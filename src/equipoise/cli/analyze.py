@@ -13,9 +13,10 @@ from rich.table import Table
 
 import equipoise as eq
 from equipoise.checkpoint import Row, records
-from equipoise.cli.app import Json, Quiet, app, cell, line, say, shown, stderr
+from equipoise.cli.app import Json, Quiet, cell, line, refuse_ignored, require_writable, say, shown, stderr
 from equipoise.errors import InputError, StoreError
 from equipoise.page.checkpoint import checkpoint_page
+from equipoise.page.render import require_libraries
 from equipoise.page.words import plain
 
 _COLUMNS = {  # what the terminal has room for
@@ -30,7 +31,6 @@ _COLUMNS = {  # what the terminal has room for
 _NO_SPECTRUM = "other"
 
 
-@app.command
 def analyze(
     source: Path,
     other: Path | None = None,
@@ -69,8 +69,13 @@ def analyze(
         html: write the page with all spectra there.
         json: one JSON object as the last line of standard output.
     """
+    refuse_ignored("--fast", {f"--method {method}": fast and method not in ("auto", "fast")})
+    for path, option in ((parquet, "--parquet"), (html, "--html")):
+        require_writable(path, option)
     if parquet is not None:
         _require_pyarrow()
+    if html is not None:
+        require_libraries()
     with _progress(quiet or not stderr.is_terminal) as progress:
         task = progress.add_task("", total=None)
         table = eq.analyze(

@@ -1,13 +1,18 @@
-"""The application, and what its verbs share: one JSON line, one line of complaint, lists written `0,1`."""
+"""The application, and what its verbs share: one JSON line, one line of complaint, lists written `0,1`.
+
+Verbs are imported when they are typed, so that `equipoise --version` reads neither torch nor pandas.
+"""
 
 import json
 import os
+import re
 import shlex
 import sys
 import warnings
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -15,17 +20,41 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.markup import escape
 
-import equipoise as eq
+from equipoise.arguments import require_integer
 from equipoise.errors import EquipoiseError, InputError, visible
-from equipoise.store import finite
+
+VERBS = (
+    "demo",
+    "flow",
+    "certify",
+    "report",
+    "compare",
+    "invariances",
+    "decompose",
+    "analyze",
+    "balance",
+    "align",
+    "compress",
+    "gallery",
+    "doctor",
+)
+_FILES = {
+    "demo": "flow",
+    "compare": "report",
+    "balance": "transform",
+    "align": "transform",
+}  # of verbs that share one with another
 
 app = App(
     name="equipoise",
     help="What training does to your weights: derived, measured, certified, and put to use.",
-    version=eq.__version__,
+    version=lambda: version("equipoise"),
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # main says how to go on
 )
+for _verb in VERBS:
+    app.command(f"equipoise.cli.{_FILES.get(_verb, _verb)}:{_verb}", name=_verb)
+app.register_install_completion_command(help="Install completion for the shell that runs this.")
 stderr = Console(stderr=True)
 
 Fields: TypeAlias = dict[str, Any]  # of the one line of JSON
@@ -39,16 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     An interruption exits with 130, as the shell expects, and says how to go on; a closed pipe with 141, in silence.
     """
+    typed_words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _visible_warnings():
-            code = app(arguments, exit_on_error=False, print_error=False)
+            code = app(typed_words, exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()
     except EquipoiseError as error:
-        sys.exit(_complain(str(error)))
+        sys.exit(_refuse(error.expected, error.found, as_options(error.remedy, typed_words), typed_words))
     except CycloptsError as error:
-        first = " ".join(str(error).split())
-        sys.exit(_complain(f"expected a command as in equipoise --help; found {first}; type equipoise --help"))
+        found = " ".join(str(error).split())
+        verb = next((word for word in typed_words if word in VERBS), "")
+        help_command = f"type equipoise {verb}{' ' if verb else ''}--help"
+        sys.exit(_refuse("a command as in equipoise --help", found, help_command, typed_words))
     except KeyboardInterrupt as interruption:
         _complain(str(interruption) or "interrupted")
         sys.exit(130)
@@ -65,6 +97,86 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _complain(message: str) -> int:
     print(visible(" ".join(f"equipoise: {message}".split())), file=sys.stderr)
     return 2
+
+
+def _refuse(expected: str, found: str, remedy: str, words: Sequence[str]) -> int:
+    """One line of complaint; with --json the same as an object on standard output, too."""
+    if "--json" in words:
+        say(line({"error": {"expected": expected, "found": found, "remedy": remedy}}))
+    return _complain(f"expected {expected}; found {found}; {remedy}")
+
+
+def as_options(remedy: str, words: Sequence[str]) -> str:
+    """A remedy of the library in the options of the command that was typed.
+
+    >>> as_options("pass step_size=0.05", ["flow", "--step-size", "5"]), as_options("pass rtol=0.01", ["flow"])
+    ('pass --step-size 0.05', 'pass rtol=0.01')
+    """
+    verb = next((word for word in words if word in VERBS), None)
+    if verb is None or "=" not in remedy:
+        return remedy
+    try:
+        known = {option.name for option in app[verb].assemble_argument_collection()}
+    except (CycloptsError, ImportError):
+        return remedy
+
+    def option(match: re.Match[str]) -> str:
+        name = f"--{match[1].replace('_', '-')}"
+        return f"{name} {match[2]}" if name in known else match[0]
+
+    return re.sub(r"\b([a-z_]+)=([^\s,;]+)", option, remedy)
+
+
+def require_writable(path: Path | None, option: str, *, folder: bool = False) -> None:
+    """Refuse a page, a file or a folder that cannot be written, before anything is computed.
+
+    Args:
+        path: of it; None where none is asked for.
+        option: that names it on the command line.
+        folder: whether it is to be a folder, which may be there already.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    if path is None:
+        return
+    above = next((each for each in path.absolute().parents if each.exists()), Path("/"))
+    if path.is_dir() and not folder:
+        raise InputError(
+            expected=f"{option} to name a file", found=f"the folder {path}", remedy=f"add a file name to {path}"
+        )
+    if path.is_file() and folder:
+        raise InputError(expected=f"{option} to name a folder", found=f"the file {path}", remedy="choose another name")
+    if not folder and not path.parent.is_dir():
+        raise InputError(
+            expected=f"a folder {path.parent} that exists", found="none", remedy=f"type mkdir -p {path.parent}"
+        )
+    if not above.is_dir() or not os.access(path if path.exists() else above, os.W_OK):
+        raise InputError(expected=f"to write {path}", found="no permission to", remedy=f"choose another {option}")
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes."""
+    require_integer("--seed", seed, "type --seed 0", most=2**63 - 1)
+
+
+def refuse_ignored(reason: str, given: Mapping[str, bool]) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        reason: the option that makes them so.
+        given: by the name of an option, whether it was given.
+
+    Raises:
+        InputError: naming those that were.
+    """
+    ignored = [name for name, is_given in given.items() if is_given]
+    if ignored:
+        raise InputError(
+            expected=f"{reason} without options that it does not use",
+            found=", ".join(ignored),
+            remedy="leave them out",
+        )
 
 
 def say(text: object) -> None:
@@ -104,13 +216,13 @@ def typed() -> str:
     return shlex.join(["equipoise", *sys.argv[1:]])
 
 
-def integers(option: str, text: str) -> list[int]:
+def integers(option: str, text: str, example: str = "64,64") -> list[int]:
     """A list written as `64,64`."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            expected=f"{option} as integers separated by commas", found=repr(text), remedy=f"type {option} 64,64"
+            expected=f"{option} as integers separated by commas", found=repr(text), remedy=f"type {option} {example}"
         ) from None
 
 
@@ -124,4 +236,6 @@ def show_page(page: Path, *, as_json: bool, in_browser: bool) -> int:
 
 def line(fields: Fields) -> str:
     """One JSON object on one line of ASCII; JSON has no NaN: `null` in its place."""
+    from equipoise.store import finite  # only here, because it reads torch
+
     return json.dumps(finite(fields), allow_nan=False, default=str).replace("\x7f", "\\u007f")

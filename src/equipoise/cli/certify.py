@@ -7,11 +7,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import equipoise as eq
-from equipoise.cli.app import Fields, Json, app, line, say
+from equipoise.cli.app import Fields, Json, line, say
 from equipoise.errors import InputError
 
 
-@app.command
 def certify(
     folder: Path,
     *,

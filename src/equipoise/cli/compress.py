@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, cell, line, say, shown
+from equipoise.cli.app import Json, cell, line, require_writable, say, shown
 from equipoise.cli.factory import as_input, made_by, own_output
 from equipoise.compression import Compressed
 from equipoise.compression.compressing import Data
@@ -18,7 +18,6 @@ from equipoise.compression.data import Inputs
 from equipoise.errors import InputError
 
 
-@app.command
 def compress(
     *,
     module: str,
@@ -39,6 +38,7 @@ def compress(
         keep_predictions: accept only what leaves every predicted class as it is.
         save: a folder for model.safetensors and compression.json.
     """
+    require_writable(save, "--save", folder=True)
     subject = made_by(module)
     data, held = _split(subject.inputs, subject.target, holdout)
     with own_output(), as_input("a model that runs on X in float64", "run it by itself"):

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import equipoise as eq
-from equipoise.cli.app import Fields, Json, app, integers, line, say
+from equipoise.cli.app import Fields, Json, integers, line, refuse_ignored, require_seed, require_writable, say
+from equipoise.errors import InputError
+
+_PICTURES = (".svg", ".pdf", ".png")
 
 
-@app.command
 def decompose(
     folder: Path | None = None,
     *,
@@ -30,6 +32,11 @@ def decompose(
         draw: picture of a small network: FILE.svg, FILE.pdf or FILE.png.
         max_paths: that are unrolled.
     """
+    _require_picture(draw)
+    require_seed(seed)
+    if folder is not None:
+        shape = {"--inputs": inputs != 5, "--widths": widths != "4,3", "--bias": bias, "--seed": seed != 0}
+        refuse_ignored("the folder of a run", shape)
     if folder is None:
         model = eq.networks.mlp([inputs, *integers("--widths", widths), 1], bias=bias, seed=seed)
         parts, moved = eq.decompose(model, max_paths=max_paths), {}
@@ -41,6 +48,16 @@ def decompose(
         fields["drawing"] = str(parts.draw(draw))
     say(line(fields) if json else _words(fields))
     return 0
+
+
+def _require_picture(path: Path | None) -> None:
+    if path is not None and path.suffix not in _PICTURES:
+        raise InputError(
+            expected=f"--draw to end in {' or '.join(_PICTURES)}",
+            found=str(path),
+            remedy=f"type --draw {path.stem}.svg",
+        )
+    require_writable(path, "--draw")
 
 
 def _of_run(run: "eq.Run", max_paths: int) -> tuple["eq.Decomposition", Fields]:

@@ -1,5 +1,6 @@
 """`equipoise flow` and `equipoise demo`: a network trained to its limit."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,28 @@ from cyclopts import Parameter
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import equipoise as eq
-from equipoise.cli.app import Json, Quiet, app, integers, line, say, stderr, typed
+from equipoise.cli.app import (
+    Json,
+    Quiet,
+    integers,
+    line,
+    refuse_ignored,
+    require_seed,
+    require_writable,
+    say,
+    stderr,
+    typed,
+)
 from equipoise.data import Dataset
 from equipoise.errors import InputError
 from equipoise.graph.chain import linear_tail
-from equipoise.integrate.goals import parse_goal
+from equipoise.integrate.goals import Goal, Instant, parse_goal
 from equipoise.integrate.loop import run_flow
 from equipoise.integrate.manifest import Origin
+from equipoise.page.render import require_libraries
 from equipoise.theorems.linear_tail import LinearTail, certified_bounds
+
+_STEP_SIZE = 0.05
 
 
 @Parameter(name="*")
@@ -25,17 +40,18 @@ class Examples:
 
     Attributes:
         data: digits, mnist, fashion_mnist or separable.
-        classes: two labels, the first of which becomes -1.
+        classes: two labels, the first of which becomes -1 (default: 0,1; separable has none).
         n: examples (default: all).
     """
 
     data: str = "digits"
-    classes: str = "0,1"
+    classes: str | None = None
     n: int | None = None
 
     def load(self, seed: int) -> Dataset:
         """The examples that the seed draws. Raises `InputError` for anything but two classes."""
-        pair = None if self.data == "separable" else tuple(integers("--classes", self.classes))
+        refuse_ignored("--data separable", {"--classes": self.data == "separable" and self.classes is not None})
+        pair = None if self.data == "separable" else tuple(integers("--classes", self.classes or "0,1", "0,1"))
         if pair is not None and len(pair) != 2:
             raise InputError(expected="two classes", found=f"{len(pair)} ({self.classes})", remedy="type --classes 0,1")
         return eq.data.load(self.data, pair, n=self.n, seed=seed)
@@ -65,16 +81,15 @@ class Network:
         return asdict(self) | {"widths": [inputs, *integers("--widths", self.widths), 1], "seed": seed}
 
 
-@app.command
 def flow(
     *,
     examples: Examples = Examples(),
     network: Network = Network(),
     loss: str = "exponential",
-    until: str = "log_loss=-1e6",
+    until: str | None = None,
     seed: int = 0,
-    max_steps: int = 10_000,
-    step_size: float = 0.05,
+    max_steps: int | None = None,
+    step_size: float = _STEP_SIZE,
     out: Path | None = None,
     resume: Path | None = None,
     json: Json = False,
@@ -84,26 +99,33 @@ def flow(
 
     Args:
         loss: exponential or logistic.
-        until: log_loss=X, growth=S, steps=N, separated or flip.
-        seed: of the weights and of the choice of examples.
-        max_steps: the number of steps after which to stop in any case.
+        until: log_loss=X, growth=S, steps=N, separated or flip (default: log_loss=-1e6).
+        seed: of the initial weights, and of the examples that --n draws.
+        max_steps: stop after this many steps in any case (default: 10000).
         step_size: largest relative change of the weights in one step.
         out: folder for the run.
-        resume: go on with the run in this folder.
+        resume: go on with the run in this folder; --until and --max-steps set it another goal.
         json: one JSON object as the last line of standard output.
         quiet: no progress line.
     """
+    goal = None if until is None else _goal(until)
+    require_seed(seed)
+    require_writable(out, "--out", folder=True)
+    if resume is not None:
+        given = _given(examples, Examples()) | _given(network, Network())
+        given |= {"--loss": loss != "exponential", "--seed": seed != 0, "--step-size": step_size != _STEP_SIZE}
+        refuse_ignored("--resume", given | {"--out": out is not None})
     with ProgressLine(quiet or not stderr.is_terminal) as callback:
         if resume is not None:
-            run = eq.resume(resume, callback=callback)
+            run = eq.resume(resume, callback=callback, until=goal, max_steps=max_steps)
         else:
-            goal, stepper = parse_goal(until), eq.steppers.EntropicMidpoint(step_size=step_size)
-            asked = {"loss": loss, "until": goal, "stepper": stepper, "max_steps": max_steps, "out": out}
+            stepper = eq.steppers.EntropicMidpoint(step_size=step_size)
+            asked = {"loss": loss, "until": goal or eq.LogLoss(-1e6), "stepper": stepper, "out": out}
+            asked["max_steps"] = 10_000 if max_steps is None else max_steps
             run = _trained(examples.load(seed), network, seed, callback, **asked)
     return _tell_run(run, eq.certify(run), json)
 
 
-@app.command
 def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False, quiet: Quiet = False) -> int:
     """Train a network on the embedded digits to log R ≤ -1e12, certify it, and write the page that shows it.
 
@@ -112,8 +134,11 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
 
     Args:
         page: where the page goes.
-        seed: of the weights and of the choice of examples.
+        seed: of the initial weights.
     """
+    require_seed(seed)
+    require_writable(page, "--page")
+    require_libraries()
     with ProgressLine(quiet or not stderr.is_terminal) as callback:
         run = _trained(Examples().load(seed), Network(scale=0.03), seed, callback, until=eq.LogLoss(-1e12))
     certificate = eq.certify(run)
@@ -123,6 +148,24 @@ def demo(*, page: Path = Path("report.html"), seed: int = 0, json: Json = False,
         say(certificate)
         say(f"\nThe page: {where.resolve().as_uri()}")
     return code
+
+
+def _goal(text: str) -> Goal:
+    """A goal that lies ahead of the start."""
+    goal = parse_goal(text)
+    start = Instant(log_loss=math.inf, growth=0.0, steps=0, separation=math.inf)
+    if goal.distance(start, start) <= 0:
+        raise InputError(
+            expected="--until to lie ahead of the start, where growth and steps are 0",
+            found=text,
+            remedy="type --until growth=3 or --until steps=100",
+        )
+    return goal
+
+
+def _given(options: object, defaults: object) -> dict[str, bool]:
+    """By option, whether it differs from its default."""
+    return {f"--{name.replace('_', '-')}": value != vars(defaults)[name] for name, value in vars(options).items()}
 
 
 def _trained(dataset: Dataset, network: Network, seed: int, callback: "ProgressLine", **asked: Any) -> "eq.Run":

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from equipoise import gallery as rooms
-from equipoise.cli.app import Fields, Json, Open, Quiet, app, cell, integers, line, say, show_page, stderr
+from equipoise.cli.app import Fields, Json, Open, Quiet, cell, integers, line, say, show_page, stderr
 from equipoise.errors import InputError
 from equipoise.gallery import literature
 from equipoise.gallery.literature.catalogue import catalogue
@@ -18,7 +18,6 @@ from equipoise.gallery.literature.table import ordered_values
 from equipoise.gallery.results import FILE, share
 
 gallery = App(name="gallery", help="The paper's claims and those of the papers around it, each measured.")
-app.command(gallery)
 FOLDER = Path("gallery")
 
 
@@ -102,7 +101,7 @@ def run(
             found="both",
             remedy="type equipoise gallery run --all",
         )
-    chosen = integers("--seeds", seeds) if seeds else None
+    chosen = integers("--seeds", seeds, "0,1,2") if seeds else None
     fields: Fields = {}
     failed = False
     with _Bar(quiet or not stderr.is_terminal) as bar:

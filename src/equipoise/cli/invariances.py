@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 import equipoise as eq
-from equipoise.cli.app import Fields, Json, app, cell, integers, line, say, shown
+from equipoise.cli.app import Fields, Json, cell, integers, line, refuse_ignored, say, shown
 from equipoise.cli.factory import Subject, as_input, made_by, own_output
 from equipoise.laws import Audit, Laws
 from equipoise.laws.formatting import plain
 
 
-@app.command
 def invariances(
     *,
     module: str | None = None,
@@ -42,6 +41,9 @@ def invariances(
         linear_tail: how many of its last layers are linear.
         bias: whether they have biases.
     """
+    if module:
+        shape = {"--widths": widths != "64,64,64,64", "--inputs": inputs != 64, "--linear-tail": linear_tail != 3}
+        refuse_ignored("--module", shape | {"--bias": bias})
     subject = made_by(module) if module else _reference(widths, inputs, linear_tail, bias)
     with (
         own_output(),

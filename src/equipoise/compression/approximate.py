@@ -17,8 +17,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import MultiTaskLasso
 from torch import Tensor, nn
 
 from equipoise.compression.data import DataBatches, SecondMoment, outputs, visit
@@ -109,6 +107,9 @@ class NeuronSelection:
         design, target = root.numpy(), (root @ read.T).numpy()
         largest = float(np.linalg.norm(design.T @ target, axis=1).max()) / len(design)
         sets: list[Tensor] = [torch.arange(channels)]
+        from sklearn.exceptions import ConvergenceWarning  # slow to import, and needed here only
+        from sklearn.linear_model import MultiTaskLasso
+
         lasso = MultiTaskLasso(fit_intercept=False, warm_start=True, max_iter=200, tol=1e-3)
         for penalty in np.geomspace(largest * 0.7, largest * 1e-4, PENALTIES)[::-1] if largest > 0 else ():
             lasso.set_params(alpha=penalty)

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils import benchmark
 
 from equipoise.arguments import checked, checked_except
 from equipoise.compression import exporting
@@ -222,6 +221,8 @@ class Compressed:
         Returns:
             Both, measured by `torch.utils.benchmark` with the threads that torch has.
         """
+        from torch.utils import benchmark  # slow to import, and needed here only
+
         found = []
         for model in (exporting.evaluating(self.original), exporting.evaluating(self.model)):
             batch = next(self.plan.examples.batches(next(model.parameters())))

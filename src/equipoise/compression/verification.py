@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
@@ -42,6 +41,8 @@ class Agreement:
         """
         if self.changed is None:
             return None
+        from scipy.stats import binomtest  # slow to import, and needed here only
+
         found = binomtest(self.examples - self.changed, self.examples).proportion_ci(confidence, "exact")
         return float(found.low), float(found.high)
 

@@ -69,6 +69,19 @@ ARCHIVES = {
 }
 
 
+def folder() -> Path:
+    """The folder that data sets are read from: EQUIPOISE_DATA, else the user's cache."""
+    given = os.environ.get("EQUIPOISE_DATA")
+    return Path(given) if given else user_cache_path("equipoise")
+
+
+def missing(name: str) -> list[Path]:
+    """The files of a training set that are not in the folder."""
+    archive = ARCHIVES[name]
+    paths = [folder() / archive.folder / wanted.file for wanted in (archive.images, archive.labels)]
+    return [path for path in paths if not path.is_file()]
+
+
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a training set, as stored: bytes of shape (n, height, width) and (n,).
 
@@ -90,8 +103,8 @@ def _idx(content: bytes) -> np.ndarray:
 
 def _content(archive: Archive, wanted: Download) -> bytes:
     """The content of the file: from EQUIPOISE_DATA, else from the cache, downloaded when it is not there."""
-    if folder := os.environ.get("EQUIPOISE_DATA"):
-        path = Path(folder) / archive.folder / wanted.file
+    path = folder() / archive.folder / wanted.file
+    if os.environ.get("EQUIPOISE_DATA"):
         if not path.exists():
             raise InputError(
                 expected=f"the file {path}",
@@ -99,7 +112,6 @@ def _content(archive: Archive, wanted: Download) -> bytes:
                 remedy="put it there, or unset EQUIPOISE_DATA to download",
             )
         return _unpack(path, wanted.sha256)
-    path = user_cache_path("equipoise") / archive.folder / wanted.file
     if not path.exists():
         _download(archive, wanted, path)
     return _unpack(path, wanted.sha256)

@@ -4,7 +4,9 @@ import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -20,8 +22,12 @@ from equipoise.integrate.goals import Goal
 from equipoise.integrate.manifest import StoredInputs, flow_manifest
 from equipoise.integrate.observation import observed_figures, result_in
 from equipoise.losses import Loss
+from equipoise.notebook import notebook, run_figure
 from equipoise.observers import ObserverResult
 from equipoise.store import Json, Record, Store, latest, require_latest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Status(StrEnum):
@@ -91,6 +97,24 @@ class Run:
             f"log_loss={self.log_loss:.6g}, growth={self.growth:.4g}, steps={self.steps}, seconds={self.seconds:.3g}"
         )
         return f"Run(status={self.status.value!r}, {ended}, records={len(self.records)}{where})"
+
+    def _repr_html_(self) -> str:
+        """The figures, and the curves as a small picture, for a notebook."""
+        return notebook(repr(self), None if self.table().empty or not find_spec("matplotlib") else self.plot())
+
+    def plot(self, *quantities: str) -> "Figure":
+        """A figure of matplotlib with one panel for each quantity against growth, a curve a place.
+
+        Args:
+            quantities: by default log-loss, distance to rank one, misalignment and drift, as far as recorded.
+
+        Returns:
+            The figure.
+
+        Raises:
+            InputError: for a quantity that was not recorded, naming those that were; and without matplotlib.
+        """
+        return run_figure(self.table(), quantities)
 
     def table(self) -> pd.DataFrame:
         """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -11,8 +12,9 @@ from equipoise.errors import InputError, one_line, visible
 from equipoise.laws import Laws
 from equipoise.monitor.alarms import Alarm, Rule, concerns, warn
 from equipoise.monitor.schedule import Meter
+from equipoise.notebook import notebook, require_matplotlib
 from equipoise.observers import Reading
-from equipoise.sinks import ReadableSink, Sink, sink_name
+from equipoise.sinks import ReadableSink, Sink, common_prefix, short_labels, sink_name
 from equipoise.sinks.protocol import Memory
 from equipoise.store import Record, require_latest
 
@@ -83,6 +85,10 @@ class Log:
             InputError: for a quantity that was not recorded, naming those that were.
         """
         return _figure(self.table(), quantities)
+
+    def _repr_html_(self) -> str:
+        """The summary, and the curves as a small picture, for a notebook."""
+        return notebook(self.summary(), None if self.table().empty or not find_spec("matplotlib") else self.plot())
 
     def summary(self) -> str:
         """Cost, alarms, what is off, and each matrix at the start and at the end.
@@ -222,17 +228,20 @@ def _lines(log: Log) -> list[str]:
 def _matrices(table: pd.DataFrame) -> list[str]:
     if table.empty:
         return []
-    width = max(map(len, table.place))
-    lines = [" ".join([f"{'matrix':{width}}", *(f"{name:>23}" for name in _MATRIX)])]
+    labels = short_labels(table.place.unique(), width=48)
+    heading = f"{common_prefix(list(labels))}*" if common_prefix(list(labels)) else "matrix"
+    width = max(map(len, [heading, *labels.values()]))
+    lines = [" ".join([f"{heading:{width}}", *(f"{name:>23}" for name in _MATRIX)])]
     for place, rows in list(table.groupby("place", sort=False))[:_SHOWN]:
         ends = [rows[rows.quantity == name].value for name in _MATRIX]
         ends_shown = [f"{values.iloc[0]:10.4g} → {values.iloc[-1]:10.4g}" for values in ends]
-        lines.append(" ".join([f"{place!s:{width}}", *ends_shown]))
+        lines.append(" ".join([f"{labels[str(place)]:{width}}", *ends_shown]))
     hidden = table.place.nunique() - _SHOWN
     return [*lines, f"and {hidden} more"] if hidden > 0 else lines
 
 
 def _figure(table: pd.DataFrame, quantities: Sequence[str]) -> "Figure":
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     known = table.quantity.unique()
@@ -244,17 +253,42 @@ def _figure(table: pd.DataFrame, quantities: Sequence[str]) -> "Figure":
             found=", ".join(strange) or "no records",
             remedy=f"choose among {', '.join(sorted(known)) or 'none yet: take a step first'}",
         )
-    drawn = Figure(figsize=(5.5, 2.6 * len(chosen)), layout="constrained")
+    drawn = Figure(figsize=(7.5, 2.8 * len(chosen)), layout="constrained")
     for axes, quantity in zip(drawn.subplots(len(chosen), squeeze=False)[:, 0], chosen, strict=True):
         _panel(axes, table.loc[table.quantity == quantity], quantity)
     return drawn
 
 
 def _panel(axes: "Axes", rows: pd.DataFrame, quantity: str) -> None:
+    from matplotlib import colormaps
+
+    shown = most_changed(rows, _SHOWN)
+    labels, colours = short_labels(shown, width=28), colormaps["turbo"].resampled(max(len(shown), 2) + 2)
     for place, curve in rows.groupby("place", sort=False):
-        axes.plot(curve.step, curve.value, label=place, linewidth=1.2)
+        if place in shown:
+            colour = colours(shown.index(str(place)) + 1)
+            axes.plot(curve.step, curve.value, label=labels[str(place)] or "all", linewidth=1.2, color=colour)
     if quantity in _LOGARITHMIC and (rows.value > 0).any():
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel=quantity.replace("_", " "))
-    if 1 < rows.place.nunique() <= _SHOWN:
-        axes.legend(fontsize="x-small", frameon=False)
+    hidden = rows.place.nunique() - len(shown)
+    if len(shown) > 1:
+        title = f"{len(shown)} that changed most, {hidden} not shown" if hidden else None
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # beside the curves, not over them
+        axes.legend(fontsize="x-small", title=title, title_fontsize="x-small", frameon=False, **place)
+
+
+def most_changed(rows: pd.DataFrame, count: int) -> list[str]:
+    """The places whose curves change most between their ends, over their largest value; in their own order.
+
+    Args:
+        rows: records of one quantity.
+        count: how many.
+
+    Returns:
+        Their names; all of them where there are no more.
+    """
+    grouped = rows.groupby("place", sort=False).value
+    change = (grouped.last() - grouped.first()).abs() / grouped.apply(lambda values: values.abs().max() or 1.0)
+    kept = set(change.nlargest(count).index) if len(change) > count else set(change.index)
+    return [str(place) for place in change.index if place in kept]

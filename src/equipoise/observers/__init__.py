@@ -4,6 +4,7 @@ from equipoise.observers.activity import Activity
 from equipoise.observers.alignment import Alignment, DataAlignment
 from equipoise.observers.class_features import ClassFeatures
 from equipoise.observers.function_geometry import Bottleneck
+from equipoise.observers.gradients import GradientNorm, NuclearRatio
 from equipoise.observers.laws import Defect, Drift, Residual
 from equipoise.observers.margin import Margin
 from equipoise.observers.protocol import (
@@ -32,8 +33,10 @@ __all__ = [
     "DataAlignment",
     "Defect",
     "Drift",
+    "GradientNorm",
     "JacobianProducts",
     "Margin",
+    "NuclearRatio",
     "Observer",
     "ObserverResult",
     "ObserverState",

@@ -5,18 +5,21 @@ from pathlib import Path
 
 from equipoise.arguments import checked
 from equipoise.integrate.run import Run
-from equipoise.page.material import Material
+from equipoise.monitor import Log
+from equipoise.page.material import Json, Material
 from equipoise.page.render import embedded, render, require_libraries, write
 from equipoise.page.words import THEOREMS, command, headline, story
+from equipoise.runs import load
+from equipoise.sinks.disk import KIND as WATCHED
 
 
 @checked
 def report(
-    run_or_folder: Run | str | os.PathLike[str],
+    run_or_folder: Run | Log | str | os.PathLike[str],
     path: str | os.PathLike[str] = "report.html",
     certificate: object = None,
 ) -> Path:
-    """Write the page of a run, or of a run folder, finished or not; returns where it is.
+    """Write the page of a run, of a watched training, or of the folder of either, finished or not; returns where it is.
 
     One file of about 5 MB with all its scripts and no network: figures to hover, zoom and switch curves off, light or
     dark as the reader's system is, readable on a phone. A quantity that was not recorded leaves its figure out, by
@@ -34,8 +37,22 @@ def report(
     be written.
     """
     require_libraries()
-    material = Material.of_run(run_or_folder) if isinstance(run_or_folder, Run) else Material.of_folder(run_or_folder)
+    if isinstance(run_or_folder, Log):
+        return _watched(run_or_folder, Path(path), "", {})
+    if isinstance(run_or_folder, Run):
+        material = Material.of_run(run_or_folder)
+    else:
+        material = Material.of_folder(run_or_folder)
+        found = load(run_or_folder) if material.manifest.get("kind") == WATCHED else None
+        if isinstance(found, Log):
+            return _watched(found, Path(path), str(run_or_folder), material.manifest)
     return write(Path(path), _page(material, certificate or material.summary.get("certificate")))
+
+
+def _watched(log: Log, path: Path, label: str, manifest: Json) -> Path:
+    from equipoise.page.watched import write_watched  # only here, because plotly is an extra
+
+    return write_watched(log, path, label, manifest)
 
 
 def _page(material: Material, certificate: object) -> str:

@@ -2,6 +2,8 @@
 
 from equipoise.sinks.background import Background, in_background, sink_name
 from equipoise.sinks.disk import Disk
+from equipoise.sinks.labels import common_prefix, short_labels
+from equipoise.sinks.lines import Lines
 from equipoise.sinks.live import Live
 from equipoise.sinks.mlflow import MLflow
 from equipoise.sinks.protocol import Call, Memory, ReadableSink, Sink, metric_name
@@ -12,6 +14,7 @@ __all__ = [
     "Background",
     "Call",
     "Disk",
+    "Lines",
     "Live",
     "MLflow",
     "Memory",
@@ -19,7 +22,9 @@ __all__ = [
     "Sink",
     "TensorBoard",
     "WandB",
+    "common_prefix",
     "in_background",
     "metric_name",
+    "short_labels",
     "sink_name",
 ]

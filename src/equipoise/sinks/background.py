@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from equipoise.arguments import checked
+from equipoise.sinks.lines import Lines
 from equipoise.sinks.protocol import Call, Sink
 from equipoise.store import Record
 
@@ -81,14 +82,16 @@ class Background:
 
 @checked
 def in_background(sink: Sink | Callable[[list[Record]], object]) -> Sink:
-    """A sink with a thread of its own, or a callable as a sink.
+    """A sink with a thread of its own, or a callable as a sink; of `print`, one that prints a line a snapshot.
 
     Raises:
         InputError: where it is neither.
 
     >>> sink_name(in_background(print))
-    'Call'
+    'Lines'
     """
+    if sink is print:
+        return Lines()
     return Background(sink) if isinstance(sink, Sink) else Call(sink)
 
 

@@ -1,5 +1,6 @@
 """The latest figures of every matrix and law, in the terminal, while the training runs."""
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from equipoise.arguments import checked_fields
 from equipoise.errors import visible
+from equipoise.sinks.labels import short_labels
 from equipoise.store import Record
 
 _COLUMNS = {
@@ -56,12 +58,26 @@ class Live:
     def table(self) -> Table:
         """One row for each place; columns without a figure are left out."""
         shown = [name for name in _COLUMNS if any(name in figures for figures in self.latest.values())]
-        table = Table(title=self.heading)
-        table.add_column("place")
+        hidden = len(self.latest) - self.rows
+        caption = f"and {hidden} more, of higher stable rank and smaller drift" if hidden > 0 else None
+        table = Table(title=self.heading, caption=caption)
+        table.add_column("place", no_wrap=True, overflow="ellipsis")
         for name in shown:
             table.add_column(_COLUMNS[name], justify="right")
-        for place, figures in list(self.latest.items())[: self.rows]:
+        labels = short_labels(self.latest, width=40)
+        for place, figures in self._worst():
             table.add_row(
-                escape(visible(place)), *(f"{figures[name]:.4g}" if name in figures else "" for name in shown)
+                escape(visible(labels[place])), *(f"{figures[name]:.4g}" if name in figures else "" for name in shown)
             )
         return table
+
+    def _worst(self) -> list[tuple[str, dict[str, float]]]:
+        """The rows there is room for, in their own order: of lowest stable rank, or most out of balance."""
+
+        def rank(item: tuple[str, dict[str, float]]) -> float:
+            figures = item[1]
+            worry = max(figures.get(name, 0.0) for name in ("residual", "relative_drift", "relative_drift_estimate"))
+            return figures.get("stable_rank", math.inf) - 1e3 * worry
+
+        kept = sorted(self.latest.items(), key=rank)[: self.rows]
+        return [item for item in self.latest.items() if item in kept]

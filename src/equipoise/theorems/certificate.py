@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from equipoise.arguments import checked
 from equipoise.laws import Laws
 from equipoise.losses import Loss
+from equipoise.notebook import notebook
 from equipoise.references import REFERENCES, Reference
 from equipoise.store import finite
 from equipoise.theorems import assumptions, formatting
@@ -133,6 +134,10 @@ class Certificate:
             "subject": asdict(self.subject),
             "references": list(_REFERENCES),
         }
+
+    def _repr_html_(self) -> str:
+        """The certificate as printed, for a notebook."""
+        return notebook(str(self))
 
     def __str__(self) -> str:
         silent = sum(not claim.informative for claim in self.claims)

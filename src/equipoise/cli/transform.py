@@ -1,9 +1,9 @@
-"""`equipoise balance`: the weights of least norm, or of equal ranges, for the same function."""
+"""`equipoise balance` and `equipoise align`: the same function with other weights."""
 
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich import box
@@ -12,17 +12,15 @@ from rich.table import Table
 from safetensors.torch import save_model
 
 import equipoise as eq
-from equipoise.cli.app import Json, app, cell, line, say, shown
+from equipoise.cli.app import Json, cell, line, require_writable, say, shown
 from equipoise.cli.factory import as_input, made_by, own_output
-from equipoise.errors import InputError
-from equipoise.transform import Balanced
+from equipoise.transform import Aligned, Balanced
 
 
-@app.command
 def balance(
     *,
     module: str,
-    objective: str = "norm",
+    objective: Literal["norm", "range"] = "norm",
     approximate: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
     json: Json = False,
@@ -37,10 +35,10 @@ def balance(
         approximate: use laws that the eps of a normalisation breaks, too.
         out: a safetensors file for the new weights.
     """
-    require_folder(out)
+    require_writable(out, "--out")
     subject = made_by(module)
     with own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
-        balanced = eq.balance(subject.model, subject.inputs, objective, approximate)  # pyright: ignore[reportArgumentType]
+        balanced = eq.balance(subject.model, subject.inputs, objective, approximate)
     if out is not None:
         save_model(balanced.model, str(out))
     if json:
@@ -48,14 +46,6 @@ def balance(
     else:
         _show(balanced)
     return 0 if balanced.report.balanced else 1
-
-
-def require_folder(out: Path | None) -> None:
-    """Refuse a file to be written in a folder that does not exist, before anything is computed."""
-    if out is not None and not out.parent.is_dir():
-        raise InputError(
-            expected=f"a folder {out.parent} that exists", found="none", remedy=f"type mkdir -p {out.parent}"
-        )
 
 
 def _fields(balanced: Balanced, out: Path | None) -> dict[str, object]:
@@ -81,3 +71,45 @@ def _show(balanced: Balanced) -> None:
 
 def _short(value: float) -> str:
     return f"{value:.1e}" if math.isfinite(value) else str(value)
+
+
+def align(*, module: str, reference: str, out: Path | None = None, json: Json = False) -> int:
+    """Find the weights nearest to another model's that compute the same function.
+
+    Exit code 1 says that the moves changed the outputs, and were taken back.
+
+    Args:
+        module: `package.module:factory`; the factory returns (model, example_inputs), as for `equipoise invariances`.
+        reference: the same for the other model; its inputs are not used.
+        out: a safetensors file for the new weights.
+    """
+    require_writable(out, "--out")
+    subject, other = made_by(module), made_by(reference)
+    with own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
+        aligned = eq.align(subject.model, other.model, subject.inputs)
+    if out is not None:
+        save_model(aligned.model, str(out))
+    if json:
+        say(line(_align_fields(aligned, out)))
+    else:
+        _show_aligned(aligned)
+    return 1 if aligned.report.faults else 0
+
+
+def _align_fields(aligned: Aligned, out: Path | None) -> dict[str, object]:
+    report = aligned.report
+    scalars = {name: value for name, value in vars(report).items() if not isinstance(value, tuple)}
+    return scalars | {
+        "moves": [vars(each) for each in report.moves],
+        "refused": [vars(each) for each in report.refused],
+        "out": None if out is None else str(out),
+    }
+
+
+def _show_aligned(aligned: Aligned) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table("interface", "kind", "units", "moved", box=box.SIMPLE)
+    for each in aligned.report.moves:
+        table.add_row(cell(each.name), each.kind, str(each.size), str(each.moved))
+    console.print(table)
+    console.print(shown(str(aligned.report)), markup=False, highlight=False)

@@ -1,0 +1,40 @@
+"""What is imported when: nothing heavy before it is used."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import equipoise as eq
+
+HEAVY = ("torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "plotly")
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        ("import equipoise", ()),
+        ("from equipoise.cli.app import main\ntry: main(['--version'])\nexcept SystemExit: pass", ()),
+        ("import equipoise; equipoise.watch", ("torch", "numpy", "pandas", "scipy")),
+        ("import equipoise; equipoise.compress", ("torch", "numpy", "pandas", "scipy")),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_used(code, allowed):
+    probe = f"{code}\nimport sys\nprint(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
+    assert set(ast.literal_eval(done.stdout.splitlines()[-1])) <= set(allowed)
+
+
+def test_type_checkers_see_what_is_imported_later():
+    tree = ast.parse(Path(eq.__file__).read_text(encoding="utf-8"))
+    (checking,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: each.module for each in checking.body for alias in each.names}
+    assert sorted(seen) == sorted(eq.__all__)
+    for name, module in seen.items():
+        found = import_module(f"equipoise.{name}") if module == "equipoise" else getattr(import_module(module), name)
+        assert getattr(eq, name) is found
+    with pytest.raises(AttributeError, match="no attribute 'wtach'"):
+        getattr(eq, "wtach")  # noqa: B009
