@@ -49,7 +49,6 @@ TOPICS = {
         "equipoise.measure.margins",
         "equipoise.measure.activity",
         "equipoise.measure.kkt: KKT kkt_residuals",
-        "equipoise.measure.slides",
         "equipoise.measure.unfolding: Unfolding",
         "equipoise.graph.chain: Layer",
         "equipoise.linalg",
