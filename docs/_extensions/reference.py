@@ -13,7 +13,8 @@ from sphinx.pycode import ModuleAnalyzer
 
 TOPICS = {
     "Train and observe": (
-        "equipoise: watch TrainingAlarm load report",
+        "equipoise: watch TrainingAlarm load report compare",
+        "equipoise.page.comparison: RunComparison",
         "equipoise.monitor",
         "equipoise.observers",
         "equipoise.sinks",
