@@ -17,6 +17,7 @@ from equipoise.gallery.literature import (
     Curve,
     Outcome,
     Paper,
+    PaperCase,
     PaperResults,
     load_papers,
     papers,
@@ -229,8 +230,6 @@ def test_the_command_line(made_up, capsys, tmp_path):
 
 
 def test_a_training_is_watched_and_logged(made_up):
-    from equipoise.gallery.literature.paper import PaperCase
-
     case = PaperCase(Steepness(), 0)
     model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
     X, y = torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
@@ -251,6 +250,18 @@ def test_a_training_is_watched_and_logged(made_up):
     expected = 1 - (1 - before) * 0.8**3  # each weight is seen alone, three times
     assert torch.allclose(model.weight.detach(), expected, rtol=1e-12)
     assert len(case.journal) == 3
+    assert trace.shortfall == ""
+
+
+def test_a_training_stops_at_the_deadline_of_its_case(made_up):
+    case = PaperCase(Steepness(), 0, deadline=0.0)
+    model = torch.nn.Linear(2, 1, dtype=torch.float64)
+    data = torch.eye(2, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trace = train(case, model, optimizer, torch.nn.functional.mse_loss, data, steps=1000, every=1)
+    assert (trace.steps, trace.shortfall) == (1, "stopped after 1 of 1,000 steps")
+    longer = replace(trace, steps=11, seconds=36.0)
+    assert longer.shortfall == "stopped after 11 of 1,000 steps; all would take 1.0 h of one core"
 
 
 def test_batches_are_epochs_in_orders_of_their_own():

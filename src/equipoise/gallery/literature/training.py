@@ -1,5 +1,6 @@
 """Training loops of the papers' cases, watched by `eq.watch`: any optimizer, whole batches or mini-batches."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Trace:
     Attributes:
         table: of the records.
         steps: that were taken.
-        seconds: of the processor that they took.
+        seconds: of the processor from the first of them to the last.
         planned: the steps that were asked for.
     """
 
@@ -52,16 +53,17 @@ class Trace:
 
     @property
     def seconds_a_step(self) -> float:
-        """The mean time of a step, snapshots included."""
-        return self.seconds / self.steps
+        """The mean time of a step, snapshots included, without the first one, which sets up; NaN of a single step."""
+        return self.seconds / (self.steps - 1) if self.steps > 1 else math.nan
 
     @property
     def shortfall(self) -> str:
         """How far a training came that the deadline of its case ended, and how long the whole would take; or empty."""
         if self.steps >= self.planned:
             return ""
+        stopped = f"stopped after {self.steps:,} of {self.planned:,} steps"
         hours = self.seconds_a_step * self.planned / 3600
-        return f"stopped after {self.steps:,} of {self.planned:,} steps; all would take {hours:.1f} h of one core"
+        return stopped if math.isnan(hours) else f"{stopped}; all would take {hours:.1f} h of one core"
 
     def series(self, quantity: str, observer: str = "figures", place: str = "") -> list[tuple[float, float]]:
         """One quantity over the steps."""
@@ -120,6 +122,7 @@ def train(
             loss(model(inputs[examples]), targets[examples]).backward()
             optimizer.step()
             taken += 1
+            begun = time.process_time() if taken == 1 else begun
             if after_step is not None:
                 after_step()
             if case.deadline is not None and time.monotonic() >= case.deadline:

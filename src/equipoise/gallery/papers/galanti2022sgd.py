@@ -14,25 +14,28 @@ from torch.nn import functional as F
 
 from equipoise.data import load
 from equipoise.gallery.experiment import Criterion, Picture
-from equipoise.gallery.literature.classifiers import normalised_mlp
 from equipoise.gallery.literature.paper import Comparison, Outcome, Paper, PaperCase
 from equipoise.gallery.literature.training import Quantities, Trace, train
 from equipoise.measure import batch_rank_bound, distance_to_rank
 from equipoise.measure.spectrum import spectrum
+from equipoise.networks import mlp
 from equipoise.observers import Snapshot
 
 
 @dataclass(frozen=True)
 class DecayedSGD:
-    """A deep BatchNorm network on digits by SGD with weight decay; `decays` are compared."""
+    """A deep ReLU network on digits by SGD with weight decay; `decays` are compared.
+
+    What is left of the start is `e^{-ηλT}`: at the largest decay `e^{-8}`, below the tolerance of the rank.
+    """
 
     depth: int = 10
     width: int = 64
     batch: int = 8
     lr: float = 0.1
     decays: tuple[float, ...] = (0.0, 5e-3, 2e-2)
-    steps: int = 2500
-    every: int = 100
+    steps: int = 4000
+    every: int = 250
     tolerance: float = 1e-3
     steps_back: int = 4
 
@@ -60,7 +63,7 @@ def decayed_run(case: PaperCase[DecayedSGD], decay: float) -> Trace:
     """One training, with the figures of its square matrices."""
     setting = case.setting
     X, y = load("digits")
-    model = normalised_mlp([64, *[setting.width] * (setting.depth - 1), 10], seed=case.seed)
+    model = mlp([64, *[setting.width] * (setting.depth - 1), 10], init="kaiming", seed=case.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=setting.lr, weight_decay=decay)
     matrices = [weight for weight in model.parameters() if weight.shape == (setting.width, setting.width)]
     past: deque[list[Tensor]] = deque(maxlen=setting.steps_back)
