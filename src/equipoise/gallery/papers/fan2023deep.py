@@ -96,5 +96,4 @@ PAPER = Paper(
     ),
     measure=measure,
     picture=Picture("step", "mean edges of a region", logarithmic=False, level=4.0),
-    sampled=True,
 )

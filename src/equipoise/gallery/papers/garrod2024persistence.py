@@ -149,4 +149,5 @@ PAPER = Paper(
     ),
     measure=measure,
     picture=Picture("layers", "loss of the rival over that of collapse", logarithmic=False, level=1.0),
+    sampled=True,
 )
