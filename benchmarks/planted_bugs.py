@@ -467,7 +467,7 @@ def main() -> None:
             elif bug.blamed and bug not in named:
                 print(f"   named {audits[bug].suspects} for: {bug.name}")
     campaign(known)
-    print("in principle invisible:")
+    print("errors that no law can see:")
     for bug in BUGS:
         if not bug.visible:
             print(f"   {bug.name}: {'not seen' if audited(bug, laws=known[bug.name]).passed else 'seen'}")

@@ -48,7 +48,7 @@ class Results:
 
     @property
     def shares(self) -> pd.DataFrame:
-        """Claims × data sets: runs in which the claim holds, runs it says something about, and all runs."""
+        """Claims × data sets: runs in which the claim holds, runs to which it applies, and all runs."""
         counted = self.table.assign(applies=self.table["verdict"] != "no premise", runs=1)
         by = counted.groupby(["claim", "data"], sort=False, as_index=False)
         return by.agg(holds=("holds", "sum"), applies=("applies", "sum"), runs=("runs", "sum"))
@@ -59,7 +59,7 @@ class Results:
         return list(dict.fromkeys(row["claim"] for row in self.rows if row["verdict"] == "fails"))
 
     def worst(self, claim: str) -> float | None:
-        """The statistic nearest failing, over the runs that a claim says something about; None where there are none."""
+        """The statistic nearest failing, over the runs to which a claim applies; None where there are none."""
         rows = [row for row in self.rows if row["claim"] == claim and row["verdict"] != "no premise"]
         return worst(rows)
 
@@ -107,7 +107,7 @@ def worst(rows: list[Row]) -> float | None:
 
 
 def share(counts: Mapping[Hashable, Any]) -> str:
-    """Of a row of `shares`: in how many of the runs it says something about a claim holds.
+    """Of a row of `shares`: in how many of the runs to which it applies a claim holds.
 
     >>> share({"holds": 4, "applies": 4, "runs": 5})
     '4 of 4 (1 without premise)'

@@ -23,6 +23,7 @@ def canvas(title: str, logarithmic: bool = False, across: str = GROWTH) -> go.Fi
         "zeroline": False,
         "automargin": True,
         "title_font_size": 13,
+        "title_standoff": 14,
     }
     figure = go.Figure()
     figure.update_layout(

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -172,7 +172,8 @@ class RunComparison:
                     line(figure, curve, said, depth_colour(number, len(places)), dash=dash, legendgroup=group)
         if not figure.data:
             return None
-        shown = any(bool((trace.y > 0).any()) for trace in figure.data)
+        traces: Any = figure.data  # plotly types it as strings
+        shown = any(bool((trace.y > 0).any()) for trace in traces)
         return figure if not logarithmic else fitted(figure, (0.1, 1.0)) if shown else None
 
 
@@ -200,7 +201,7 @@ def compare(*runs: Source, labels: Sequence[str] | None = None) -> RunComparison
     """
     if len(runs) < 2:
         raise InputError(expected="two runs or more", found=str(len(runs)), remedy="pass eq.compare(run_a, run_b)")
-    read = [each if isinstance(each, (Run, Log)) else load(each) for each in runs]
+    read = [each if isinstance(each, (Run, Log)) else load(Path(each)) for each in runs]
     kinds = {isinstance(each, Run) for each in read}
     if len(kinds) > 1:
         raise InputError(

@@ -127,7 +127,7 @@ def final_spectra(material: Material) -> go.Figure | None:
             curve = pd.DataFrame({"growth": np.arange(1, len(values) + 1), "value": values / values[0]})
             _add(figure, material, name, positive(curve), name)
     figure.update_traces(mode="lines+markers", marker_size=4)
-    figure.update_xaxes(title_text="i", rangemode="normal", hoverformat="d")
+    figure.update_xaxes(title_text="index i", rangemode="normal", hoverformat="d")
     return fitted(figure, (0.1, 1.0))
 
 
@@ -143,7 +143,8 @@ FIGURES = (
         "rank-one",
         "Distance to rank one",
         "Linear layers (blue) become rank one; the dashed curve is a bound certified from the initial weights alone, "
-        "drawn where it is below 1. ReLU layers (orange) need not follow.",
+        "drawn where it is below 1. ReLU layers (orange) need not follow. "
+        "A layer that is rank one exactly has no curve.",
         rank_one,
     ),
     Figure(
@@ -206,8 +207,8 @@ def _curves(material: Material, observer: str, quantity: str, title: str, reach:
         if place.startswith("worst"):
             continue  # one of the other curves, again
         visible = positive(curve)
-        said = place if np.isfinite(visible["value"].to_numpy(float)).any() else f"{place} exactly 0"
-        _add(figure, material, place, visible, said)
+        if np.isfinite(visible["value"].to_numpy(float)).any():  # a logarithmic axis shows nothing of what is 0
+            _add(figure, material, place, visible, place)
     return fitted(figure, reach)
 
 
@@ -261,7 +262,8 @@ def _decades(values: np.ndarray) -> list[float]:
     for sign in (-1, 1):
         reach = float((sign * values).max())
         top = math.floor(math.log10(reach)) if reach >= 1 else -1
-        ticks += [sign * 10.0**k for k in range(0, top + 1, max(1, math.ceil(top / 5)))]
+        stride = max(1, math.ceil(top / 5))
+        ticks += [sign * 10.0**k for k in range(0 if top < 3 else stride, top + 1, stride)]  # 1 is too near to 0
     return sorted(ticks)
 
 

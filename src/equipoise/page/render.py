@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from equipoise.errors import InputError, StoreError
-from equipoise.page.words import plain
+from equipoise.page.words import plain, typeset
 
 
 @runtime_checkable
@@ -31,6 +31,7 @@ def render(template: str, **material: object) -> str:
         loader=PackageLoader("equipoise.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = plain
+    environment.filters["typeset"] = lambda text: Markup(typeset(str(text)))
     return environment.get_template(template).render(plotly=lambda: Markup(library()), **material)
 
 

@@ -43,7 +43,7 @@ def report(
         material = Material.of_run(run_or_folder)
     else:
         material = Material.of_folder(run_or_folder)
-        found = load(run_or_folder) if material.manifest.get("kind") == WATCHED else None
+        found = load(Path(run_or_folder)) if material.manifest.get("kind") == WATCHED else None
         if isinstance(found, Log):
             return _watched(found, Path(path), str(run_or_folder), material.manifest)
     return write(Path(path), _page(material, certificate or material.summary.get("certificate")))
@@ -53,6 +53,15 @@ def _watched(log: Log, path: Path, label: str, manifest: Json) -> Path:
     from equipoise.page.watched import write_watched  # only here, because plotly is an extra
 
     return write_watched(log, path, label, manifest)
+
+
+def _origin(manifest: Json) -> dict[str, object]:
+    """Network, seed and precision of a run, as far as its folder knows them."""
+    recipe = manifest.get("network") or {}
+    asked = manifest.get("arguments") or {}
+    named = {f"network: {name}": value for name, value in recipe.items()} if isinstance(recipe, dict) else {}
+    found = {"seed": manifest.get("seed"), "goal": asked.get("until")}
+    return named | found
 
 
 def _page(material: Material, certificate: object) -> str:
@@ -70,4 +79,5 @@ def _page(material: Material, certificate: object) -> str:
         certificate=certificate,
         theorems=THEOREMS,
         command=command(material.manifest),
+        reproduce=_origin(material.manifest),
     )

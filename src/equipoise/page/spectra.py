@@ -83,7 +83,7 @@ def _depths(names: list[str]) -> Iterator[tuple[str, int]]:
 
 def spectra_figure(family: Family) -> go.Figure | None:
     """`σ_i` over the edge of the bulk, against `i`; dashed and grey a random matrix of the same shape and norm."""
-    figure = canvas("σᵢ / edge of the bulk", logarithmic=True, across="i")
+    figure = canvas("σᵢ / edge of the bulk", logarithmic=True, across="index i")
     figure.update_layout(hovermode="closest")
     figure.update_xaxes(type="log", hoverformat="d", minorloglabels="none")
     members = _thinned(family.members)

@@ -29,7 +29,7 @@ def _panel(observer: str, quantity: str, title: str, reach: tuple[float, float] 
         rows = material.table.loc[(material.table.observer == observer) & (material.table.quantity == quantity)]
         curves = material.curves(observer, quantity)
         if reach is not None:  # a logarithmic axis shows nothing of a curve that is zero throughout
-            curves = {place: curve for place, curve in curves.items() if float(curve["value"].max()) > 0}
+            curves = {place: curve for place, curve in curves.items() if bool((curve["value"] > 0).any())}
         shown = [place for place in most_changed(rows, CURVES) if place in curves] if len(rows) else []
         if not shown:
             return None
@@ -193,7 +193,7 @@ def _headline(log: Log, material: Material) -> list[tuple[str, str, str]]:
     lowest = min(ranks, key=ranks.__getitem__, default="")
     found = [
         ("steps", plain(log.steps), "of the training"),
-        ("snapshots", plain(int(material.table["step"].nunique())), "taken of it"),
+        ("snapshots", plain(len(set(material.table["step"]))), "taken of it"),
         ("cost", None if overhead is None else f"{overhead:.1%}", "of the training's time"),
         ("lowest stable rank", plain(ranks[lowest]) if ranks else None, lowest.replace(".weight", "")),
         ("largest drift", plain(max(drifts.values())) if drifts else None, "of a law, over ‖w‖²"),

@@ -1,6 +1,8 @@
 """Numbers as people read them, and the run in a few sentences."""
 
+import html
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from enum import Enum
@@ -44,6 +46,20 @@ def plain(value: object) -> str:
             return "—"
         case _:
             return str(value)
+
+
+def typeset(text: str) -> str:
+    """HTML of a text with its sub- and superscripts raised and lowered: `W_F`, `Σ_{i≤5}`, `a^4`, `e^(-2 s)`.
+
+    Names of more than one letter keep their underscores.
+
+    >>> typeset("‖W‖_F ≤ a^4 Σ_{i≤5} σ_i² of layer_1.weight <b>")
+    '‖W‖<sub>F</sub> ≤ a<sup>4</sup> Σ<sub>i≤5</sub> σ<sub>i</sub>² of layer_1.weight &lt;b&gt;'
+    """
+    shown = html.escape(text)
+    shown = re.sub(r"\^(?:\(([^()]*)\)|(-?\w+))", lambda found: f"<sup>{found[1] or found[2]}</sup>", shown)
+    lowered = r"(?<![\w.])(\w|\w?[‖⟩])_(?:\{([^{}]*)\}|([A-Za-z0-9+]+))"
+    return re.sub(lowered, lambda found: f"{found[1]}<sub>{found[2] or found[3]}</sub>", shown)
 
 
 def power(exponent: int) -> str:
@@ -106,6 +122,15 @@ def command(manifest: Json) -> str | None:
     return f"eq.flow(model, data, {kept}{f', stepper=eq.steppers.{name}({stepper})' if stepper else ''})"
 
 
+_ENDS = {
+    "reached": "It reached its goal",
+    "precision_floor": "It reached its goal, at the limit of what the precision resolves,",
+    "stalled": "It stalled, short of its goal,",
+    "not_separable": "It stopped because no weights can fit the data,",
+    "step_limit": "It came to the limit of steps, short of its goal,",
+}
+
+
 def _asked(material: Material) -> str:
     data, widths, kinds = material.manifest.get("data") or {}, material.widths, list(material.kinds.values())
     shape = f"a {'-'.join(map(str, widths))} network" if widths else "a network"
@@ -122,9 +147,8 @@ def _ended(summary: Json) -> str:
     if not summary:
         return "The run is not finished: this is how far it has come."
     price = f"{plain(summary.get('steps'))} steps and {plain(summary.get('seconds'))} seconds"
-    return (
-        f"It ended as “{summary.get('status', 'unknown')}” after {price}, at log R = {plain(summary.get('log_loss'))}."
-    )
+    ended = _ENDS.get(str(summary.get("status")), "It ended")
+    return f"{ended} after {price}, at log R = {plain(summary.get('log_loss'))}."
 
 
 def _ranks(material: Material) -> str:
