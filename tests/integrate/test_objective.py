@@ -28,13 +28,20 @@ def setting(loss, weights=None):
     return model, X, y, build_problem(model, (X, y), loss, weights)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+WEIGHTS = {
+    "none": None,
+    "positive": torch.linspace(1, 3, 20, dtype=torch.float64),
+    "some zero": torch.linspace(-1, 3, 20, dtype=torch.float64).clamp(min=0),
+}
+
+
+@pytest.mark.parametrize("weighted", WEIGHTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_log_risk_and_its_gradient_are_those_of_the_formula(loss, weighted):
-    shares = torch.linspace(1, 3, 20, dtype=torch.float64)
-    model, X, y, problem = setting(loss, shares.tolist() if weighted else None)
+    shares = WEIGHTS[weighted]
+    model, X, y, problem = setting(loss, None if shares is None else shares.tolist())
     losses = FORMULAS[loss](model(X), y)
-    risk = (losses * shares / shares.sum()).sum() if weighted else losses.mean()
+    risk = losses.mean() if shares is None else (losses * shares / shares.sum()).sum()
     risk.log().backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     objective = problem.objective
@@ -82,7 +89,7 @@ def test_the_kernel_is_that_of_the_potentials(loss):
     assert torch.allclose(objective.linearize(weights, slopes).kernel(), jacobian @ jacobian.T, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("weights", [[1.0, 2.0], [0.0] * 20, [-1.0] * 20])
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [0.0] * 20, [-1.0] * 20, [float("inf")] * 20])
 def test_example_weights_that_are_none(weights):
-    with pytest.raises(InputError, match="20 positive weights, one for each example"):
+    with pytest.raises(InputError, match="20 weights, one for each example"):
         setting("exponential", weights)

@@ -182,6 +182,16 @@ def test_every_slide_is_listed_with_its_start_and_its_end(tmp_path):
     assert again.slides().equals(run.slides())
 
 
+def test_slides_name_examples_by_their_positions_in_the_data(tmp_path):
+    """Beside examples of weight zero, which are off, and slide nowhere."""
+    data = torch.cat([X[:1], X, X[1:]]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    options = {"until": eq.Steps(6), "observe": [eq.Activity()], "example_weights": [0, 1, 1, 0]}
+    run = eq.flow(two_neurons(), data, out=tmp_path / "run", **options)
+    assert sorted(run.slides()[["example", "neuron"]].values.tolist()) == [[1, 0], [2, 1]]
+    again = eq.Run.load(tmp_path / "run", model=two_neurons(), data=data)
+    assert again.slides().equals(run.slides())
+
+
 def pair_drift(run, below, above, start):
     """`|ΔC_uv|/‖w‖²` of `C = W Wᵀ - W₊ᵀ W₊` from a saved point to the end."""
     conserved = [w[below] @ w[below].T - w[above].T @ w[above] for w in (run.saved[start], run.final)]

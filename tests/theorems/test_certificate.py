@@ -279,7 +279,7 @@ def test_example_weights_are_those_of_the_run():
     unweighted = certify(run.model, (X, y), initial=run.initial)
     assert unweighted.subject.example_weights is None
     assert standing(certify(replace(run, example_weights=None)))["weights of the run"] == "failed"
-    with pytest.raises(InputError, match="12 positive weights, one for each example"):
+    with pytest.raises(InputError, match="12 weights, one for each example"):
         certify(run.model, (X, y), example_weights=-shares)
 
 

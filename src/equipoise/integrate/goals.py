@@ -103,12 +103,15 @@ class Steps:
 
 @dataclass(frozen=True)
 class Separated:
-    """Until `R < ℓ(0)/n`: every example on its side, and the theorems of the late phase apply (docs/theory.md §0)."""
+    """Until `R < ℓ(0) min w_i`: every example on its side; the theorems of the late phase apply (docs/theory.md §0).
+
+    `w_i` are the shares of the examples, all `1/n` without weights.
+    """
 
     tolerance: ClassVar[float | None] = 1e-8
 
     def distance(self, start: Instant, now: Instant) -> float:
-        """`(log R - log(ℓ(0)/n)) / max(1, |log(ℓ(0)/n)|)`."""
+        """`(log R - b) / max(1, |b|)`, `b = log(ℓ(0) min w_i)`."""
         return (now.log_loss - now.separation) / max(1.0, abs(now.separation))
 
     def describe(self) -> str:

@@ -80,7 +80,8 @@ def flow(
         save_at: goals at which weights are kept besides the first and the last, in `run.saved` and in the folder; by
             default every quarter of growth, from which a certificate reads the way.
         max_steps: the limit of steps.
-        example_weights: `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`.
+        example_weights: `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`. Examples of weight 0 take
+            no part: the run is that of the others, whose positions in the data are reported.
         dtype: float64 or float32.
         callback: called after every step.
 

@@ -59,7 +59,7 @@ def describe_flow(problem: Problem, asked: FlowArguments, origin: Origin) -> Jso
             "stepper": described(asked.stepper),
             "observers": [described(observer) for observer in asked.observers],
             "max_steps": asked.max_steps,
-            "example_weights": problem.example_weights,
+            "example_weights": None if problem.example_weights is None else problem.example_weights.tolist(),
             "dtype": str(problem.weights.dtype).removeprefix("torch."),
             "command": origin.command,
         },

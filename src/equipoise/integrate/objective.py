@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.data.dataset import check_two_classes
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Linearization, MarginEvaluation, Margins, Slopes, Weights
 from equipoise.integrate.margins.readout import Rows
@@ -104,20 +105,58 @@ class Objective:
 def shares(example_weights: ExampleWeights, examples: int, like: Tensor) -> Float[Tensor, " examples"]:
     """`w_i` of `R = Σ w_i ℓ_i`: weights of examples over their sum, in float64, where `like` is.
 
-    Raises:
-        InputError: unless there is one for each example, positive and finite.
+    Shares that add up to 1 already, to rounding, come back unchanged.
 
-    >>> shares([1, 3], 2, torch.zeros(2))
-    tensor([0.2500, 0.7500], dtype=torch.float64)
+    Raises:
+        InputError: unless there is one for each example, finite, none of them negative and some positive.
+
+    >>> shares([1, 0, 3], 3, torch.zeros(3))
+    tensor([0.2500, 0.0000, 0.7500], dtype=torch.float64)
     """
     weights = torch.as_tensor(example_weights, dtype=torch.float64, device=like.device)
-    if weights.shape != (examples,) or not bool(((weights > 0) & torch.isfinite(weights)).all()):
+    total = float(weights.sum())
+    if weights.shape != (examples,) or not bool((weights >= 0).all()) or not 0 < total < math.inf:
         raise InputError(
-            expected=f"{examples} positive weights, one for each example",
-            found=f"shape {tuple(weights.shape)}, least {float(weights.min()) if weights.numel() else math.nan:.3g}",
-            remedy="leave out examples that weigh nothing",
+            expected=f"{examples} weights, one for each example, none negative and not all zero",
+            found=_range(weights),
+            remedy="pass 0 for an example that takes no part, and a positive number for the others",
         )
-    return weights / weights.sum()
+    exact = abs(total - 1) <= examples * torch.finfo(torch.float64).eps
+    return weights if exact else weights / total
+
+
+def _range(weights: Tensor) -> str:
+    shape = f"shape {tuple(weights.shape)}"
+    if not weights.numel():
+        return shape
+    return f"{shape}, from {float(weights.min()):.3g} to {float(weights.max()):.3g}"
+
+
+def weighted_examples(
+    X: Tensor, y: Tensor, shares: Float[Tensor, " examples"]
+) -> tuple[Tensor, Tensor, Float[Tensor, " weighted"]]:
+    """The examples that weigh anything, with their labels and shares.
+
+    An example of weight zero has no term in `R`: neither its margin nor its activations say anything of the training.
+
+    Raises:
+        InputError: where they are of one class.
+
+    >>> weighted_examples(torch.eye(3), torch.tensor([1.0, 1.0, -1.0]), torch.tensor([0.5, 0.0, 0.5]))[1]
+    tensor([ 1., -1.])
+    """
+    weighted = shares > 0
+    check_two_classes(y[weighted])
+    return X[weighted], y[weighted], shares[weighted]
+
+
+def positions_in_data(examples: Tensor, shares: Tensor | None) -> Tensor:
+    """The positions in the data set of examples counted among those that weigh anything.
+
+    >>> positions_in_data(torch.tensor([0, 1]), torch.tensor([0.5, 0.0, 0.5]))
+    tensor([0, 2])
+    """
+    return examples if shares is None else shares.to(examples.device).nonzero().flatten()[examples]
 
 
 @dataclass(frozen=True)

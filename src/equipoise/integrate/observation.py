@@ -83,7 +83,7 @@ class Observation:
         """The progress with the records and states of this point, and the diagnostics of the step that led to it."""
         snapshot = self._snapshot(progress, None if step is None else step.update, final=final)
         log_loss = self.problem.log_loss(progress.state.evaluation)
-        moment = (progress.step, snapshot.clock, log_loss, progress.state.log_time)
+        moment = (progress.step, snapshot.clock, log_loss, progress.state.time.log)
         observed, records = [], []
         for observer, before in zip(self.observers, progress.observed, strict=True):
             after, readings = observer.observe(self.context, before, snapshot)
@@ -141,7 +141,7 @@ def _diagnostics(step: Step | None, state: State) -> list[tuple[str, float]]:
     if step is None:
         return []
     found = {"step_size": step.size, "error": step.error, "active": step.active, "rejected": step.rejected}
-    found |= {"temperature": state.temperature, "mismatch": step.mismatch}
+    found |= {"temperature": state.temperature, "mismatch": step.mismatch, "time_error": state.time.relative_error}
     found |= {} if math.isnan(step.decrease) else {"decrease": step.decrease}
     return [(name, float(value)) for name, value in found.items()]
 

@@ -20,7 +20,7 @@ from equipoise.integrate.margins.graph_margins import GraphMargins
 from equipoise.integrate.margins.kink_places import KinkPlaces
 from equipoise.integrate.margins.protocol import MarginEvaluation, Margins, ParameterLayout, Weights
 from equipoise.integrate.margins.readout import BinaryReadout, MulticlassReadout, Readout
-from equipoise.integrate.objective import ExampleWeights, Objective, shares
+from equipoise.integrate.objective import ExampleWeights, Objective, positions_in_data, shares, weighted_examples
 from equipoise.integrate.validation import outputs_of_two, require_parameters, require_trainable
 from equipoise.laws import Laws, invariances
 from equipoise.losses import Loss, named_loss
@@ -38,10 +38,13 @@ class Problem:
     chain: tuple[Layer, ...] | None
     kinks: KinkPlaces
     objective: Objective
+    example_weights: Tensor | None = (
+        None  # `w_i` of `R = Σ w_i ℓ_i`, zero for examples that take no part; all 1/n without
+    )
 
     @property
     def margins(self) -> Margins:
-        """The margins of all the examples."""
+        """The margins of all the examples that weigh anything."""
         return self.objective.margins
 
     @property
@@ -60,10 +63,22 @@ class Problem:
         return self.layout.flatten(self.initial)
 
     @property
-    def example_weights(self) -> list[float] | None:
-        """`w_i` of `R = Σ w_i ℓ_i`, or `None` where all are `1/n`."""
-        offsets = self.objective.offsets
-        return None if offsets is None else (torch.exp(-offsets.double()) / len(offsets)).tolist()
+    def weighted_data(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of the examples that weigh anything."""
+        if self.example_weights is None:
+            return self.data.X, self.data.y
+        return weighted_examples(*self.data, self.example_weights)[:2]
+
+    @cached_property
+    def log_separation(self) -> float:
+        """`log(min_i w_i ℓ(0))`: below it every example is classified correctly (docs/theory.md §0)."""
+        shares = self.example_weights
+        least = 1 / self.margins.count if shares is None else float(shares[shares > 0].min())
+        return self.loss.log_at_zero() + math.log(least)
+
+    def positions(self, examples: Tensor) -> Tensor:
+        """The positions in the data set of examples that are counted among those that weigh anything."""
+        return positions_in_data(examples, self.example_weights)
 
     @cached_property
     def homogeneity(self) -> int | None:
@@ -105,7 +120,8 @@ def build_problem(
         model: the network, with its initial weights.
         data: `(X, y)` or a `Dataset`.
         loss: a name of `eq.losses.LOSSES`, or a loss.
-        example_weights: `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`.
+        example_weights: `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; by default all `1/n`. But for `data`, the
+            problem has no example of weight zero.
         dtype: float64 or float32, in which all is computed, on the model's device.
 
     Returns:
@@ -119,8 +135,9 @@ def build_problem(
     chosen = named_loss(loss)
     checked, own = validate(data, multiclass=chosen.multiclass), _own_copy(model, dtype)
     device = next(own.parameters()).device
-    inputs = checked.X.to(device, dtype)
-    labels = checked.y.to(device) if chosen.multiclass else checked.y.to(device, dtype)
+    weights = None if example_weights is None else shares(example_weights, len(checked.y), checked.y)
+    X, y, counted = (*checked, None) if weights is None else weighted_examples(*checked, weights)
+    inputs, labels = X.to(device, dtype), y.to(device) if chosen.multiclass else y.to(device, dtype)
     readout = _readout(outputs_of_two(own, inputs), labels, chosen)
     laws = invariances(own, inputs[:2], loss=chosen if chosen.multiclass else None)
     assert laws.captured is not None  # these laws were read, not stated
@@ -128,8 +145,9 @@ def build_problem(
     layout = ParameterLayout.of(dict(own.named_parameters()))
     require_trainable(own, captured, inputs[:3])
     margins, chain = build_margins(captured, layout, inputs, readout), read_chain(captured)
-    objective = Objective(margins, chosen, _offsets(example_weights, len(inputs), inputs))
-    return Problem(own, checked, chosen, captured, laws, chain, KinkPlaces(captured, chain, margins.kinks), objective)
+    objective = Objective(margins, chosen, None if counted is None else -torch.log(len(y) * counted).to(inputs))
+    kinks = KinkPlaces(captured, chain, margins.kinks)
+    return Problem(own, checked, chosen, captured, laws, chain, kinks, objective, weights)
 
 
 def _own_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -171,10 +189,3 @@ def _readout(output: Tensor, labels: Tensor, loss: Loss) -> Readout:
             remedy=f"end the network with a layer of width {classes}, or number the classes from 0",
         )
     return MulticlassReadout(labels, output.shape[1])
-
-
-def _offsets(example_weights: ExampleWeights | None, examples: int, like: Tensor) -> Tensor | None:
-    """`-log(n w_i)`, with `Σ w_i = 1`."""
-    if example_weights is None:
-        return None
-    return -torch.log(examples * shares(example_weights, examples, like)).to(like)

@@ -1,17 +1,17 @@
 """The recorder of a run: weights at goals, records and checkpoints in its folder, and the finished run."""
 
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.observation import observed_in
 from equipoise.integrate.problem import Problem, trained_copy
-from equipoise.integrate.run import Run, Status
-from equipoise.integrate.state import Progress, State
+from equipoise.integrate.run import Run, Status, slides_in_data
+from equipoise.integrate.state import PhysicalTime, Progress, State
 from equipoise.observers import ObserverResult, StateLike
 from equipoise.observers.state import to_tensors
 from equipoise.store import Record, ResumePoint, Store
@@ -98,7 +98,8 @@ class Recorder:
             status=status,
             log_loss=problem.log_loss(state.evaluation),
             growth=problem.growth(state.weights),
-            log_time=state.log_time,
+            log_time=state.time.log,
+            time_error=state.time.relative_error,
             steps=progress.step,
             gradient_evaluations=state.examples_visited / problem.margins.count,
             seconds=progress.seconds,
@@ -106,8 +107,8 @@ class Recorder:
             folder=None if self.store is None else Path(self.store.folder),
             saved=progress.saved,
             defects=dict(result.predicted_changes),
-            slid=result.spans(progress.step),
-            example_weights=None if shares is None else torch.tensor(shares, dtype=torch.float64),
+            slid=slides_in_data(result.spans(progress.step), shares),
+            example_weights=None if shares is None else shares.cpu(),
             reason=reason,
             missed=state.missed,
             captured=problem.captured,
@@ -129,7 +130,8 @@ def pack_progress(progress: Progress, result: ObserverResult | None = None) -> R
     tensors |= {name: tensor.clone() for name, tensor in to_tensors(result, "result").items()}  # some are in a state
     known = {
         "sizes": state.sizes,
-        "log_time": state.log_time,
+        "log_time": state.time.log,
+        "log_time_error": state.time.log_error,
         "temperature": state.temperature,
         "examples_visited": state.examples_visited,
         "taken": state.taken,
@@ -154,7 +156,7 @@ def state_of(saved: ResumePoint, kinks: int, problem: Problem) -> State:
         velocity=tensors.get("velocity"),
         gradient_norm=known["gradient_norm"],
         sizes=known["sizes"],
-        log_time=known["log_time"],
+        time=PhysicalTime(known["log_time"], known.get("log_time_error", math.nan)),
         temperature=known["temperature"],
         examples_visited=known["examples_visited"],
         taken=known["taken"],

@@ -1,6 +1,8 @@
 """The result of a flow: weights, status, and all that was recorded on the way."""
 
 import copy
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
@@ -20,6 +22,7 @@ from equipoise.graph.degrees import homogeneity
 from equipoise.graph.evaluate import rectified
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.manifest import StoredInputs, flow_manifest
+from equipoise.integrate.objective import positions_in_data
 from equipoise.integrate.observation import observed_figures, result_in
 from equipoise.losses import Loss
 from equipoise.notebook import notebook, run_figure
@@ -77,7 +80,7 @@ class Run:
     status: Status
     log_loss: float
     growth: float
-    log_time: float
+    log_time: float  # log t of dw/dt = -∇R
     steps: int
     gradient_evaluations: float
     seconds: float
@@ -87,6 +90,7 @@ class Run:
     defects: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of each law, as T2.2 adds them up
     slid: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by layer: example, neuron, first, last step
     example_weights: Tensor | None = field(default=None, repr=False)  # `w_i` of `R = Σ w_i ℓ_i`; all 1/n without
+    time_error: float = math.nan  # estimated error of t, relative to it; 0 for gradient descent, whose t is Σ η
     reason: str | None = None  # what was found where a run stalled, or why no weights can fit
     missed: float = 0.0  # Σ ‖w₁ - w₀ - h J(w_mid)ᵀ f‖ over the steps: laws drift by at most twice that, times ‖w‖
     captured: Captured | None = field(default=None, repr=False, compare=False)  # the graph, where it was read already
@@ -196,7 +200,8 @@ class Run:
     def summary(self) -> Json:
         """The figures of the run that the command line prints as JSON, without the certificate.
 
-        `growth` is `log(‖w‖/‖w₀‖)`; drifts are `‖C - C₀‖_F/‖w‖²`; gradient evaluations count full passes over the data.
+        `growth` is `log(‖w‖/‖w₀‖)`; `time_error` is the estimated error of `t = exp(log_time)` over `t`; drifts are
+        `‖C - C₀‖_F/‖w‖²`; gradient evaluations count full passes over the data.
         """
         slides = self.slides()
         return {
@@ -205,6 +210,7 @@ class Run:
             "log_loss": self.log_loss,
             "growth": self.growth,
             "log_time": self.log_time,
+            "time_error": None if math.isnan(self.time_error) else self.time_error,
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
             "seconds": self.seconds,
@@ -238,7 +244,7 @@ class Run:
             records = [Record(*row) for row in store.table().itertuples(index=False)]
         trained = given.trained(known.pop("final"))
         published = ObserverResult() if last is None else result_in(last)
-        shares = given.example_weights  # as they were: a logarithm costs a digit
+        shares = None if given.example_weights is None else torch.tensor(given.example_weights, dtype=torch.float64)
         names = ("log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
         return cls(
             model=trained,
@@ -252,11 +258,20 @@ class Run:
             reason=result.get("reason"),
             saved=known,
             defects=dict(published.predicted_changes),
-            slid=published.spans(result["steps"]),
-            example_weights=None if shares is None else torch.tensor(shares, dtype=torch.float64),
+            slid=slides_in_data(published.spans(result["steps"]), shares),
+            example_weights=shares,
             missed=result.get("missed", 0.0),
+            time_error=math.nan if (error := result.get("time_error")) is None else error,
             **{name: result[name] for name in names},
         )
+
+
+def slides_in_data(spans: Mapping[str, Tensor], shares: Tensor | None) -> dict[str, Tensor]:
+    """Slides by layer whose examples are counted in the data set, from those of the examples that weigh anything."""
+    return {
+        layer: torch.cat([positions_in_data(slides[:, :1], shares), slides[:, 1:]], 1)
+        for layer, slides in spans.items()
+    }
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
-"""The state of a flow between two steps, the record of a step, the progress of a run, and physical time."""
+"""The state of a flow between two steps, its physical time, the record of a step, and the progress of a run."""
 
 import math
-import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,8 +14,31 @@ from equipoise.laws.evaluate import LawReadings
 from equipoise.observers import StateLike
 from equipoise.store import Record
 
-_PIECES = 60  # of the way over which time is integrated
-_STILL = 1e-6  # of the mean speed, the least that is counted at an end: time would be infinite where the flow ends
+
+@dataclass(frozen=True)
+class PhysicalTime:
+    """`log t` of `dw/dt = -∇R` since the start of a run, and the logarithm of the estimated error of `t`."""
+
+    log: float = -math.inf
+    log_error: float = -math.inf
+
+    @property
+    def relative_error(self) -> float:
+        """The estimated error over `t`; 0 at the start.
+
+        >>> PhysicalTime(math.log(10), math.log(0.1)).relative_error
+        0.01
+        """
+        return 0.0 if self.log == -math.inf else math.exp(min(self.log_error - self.log, 700.0))
+
+    def later(self, step: "PhysicalTime") -> "PhysicalTime":
+        """The time after a step; errors add up."""
+        return PhysicalTime(_log_sum(self.log, step.log), _log_sum(self.log_error, step.log_error))
+
+
+def _log_sum(one: float, other: float) -> float:
+    """`log(e^one + e^other)`."""
+    return float(np.logaddexp(one, other))
 
 
 @dataclass(frozen=True)
@@ -30,7 +52,7 @@ class State:
     velocity: Weights | None = None  # -∇ log R here, or its mean over the last implicit step; None: not known
     gradient_norm: float = math.nan  # ‖∇ log R‖ here
     sizes: dict[str, float] = field(default_factory=dict)  # relative size of the next step, by route
-    log_time: float = -math.inf  # log of physical time
+    time: PhysicalTime = PhysicalTime()
     temperature: float = 1.0  # of the entropic term; above 1 at the precision floor
     examples_visited: int = 0  # examples propagated forward and backward, in all
     taken: int = 0  # steps
@@ -95,41 +117,3 @@ def velocity(objective: Objective, state: State) -> Weights:
 def velocity_at(on: Objective, weights: Weights, slopes: Slopes, at: MarginEvaluation) -> Weights:
     """`-∇ log R` from the examples of `on` alone, `at` their evaluation: where the others do not weigh."""
     return on.linearize(weights, slopes).vjp(on.cotangents(at))
-
-
-def physical_time(log_risks: tuple[float, float], length: float, speeds: tuple[float, float, float]) -> float:
-    """`log ∫ dℓ/(‖∇ log R‖ R)`, the time that `dw/dt = -∇R` takes over a step of this `length`.
-
-    `speeds` are `‖∇ log R‖` at its start, midpoint and end. Along it `log R` is the cubic with `d log R/dℓ` minus the
-    speed at both ends (kept monotone as by Fritsch & Carlson 1980), the logarithm of the speed a parabola. Where `R`
-    falls by many factors nearly all the time is spent at the end: the mesh is graded towards it, and the integrand
-    taken for an exponential on each of its pieces.
-
-    >>> math.isclose(physical_time((0.0, -1e4), 1.0, (1e4, 1e4, 1e4)), 1e4 - math.log(1e8))  # R falls as e^(-1e4 ℓ)
-    True
-    """
-    fall, least = max(log_risks[0] - log_risks[1], 0.0), max(_STILL * speeds[1], sys.float_info.min)
-    first, middle, last = (math.log(max(speed, least)) for speed in speeds)
-    leaving, arriving = (min(speed * length, 3 * fall) for speed in (speeds[0], speeds[2]))
-    back = np.concatenate([[0.0], np.geomspace(1e-3 / (1 + arriving), 1.0, _PIECES)])  # from the end
-    ahead = 1 - back
-    depth = -fall * back**2 * (3 - 2 * back) - back * ahead * (arriving * ahead - leaving * back)
-    speed = first * back * (2 * back - 1) + 4 * middle * back * ahead + last * ahead * (2 * ahead - 1)
-    pieces, widths = depth - speed, np.diff(back)
-    drops = np.abs(np.diff(pieces))
-    means = np.where(drops < 1e-6, 1 - drops / 2, -np.expm1(-drops) / np.maximum(drops, 1e-6))
-    whole = np.logaddexp.reduce(np.maximum(pieces[1:], pieces[:-1]) + np.log(means) + np.log(widths))
-    return math.log(length) - log_risks[1] + float(whole)
-
-
-def elapsed(
-    objective: Objective, before: State, after: MarginEvaluation, length: float, speeds: tuple[float, float]
-) -> float:
-    """`log t` at the end of a step: `speeds` are `‖∇ log R‖` at its midpoint and its end."""
-    log_risks = objective.log_risk(before.evaluation), objective.log_risk(after)
-    return later(before.log_time, physical_time(log_risks, length, (before.gradient_norm, *speeds)))
-
-
-def later(log_time: float, log_span: float) -> float:
-    """`log(t + Δt)` from the logarithms."""
-    return float(torch.logaddexp(*torch.tensor([log_time, log_span], dtype=torch.float64)))

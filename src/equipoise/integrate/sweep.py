@@ -20,7 +20,7 @@ from equipoise.networks import mlp
 from equipoise.store import MANIFEST, RESULT, Json, Store
 
 BACKENDS = ("loky", "ray", "dask")
-_FIGURES = ("status", "log_loss", "growth", "log_time", "steps", "gradient_evaluations", "seconds")
+_FIGURES = ("status", "log_loss", "growth", "log_time", "time_error", "steps", "gradient_evaluations", "seconds")
 
 Callback = Callable[[int, int], None]  # flows finished, flows in all
 

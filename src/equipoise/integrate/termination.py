@@ -48,7 +48,7 @@ class Termination:
 
     def out_of_reach(self) -> Status | None:
         """`not_separable` where a goal of loss is proved out of reach."""
-        bottomless = isinstance(self.goal, LogLoss) and self.goal.value < -math.log(self.problem.margins.count) - 1
+        bottomless = isinstance(self.goal, LogLoss) and self.goal.value < self.problem.log_separation
         return Status.not_separable if bottomless and why_not_separable(self.problem) else None
 
     def status(self, before: Progress, now: Progress) -> Status | None:
@@ -88,9 +88,8 @@ class Termination:
 
 def instant(problem: Problem, state: State, steps: int) -> Instant:
     """The figures of a state that goals refer to."""
-    separation = problem.loss.log_at_zero() - math.log(problem.margins.count)
     reached = problem.log_loss(state.evaluation), problem.growth(state.weights)
-    return Instant(*reached, steps, separation, state.evaluation.preactivations)
+    return Instant(*reached, steps, problem.log_separation, state.evaluation.preactivations)
 
 
 def unreached(problem: Problem, before: Progress, now: Progress, goals: Iterable[Goal]) -> list[Goal]:
@@ -118,13 +117,14 @@ def why_not_separable(problem: Problem) -> str | None:
     Two kinds are known: one input with two labels, and a network without activations (linear in its input) of one score
     whose data no hyperplane separates, by a linear programme.
     """
-    inputs, labels = problem.data.X.flatten(1).cpu().numpy(), problem.data.y.cpu().numpy()
+    inputs, labels = (tensor.cpu().numpy() for tensor in problem.weighted_data)
+    inputs = inputs.reshape(len(inputs), -1)
     _, group = np.unique(inputs, axis=0, return_inverse=True)
     order = np.argsort(group.ravel(), kind="stable")
     same = np.diff(group.ravel()[order]) == 0
     clash = np.flatnonzero(same & (np.diff(labels[order]) != 0))
     if len(clash):
-        i, j = sorted(order[clash[0] : clash[0] + 2])
+        i, j = problem.positions(torch.as_tensor(order[clash[0] : clash[0] + 2])).sort().values.tolist()
         return f"examples {i} and {j} are the same input with two labels"
     if problem.chain is None or problem.kinks.names or problem.loss.multiclass:
         return None
@@ -204,7 +204,7 @@ def why_stalled(problem: Problem, state: State) -> str | None:
     Such examples contribute no gradient, and the midpoint rule does not pass such kinks.
     """
     for name, dead in dead_examples(problem, state):
-        count, listed = problem.margins.count, ", ".join(map(str, dead[:_LISTED].tolist()))
+        count, listed = problem.margins.count, ", ".join(map(str, problem.positions(dead[:_LISTED]).tolist()))
         more = ", …" if len(dead) > _LISTED else ""
         share = "every example" if len(dead) == count else f"{len(dead)} of {count} examples ({listed}{more})"
         return f"every neuron of {name} is off for {share}: they have no gradient left (dead neurons)"

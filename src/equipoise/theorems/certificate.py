@@ -199,7 +199,8 @@ def certify(
         laws: laws in place of those read from the model.
         predicted: the accumulated T2.2 defect of every law by its name, as the sum of `laws.predict_drift` over the
             steps of gradient descent; the laws must then be where it puts them.
-        example_weights: `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; all `1/n` by default.
+        example_weights: `w_i` of `R = Σ w_i ℓ_i`, divided by their sum; all `1/n` by default. Examples of weight 0 take
+            no part in any assumption or bound.
 
     Returns:
         The certificate.

@@ -47,7 +47,7 @@ class Evidence:
         points: the weights saved along a run in order of growth, the initial and the final ones among them; a single
             one where only the final weights are known.
         initial: the weights at initialisation, where known.
-        X: inputs, float64 of shape (n, ...).
+        X: inputs, float64 of shape (n, ...), of the examples that weigh anything.
         y: labels of shape (n,): ±1, or class indices.
         loss: the loss.
         example_weights: `w_i` of `R = Σ w_i ℓ_i`, which add up to 1; None where all are `1/n`.

@@ -14,7 +14,7 @@ from equipoise.data.dataset import validate
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, read_chain, read_tail
-from equipoise.integrate.objective import shares
+from equipoise.integrate.objective import shares, weighted_examples
 from equipoise.laws import Laws, invariances
 from equipoise.losses import Loss, named_loss
 from equipoise.theorems.evidence import Evidence
@@ -65,7 +65,7 @@ class FinishedRun(Protocol):
 
     @property
     def example_weights(self) -> Tensor | None:
-        """`w_i` of `R = Σ w_i ℓ_i`; None where all are `1/n`."""
+        """`w_i` of `R = Σ w_i ℓ_i`, zero for examples that take no part; None where all are `1/n`."""
         ...
 
     @property
@@ -122,6 +122,9 @@ def evidence_of_model(
     if start is not None:
         require_same_shapes(start, weights)
     X, y = _placed(data, chosen, weights)
+    counted = None
+    if example_weights is not None:
+        X, y, counted = weighted_examples(X, y, shares(example_weights, len(y), y))
     own = copy.deepcopy(model).double()
     _check_outputs(own, X, y, chosen)
     read = invariances(own, X[:2], loss=chosen if chosen.multiclass else None)
@@ -137,7 +140,7 @@ def evidence_of_model(
         X=X,
         y=y,
         loss=chosen,
-        example_weights=None if example_weights is None else shares(example_weights, len(y), y),
+        example_weights=counted,
         dtype=_computed_in(final),
         predicted=predicted or {},
         saved={name: finite_doubles(at, f"weights saved as {name}") for name, at in (saved or {}).items()},

@@ -99,7 +99,9 @@ def fingerprint(evidence: Evidence) -> Fingerprint:
         initial=None if evidence.initial is None else digest(evidence.initial),
         points=digest(saved) if saved else None,
         data=digest({"X": evidence.X, "y": evidence.y}),
-        example_weights=None if shares is None else digest({"w": shares.float()}),  # as given, or of the logarithm
+        example_weights=None
+        if shares is None
+        else digest({"w": shares.float()}),  # in another scale they round otherwise
         loss=evidence.loss.name,
     )
 

@@ -17,7 +17,8 @@ from equipoise.integrate.implicit.step_problem import StepPredictor
 from equipoise.integrate.margins.protocol import Weights
 from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Cotangents, Objective
-from equipoise.integrate.state import State, Step, elapsed, velocity_at
+from equipoise.integrate.state import State, Step, velocity_at
+from equipoise.integrate.steppers.physical_time import elapsed
 from equipoise.integrate.steppers.protocol import check_steps
 
 _NODES = ((1 / 4, 1 / 4 - 3**0.5 / 6), (1 / 4 + 3**0.5 / 6, 1 / 4))  # Butcher matrix; both weights are ½
@@ -212,7 +213,7 @@ def _advanced(
         dual=torch.zeros_like(state.dual).index_copy(0, taken.rows, taken.dual.clamp(min=0)),
         velocity=moved / taken.span,
         sizes=sizes,
-        log_time=elapsed(objective, state, evaluation, length, (length / taken.span, float(flow.norm()))),
+        time=elapsed(objective, state, evaluation, length, (length / taken.span, float(flow.norm()))),
         temperature=taken.temperature,
         examples_visited=visited,
         taken=state.taken + 1,

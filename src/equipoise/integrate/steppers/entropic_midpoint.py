@@ -20,7 +20,8 @@ from equipoise.integrate.implicit.fixed_point import ImplicitStep, converge_midp
 from equipoise.integrate.implicit.step_problem import StepPredictor, StepProblem
 from equipoise.integrate.margins.protocol import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.state import State, Step, elapsed, later, velocity_at
+from equipoise.integrate.state import State, Step, velocity_at
+from equipoise.integrate.steppers.physical_time import elapsed
 from equipoise.integrate.steppers.protocol import check_steps
 from equipoise.integrate.steppers.saddle_escape import LONGEST, Escape, escape, margins_at_rest
 
@@ -202,7 +203,7 @@ def _advanced(
         velocity=velocity if solved.rows is None else moved / span,
         gradient_norm=float(velocity.norm()),
         sizes=sizes,
-        log_time=elapsed(objective, state, evaluation, length, (length / span, float(velocity.norm()))),
+        time=elapsed(objective, state, evaluation, length, (length / span, float(velocity.norm()))),
         temperature=solved.temperature,
         examples_visited=visited + iterations * solved.objective.count,
         taken=state.taken + 1,
@@ -234,7 +235,7 @@ def _escaped(
         velocity=taken.velocity,
         gradient_norm=float(taken.velocity.norm()),
         sizes=sizes,
-        log_time=later(state.log_time, math.log(taken.span) - objective.log_risk(taken.evaluation)),
+        time=state.time.later(taken.time(objective.log_risk(state.evaluation), objective.log_risk(taken.evaluation))),
         temperature=state.temperature,
         examples_visited=visited,
         taken=state.taken + 1,

@@ -12,7 +12,7 @@ from equipoise.arguments import checked_fields, require_real
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.state import State, Step, Update, later, velocity
+from equipoise.integrate.state import PhysicalTime, State, Step, Update, velocity
 from equipoise.integrate.steppers.kink_selection import check_selection, selected_slopes
 
 SCHEDULES = ("constant", "loss_scaled", "normalised")
@@ -123,7 +123,7 @@ def descended(
         gradient_norm=gradient_norm,
         evaluation=at,
         slopes=local_slopes(objective.margins, at),
-        log_time=later(state.log_time, log_span),
+        time=state.time.later(PhysicalTime(log_span)),
         examples_visited=state.examples_visited + objective.count,
         taken=state.taken + 1,
     )

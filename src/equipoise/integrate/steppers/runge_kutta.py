@@ -11,7 +11,8 @@ from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.state import State, Step, elapsed, velocity_at
+from equipoise.integrate.state import State, Step, velocity_at
+from equipoise.integrate.steppers.physical_time import elapsed
 from equipoise.integrate.steppers.protocol import check_steps
 
 METHODS = {"RK23": RK23, "RK45": RK45}
@@ -54,13 +55,14 @@ class ExplicitRK:
         first = direction(objective, state.weights)
         while first is not None:
             size = min(wanted, max_size)
-            weights, error, mean = self._tried(objective, state.weights, first, size)
+            weights, error = self._tried(objective, state.weights, first, size)
             visited += METHODS[self.method].n_stages * objective.count
             factor = _GROWS if error == 0 else min(_GROWS, max(_SHRINKS, _SAFETY * (self.rtol / error) ** (1 / order)))
             if error <= self.rtol:
+                visited += objective.count
                 grown = min(self.step_size, size * factor)
                 return self._accepted(
-                    objective, state, weights, max(grown, wanted) if size < wanted else grown, visited, mean
+                    objective, state, weights, max(grown, wanted) if size < wanted else grown, visited
                 ), Step(
                     "explicit", float((weights - state.weights).norm() / state.weights.norm()), size, error, rejected
                 )
@@ -69,53 +71,54 @@ class ExplicitRK:
                 break
         return None
 
-    def _tried(
-        self, objective: Objective, start: Weights, first: tuple[Weights, float], size: float
-    ) -> tuple[Weights, float, float]:
-        """The end of a step, its error relative to `‖w‖`, and the mean of `‖∇ log R‖` over it."""
+    def _tried(self, objective: Objective, start: Weights, first: Weights, size: float) -> tuple[Weights, float]:
+        """The end of a step, and its error relative to `‖w‖`."""
         method = METHODS[self.method]
-        stages, norm, speeds = [first[0]], float(start.norm()), [first[1]]
+        stages, norm = [first], float(start.norm())
         for row in method.A[1:]:
             middle = start + size * sum(float(a) * k for a, k in zip(row, stages, strict=False))
             stage = direction(objective, middle)
             if stage is None:
-                return start, math.inf, 1.0
-            stages.append(stage[0])
-            speeds.append(stage[1])
+                return start, math.inf
+            stages.append(stage)
         end = start + size * sum(float(b) * k for b, k in zip(method.B, stages, strict=True))
         last = direction(objective, end)
         if last is None:
-            return start, math.inf, 1.0
-        doubt = size * sum(float(e) * k for e, k in zip(method.E, [*stages, last[0]], strict=True))
-        return (
-            end,
-            float(torch.as_tensor(doubt).norm()) / norm,
-            1 / sum(float(b) / speed for b, speed in zip(method.B, speeds, strict=True)),
-        )
+            return start, math.inf
+        doubt = size * sum(float(e) * k for e, k in zip(method.E, [*stages, last], strict=True))
+        return end, float(torch.as_tensor(doubt).norm()) / norm
 
-    def _accepted(
-        self, objective: Objective, state: State, weights: Weights, size: float, visited: int, mean: float
-    ) -> State:
+    def _accepted(self, objective: Objective, state: State, weights: Weights, size: float, visited: int) -> State:
         at, length = objective.margins.evaluate(weights), float((weights - state.weights).norm())
         slopes = local_slopes(objective.margins, at)
-        gradient_norm = float(velocity_at(objective, weights, slopes, at).norm())
+        speeds = (
+            _speed(objective, (state.weights + weights) / 2),
+            float(velocity_at(objective, weights, slopes, at).norm()),
+        )
         return replace(
             state,
-            gradient_norm=gradient_norm,
+            gradient_norm=speeds[1],
             weights=weights,
             evaluation=at,
             slopes=slopes,
             sizes={"explicit": size},
-            log_time=elapsed(objective, state, at, length, (mean, gradient_norm)),
+            time=elapsed(objective, state, at, length, speeds),
             examples_visited=state.examples_visited + visited,
             taken=state.taken + 1,
         )
 
 
-def direction(objective: Objective, weights: Weights) -> tuple[Weights, float] | None:
-    """`‖w‖ v/‖v‖` with `v = -∇ log R`, and `‖v‖`; `None` where that is no direction."""
-    at = objective.margins.evaluate(weights)
-    linearization = objective.linearize(weights, local_slopes(objective.margins, at))
-    flow = linearization.vjp(objective.cotangents(at))
+def direction(objective: Objective, weights: Weights) -> Weights | None:
+    """`‖w‖ v/‖v‖` with `v = -∇ log R`; `None` where that is no direction."""
+    flow = _flow(objective, weights)
     speed, norm = float(flow.norm()), float(weights.norm())
-    return (flow * (norm / speed), speed) if 0 < speed < math.inf else None
+    return flow * (norm / speed) if 0 < speed < math.inf else None
+
+
+def _speed(objective: Objective, weights: Weights) -> float:
+    return float(_flow(objective, weights).norm())
+
+
+def _flow(objective: Objective, weights: Weights) -> Weights:
+    at = objective.margins.evaluate(weights)
+    return velocity_at(objective, weights, local_slopes(objective.margins, at), at)

@@ -8,6 +8,7 @@ what follows, `w₁ - w₀ = ℓ v/‖v‖` with `v = Jᵀf` at the midpoint: al
 """
 
 import math
+import sys
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from equipoise.integrate.implicit.fixed_point import at_rounding
 from equipoise.integrate.implicit.step_problem import StepPredictor
 from equipoise.integrate.margins.protocol import MarginEvaluation, Weights, local_slopes
 from equipoise.integrate.objective import Objective
-from equipoise.integrate.state import State, velocity_at
+from equipoise.integrate.state import PhysicalTime, State, velocity_at
 
 LONGEST = 8.0  # ‖Δw‖/‖w‖ of one step
 _STILL = 0.01  # how far a potential may move in a step for `softmax(-u)` to stand still
@@ -35,11 +36,17 @@ class Escape(NamedTuple):
     evaluation: MarginEvaluation
     velocity: Weights  # -∇ log R at the end
     span: float  # ∫ dτ
+    span_error: float  # its difference from that of speeds at both ends alone
     mismatch: float
     error: float  # of the direction, relative to ‖w₁‖
     passes: int
     factor: float  # by which the next step may be longer; below 1 where this one is refused
     accepted: bool
+
+    def time(self, before: float, after: float) -> PhysicalTime:
+        """The physical time of the step, from `log R` at both ends, over which it all but stands still."""
+        log_risk, error = (before + after) / 2, self.span_error + self.span * abs(before - after) / 2
+        return PhysicalTime(math.log(self.span) - log_risk, math.log(max(error, sys.float_info.min)) - log_risk)
 
 
 def margins_at_rest(predictor: StepPredictor, size: float) -> bool:
@@ -74,6 +81,7 @@ def escape(objective: Objective, state: State, predictor: StepPredictor, size: f
     moved = float((objective.potential(at) - objective.potential(state.evaluation)).abs().max())
     worst = max(ratio / _CONTRACTING, (error / tolerance) ** (1 / 3), moved / _STILL)
     stays = _one_sided(objective, state, at)
+    span = _span(length, (predictor.velocity, middle, after), (start, (start + end) / 2, end))
     converged = changes[-1] <= _RESOLVED * torch.finfo(start.dtype).eps
     factor = min(2.0, max(0.3, 0.9 / worst)) if worst > 0 and math.isfinite(worst) else (2.0 if worst == 0 else 0.3)
     accepted = stays and converged and worst <= 1
@@ -82,7 +90,8 @@ def escape(objective: Objective, state: State, predictor: StepPredictor, size: f
         end=end,
         evaluation=at,
         velocity=after,
-        span=_span(length, (predictor.velocity, middle, after), (start, (start + end) / 2, end)),
+        span=span,
+        span_error=abs(span - _span(length, (predictor.velocity, after), (start, end))),
         mismatch=changes[-1],
         error=error,
         passes=len(changes) + 1,
@@ -113,10 +122,12 @@ def _one_sided(objective: Objective, state: State, after: MarginEvaluation) -> b
     return all(torch.equal(slope, kept) for end in ends for slope, kept in zip(end, state.slopes, strict=True))
 
 
-def _span(length: float, flows: tuple[Tensor, Tensor, Tensor], points: tuple[Tensor, Tensor, Tensor]) -> float:
-    """`∫ dℓ/‖v‖`, with `‖v‖` a power of `‖w‖` on either half of the way."""
+def _span(length: float, flows: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> float:
+    """`∫ dℓ/‖v‖`, with `‖v‖` a power of `‖w‖` on each of the equal parts of the way between these points."""
     speeds, norms = ([float(each.norm()) for each in ends] for ends in (flows, points))
-    return sum(length / 2 * _mean_inverse(speeds[k], speeds[k + 1], norms[k + 1] / norms[k]) for k in (0, 1))
+    parts = zip(pairwise(speeds), pairwise(norms), strict=True)
+    means = [_mean_inverse(*ends, after / before) for ends, (before, after) in parts]
+    return length * sum(means) / len(means)
 
 
 def _mean_inverse(before: float, after: float, ratio: float) -> float:
