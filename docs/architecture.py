@@ -30,6 +30,7 @@ GROUPS = {
         "notebook",
         "arguments",
         "errors",
+        "starting",
     ),
 }
 VERBS = {

@@ -217,6 +217,32 @@ def test_a_full_standard_output_is_one_line():
     assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
+def test_an_interruption_while_the_command_starts_is_silent_or_one_line():
+    """While torch is imported, of which the first library is there; a process that a signal ends is 130 to a shell."""
+    options = ["--data", "separable", "--widths", "4,3", "--n", "20", "--quiet", "--until", "steps=100000"]
+    command = [sys.executable, "-m", "equipoise", "flow", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    printed, complaint = process.communicate()
+    assert (process.returncode, complaint) in ((-signal.SIGINT, ""), (130, "equipoise: interrupted\n"))
+    assert printed == ""
+
+
+def test_an_interruption_before_the_command_begins_is_silent():
+    """As soon as the module is found that sees to it."""
+    program = "import sys, os, signal; sys.argv[0] = 'equipoise'; import equipoise; os.kill(os.getpid(), signal.SIGINT)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_programs_that_import_the_package_keep_their_handler_of_interruptions():
+    program = "import signal, equipoise; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"
+
+
 def test_an_interrupted_flow_exits_with_130_and_can_go_on(tmp_path):
     out = tmp_path / "my run"
     options = ["--data", "separable", "--widths", "4,3", "--linear-tail", "1", "--n", "20", "--quiet"]

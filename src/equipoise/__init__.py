@@ -3,6 +3,10 @@
 Nothing heavy is imported before it is used: `import equipoise` reads neither torch nor pandas.
 """
 
+from equipoise.starting import end_when_interrupted
+
+end_when_interrupted()
+
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING

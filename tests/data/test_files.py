@@ -35,6 +35,7 @@ class Server:
     def __init__(self):
         self.packed, self.ranges, self.cuts, self.asked = dict(PACKED), True, [], []
         self.pause = 0.0  # seconds before each byte
+        self.header_pause = 0.0  # the same, of the headers
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.url = f"http://127.0.0.1:{self.httpd.server_port}"
         threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
@@ -55,6 +56,8 @@ class Server:
         self.asked.append((name, wanted))
         if folder != "mnist" or name not in self.packed:
             return request.send_error(404)
+        if self.header_pause:
+            return self.trickle_headers(request)
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
         body = self.packed[name][start:]
         if not body:
@@ -69,6 +72,12 @@ class Server:
         with suppress(ConnectionError):
             for byte in body:
                 time.sleep(self.pause)
+                request.wfile.write(bytes([byte]))
+
+    def trickle_headers(self, request):
+        with suppress(ConnectionError):
+            for byte in b"HTTP/1.0 200 OK\r\n" + b"X-Padding: 0\r\n" * 1000:
+                time.sleep(self.header_pause)
                 request.wfile.write(bytes([byte]))
 
     def asked_for(self, name):
@@ -259,6 +268,17 @@ def test_a_mirror_that_trickles_is_given_up_and_continued_later(server, cache, m
     server.pause = 0.0
     loads_right()
     assert server.asked_for(IMAGES)[2:] == [f"bytes={had}-"]
+
+
+def test_headers_that_trickle_have_one_limit_together(server, monkeypatch):
+    """A byte of them every now and then: no wait for the next one is long, and all would take minutes."""
+    monkeypatch.setattr(files, "TIMEOUT", 0.5)
+    server.header_pause = 0.02
+    with pytest.raises(InputError, match=r"no complete headers in 0.5 seconds; run again to continue"):
+        load("mnist")
+    assert len(server.asked_for(IMAGES)) == 2  # the only mirror, twice
+    server.header_pause = 0.0
+    loads_right()
 
 
 def test_what_a_gzip_unpacks_to_is_bounded(server, monkeypatch):

@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from equipoise.arguments import require_integer
 from equipoise.errors import EquipoiseError, InputError, visible
+from equipoise.starting import raise_when_interrupted
 
 VERBS = (
     "demo",
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     typed_words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        raise_when_interrupted()
         with _visible_warnings():
             code = app(typed_words, exit_on_error=False, print_error=False)
         if sys.stdout is not None:

@@ -5,10 +5,12 @@ import hashlib
 import http
 import http.client
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 import zlib
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -20,7 +22,7 @@ from platformdirs import user_cache_path
 from equipoise.errors import InputError
 
 TIMEOUT = 30.0
-"""Seconds that a download waits for the next bytes, and for the next `PACE` of them."""
+"""Seconds that a download waits for the headers, for the next bytes, and for the next `PACE` of them."""
 PACE = 16 << 10
 """Bytes in `TIMEOUT` seconds, below which a mirror is given up: the next one is asked for the rest."""
 PACKED = 32 << 20
@@ -194,7 +196,7 @@ def _request(url: str, part: Path) -> bool:
     have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        answer = _opened(request)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return True  # nothing is missing, or the part is longer than the file: its content decides
@@ -214,6 +216,33 @@ def _request(url: str, part: Path) -> bool:
         if slow:
             raise TimeoutError(f"less than {PACE >> 10} kB in {TIMEOUT:g} seconds")
         return file.tell() >= total
+
+
+def _opened(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """The answer once its headers are there: all within `TIMEOUT`, however often a byte of them arrives.
+
+    A thread of its own waits for them; one that comes too late closes what it got.
+    """
+    found: Future[http.client.HTTPResponse] = Future()
+    late = threading.Event()
+
+    def ask() -> None:
+        try:
+            answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        except BaseException as error:
+            found.set_exception(error)
+            return
+        found.set_result(answer)
+        if late.is_set():
+            answer.close()
+
+    threading.Thread(target=ask, daemon=True, name="equipoise download").start()
+    if wait([found], TIMEOUT).done:
+        return found.result()
+    late.set()
+    if found.done() and found.exception() is None:  # just now
+        found.result().close()
+    raise TimeoutError(f"no complete headers in {TIMEOUT:g} seconds")
 
 
 def _receive(answer: http.client.HTTPResponse, file: IO[bytes], total: int) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.observation import observed_in
 from equipoise.integrate.problem import Problem, trained_copy
