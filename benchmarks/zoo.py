@@ -124,7 +124,7 @@ def residuals(architecture: Architecture, laws: Laws, model: nn.Module) -> tuple
 
 def judge(architecture: Architecture, row: Row) -> None:
     """The null space of a narrow copy without `eps`, beside its laws."""
-    model = without_eps(architecture.model(NARROW))
+    model = with_generic_statistics(without_eps(architecture.model(NARROW)))
     if sum(p.numel() for p in model.parameters()) > LARGEST:
         row.null = "too large"
         return
@@ -142,6 +142,17 @@ def judge(architecture: Architecture, row: Row) -> None:
     row.unsaid = [
         line for line in row.missing if not any(name.lstrip("+") in said for name in line.split(" × ")[1].split(", "))
     ]
+
+
+def with_generic_statistics(model: nn.Module) -> nn.Module:
+    """Running means and variances as they are once a network has been trained: means of zero have laws of their own."""
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator).to(buffer))
+        elif name.endswith("running_var"):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator).to(buffer) + 0.5)
+    return model
 
 
 def without_eps(model: nn.Module) -> nn.Module:

@@ -5,15 +5,15 @@ import hashlib
 import http
 import http.client
 import os
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 import zlib
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -219,30 +219,51 @@ def _request(url: str, part: Path) -> bool:
 
 
 def _opened(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """The answer once its headers are there: all within `TIMEOUT`, however often a byte of them arrives.
-
-    A thread of its own waits for them; one that comes too late closes what it got.
-    """
-    found: Future[http.client.HTTPResponse] = Future()
+    """The answer once its headers are there: all within `TIMEOUT`, however often a byte of them arrives."""
+    connected: list[socket.socket] = []
     late = threading.Event()
 
-    def ask() -> None:
-        try:
-            answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-        except BaseException as error:
-            found.set_exception(error)
-            return
-        found.set_result(answer)
-        if late.is_set():
-            answer.close()
+    def give_up() -> None:
+        late.set()
+        for each in connected:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # ends the wait for the next byte
 
-    threading.Thread(target=ask, daemon=True, name="equipoise download").start()
-    if wait([found], TIMEOUT).done:
-        return found.result()
-    late.set()
-    if found.done() and found.exception() is None:  # just now
-        found.result().close()
+    class Plain(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(_recorded(http.client.HTTPConnection, connected), req)
+
+    class Secure(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(_recorded(http.client.HTTPSConnection, connected), req)
+
+    timer = threading.Timer(TIMEOUT, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        answer = urllib.request.build_opener(Plain, Secure).open(request, timeout=TIMEOUT)
+    except (OSError, ValueError, http.client.HTTPException):
+        if not late.is_set():
+            raise
+        answer = None
+    finally:
+        timer.cancel()
+    if answer is not None and not late.is_set():
+        return answer
+    if answer is not None:
+        answer.close()
     raise TimeoutError(f"no complete headers in {TIMEOUT:g} seconds")
+
+
+def _recorded(kind: type[http.client.HTTPConnection], connected: list[socket.socket]) -> Any:
+    """A class of connections that adds their sockets to a list."""
+
+    class Recorded(kind):
+        def connect(self) -> None:
+            super().connect()
+            connected.append(self.sock)
+
+    return Recorded
 
 
 def _receive(answer: http.client.HTTPResponse, file: IO[bytes], total: int) -> bool:

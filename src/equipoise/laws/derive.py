@@ -62,9 +62,11 @@ def commutant_of(interface: Interface) -> Commutant:
 
 
 def _name(interface: Interface) -> str:
-    sides = ([member.label for member in interface.members if member.degree * sign > 0] for sign in (1, -1))
+    turn = interface.symmetry == "antisymmetric"
+    members = sorted(interface.members, key=lambda member: turn and len(member.view) < 2)  # vectors last, in any graph
+    sides = ([member.label for member in members if member.degree * sign > 0] for sign in (1, -1))
     left, right = (_side(list(dict.fromkeys(labels))) for labels in sides)
-    return f"{left} → {right}" if right else f"{'turn' if interface.symmetry == 'antisymmetric' else 'scale'} of {left}"
+    return f"{left} → {right}" if right else f"{'turn' if turn else 'scale'} of {left}"
 
 
 def _side(names: Sequence[str]) -> str:
