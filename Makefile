@@ -44,6 +44,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/activity.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/watch_overhead.py
+	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/setup.py
 	$(BIN)/python benchmarks/analyze.py --only speed
 

@@ -109,6 +109,19 @@ def test_invariances_lists_the_laws(capsys):
         (["flow", "--nonsense"], "equipoise --help"),
         (["certify", "/nowhere"], "found"),
         (["dance"], "equipoise --help"),
+        (["flow", "--until", "growth=-1"], "to lie ahead of the start"),
+        (["flow", "--until", "steps=0"], "to lie ahead of the start"),
+        (["flow", "--seed", "9" * 23], "--seed to be a whole number"),
+        (["flow", "--widths", "1000000,1000000"], "type smaller --widths"),
+        (["flow", "--step-size", "5", "--n", "10", "--widths", "4", "--linear-tail", "1"], "pass --step-size 0.05"),
+        (["flow", "--data", "separable", "--classes", "5,6"], "found --classes; leave them out"),
+        (["flow", "--resume", "run", "--widths", "4", "--n", "9"], "found --n, --widths; leave them out"),
+        (["decompose", "--draw", "tree"], "type --draw tree.svg"),
+        (["decompose", "run", "--widths", "9"], "found --widths; leave them out"),
+        (["analyze", "x.safetensors", "--method", "svd", "--fast"], "found --method svd; leave them out"),
+        (["demo", "--page", "/nowhere/page.html"], "type mkdir -p /nowhere"),
+        (["invariances", "--module", "a:b", "--widths", "9"], "found --widths; leave them out"),
+        (["compare", "/nowhere"], "found"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(capsys, arguments, words):
@@ -260,3 +273,12 @@ def test_an_interrupted_flow_exits_with_130_and_can_go_on(tmp_path):
     )
     with Store.resume(out) as store:
         assert store.load_weights("initial")[0]
+
+
+def test_the_doctor_says_what_is_there(capsys):
+    code, out, _ = call(capsys, "doctor", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["versions"]["torch"] == torch.__version__
+    assert {row["extra"] for row in told["extras"]} >= {"report", "parquet"}
+    assert told["data"]["folder"]

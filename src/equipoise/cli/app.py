@@ -4,6 +4,7 @@ Verbs are imported when they are typed, so that `equipoise --version` reads neit
 """
 
 import json
+import math
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -160,6 +162,31 @@ def require_writable(path: Path | None, option: str, *, folder: bool = False) ->
 def require_seed(seed: int) -> None:
     """Refuse a seed that no generator takes."""
     require_integer("--seed", seed, "type --seed 0", most=2**63 - 1)
+
+
+def network_widths(inputs: int, text: str) -> list[int]:
+    """Widths from the input to the score, as `--widths` gives the hidden ones, of a network that memory can hold.
+
+    Args:
+        inputs: width of the input.
+        text: hidden widths, separated by commas.
+
+    Returns:
+        All widths.
+
+    Raises:
+        InputError: for anything but integers, and for weights that with one copy exceed the machine's memory.
+    """
+    widths = [inputs, *integers("--widths", text), 1]
+    needed = 2 * 8 * sum(max(one, 0) * max(other, 0) for one, other in pairwise(widths))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if needed > there:
+        raise InputError(
+            expected=f"--widths of a network that fits into {there / 2**30:.0f} GB of memory",
+            found=f"weights of {needed / 2**30:.0f} GB in float64, with one copy",
+            remedy="type smaller --widths",
+        )
+    return widths
 
 
 def refuse_ignored(reason: str, given: Mapping[str, bool]) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import equipoise as eq
-from equipoise.cli.app import Fields, Json, integers, line, refuse_ignored, require_seed, require_writable, say
+from equipoise.cli.app import Fields, Json, line, network_widths, refuse_ignored, require_seed, require_writable, say
 from equipoise.errors import InputError
 
 _PICTURES = (".svg", ".pdf", ".png")
@@ -38,7 +38,7 @@ def decompose(
         shape = {"--inputs": inputs != 5, "--widths": widths != "4,3", "--bias": bias, "--seed": seed != 0}
         refuse_ignored("the folder of a run", shape)
     if folder is None:
-        model = eq.networks.mlp([inputs, *integers("--widths", widths), 1], bias=bias, seed=seed)
+        model = eq.networks.mlp(network_widths(inputs, widths), bias=bias, seed=seed)
         parts, moved = eq.decompose(model, max_paths=max_paths), {}
     else:
         run = eq.Run.load(folder)

@@ -14,6 +14,7 @@ from equipoise.cli.app import (
     Quiet,
     integers,
     line,
+    network_widths,
     refuse_ignored,
     require_seed,
     require_writable,
@@ -78,7 +79,7 @@ class Network:
 
     def recipe(self, inputs: int, seed: int) -> dict[str, Any]:
         """The arguments of `eq.networks.mlp`."""
-        return asdict(self) | {"widths": [inputs, *integers("--widths", self.widths), 1], "seed": seed}
+        return asdict(self) | {"widths": network_widths(inputs, self.widths), "seed": seed}
 
 
 def flow(

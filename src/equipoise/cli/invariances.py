@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import equipoise as eq
-from equipoise.cli.app import Fields, Json, cell, integers, line, refuse_ignored, say, shown
+from equipoise.cli.app import Fields, Json, cell, line, network_widths, refuse_ignored, say, shown
 from equipoise.cli.factory import Subject, as_input, made_by, own_output
 from equipoise.laws import Audit, Laws
 from equipoise.laws.formatting import plain
@@ -59,7 +59,7 @@ def invariances(
 
 
 def _reference(widths: str, inputs: int, linear_tail: int, bias: bool) -> Subject:
-    model = eq.networks.mlp([inputs, *integers("--widths", widths), 1], linear_tail=linear_tail, bias=bias)
+    model = eq.networks.mlp(network_widths(inputs, widths), linear_tail=linear_tail, bias=bias)
     like = next(model.parameters())
     return Subject(model, torch.randn(2, inputs, generator=torch.Generator().manual_seed(0)).to(like))
 
