@@ -54,7 +54,8 @@ def _lines(paper: Paper, rows: Sequence[PaperRow], results: PaperResults, settin
         verdict = (results.verdict(paper.key, setting) or "not run") if first else ""
         seconds = f"{results.seconds(paper.key, setting):.0f}" if first else ""
         bound = f"{criterion.relation} {criterion.threshold:.3g}"
-        lines.append(markdown_line([name, criterion.statistic, bound, found, verdict, seconds]))
+        statistic = criterion.statistic.replace("|", r"\|")  # a bar ends a cell
+        lines.append(markdown_line([name, statistic, bound, found, verdict, seconds]))
     return lines
 
 
