@@ -1,5 +1,6 @@
 """Annotated shapes are checked while the tests run: jaxtyping reads the signatures, beartype enforces them."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ CHECKED = [
     "store",
     "theorems",
 ]
+# An extra that is not among those of the tests, because it asks for other versions of what they use.
+collect_ignore = [] if find_spec("flwr") else ["src/equipoise/integrations/flower.py"]
+
 install_import_hook([f"equipoise.{room}" for room in CHECKED], "beartype.beartype")
 
 # The same examples on every machine, however slow it is.

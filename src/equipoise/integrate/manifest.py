@@ -15,7 +15,7 @@ from equipoise.errors import EquipoiseError, InputError, StoreError, one_line
 from equipoise.integrate.goals import Goal, parse_goal
 from equipoise.integrate.problem import Problem, build_problem, trained_copy
 from equipoise.integrate.steppers import STEPPERS, Stepper
-from equipoise.losses import Loss, named_loss
+from equipoise.losses import AdjustedCrossEntropy, Loss, named_loss
 from equipoise.networks import mlp
 from equipoise.observers import Observer
 from equipoise.store import Json, Store
@@ -52,6 +52,7 @@ def describe_flow(problem: Problem, asked: FlowArguments, origin: Origin) -> Jso
         "layers": [{"weight": layer.weight, "bias": layer.bias, "kind": layer.kind} for layer in problem.chain or ()],
         "data": asdict(problem.data.provenance),
         "loss": problem.loss.name,
+        "loss_adjustment": dict(problem.loss.description()) if isinstance(problem.loss, AdjustedCrossEntropy) else None,
         "seed": origin.seed,
         "arguments": {
             "until": asked.until.describe(),
@@ -181,7 +182,7 @@ class StoredInputs:
         own = _recorded_network(manifest.get("network")) if model is None else copy.deepcopy(model)
         _set_weights(own, _initial_weights(store, own))
         given = data if data is not None else rebuild(Provenance.from_json(manifest["data"]))
-        asked, loss = manifest["arguments"], named_loss(manifest["loss"])
+        asked, loss = manifest["arguments"], _recorded_loss(manifest)
         dtype = {"float32": torch.float32}.get(asked.get("dtype", ""), torch.float64)
         checked = validate(given, multiclass=loss.multiclass)
         if checked.provenance.sha256 != manifest["data"]["sha256"]:
@@ -228,6 +229,15 @@ def _set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         )
     model.to(next(iter(weights.values())).dtype)
     model.load_state_dict(weights, strict=False)
+
+
+def _recorded_loss(manifest: Json) -> Loss:
+    adjustment = manifest.get("loss_adjustment")
+    if adjustment is None:
+        return named_loss(manifest["loss"])
+    return AdjustedCrossEntropy(
+        torch.tensor(adjustment["scale"]).double(), torch.tensor(adjustment["shift"]).double(), manifest["loss"]
+    )
 
 
 def _recorded_network(recipe: Json | None) -> nn.Module:

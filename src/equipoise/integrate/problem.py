@@ -19,11 +19,11 @@ from equipoise.integrate.margins.chain_margins import ChainMargins
 from equipoise.integrate.margins.graph_margins import GraphMargins
 from equipoise.integrate.margins.kink_places import KinkPlaces
 from equipoise.integrate.margins.protocol import MarginEvaluation, Margins, ParameterLayout, Weights
-from equipoise.integrate.margins.readout import BinaryReadout, MulticlassReadout, Readout
+from equipoise.integrate.margins.readout import AdjustedReadout, BinaryReadout, MulticlassReadout, Readout
 from equipoise.integrate.objective import ExampleWeights, Objective, positions_in_data, shares, weighted_examples
 from equipoise.integrate.validation import outputs_of_two, require_parameters, require_trainable
 from equipoise.laws import Laws, invariances
-from equipoise.losses import Loss, named_loss
+from equipoise.losses import AdjustedCrossEntropy, Loss, named_loss
 
 
 @dataclass(frozen=True)
@@ -188,4 +188,8 @@ def _readout(output: Tensor, labels: Tensor, loss: Loss) -> Readout:
             found=f"output {tuple(output.shape)} for {examples} examples",
             remedy=f"end the network with a layer of width {classes}, or number the classes from 0",
         )
-    return MulticlassReadout(labels, output.shape[1])
+    plain = MulticlassReadout(labels, output.shape[1])
+    if not isinstance(loss, AdjustedCrossEntropy):
+        return plain
+    loss.require_classes(output.shape[1])
+    return AdjustedReadout(plain, loss.scale.to(output)[labels], loss.shift.to(output))

@@ -18,7 +18,7 @@ from equipoise.graph.export.model import call_model
 from equipoise.graph.precision import narrowest
 from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law
-from equipoise.losses import LOSSES, Loss, NamedLoss
+from equipoise.losses import LOSSES, AdjustedCrossEntropy, Loss, NamedLoss
 
 ALARM = 16.0
 """An alarm is raised where the relative residual exceeds `ALARM` units of rounding (`torch.finfo(dtype).eps`).
@@ -284,6 +284,8 @@ def _named(loss: LossLike) -> Loss | Callable[..., Tensor] | None:
 def ignores_shift(loss: LossLike) -> bool:
     """Whether a loss takes the softmax of the outputs, so that a common shift of them changes nothing."""
     chosen = _named(loss)
+    if isinstance(chosen, AdjustedCrossEntropy):
+        return chosen.ignores_shift
     if isinstance(chosen, Loss):
         return chosen.multiclass
     plain = isinstance(chosen, nn.CrossEntropyLoss) and chosen.label_smoothing == 0

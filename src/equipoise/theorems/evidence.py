@@ -14,7 +14,7 @@ from equipoise.graph.chain import Layer
 from equipoise.graph.degrees import Homogeneity, QuasiHomogeneity, homogeneity, quasi_homogeneity
 from equipoise.graph.evaluate import Kink, kinks, recorded
 from equipoise.laws import Law, Laws
-from equipoise.losses import Loss, log_risk
+from equipoise.losses import AdjustedCrossEntropy, Loss, log_risk
 from equipoise.measure.margins import binary_margins, class_margins
 from equipoise.theorems.direction import LimitDirection, extrapolate
 from equipoise.theorems.linear_tail import LinearTail
@@ -97,7 +97,9 @@ class Evidence:
         return self.margins_of(self.scores)
 
     def margins_of(self, scores: Tensor) -> Tensor:
-        """Margins of given scores."""
+        """Margins of given scores, adjusted where the loss adjusts them."""
+        if isinstance(self.loss, AdjustedCrossEntropy):
+            scores = self.loss.scale.to(scores)[self.y] * scores + self.loss.shift.to(scores)
         return class_margins(scores, self.y) if self.loss.multiclass else binary_margins(scores, self.y)
 
     @cached_property
@@ -129,7 +131,9 @@ class Evidence:
     def rounding(self) -> float | None:
         """A bound on the rounding of any margin, hence of `log R`, which is 1-Lipschitz in them; None where unknown."""
         one = score_rounding(self.captured, self.final, self.X)
-        return 2 * one if one is not None and self.loss.multiclass else one
+        if one is None or not self.loss.multiclass:
+            return one
+        return 2 * one * (float(self.loss.scale.max()) if isinstance(self.loss, AdjustedCrossEntropy) else 1.0)
 
     @property
     def certain_margin(self) -> float:

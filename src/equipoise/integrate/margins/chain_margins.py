@@ -102,7 +102,7 @@ class _ChainLinearization:
             if slope is not None:
                 seen.append(moved)
                 moved = slope * moved
-        return MarginEvaluation(self.owner.readout.margins(moved), tuple(seen))
+        return MarginEvaluation(self.owner.readout.jvp(moved), tuple(seen))
 
     def kernel(
         self, examples: Rows, cotangents: Float[Tensor, " pairs *others"], columns: Rows | None = None

@@ -1,4 +1,4 @@
-"""From the scores of a network to margins: a linear map for each example, and its adjoint (docs/theory.md §0)."""
+"""From the scores of a network to margins: an affine map for each example, and its adjoint (docs/theory.md §0)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +34,10 @@ class Readout(Protocol):
         """The margins."""
         ...
 
+    def jvp(self, change: Float[Tensor, "n scores"]) -> Float[Tensor, " n *others"]:
+        """The change of the margins."""
+        ...
+
     def adjoint(self, cotangents: Float[Tensor, " n *others"]) -> Float[Tensor, "n scores"]:
         """The cotangents of the scores."""
         ...
@@ -63,6 +67,10 @@ class BinaryReadout:
     def margins(self, scores: Float[Tensor, "n scores"]) -> Float[Tensor, " n"]:
         """`y f`."""
         return self.labels * scores.reshape(len(self.labels))
+
+    def jvp(self, change: Float[Tensor, "n scores"]) -> Float[Tensor, " n"]:
+        """`y δf`."""
+        return self.margins(change)
 
     def adjoint(self, cotangents: Float[Tensor, " n"]) -> Float[Tensor, "n scores"]:
         """`y p`."""
@@ -104,6 +112,10 @@ class MulticlassReadout:
         """The score of the true class less each of the others."""
         return scores.gather(1, self.labels[:, None]) - scores.gather(1, self._columns)
 
+    def jvp(self, change: Float[Tensor, "n scores"]) -> Float[Tensor, "n others"]:
+        """The same of a change of the scores."""
+        return self.margins(change)
+
     def adjoint(self, cotangents: Float[Tensor, "n others"]) -> Float[Tensor, "n scores"]:
         """`Σ_c p_c` on the true class, `-p_c` on the others."""
         onto = cotangents.new_zeros(len(cotangents), self.scores)
@@ -114,3 +126,48 @@ class MulticlassReadout:
     def take(self, examples: Rows) -> "MulticlassReadout":
         """The readout of some of the examples."""
         return MulticlassReadout(self.labels[examples], self.scores)
+
+
+@dataclass(frozen=True)
+class AdjustedReadout:
+    """Margins of `s_{y_i c} z_ic + t_c`, for losses that scale and shift scores by label and class.
+
+    >>> plain = MulticlassReadout(torch.tensor([1]), 2)
+    >>> AdjustedReadout(plain, torch.tensor([[2.0, 2.0]]), torch.tensor([0.5, 0.0])).margins(torch.tensor([[1.0, 4.0]]))
+    tensor([[5.5000]])
+    """
+
+    plain: MulticlassReadout
+    scale: Float[Tensor, "n scores"]
+    shift: Float[Tensor, " scores"]
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return self.plain.count
+
+    @property
+    def scores(self) -> int:
+        """Scores of an example."""
+        return self.plain.scores
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """`(C - 1,)`."""
+        return self.plain.others
+
+    def margins(self, scores: Float[Tensor, "n scores"]) -> Float[Tensor, "n others"]:
+        """The adjusted score of the true class less each of the others."""
+        return self.plain.margins(self.scale * scores + self.shift)
+
+    def jvp(self, change: Float[Tensor, "n scores"]) -> Float[Tensor, "n others"]:
+        """The change of the margins: without the shifts."""
+        return self.plain.margins(self.scale * change)
+
+    def adjoint(self, cotangents: Float[Tensor, "n others"]) -> Float[Tensor, "n scores"]:
+        """The cotangents of the scores."""
+        return self.scale * self.plain.adjoint(cotangents)
+
+    def take(self, examples: Rows) -> "AdjustedReadout":
+        """The readout of some of the examples."""
+        return AdjustedReadout(self.plain.take(examples), self.scale[examples], self.shift)

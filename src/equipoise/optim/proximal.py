@@ -1,0 +1,224 @@
+"""Neuron sharing: proximal steps of a group lasso on neurons, and the fewest neurons that give the same outputs.
+
+Weight decay on a two-layer network `Σ_k v_k σ(⟨w_k, x⟩)` penalises `Σ_k ‖w_k‖ ‖v_k‖` once balanced, with one norm for
+all the outputs of a neuron: the multi-task lasso, by which outputs share neurons (Shenouda, Parhi, Lee & Nowak 2023).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linprog
+from torch import Tensor
+from torch.optim import Optimizer
+
+from equipoise.errors import InputError
+
+
+class ProximalSGD(Optimizer):
+    """Gradient steps, each followed by the proximal map of `λ Σ_k ‖v_k‖`: whole neurons become exactly zero.
+
+    `v ← v (1 - η λ / ‖v‖)₊` for every slice of a parameter, as the column of the layer that reads a neuron. Set
+    `strength=0.0` for the groups that are not penalised.
+
+    Args:
+        params: parameters, or groups of them with a rate, strength and axis of their own.
+        lr: learning rate `η`.
+        strength: `λ`.
+        axis: along which the slices are counted: 1 for the columns of a linear or convolutional layer, which read one
+            neuron each; 0 for the rows, which write one.
+        momentum: of the gradient, as `torch.optim.SGD` has it.
+        maximize: ascend the loss, less the penalty.
+
+    Raises:
+        InputError: for a rate that is not positive, a negative strength, a momentum outside [0, 1), parameters without
+            that axis; and at a step, for sparse gradients.
+
+    >>> layer = torch.nn.Linear(3, 2, bias=False)
+    >>> optimizer = ProximalSGD(layer.parameters(), lr=0.1, strength=100.0)
+    >>> layer(torch.ones(1, 3)).sum().backward()
+    >>> optimizer.step()
+    >>> int(active_neurons(layer.weight).numel())
+    0
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, object]],
+        lr: float = 1e-2,
+        strength: float = 1e-3,
+        *,
+        axis: int = 1,
+        momentum: float = 0.0,
+        maximize: bool = False,
+    ):
+        defaults = {"lr": lr, "strength": strength, "axis": axis, "momentum": momentum, "maximize": maximize}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, object]) -> None:
+        """Add a group, checked."""
+        given = {**self.defaults, **param_group}
+        for name, least, most in (("lr", 0.0, None), ("strength", 0.0, None), ("momentum", 0.0, 1.0)):
+            value = given[name]
+            fits = isinstance(value, (int, float, Tensor)) and least <= float(value) < float(most or "inf")
+            if not fits or (name == "lr" and float(cast("float", value)) == 0.0):
+                raise InputError(
+                    expected=f"a {name} of {'more than 0' if name == 'lr' else '0 or more'}"
+                    + (", below 1" if most else ""),
+                    found=repr(value),
+                    remedy=f"leave out {name}= for its default",
+                )
+        super().add_param_group(param_group)
+        axis = cast("int", given["axis"])
+        for parameter in self.param_groups[-1]["params"]:
+            if float(cast("float", given["strength"])) > 0 and not 0 <= axis < parameter.ndim:
+                self.param_groups.pop()
+                raise InputError(
+                    expected=f"penalised parameters with an axis {axis}",
+                    found=f"one of shape {tuple(parameter.shape)}",
+                    remedy="put it into a group with strength=0.0",
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor | float] | None = None) -> Tensor | float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step; returns the loss of the closure, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for place, parameter in enumerate(group["params"]):
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.layout != torch.strided:
+                    names = group.get("param_names")
+                    raise InputError(
+                        expected="dense gradients",
+                        found=f"a sparse one of {names[place] if names else tuple(parameter.shape)}",
+                        remedy="make the embedding with sparse=False",
+                    )
+                self._move(parameter, group)
+        return loss
+
+    def _move(self, parameter: Tensor, group: dict[str, object]) -> None:
+        gradient, momentum = cast("Tensor", parameter.grad), cast("float", group["momentum"])
+        if momentum:
+            state = self.state[parameter]
+            kept = state.get("momentum_buffer")
+            gradient = gradient.clone() if kept is None else kept.mul_(momentum).add_(gradient)
+            state["momentum_buffer"] = gradient
+        rate, strength = cast("float", group["lr"]), cast("float", group["strength"])
+        parameter.add_(gradient * rate if group["maximize"] else gradient * -rate)
+        if float(strength) > 0:
+            shrink_groups_(parameter, rate * strength, cast("int", group["axis"]))
+
+
+@torch.no_grad()
+def shrink_groups_(weight: Float[Tensor, "..."], amount: float | Tensor, axis: int = 1) -> Float[Tensor, "..."]:
+    """The proximal map of `amount Σ_k ‖v_k‖` over the slices of a tensor, in place: `v ← v (1 - amount/‖v‖)₊`.
+
+    Args:
+        weight: changed in place.
+        amount: of the shrinkage.
+        axis: along which the slices are counted.
+
+    Returns:
+        The tensor.
+
+    >>> shrink_groups_(torch.tensor([[3.0, 0.3], [4.0, 0.4]]), 1.0)
+    tensor([[2.4000, 0.0000],
+            [3.2000, 0.0000]])
+    """
+    others = [each for each in range(weight.ndim) if each != axis]
+    norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True) if others else weight.abs()
+    return weight.mul_((1 - amount / norms.clamp_min(torch.finfo(weight.dtype).tiny)).clamp_min(0))
+
+
+def active_neurons(weight: Float[Tensor, "..."], axis: int = 1, tolerance: float = 0.0) -> Int[Tensor, " active"]:
+    """The neurons that a layer reads: the indices of its columns above a share of the largest.
+
+    Args:
+        weight: of the layer that reads them.
+        axis: 1 for the columns, which read; 0 for the rows, which write.
+        tolerance: the share.
+
+    Returns:
+        Indices, ascending.
+
+    >>> active_neurons(torch.tensor([[1.0, 0.0, 2.0]]))
+    tensor([0, 2])
+    """
+    norms = torch.linalg.vector_norm(weight.detach().movedim(axis, 0).flatten(1), dim=1)
+    return (norms > tolerance * norms.max()).nonzero().flatten() if len(norms) else norms.long()
+
+
+def share_neurons(
+    features: Float[Tensor, "n neurons"], outputs: Float[Tensor, "n outputs"], *, iterations: int = 300
+) -> Float[Tensor, "outputs neurons"]:
+    """Weights `V` of least `Σ_k ‖v_k‖` with `Φ Vᵀ = Ψ`, in which at most `rank Φ · rank Ψ` neurons are active.
+
+    By reweighted least squares; the directions of the `v_k` are then kept, and a linear programme over their lengths
+    has a basic solution with so few of them (Shenouda et al. 2023, theorem on the number of neurons).
+
+    Args:
+        features: `Φ`, the activations of all neurons on the examples.
+        outputs: `Ψ`, what is to be read from them; must lie in their span.
+        iterations: of reweighted least squares.
+
+    Returns:
+        `V`, in float64.
+
+    Raises:
+        InputError: for other numbers of rows, and outputs that these neurons cannot give.
+
+    >>> phi = torch.tensor([[1.0, 0.0, 0.9], [0.0, 1.0, 0.9]])
+    >>> share_neurons(phi, torch.ones(2, 2)).abs().gt(0).any(0)
+    tensor([False, False,  True])
+    """
+    phi, psi = features.detach().double(), outputs.detach().double()
+    least = torch.linalg.lstsq(phi, psi, driver="gelsd").solution if len(phi) == len(psi) else psi
+    if len(phi) != len(psi) or float((phi @ least - psi).norm()) > 1e-9 * max(float(psi.norm()), 1e-300):
+        raise InputError(
+            expected="outputs that a combination of the features gives exactly",
+            found=f"features {tuple(phi.shape)}, outputs {tuple(psi.shape)}",
+            remedy="pass outputs = features @ weight.T of a layer that reads them",
+        )
+    left, right = _coordinates(phi), _coordinates(psi.T)
+    phi, psi = left.T @ phi, left.T @ psi @ right  # rank Φ × neurons, rank Φ × rank Ψ
+    found = _reweighted(phi, psi, iterations)
+    return (right @ _few(phi, psi, found).T).contiguous()
+
+
+def _coordinates(matrix: Tensor) -> Tensor:
+    """An orthonormal basis of the columns."""
+    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return left[:, values > 1e-10 * values.max().clamp_min(1e-300)]
+
+
+def _reweighted(phi: Tensor, psi: Tensor, iterations: int) -> Float[Tensor, "neurons r"]:
+    """`min Σ ‖v_k‖` by `min Σ ‖v_k‖²/η_k`, `η_k = √(‖v_k‖² + ε²)`, with `ε` falling to 1e-10 of the largest."""
+    found = torch.linalg.pinv(phi) @ psi
+    for place in range(iterations):
+        norms = torch.linalg.vector_norm(found, dim=1)
+        rate = torch.sqrt(norms.square() + (norms.max() * 10 ** (-10 * (place + 1) / iterations)) ** 2)
+        root = rate.sqrt()[:, None]
+        found = root * torch.linalg.lstsq(phi * root.T, psi, driver="gelsd").solution
+    return found
+
+
+def _few(phi: Tensor, psi: Tensor, found: Tensor) -> Float[Tensor, "neurons r"]:
+    """A basic solution along the same directions."""
+    norms = torch.linalg.vector_norm(found, dim=1)
+    kept = norms > 1e-8 * norms.max()
+    directions = found[kept] / norms[kept, None]
+    terms = torch.einsum("ak,kb->abk", phi[:, kept], directions).flatten(0, 1)
+    solved = linprog(np.ones(terms.shape[1]), A_eq=terms.numpy(), b_eq=psi.flatten().numpy(), method="highs-ds")
+    lengths = norms[kept] if solved.x is None else torch.from_numpy(solved.x)
+    used = lengths > 1e-9 * lengths.max()
+    result = torch.zeros_like(found)
+    places = kept.nonzero().flatten()[used]
+    lengths = torch.linalg.lstsq(terms[:, used], psi.flatten()[:, None], driver="gelsd").solution.flatten()
+    result[places] = lengths[:, None] * directions[used]
+    return result
