@@ -24,12 +24,12 @@ def network(width):
     return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-def plain(model, X, y, make=None) -> Step:
+def plain(model, X, y, make=None, criterion=nn.functional.cross_entropy) -> Step:
     optimizer = (make or (lambda parameters: torch.optim.SGD(parameters, lr=1e-3)))(model.parameters())
 
     def closure():
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(X), y)
+        loss = criterion(model(X), y)
         loss.backward()
         return loss
 
@@ -47,6 +47,18 @@ def low_rank(model, X, y) -> Step:
     return eq.optim.LowRankGD(model.parameters(), 4, loss, lr=1e-3).step
 
 
+def proximal(parameters):
+    matrices, others = [], []
+    for parameter in parameters:
+        (matrices if parameter.ndim > 1 else others).append(parameter)
+    return eq.optim.ProximalSGD([{"params": matrices}, {"params": others, "strength": 0.0}], lr=1e-3)
+
+
+def adjusted(model, X, y) -> Step:
+    loss = eq.losses.label_dependent(torch.bincount(y, minlength=10).tolist()).float()
+    return plain(model, X, y, criterion=loss)
+
+
 def factorized(model, X, y) -> Step:
     return plain(eq.parametrize.factorize(model), X, y)
 
@@ -59,6 +71,8 @@ TOOLS: dict[str, Callable[..., Step]] = {
     "SGD": plain,
     **{f"SAM, {kind}": sharp(kind) for kind in ("plain", "trace", "frobenius", "determinant")},
     "LowRankGD, rank 4": low_rank,
+    "ProximalSGD": lambda model, X, y: plain(model, X, y, proximal),
+    "cross-entropy, label-dependent": adjusted,
     "factorize, depth 2": factorized,
     "udv, rank 8": udv,
 }

@@ -1,8 +1,7 @@
 """Sharpness: trace, Frobenius norm, largest eigenvalue and determinant of the Hessian of a loss, by its products.
 
 `relative` measures `D H D` with `D = diag(|w|)` in place of `H`: unchanged where weights are rescaled coordinate by
-coordinate without changing the loss, as the determinant is for rescalings of product one (Tahmasebi, Soleymani, Bahri,
-Jegelka & Jaillet, 2023 and 2024).
+coordinate without changing the loss, as the determinant is for rescalings of product one (Tahmasebi et al., 2023).
 """
 
 import math

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from equipoise.arguments import checked
 from equipoise.errors import InputError
 
 Examples = tuple[Tensor, Tensor]
@@ -40,6 +41,7 @@ class FederatedResult:
     numbers: int
 
 
+@checked
 def fed_avg(
     model: nn.Module,
     clients: Sequence[Examples],
@@ -92,6 +94,7 @@ def fed_avg(
     return FederatedResult(own, tuple(losses), rounds, rounds * size * len(clients))
 
 
+@checked
 def fed_lrgd(
     model: nn.Module,
     clients: Sequence[Examples],

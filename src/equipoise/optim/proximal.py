@@ -14,9 +14,11 @@ from scipy.optimize import linprog
 from torch import Tensor
 from torch.optim import Optimizer
 
+from equipoise.arguments import checked, checked_fields
 from equipoise.errors import InputError
 
 
+@checked_fields
 class ProximalSGD(Optimizer):
     """Gradient steps, each followed by the proximal map of `λ Σ_k ‖v_k‖`: whole neurons become exactly zero.
 
@@ -115,6 +117,7 @@ class ProximalSGD(Optimizer):
             shrink_groups_(parameter, rate * strength, cast("int", group["axis"]))
 
 
+@checked
 @torch.no_grad()
 def shrink_groups_(weight: Float[Tensor, "..."], amount: float | Tensor, axis: int = 1) -> Float[Tensor, "..."]:
     """The proximal map of `amount Σ_k ‖v_k‖` over the slices of a tensor, in place: `v ← v (1 - amount/‖v‖)₊`.
@@ -136,6 +139,7 @@ def shrink_groups_(weight: Float[Tensor, "..."], amount: float | Tensor, axis: i
     return weight.mul_((1 - amount / norms.clamp_min(torch.finfo(weight.dtype).tiny)).clamp_min(0))
 
 
+@checked
 def active_neurons(weight: Float[Tensor, "..."], axis: int = 1, tolerance: float = 0.0) -> Int[Tensor, " active"]:
     """The neurons that a layer reads: the indices of its columns above a share of the largest.
 
@@ -154,6 +158,7 @@ def active_neurons(weight: Float[Tensor, "..."], axis: int = 1, tolerance: float
     return (norms > tolerance * norms.max()).nonzero().flatten() if len(norms) else norms.long()
 
 
+@checked
 def share_neurons(
     features: Float[Tensor, "n neurons"], outputs: Float[Tensor, "n outputs"], *, iterations: int = 300
 ) -> Float[Tensor, "outputs neurons"]:
