@@ -20,7 +20,7 @@ UNCHECKED = {  # results and values that are not made by hand; protocols; names 
     | {"Growth", "LogLoss", "Steps", "acts_like"},  # which refuse by their own words
     "data": {"Communities", "LowRankMatrix", "TrainTest", "Dataset", "Provenance", "rebuild", "validate"},
     "networks": {"DiagonalSkip", "ResidualBlock", "TransformerBlock"},
-    "optim": {"CriticalPoint", "oracle"},
+    "optim": {"CriticalPoint", "FederatedResult", "oracle"},
     "parametrize": {"UDV", "Factors", "Sparsity"},
     "sinks": {"Background", "Call", "Memory", "ReadableSink", "Sink", "WandB", "metric_name", "sink_name"},
     "steppers": {"State", "Step", "Stepper", "Update"},

@@ -195,7 +195,7 @@ def bad(**settings):
         (bad(sharpness="determinant", width=-1), "expected a positive width"),
         (bad(sharpness="frobenius", samples=1), "expected 2 samples or more"),
         (bad(sharpness="trace", samples=0), "expected 1 samples or more"),
-        (lambda optimizer: SAM(optimizer.param_groups[0]["params"]), "expected an optimizer to wrap; found list"),
+        (lambda optimizer: SAM(optimizer.param_groups[0]["params"]), "expected optimizer= to be an Optimizer"),
         (lambda optimizer: SAM(optimizer).step(), "expected a closure"),
     ],
 )

@@ -235,9 +235,8 @@ def _recorded_loss(manifest: Json) -> Loss:
     adjustment = manifest.get("loss_adjustment")
     if adjustment is None:
         return named_loss(manifest["loss"])
-    return AdjustedCrossEntropy(
-        torch.tensor(adjustment["scale"]).double(), torch.tensor(adjustment["shift"]).double(), manifest["loss"]
-    )
+    scale, shift = (torch.tensor(adjustment[part], dtype=torch.float64) for part in ("scale", "shift"))
+    return AdjustedCrossEntropy(scale, shift, manifest["loss"])
 
 
 def _recorded_network(recipe: Json | None) -> nn.Module:

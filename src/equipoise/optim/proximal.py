@@ -114,7 +114,7 @@ class ProximalSGD(Optimizer):
         rate, strength = cast("float", group["lr"]), cast("float", group["strength"])
         parameter.add_(gradient * rate if group["maximize"] else gradient * -rate)
         if float(strength) > 0:
-            shrink_groups_(parameter, rate * strength, cast("int", group["axis"]))
+            _shrink_(parameter, rate * strength, cast("int", group["axis"]))
 
 
 @checked
@@ -134,6 +134,10 @@ def shrink_groups_(weight: Float[Tensor, "..."], amount: float | Tensor, axis: i
     tensor([[2.4000, 0.0000],
             [3.2000, 0.0000]])
     """
+    return _shrink_(weight, amount, axis)
+
+
+def _shrink_(weight: Tensor, amount: float | Tensor, axis: int) -> Tensor:
     others = [each for each in range(weight.ndim) if each != axis]
     norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True) if others else weight.abs()
     return weight.mul_((1 - amount / norms.clamp_min(torch.finfo(weight.dtype).tiny)).clamp_min(0))
@@ -226,4 +230,6 @@ def _few(phi: Tensor, psi: Tensor, found: Tensor) -> Float[Tensor, "neurons r"]:
     places = kept.nonzero().flatten()[used]
     lengths = torch.linalg.lstsq(terms[:, used], psi.flatten()[:, None], driver="gelsd").solution.flatten()
     result[places] = lengths[:, None] * directions[used]
+    left = psi - phi @ result  # of the linear programme's tolerance
+    result[places] += torch.linalg.lstsq(phi[:, places], left, driver="gelsd").solution
     return result

@@ -68,12 +68,6 @@ class SAM(Optimizer):
         samples: int = 2,
         width: float = 1.0,
     ):
-        if not isinstance(optimizer, Optimizer):
-            raise InputError(
-                expected="an optimizer to wrap",
-                found=type(optimizer).__name__,
-                remedy="pass torch.optim.SGD(model.parameters(), lr=0.1)",
-            )
         if sharpness not in get_args(Sharpness):
             raise InputError(
                 expected=f"a sharpness among {', '.join(get_args(Sharpness))}",

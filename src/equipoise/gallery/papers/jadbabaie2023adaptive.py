@@ -92,14 +92,19 @@ PAPER = Paper(
     basis="Recalled, its details not read: the function and the thresholds are ours.",
     quick=RotatingSubspace(),
     criteria=(
-        Criterion("norm of the gradient over the tolerance, renewed by the residual", "≤", 1.0, "It has arrived."),
+        Criterion(
+            "norm of the gradient over the tolerance, renewed by the residual",
+            "≤",
+            1.0,
+            "The tolerance itself: it has arrived.",
+        ),
         Criterion(
             "norm of the gradient where the fixed subspace stalls, over that",
             "≥",
             100.0,
             "Four of eight directions leave half of the gradient, of order one, to 1e-5: a hundred is far from both.",
         ),
-        Criterion("calls over those of gradient descent", "≤", 1.0, "Fewer, as claimed."),
+        Criterion("calls over those of gradient descent", "≤", 1.0, "Fewer calls, as claimed, by any amount."),
     ),
     measure=measure,
     picture=Picture("oracle calls", "norm of the gradient", logarithmic_across=True),

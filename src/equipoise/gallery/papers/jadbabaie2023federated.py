@@ -118,7 +118,7 @@ PAPER = Paper(
             0.6,
             "Geometric: a factor of 0.4 leads from 1 to 1e-3 in 8.",
         ),
-        Criterion("gap of FedLRGD over 1e-4", "≤", 1.0, "It has arrived."),
+        Criterion("gap of FedLRGD over 1e-4", "≤", 1.0, "The tolerance itself: it has arrived."),
         Criterion("rounds of FedLRGD over those of FedAvg to the same gap", "≤", 0.5, "Fewer by half at least."),
     ),
     measure=measure,

@@ -81,7 +81,12 @@ PAPER = Paper(
     "their support.",
     quick=SparseRegression(),
     criteria=(
-        Criterion("relative error of the penalty of balanced factors, D = 2, 3, 4", "≤", 1e-10, "Rounding, with room."),
+        Criterion(
+            "relative error of the penalty of balanced factors, D = 2, 3, 4",
+            "≤",
+            1e-10,
+            "Rounding, with room for it to add up.",
+        ),
         Criterion(
             "coefficients that are zero in one of factorisation and lasso only",
             "≤",

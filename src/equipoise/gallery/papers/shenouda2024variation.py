@@ -67,7 +67,12 @@ PAPER = Paper(
     quick=SharedNeurons(),
     full=SharedNeurons(500, 10, None, 10, None, 100, (10, 20, 30, 40)),
     criteria=(
-        Criterion("active neurons over rank Φ · rank Ψ, the most of all draws", "≤", 1.0, "The bound itself."),
+        Criterion(
+            "active neurons over rank Φ · rank Ψ, the most of all draws",
+            "≤",
+            1.0,
+            "The bound of the theorem itself, with nothing added.",
+        ),
         Criterion(
             "relative violation of Φ Vᵀ = Ψ, the worst",
             "≤",

@@ -72,14 +72,18 @@ PAPER = Paper(
     basis="Recalled from the abstract; derived: H becomes T⁻ᵀ H T⁻¹, with det T = 1, and diag|w| cancels T.",
     quick=Rescaling(),
     criteria=(
-        Criterion("change of log det H, the largest", "≤", 1e-10, "Rounding, with room: exact in arithmetic."),
+        Criterion(
+            "change of log det H, the largest", "≤", 1e-10, "Rounding, with room for it to add up: exact in arithmetic."
+        ),
         Criterion(
             "least change of trace, Frobenius norm and largest eigenvalue, as a factor, at a scale of 5",
             "≥",
             2.0,
             "With entries in [1, 2] and c ≥ 5 the trace grows from 8 a coordinate at most to 25 at least.",
         ),
-        Criterion("relative change of the measures of diag|w| H diag|w|", "≤", 1e-10, "Rounding, with room."),
+        Criterion(
+            "relative change of the measures of diag|w| H diag|w|", "≤", 1e-10, "Rounding, with room for it to add up."
+        ),
     ),
     measure=measure,
     picture=Picture("scale c", "measure", logarithmic_across=True),
