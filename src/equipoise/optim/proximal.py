@@ -17,6 +17,9 @@ from torch.optim import Optimizer
 from equipoise.arguments import checked, checked_fields
 from equipoise.errors import InputError
 
+_ROUNDS = 100  # of added directions, at most
+_GAP = 1e-6  # relative distance from the least norm at which directions are no longer added
+
 
 @checked_fields
 class ProximalSGD(Optimizer):
@@ -168,8 +171,9 @@ def share_neurons(
 ) -> Float[Tensor, "outputs neurons"]:
     """Weights `V` of least `Σ_k ‖v_k‖` with `Φ Vᵀ = Ψ`, in which at most `rank Φ · rank Ψ` neurons are active.
 
-    By reweighted least squares; the directions of the `v_k` are then kept, and a linear programme over their lengths
-    has a basic solution with so few of them (Shenouda et al. 2023, theorem on the number of neurons).
+    By reweighted least squares, whose directions of `v_k` begin a linear programme over their lengths; it is given
+    further directions until its dual proves the norm to be the least to 1e-6. A basic solution has so few of them
+    (Shenouda et al. 2023, theorem on the number of neurons).
 
     Args:
         features: `Φ`, the activations of all neurons on the examples.
@@ -218,18 +222,29 @@ def _reweighted(phi: Tensor, psi: Tensor, iterations: int) -> Float[Tensor, "neu
 
 
 def _few(phi: Tensor, psi: Tensor, found: Tensor) -> Float[Tensor, "neurons r"]:
-    """A basic solution along the same directions."""
+    """A basic solution of the linear programme over the lengths of `v_k`, directions added until none would help.
+
+    A direction helps neuron `k` where the dual `Λ` has `‖Λᵀ φ_k‖ > 1`; it is then the direction of `Λᵀ φ_k`.
+    """
     norms = torch.linalg.vector_norm(found, dim=1)
-    kept = norms > 1e-8 * norms.max()
-    directions = found[kept] / norms[kept, None]
-    terms = torch.einsum("ak,kb->abk", phi[:, kept], directions).flatten(0, 1)
-    solved = linprog(np.ones(terms.shape[1]), A_eq=terms.numpy(), b_eq=psi.flatten().numpy(), method="highs-ds")
-    lengths = norms[kept] if solved.x is None else torch.from_numpy(solved.x)
+    neurons = (norms > 1e-8 * norms.max()).nonzero().flatten()
+    directions = found[neurons] / norms[neurons, None]
+    for _ in range(_ROUNDS):
+        terms = torch.einsum("ak,kb->abk", phi[:, neurons], directions).flatten(0, 1)
+        solved = linprog(np.ones(terms.shape[1]), A_eq=terms.numpy(), b_eq=psi.flatten().numpy(), method="highs-ds")
+        if solved.x is None:  # infeasible within rounding: the reweighted solution as it is
+            return found
+        pull = phi.T @ torch.from_numpy(np.array(solved.eqlin.marginals)).view_as(psi)
+        strength = torch.linalg.vector_norm(pull, dim=1)
+        helpful = (strength > 1 + _GAP).nonzero().flatten()
+        if not len(helpful):
+            break
+        neurons = torch.cat([neurons, helpful])
+        directions = torch.cat([directions, pull[helpful] / strength[helpful, None]])
+    lengths = torch.from_numpy(np.array(solved.x))
     used = lengths > 1e-9 * lengths.max()
-    result = torch.zeros_like(found)
-    places = kept.nonzero().flatten()[used]
-    lengths = torch.linalg.lstsq(terms[:, used], psi.flatten()[:, None], driver="gelsd").solution.flatten()
-    result[places] = lengths[:, None] * directions[used]
+    result = torch.zeros_like(found).index_add_(0, neurons[used], lengths[used, None] * directions[used])
+    places = neurons[used].unique()
     left = psi - phi @ result  # of the linear programme's tolerance
     result[places] += torch.linalg.lstsq(phi[:, places], left, driver="gelsd").solution
     return result
