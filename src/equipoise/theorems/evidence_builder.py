@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -95,7 +96,15 @@ def evidence_of_run(run: FinishedRun) -> Evidence:
         predicted=run.defects,
         example_weights=run.example_weights,
     )
-    return replace(found, recorded=run.last, missed=run.missed, recorded_log_risk=run.log_loss)
+    return replace(found, recorded=partial(_recorded, run), missed=run.missed, recorded_log_risk=run.log_loss)
+
+
+def _recorded(run: FinishedRun, observer: str, quantity: str, place: str) -> float | None:
+    """The latest value on record; None of what was not observed."""
+    try:
+        return run.last(observer, quantity, place)
+    except InputError:
+        return None
 
 
 def run_points(run: FinishedRun) -> tuple[Point, ...]:
