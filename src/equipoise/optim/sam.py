@@ -9,12 +9,13 @@ of that paper they hold away from critical points too, for an evaluation more. `
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
 
 Sharpness = Literal["plain", "trace", "frobenius", "determinant"]
@@ -24,6 +25,7 @@ _RADIUS: Mapping[str, float] = {"plain": 0.05, "trace": 0.01, "frobenius": 0.01,
 _STRENGTH: Mapping[str, float] = {"plain": 1.0, "trace": 1e-2, "frobenius": 1e-4, "determinant": 1e-2}
 
 
+@checked_fields
 class SAM(Optimizer):
     """Minimise `L + λ S`, `S` a sharpness of the loss, by an optimizer of any kind.
 
@@ -68,12 +70,6 @@ class SAM(Optimizer):
         samples: int = 2,
         width: float = 1.0,
     ):
-        if sharpness not in get_args(Sharpness):
-            raise InputError(
-                expected=f"a sharpness among {', '.join(get_args(Sharpness))}",
-                found=repr(sharpness),
-                remedy="pass sharpness='plain'",
-            )
         self.sharpness: Sharpness = sharpness
         self.rho = _positive("rho", _RADIUS[sharpness] if rho is None else rho)
         self.strength = _positive("strength", _STRENGTH[sharpness] if strength is None else strength)

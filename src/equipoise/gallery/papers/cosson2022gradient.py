@@ -28,7 +28,7 @@ class OracleCalls:
 
 
 @dataclass(frozen=True)
-class Problem:
+class OracleProblem:
     """A loss, its learning rate, and the norm of the gradient to stop at."""
 
     loss: Loss
@@ -76,7 +76,7 @@ def measure(case: PaperCase[OracleCalls]) -> Outcome:
     return Outcome((calls / other_calls, steps / other_steps), figures, curves, remark)
 
 
-def low_rank_calls(problem: Problem, rank: int, refresh: Refresh = "converged") -> tuple[int, int]:
+def low_rank_calls(problem: OracleProblem, rank: int, refresh: Refresh = "converged") -> tuple[int, int]:
     """Calls and steps of `LowRankGD` until its gradient is within the tolerance."""
     w = nn.Parameter(torch.zeros(problem.size, dtype=torch.float64))
     torch.manual_seed(problem.size + rank)
@@ -96,7 +96,7 @@ def low_rank_calls(problem: Problem, rank: int, refresh: Refresh = "converged") 
     return optimizer.calls, steps
 
 
-def descent_calls(problem: Problem) -> tuple[int, int]:
+def descent_calls(problem: OracleProblem) -> tuple[int, int]:
     """Calls and steps of gradient descent, `p` calls a gradient."""
     w, steps = torch.zeros(problem.size, dtype=torch.float64, requires_grad=True), 0
     while True:
@@ -107,14 +107,16 @@ def descent_calls(problem: Problem) -> tuple[int, int]:
         w = (w - problem.lr * gradient).detach().requires_grad_()
 
 
-def _low_rank(setting: OracleCalls, generator: torch.Generator) -> Problem:
+def _low_rank(setting: OracleCalls, generator: torch.Generator) -> OracleProblem:
     p, r = setting.size, setting.active
     basis = torch.linalg.qr(torch.randn(p, r, generator=generator, dtype=torch.float64))[0]
     target, curvature = torch.randn(r, generator=generator, dtype=torch.float64), torch.linspace(1, 5, r).double()
-    return Problem(lambda w: 0.5 * (curvature * (basis.T @ w - target).square()).sum(), p, 0.2, setting.tolerance**0.5)
+    return OracleProblem(
+        lambda w: 0.5 * (curvature * (basis.T @ w - target).square()).sum(), p, 0.2, setting.tolerance**0.5
+    )
 
 
-def _table(name: str, generator: torch.Generator) -> Problem:
+def _table(name: str, generator: torch.Generator) -> OracleProblem:
     """The problem of a table: sizes and rates as published, the law of the data recalled."""
 
     def gaussian(*shape: int) -> Tensor:
@@ -124,15 +126,15 @@ def _table(name: str, generator: torch.Generator) -> Problem:
         examples, labels = load_digits(n_class=2, return_X_y=True)
         X, y = torch.from_numpy(examples), torch.from_numpy(labels).double()
         smoothness = float((2 * X.T @ X).norm())
-        return Problem(lambda w: (X @ w - y).square().sum(), 64, 0.5 / smoothness, 10.0, 60_000)
+        return OracleProblem(lambda w: (X @ w - y).square().sum(), 64, 0.5 / smoothness, 10.0, 60_000)
     if name == "planted logistic":
         X, w = gaussian(20, 4) @ gaussian(4, 20) / 2, gaussian(20)
         y = torch.sign(X @ w)
-        return Problem(lambda w: nn.functional.softplus(-y * (X @ w)).sum(), 20, 0.05, 0.01**0.5)
+        return OracleProblem(lambda w: nn.functional.softplus(-y * (X @ w)).sum(), 20, 0.05, 0.01**0.5)
     X = gaussian(50, 10) if name == "least squares" else gaussian(50, 2) @ gaussian(2, 10) + 0.01 * gaussian(50, 10)
     y = X @ gaussian(10)
     smoothness = float((2 * X.T @ X).norm())
-    return Problem(lambda w: (X @ w - y).square().sum(), 10, 0.5 / smoothness, 0.1**0.5)
+    return OracleProblem(lambda w: (X @ w - y).square().sum(), 10, 0.5 / smoothness, 0.1**0.5)
 
 
 PAPER = Paper(

@@ -6,7 +6,7 @@ import torch
 
 from equipoise.gallery.experiment import Criterion, Picture
 from equipoise.gallery.literature.paper import Comparison, Curve, Outcome, Paper, PaperCase
-from equipoise.gallery.papers.cosson2022gradient import Problem, descent_calls, low_rank_calls
+from equipoise.gallery.papers.cosson2022gradient import OracleProblem, descent_calls, low_rank_calls
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ def measure(case: PaperCase[FullRank]) -> Outcome:
     p = setting.size
     basis = torch.linalg.qr(torch.randn(p, p, generator=generator, dtype=torch.float64))[0]
     target, curvature = torch.randn(p, generator=generator, dtype=torch.float64), torch.linspace(1, 3, p).double()
-    problem = Problem(lambda w: 0.5 * (curvature * (basis.T @ w - target).square()).sum(), p, 0.3, setting.tolerance)
+    problem = OracleProblem(
+        lambda w: 0.5 * (curvature * (basis.T @ w - target).square()).sum(), p, 0.3, setting.tolerance
+    )
     (plain, steps), found = descent_calls(problem), {}
     for rank in setting.ranks:
         found[rank] = low_rank_calls(problem, rank)

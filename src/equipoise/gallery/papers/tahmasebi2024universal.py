@@ -24,7 +24,7 @@ class Sharpnesses:
     strength: float = 0.02
 
 
-class Product(nn.Module):
+class BalancedProduct(nn.Module):
     """`½ (⟨x, y⟩ - 1)²`: all its minima are one function, the balanced ones the flattest."""
 
     def __init__(self, x: Tensor, y: Tensor):
@@ -61,7 +61,7 @@ def _trained(case: PaperCase[Sharpnesses], kind: str | None) -> tuple[float, flo
     x = setting.ratio * torch.nn.functional.normalize(
         torch.randn(setting.width, generator=generator, dtype=torch.float64), dim=0
     )
-    model = Product(
+    model = BalancedProduct(
         x, x / setting.ratio**2 + 0.3 * torch.randn(setting.width, generator=generator, dtype=torch.float64)
     )
     torch.manual_seed(case.seed)
