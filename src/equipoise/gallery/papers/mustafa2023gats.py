@@ -22,7 +22,7 @@ class DeepAttention:
     width: int = 16
     depth: int = 10
     lr: float = 0.05
-    epochs: int = 300
+    epochs: int = 150
 
 
 class GraphAttention(nn.Module):
@@ -150,5 +150,6 @@ PAPER = Paper(
     measure=measure,
     picture=Picture("epoch", "loss"),
     tried="Before: Gaussian weights in place of orthogonal ones, 8 layers at a rate of 0.1 and 10 at 0.02 to 0.1. Seed "
-    "0 trained in a tenth of Xavier's epochs, seed 1 did not: dead units stay dead.",
+    "0 trained in a tenth of Xavier's epochs, seed 1 did not: dead units stay dead. And 300 epochs, by which Xavier's "
+    "start had trained too with seed 1, and the losses, both below 0.002, were 0.72 of each other.",
 )
