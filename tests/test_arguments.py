@@ -92,6 +92,10 @@ def test_an_argument_of_another_type_is_one_line(function, is_constructor, param
 def _anything(hint):
     """A value of a type that stands before the wrong one."""
     values = (nn.Linear(2, 1), torch.zeros(2, 2), "x", 1, 1.0, None, [1], (torch.zeros(2, 2), None), (8, 8), {}, len)
+    values += (
+        (torch.zeros(2, 2), torch.zeros(2)),
+        [(torch.zeros(2, 2), torch.zeros(2))],
+    )  # examples, and those of clients
     values += (torch.optim.SGD([torch.ones(1)]), eq.LogLoss(-1.0), eq.sinks.Memory(), torch.float64)
     return next((value for value in values if _is(value, hint)), None) if not _is(run(), hint) else run()
 
