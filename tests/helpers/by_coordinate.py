@@ -1,7 +1,7 @@
 """How laws are derived, coordinate by coordinate and block by block: the slow twin of `equipoise.graph`."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from equipoise.graph.constraints import STILL, FreeGenerators, GeneratorConstraints, _unique, kernel
 from equipoise.graph.interface import Interface, Member
+from equipoise.graph.labels.cells import Cells
 from equipoise.graph.precision import moved_in, narrow_nodes, narrowest
 from equipoise.graph.propagate import Leaf, SymmetryPropagation
 
@@ -41,8 +42,33 @@ class SlowSolution(FreeGenerators):
     blocks: tuple[Block, ...] = ()
 
 
+class SlowCells(Cells):
+    """Every question answered by going through all coordinates, one at a time."""
+
+    def all(self) -> list[int]:
+        return self.of(np.arange(len(self))).tolist()
+
+    @property
+    def occupied(self) -> int:
+        return len(set(self.all()))
+
+    def size(self, coordinates: ndarray) -> ndarray:
+        sizes = Counter(self.all())
+        return np.array([sizes[cell] for cell in self.of(coordinates).reshape(-1).tolist()]).reshape(coordinates.shape)
+
+    def members(self, cells: ndarray) -> ndarray:
+        return np.array([member for member, cell in enumerate(self.all()) if cell in cells], np.int64)
+
+    def mixed(self) -> ndarray:
+        return np.flatnonzero(self.size(np.arange(len(self))) > 1)
+
+
 class SlowConstraints(GeneratorConstraints):
     """The restrictions, settled one coordinate at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self._cells = SlowCells()
 
     def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
         pairs = _unique(left, right)
@@ -50,27 +76,28 @@ class SlowConstraints(GeneratorConstraints):
         for a, b in pairs.T.tolist():
             self._relate(a, b, ratio)
 
-    def _split_by_fibres(self, broken: ndarray, fibres: ndarray, coordinates: ndarray) -> None:
+    def close(self, coordinates: ndarray, fibres: ndarray) -> None:
         seen: dict[int, list[int]] = defaultdict(list)
-        for fibre, coordinate in zip(fibres.tolist(), coordinates.tolist(), strict=True):
+        held: dict[tuple[int, int], set[int]] = defaultdict(set)
+        cells = self._cells.all()
+        for fibre, coordinate in sorted(set(zip(fibres.tolist(), coordinates.tolist(), strict=True))):
             seen[coordinate].append(fibre)
-        members = np.flatnonzero(np.isin(self._cell, broken))
-        self._regroup(members, [tuple(seen.get(member, ())) for member in members.tolist()])
+            held[fibre, cells[coordinate]].add(coordinate)
+        sizes = Counter(cells)
+        broken = sorted({cell for (_, cell), found in held.items() if len(found) < sizes[cell]})
+        members = self._cells.members(np.array(broken))
+        self._split(members, [tuple(seen.get(member, ())) for member in members.tolist()])
 
-    def _regroup(self, members: ndarray, keys: Iterable[Hashable]) -> None:
+    def _split(self, members: ndarray, keys: Iterable[Hashable]) -> None:
         """Split cells so that only members with equal keys stay together."""
-        groups: dict[Hashable, list[int]] = defaultdict(list)
-        for member, cell, key in zip(members.tolist(), self._cell[members].tolist(), keys, strict=True):
-            groups[cell, key].append(member)
-        for group in groups.values():
-            self._cell[group] = self._cells
-            self._cells += 1
+        numbers: dict[Hashable, int] = {}
+        self._cells.split(members, np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64))
 
     def solution(self) -> SlowSolution:
         """The largest set of generators within all restrictions."""
         self._settle()
-        root, ratio = self.find(np.arange(len(self._parent)))
-        return SlowSolution(root, ratio, self._cell.copy(), *_NO_ARRAYS, tuple(self._blocks(root)))
+        root, ratio = self.find(np.arange(len(self._cells)))
+        return SlowSolution(root, ratio, np.array(self._cells.all()), *_NO_ARRAYS, tuple(self._blocks(root)))
 
     def _settle(self) -> None:
         """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
@@ -78,32 +105,33 @@ class SlowConstraints(GeneratorConstraints):
             self._equations = found  # one that is settled may change the roots of others
         self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
         count = -1
-        while count != (count := len(np.unique(self._cell))):
+        while count != (count := self._cells.occupied):
             self._settle_pairs()
-            root, ratio = self.find(np.arange(len(self._parent)))
+            root, ratio = self.find(np.arange(len(self._cells)))
             keys = self._ties(root, ratio)
-            members = self._mixed()
-            self._regroup(members, [keys[r] for r in root[members].tolist()])
+            members = self._cells.mixed()
+            self._split(members, [keys[r] for r in root[members].tolist()])
 
     def _settle_pairs(self) -> None:
         """The same for direct partners, which tells apart members of one cell that end at the same root."""
         pairs = np.concatenate([*self._pairs, np.zeros((2, 0), np.int64)], axis=1)
         source, partner = np.concatenate([pairs, pairs[::-1]], axis=1)
         count = -1
-        while count != (count := len(np.unique(self._cell))):
-            members = self._mixed()
+        while count != (count := self._cells.occupied):
+            members = self._cells.mixed()
             inside = np.isin(source, members)
-            links = _unique(source[inside], self._cell[partner[inside]])
+            links = _unique(source[inside], self.cells(partner[inside]))
             beside: dict[int, list[int]] = defaultdict(list)
             for member, cell in links.T.tolist():
                 beside[member].append(cell)
-            self._regroup(members, [tuple(beside.get(member, ())) for member in members.tolist()])
+            self._split(members, [tuple(beside.get(member, ())) for member in members.tolist()])
 
     def _ties(self, root: ndarray, ratio: ndarray) -> dict[int, Hashable]:
         """What a root is tied to: the cells of its members with their signs; itself where no matrix fits."""
-        order = np.lexsort((self._cell, root))
+        cells = np.array(self._cells.all())
+        order = np.lexsort((cells, root))
         members: dict[int, list[tuple[int, float]]] = defaultdict(list)
-        for r, cell, rate in zip(root[order].tolist(), self._cell[order].tolist(), ratio[order].tolist(), strict=True):
+        for r, cell, rate in zip(root[order].tolist(), cells[order].tolist(), ratio[order].tolist(), strict=True):
             members[r].append((cell, rate))
         return {r: self._tie(r, ties) for r, ties in members.items()}
 
@@ -119,7 +147,7 @@ class SlowConstraints(GeneratorConstraints):
 
     def _blocks(self, root: ndarray) -> Iterator[Block]:
         bound = {r for equation in self._equations for r, _ in equation}
-        ties = self._ties(root, self.find(np.arange(len(self._parent)))[1])
+        ties = self._ties(root, self.find(np.arange(len(self._cells)))[1])
         together: dict[Hashable, list[int]] = defaultdict(list)
         roots, first = np.unique(root, return_index=True)
         for r in roots[np.argsort(first)].tolist():

@@ -22,9 +22,11 @@ from numpy import ndarray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from equipoise.graph.labels.cells import Cells, GrowingArray
 from equipoise.graph.labels.ragged import alike, distinct, numbered
 
 STILL = 0  # the coordinate whose rate is zero
+STEPS = 8  # that `find` takes up a chain before all chains are shortened
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +53,10 @@ class GeneratorConstraints:
     """The restrictions gathered so far on a growing set of coordinates."""
 
     def __init__(self):
-        self._parent = np.zeros(1, np.int64)
-        self._ratio = np.ones(1)
-        self._cell = np.zeros(1, np.int64)
-        self._cells = 1
-        self._family = np.zeros(1, np.int64)  # the cell a coordinate was born in, and whether it has to stand alone
-        self._alone = np.zeros(1, bool)
+        self._parent = GrowingArray(np.zeros(1, np.int64))
+        self._ratio = GrowingArray(np.ones(1))
+        self._alone = GrowingArray(np.zeros(1, bool))  # coordinates that no matrix may mix with others
+        self._cells = Cells()
         self._fibres = 0
         self._skew: set[int] = set()
         self._pairs: list[ndarray] = []
@@ -64,14 +64,19 @@ class GeneratorConstraints:
 
     def fresh(self, count: int) -> Int64[ndarray, " count"]:
         """New coordinates, all in one new cell: any matrix may act on them."""
-        start = len(self._parent)
-        coordinates = np.arange(start, start + count)
-        self._parent = np.concatenate([self._parent, coordinates])
-        self._ratio = np.concatenate([self._ratio, np.ones(count)])
-        self._cell = np.concatenate([self._cell, np.full(count, self._cells)])
-        self._family = np.concatenate([self._family, np.full(count, self._cells)])
-        self._alone = np.concatenate([self._alone, np.zeros(count, bool)])
-        self._cells += 1
+        return self._free(self._cells.add(count))
+
+    def multiples(self, coordinates: Int64[ndarray, " n"], ratio: float) -> Int64[ndarray, " n"]:
+        """New coordinates, each in a cell of its own, whose rates are `ratio` times those of the given ones."""
+        found = self._free(self._cells.add_single(len(coordinates)))
+        self.relate(found, coordinates, ratio)
+        return found
+
+    def _free(self, coordinates: Int64[ndarray, " n"]) -> Int64[ndarray, " n"]:
+        """The new coordinates, each its own root."""
+        self._parent.extend(coordinates)
+        self._ratio.extend(np.ones(len(coordinates)))
+        self._alone.extend(np.zeros(len(coordinates), bool))
         return coordinates
 
     def fibres(self, count: int) -> int:
@@ -81,22 +86,31 @@ class GeneratorConstraints:
 
     def find(self, coordinates: ndarray) -> tuple[ndarray, ndarray]:
         """The root of each coordinate and its rate relative to it."""
-        roots, ratios = coordinates, np.ones(coordinates.shape)
-        while True:
-            parents = self._parent[roots]
-            if np.array_equal(parents, roots):
+        parent, ratio = self._parent.values, self._ratio.values
+        roots, ratios = parent[coordinates], ratio[coordinates]
+        for _ in range(STEPS):
+            above = parent[roots]
+            if np.array_equal(above, roots):
                 return roots, ratios
-            ratios = ratios * self._ratio[roots]
-            roots = parents
+            roots, ratios = above, ratios * ratio[roots]
+        self._flatten()
+        return parent[coordinates], ratio[coordinates]
+
+    def _flatten(self) -> None:
+        """Point every coordinate to its root by pointer jumping, in log₂ of the longest chain passes."""
+        parent, ratio = self._parent.values, self._ratio.values
+        while not np.array_equal(above := parent[parent], parent):
+            ratio *= ratio[parent]
+            parent[:] = above
 
     def cells(self, coordinates: ndarray) -> ndarray:
         """The cell of each coordinate."""
-        return self._cell[coordinates]
+        return self._cells.of(coordinates)
 
     def still(self, coordinates: ndarray) -> None:
         """The rates of these coordinates are zero."""
         for root in distinct(self.find(distinct(coordinates))[0]).tolist():
-            self._parent[root] = STILL
+            self._parent.values[root] = STILL
 
     def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
         """`rate(left) = ratio · rate(right)`, pair by pair."""
@@ -113,11 +127,9 @@ class GeneratorConstraints:
         if (~apart & (roots_a != STILL) & (of_a != ratio * of_b)).any():
             return False
         moved, onto = roots_a[apart], roots_b[apart]
-        alone = np.zeros(len(self._parent), bool)
-        alone[moved] = True
-        if alone[STILL] or alone[roots_b].any() or alone.sum() < len(moved):
+        if (moved == STILL).any() or np.isin(roots_b, moved).any() or len(distinct(moved)) < len(moved):
             return False
-        self._parent[moved], self._ratio[moved] = onto, ratio * of_b[apart] / of_a[apart]
+        self._parent.values[moved], self._ratio.values[moved] = onto, ratio * of_b[apart] / of_a[apart]
         if self._skew:
             self._skew.update(b for a, b in zip(moved.tolist(), onto.tolist(), strict=True) if a in self._skew)
         return True
@@ -129,9 +141,9 @@ class GeneratorConstraints:
             if root_a != STILL and of_a != ratio * of_b:
                 self._contradict(root_a, of_a, ratio * of_b)
         elif root_a == STILL:
-            self._parent[root_b] = STILL
+            self._parent.values[root_b] = STILL
         else:
-            self._parent[root_a], self._ratio[root_a] = root_b, ratio * of_b / of_a
+            self._parent.values[root_a], self._ratio.values[root_a] = root_b, ratio * of_b / of_a
             if root_a in self._skew:
                 self._skew.add(root_b)
 
@@ -140,18 +152,18 @@ class GeneratorConstraints:
         if rate == -other:
             self._skew.add(root)
         else:
-            self._parent[root] = STILL
+            self._parent.values[root] = STILL
 
     def _climb(self, coordinate: int) -> tuple[int, float]:
         ratio, path = 1.0, []
-        while (parent := int(self._parent[coordinate])) != coordinate:
+        while (parent := int(self._parent.values[coordinate])) != coordinate:
             path.append(coordinate)
-            ratio *= float(self._ratio[coordinate])
+            ratio *= float(self._ratio.values[coordinate])
             coordinate = parent
         remaining = ratio
         for step in path:
-            self._parent[step], own = coordinate, float(self._ratio[step])
-            self._ratio[step], remaining = remaining, remaining / own
+            self._parent.values[step], own = coordinate, float(self._ratio.values[step])
+            self._ratio.values[step], remaining = remaining, remaining / own
         return coordinate, ratio
 
     def balance(self, terms: Sequence[tuple[int, float]]) -> None:
@@ -170,49 +182,35 @@ class GeneratorConstraints:
 
     def unmix(self, coordinates: ndarray) -> None:
         """Some map acts on each of these coordinates by itself, so that no matrix could act on them."""
-        self._alone[coordinates] = True
+        self._alone.values[coordinates] = True
 
     def akin(self, left: ndarray, right: ndarray) -> bool:
         """Whether some pair are different coordinates of one vector, on which a matrix could act."""
-        different = (left != right) & (self._family[left] == self._family[right])
-        return bool((different & ~self._alone[left] & ~self._alone[right]).any())
+        different = (left != right) & self._cells.related(left, right)
+        return bool((different & ~self._alone.values[left] & ~self._alone.values[right]).any())
 
     def wide(self, coordinates: ndarray) -> bool:
         """Whether some of these coordinates share their cell and are not at rest."""
         members = distinct(coordinates)
         moving = members[self.find(members)[0] != STILL]
-        return bool((np.bincount(self._cell, minlength=self._cells)[self._cell[moving]] > 1).any())
+        return bool((self._cells.size(moving) > 1).any())
 
     def single(self, coordinates: ndarray) -> None:
         """Each of these coordinates becomes a cell of its own."""
-        members = distinct(coordinates)
-        sizes = np.bincount(self._cell, minlength=self._cells)
-        members = members[sizes[self._cell[members]] > 1]
-        self._cell[members] = self._cells + np.arange(len(members))
-        self._cells += len(members)
+        self._cells.isolate(coordinates)
 
     def close(self, coordinates: ndarray, fibres: ndarray) -> None:
         """Split cells until every fibre holds all of a cell or nothing of it: only then can a matrix act on it."""
-        sizes = np.bincount(self._cell, minlength=self._cells)
-        wide = sizes[self._cell[coordinates]] > 1
+        wide = self._cells.size(coordinates) > 1
         fibre, coordinate = _unique(fibres[wide], coordinates[wide])
-        cell = self._cell[coordinate]
-        found, counts = np.unique(fibre * self._cells + cell, return_counts=True)
-        cells = found % self._cells
-        broken = distinct(cells[counts < sizes[cells]])
+        cell, size = self._cells.of(coordinate), self._cells.size(coordinate)
+        _, first, counts = np.unique(fibre * self._cells.numbers + cell, return_index=True, return_counts=True)
+        broken = distinct(cell[first][counts < size[first]])
         if len(broken):
             inside = np.isin(cell, broken)
-            self._split_by_fibres(broken, fibre[inside], coordinate[inside])
-
-    def _split_by_fibres(self, broken: ndarray, fibres: ndarray, coordinates: ndarray) -> None:
-        members = np.flatnonzero(np.isin(self._cell, broken))
-        self._regroup(members, alike(len(members), np.searchsorted(members, coordinates), fibres))
-
-    def _regroup(self, members: ndarray, keys: Int64[ndarray, " members"]) -> None:
-        """Split cells so that only members with equal keys stay together."""
-        groups, first = numbered(self._cell[members] * (int(keys.max(initial=0)) + 1) + keys)
-        self._cell[members] = self._cells + groups
-        self._cells += len(first)
+            members = self._cells.members(broken)
+            owners = np.searchsorted(members, coordinate[inside])
+            self._cells.split(members, alike(len(members), owners, fibre[inside]))
 
     def related(self) -> ndarray:
         """Coordinates tied to others."""
@@ -223,37 +221,30 @@ class GeneratorConstraints:
     def solution(self) -> FreeGenerators:
         """The largest set of generators within all restrictions."""
         self._settle()
-        root, ratio = self.find(np.arange(len(self._parent)))
-        return FreeGenerators(root, ratio, self._cell.copy(), *self._blocks(root, ratio))
+        root, ratio = self.find(np.arange(len(self._cells)))
+        return FreeGenerators(root, ratio, self._cells.of(np.arange(len(self._cells))), *self._blocks(root, ratio))
 
     def _settle(self) -> None:
         """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
         self._reduce()
         self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
         count = -1
-        while count != (count := len(distinct(self._cell))):
+        while count != (count := self._cells.occupied):
             self._settle_pairs()
-            root, ratio = self.find(np.arange(len(self._parent)))
-            members = self._mixed()
-            self._regroup(members, self._ties(root, ratio)[root[members]])
+            root, ratio = self.find(np.arange(len(self._cells)))
+            members = self._cells.mixed()
+            self._cells.split(members, self._ties(root, ratio)[root[members]])
 
     def _settle_pairs(self) -> None:
         """The same for direct partners, which separates members of one cell that end at the same root."""
         pairs = np.concatenate([*self._pairs, np.zeros((2, 0), np.int64)], axis=1)
         source, partner = np.concatenate([pairs, pairs[::-1]], axis=1)
         count = -1
-        while count != (count := len(distinct(self._cell))):
-            members = self._mixed()
-            mixed = np.zeros(len(self._cell), bool)
-            mixed[members] = True
-            inside = mixed[source]
-            member, cell = _unique(source[inside], self._cell[partner[inside]])
-            self._regroup(members, alike(len(members), np.searchsorted(members, member), cell))
-
-    def _mixed(self) -> ndarray:
-        """Coordinates that share their cell."""
-        sizes = np.bincount(self._cell, minlength=self._cells)
-        return np.flatnonzero(sizes[self._cell] > 1)
+        while count != (count := self._cells.occupied):
+            members = self._cells.mixed()
+            inside = self._cells.size(source) > 1
+            member, cell = _unique(source[inside], self._cells.of(partner[inside]))
+            self._cells.split(members, alike(len(members), np.searchsorted(members, member), cell))
 
     def _reduce(self) -> None:
         """Every equation in the roots of today: one that is settled with two terms may change the roots of others."""
@@ -279,8 +270,9 @@ class GeneratorConstraints:
 
         No matrix but a multiple of the identity fits members of one cell, or of other ratios than 1 and -1.
         """
-        order = np.lexsort((self._cell, root))
-        owner, cell, rate = root[order], self._cell[order], ratio[order]
+        cells = self._cells.of(np.arange(len(root)))
+        order = np.lexsort((cells, root))
+        owner, cell, rate = root[order], cells[order], ratio[order]
         first = np.flatnonzero(np.diff(owner, prepend=-1))
         like = np.repeat(rate[first], np.diff(first, append=len(owner)))
         repeated = (owner[1:] == owner[:-1]) & (cell[1:] == cell[:-1])

@@ -1,6 +1,7 @@
 """Roles under the operations that all rules of symmetry are made of: restrict, share, multiply, sum over axes."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,7 +34,7 @@ class Algebra:
         self.narrowed: set[str] = set()  # places at which a rule keeps less than the operation allows
         self.scalable: set[str] = set()  # products whose common scale is not followed
         self.turnable: set[str] = set()  # norms that leave rotations alone
-        self._scaled: dict[tuple[int, Fraction], int] = {}
+        self._scaled: defaultdict[Fraction, dict[int, int]] = defaultdict(dict)
 
     # Labels ---------------------------------------------------------------------------------------------------------
 
@@ -268,17 +269,18 @@ class Algebra:
     def _scaled_role(self, role: Role, degree: Fraction) -> Role:
         def image(labels: Tensor) -> Tensor:
             values, inverse = torch.unique(labels, return_inverse=True)
-            return torch.tensor([v if v < 0 else self._multiple(v, degree) for v in values.tolist()])[inverse]
+            return torch.tensor(self._multiples(values.tolist(), degree))[inverse]
 
         return self.renewed(Role(compactly(image, role.coordinates), role.fibres))
 
-    def _multiple(self, coordinate: int, degree: Fraction) -> int:
-        key = (coordinate, degree)
-        if key not in self._scaled:
-            image = self.symmetry.fresh(1)
-            self.symmetry.relate(image, np.array([coordinate]), float(degree))
-            self._scaled[key] = int(image[0])
-        return self._scaled[key]
+    def _multiples(self, labels: Sequence[int], degree: Fraction) -> list[int]:
+        """The coordinates whose rates are `degree` times those of the labels, made where there are none yet."""
+        known = self._scaled[degree]
+        missing = [label for label in labels if label >= 0 and label not in known]
+        if missing:
+            images = self.symmetry.multiples(np.array(missing), float(degree))
+            known.update(zip(missing, images.tolist(), strict=True))
+        return [known.get(label, label) for label in labels]
 
     def broadcast(self, *signals: Signal) -> list[Signal]:
         """Tensors at their common shape."""
