@@ -120,4 +120,6 @@ def measured_geometry(
 
 
 def _unit(classifiers: Tensor, features: Tensor, logits: Tensor, certified: bool) -> ImplicitGeometry:
-    return ImplicitGeometry(*(each / each.norm() for each in (classifiers, features, logits)), certified)
+    return ImplicitGeometry(
+        classifiers / classifiers.norm(), features / features.norm(), logits / logits.norm(), certified
+    )

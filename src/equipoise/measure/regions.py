@@ -174,7 +174,8 @@ class _Polygon:
 
     def cut(self, values: np.ndarray, first_line: int) -> list["_Polygon"]:
         """The parts between the zero lines of functions that are affine on it, from their values at its corners."""
-        parts, seen = [self], [values]
+        parts: list[_Polygon] = [self]
+        seen = [values]
         scale = np.abs(values).max(0)
         for neuron in range(values.shape[1]):
             split: list[tuple[_Polygon, np.ndarray]] = []

@@ -60,7 +60,7 @@ def euler_residual(model: nn.Module, inputs: Tensor, exponents: Mapping[str, Rat
     """
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     along = {name: float(exponents.get(name, 0.0)) * weight for name, weight in weights.items()}
-    output, change = torch.func.jvp(lambda w: torch.func.functional_call(model, w, (inputs,)), (weights,), (along,))
+    output, change, *_ = torch.func.jvp(lambda w: torch.func.functional_call(model, w, (inputs,)), (weights,), (along,))
     largest = float(output.detach().abs().max())
     if largest == 0:
         raise InputError(expected="outputs that are not all zero", found="zeros", remedy="pass other inputs or weights")

@@ -165,10 +165,10 @@ class _Objective:
             gradients = torch.autograd.grad(value, self._parameters, create_graph=True, materialize_grads=True)
             self._linearised = x.copy(), gradients
         gradients = self._linearised[1]
-        along = sum((g * d).sum() for g, d in zip(gradients, self._split(v), strict=True))
-        if not torch.as_tensor(along).requires_grad:  # a linear loss
+        along = torch.stack([(g * d).sum() for g, d in zip(gradients, self._split(v), strict=True)]).sum()
+        if not along.requires_grad:  # a linear loss
             return np.zeros_like(v)
-        products = torch.autograd.grad(along, self._parameters, retain_graph=True, materialize_grads=True)  # pyright: ignore[reportArgumentType]
+        products = torch.autograd.grad(along, self._parameters, retain_graph=True, materialize_grads=True)
         return _flat(products)
 
     def at(self, x: np.ndarray, tolerance: float, iterations: tuple[int, int]) -> CriticalPoint:

@@ -88,7 +88,9 @@ def fed_avg(
             trained.append(list(local.parameters()))
         with torch.no_grad():
             for parameter, values in zip(own.parameters(), zip(*trained, strict=True), strict=True):
-                parameter.copy_(sum((share * value for share, value in zip(shares, values, strict=True))))
+                parameter.copy_(
+                    torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
+                )
         losses.append(_total(own, clients, loss, shares))
     size = sum(parameter.numel() for parameter in own.parameters())
     return FederatedResult(own, tuple(losses), rounds, rounds * size * len(clients))

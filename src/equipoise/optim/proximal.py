@@ -229,11 +229,13 @@ def _few(phi: Tensor, psi: Tensor, found: Tensor) -> Float[Tensor, "neurons r"]:
     norms = torch.linalg.vector_norm(found, dim=1)
     neurons = (norms > 1e-8 * norms.max()).nonzero().flatten()
     directions = found[neurons] / norms[neurons, None]
+    lengths = torch.zeros(0)
     for _ in range(_ROUNDS):
         terms = torch.einsum("ak,kb->abk", phi[:, neurons], directions).flatten(0, 1)
         solved = linprog(np.ones(terms.shape[1]), A_eq=terms.numpy(), b_eq=psi.flatten().numpy(), method="highs-ds")
         if solved.x is None:  # infeasible within rounding: the reweighted solution as it is
             return found
+        lengths = torch.from_numpy(np.array(solved.x))
         pull = phi.T @ torch.from_numpy(np.array(solved.eqlin.marginals)).view_as(psi)
         strength = torch.linalg.vector_norm(pull, dim=1)
         helpful = (strength > 1 + _GAP).nonzero().flatten()
@@ -241,7 +243,6 @@ def _few(phi: Tensor, psi: Tensor, found: Tensor) -> Float[Tensor, "neurons r"]:
             break
         neurons = torch.cat([neurons, helpful])
         directions = torch.cat([directions, pull[helpful] / strength[helpful, None]])
-    lengths = torch.from_numpy(np.array(solved.x))
     used = lengths > 1e-9 * lengths.max()
     result = torch.zeros_like(found).index_add_(0, neurons[used], lengths[used, None] * directions[used])
     places = neurons[used].unique()

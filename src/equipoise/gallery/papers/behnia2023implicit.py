@@ -41,6 +41,7 @@ def measure(case: PaperCase[FreeFeatures]) -> Outcome:
     """The least cosine with the predicted geometry, whether it rises as the ridge falls, and that with the simplex."""
     setting, counts = case.setting, list(case.setting.counts)
     X, y = one_hot_examples(counts)
+    centred = torch.eye(len(counts)).double() - 1 / len(counts)
     last, falls, curves, figures, simplex = {}, [], [], [], 0.0
     for name, make in LOSSES.items():
         loss = None if make is None else make(counts)
@@ -53,15 +54,14 @@ def measure(case: PaperCase[FreeFeatures]) -> Outcome:
             model = point.model
             features, weight = (parameter.detach() for parameter in model.parameters())
             found = measured_geometry(weight, features.T, y)
+            if make is label_dependent:  # at the smallest ridge, which is the last
+                simplex = float((found.classifiers * centred).sum() / centred.norm())
             points.append((ridge, min(found.cosines(expected).values())))
             case.log(loss=name, ridge=ridge, gradient=point.gradient_norm, **found.cosines(expected))
         last[name] = points[-1][1]
         falls += [before - after for (_, before), (_, after) in pairwise(points)]
         curves.append(Curve(name, [(ridge, 1 - cosine) for ridge, cosine in points]))
         figures.append(Comparison(f"least cosine, {name}", last[name]))
-        if make is label_dependent:
-            centred = torch.eye(len(counts)).double() - 1 / len(counts)
-            simplex = float((found.classifiers * centred).sum() / centred.norm())
     slow = last.pop("logit adjustment")  # its shifts are forgotten as slowly as logits grow: a figure, and no criterion
     case.log(adjusted=slow)
     return Outcome((min(last.values()), max(falls), simplex), figures, curves)

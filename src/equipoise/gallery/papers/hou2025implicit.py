@@ -58,7 +58,7 @@ def measure(case: PaperCase[Completion]) -> Outcome:
     start /= start.norm()
     ours = udv(FreeMatrix(start @ start.T), rank=n, names=["weight"], symmetric=True)
     with torch.no_grad():
-        left, values = ours.parametrizations.get_submodule("weight").parameters()
+        left, values = ours.get_submodule("parametrizations.weight").parameters()
         left.copy_(start)
         values.fill_(1.0)
     (ratio, error, curve), (other, other_error, other_curve) = (

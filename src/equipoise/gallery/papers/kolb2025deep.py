@@ -1,11 +1,12 @@
 """Deep weight factorisation (Kolb, Weber, Bischl & Rügamer 2025): weight decay on factors is a sparse penalty."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from sklearn.linear_model import Lasso
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.gallery.experiment import Criterion, Picture
 from equipoise.gallery.literature.paper import Comparison, Curve, Outcome, Paper, PaperCase
@@ -41,10 +42,10 @@ def measure(case: PaperCase[SparseRegression]) -> Outcome:
         loss.backward()
         optimizer.step()
         if step % 100 == 0:
-            curve.append((float(step + 1), float(np.abs(model.weight.detach()[0].numpy() - expected).max())))
+            curve.append((float(step + 1), float(np.abs(_coefficients(model) - expected).max())))
             case.log(step=step, loss=float(loss.detach()), error=curve[-1][1])
-    first, second = (each.detach() for each in model.parametrizations.get_submodule("weight").parameters())
-    found = model.weight.detach()[0].numpy()
+    first, second = (each.detach() for each in model.get_submodule("parametrizations.weight").parameters())
+    found = _coefficients(model)
     differing = np.sum((np.abs(found) > 1e-4) != (expected != 0))
     values = (
         max(_identity_error(case, depth) for depth in setting.depths),
@@ -54,6 +55,10 @@ def measure(case: PaperCase[SparseRegression]) -> Outcome:
     )
     kept = Comparison("coefficients of the lasso that are not zero", float(np.sum(expected != 0)))
     return Outcome(values, [kept], [Curve("largest error of a coefficient", curve)])
+
+
+def _coefficients(model: nn.Module) -> np.ndarray:
+    return cast("Tensor", model.weight).detach()[0].numpy()
 
 
 def _problem(case: PaperCase[SparseRegression]) -> tuple[np.ndarray, np.ndarray]:

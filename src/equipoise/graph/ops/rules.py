@@ -25,10 +25,11 @@ class LinearDegree:
         return any(self.coefficients.values())
 
     def __add__(self, other: "Degree") -> "LinearDegree":
-        theirs = other.coefficients if isinstance(other, LinearDegree) else {}  # numbers have degree 0
-        names = self.coefficients | theirs
-        zero = Fraction(0)
-        return LinearDegree({name: self.coefficients.get(name, zero) + theirs.get(name, zero) for name in names})
+        total = dict(self.coefficients)
+        if isinstance(other, LinearDegree):  # numbers have degree 0
+            for name, value in other.coefficients.items():
+                total[name] = total.get(name, Fraction(0)) + value
+        return LinearDegree(total)
 
     __radd__ = __add__
 
