@@ -46,6 +46,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/watch_overhead.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/setup.py
+	$(BIN)/python benchmarks/large_laws.py 8 4096
 	$(BIN)/python benchmarks/analyze.py --only speed
 
 gallery: $(VENV)/.test
