@@ -105,3 +105,39 @@ def test_a_model_that_keeps_results_with_a_history_is_checked():
     model, x = nn.Sequential(Caching(3, 4), nn.Linear(4, 2)), torch.randn(5, 3)
     model(x)
     assert invariances(model, x).check(model, x).passed
+
+
+def normalised_pair(seed):
+    """A network whose BatchNorms see two values a channel, so that what passes them backward is nearly cancelled."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)]
+    return nn.Sequential(*layers).double(), 100 * torch.randn(2, 6).double()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_gradients_that_are_left_of_a_cancellation_raise_no_alarm(seed):
+    model, inputs = normalised_pair(seed)
+    checked = invariances(model, torch.randn(4, 6).double()).check(model, inputs)
+    assert checked.passed, str(checked)
+    assert max(finding.residual for finding in checked.findings) > 1e-13  # which rounding alone would not explain
+
+
+class Noisy(torch.autograd.Function):
+    """The identity, with noise for a gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return torch.randn(upstream.shape, generator=torch.Generator().manual_seed(1), dtype=upstream.dtype)
+
+
+def test_noise_in_place_of_such_a_gradient_is_caught():
+    model, inputs = normalised_pair(0)
+    laws = invariances(model, torch.randn(4, 6).double())
+    model[0].register_forward_hook(lambda module, args, output: Noisy.apply(output))
+    checked = laws.check(model, inputs)
+    assert not checked.passed
+    assert set(checked.suspects) <= {"0.weight", "0.bias"}

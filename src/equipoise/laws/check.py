@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,10 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
-from equipoise.graph.export.model import call_model
+from equipoise.graph.export.model import call_model, copied_model
 from equipoise.graph.precision import narrowest
 from equipoise.laws.evaluate import LawPlan
-from equipoise.laws.law import Law
+from equipoise.laws.law import Law, gradients_of
 from equipoise.losses import LOSSES, AdjustedCrossEntropy, Loss, NamedLoss
 
 ALARM = 16.0
@@ -25,6 +26,10 @@ ALARM = 16.0
 
 The residual divides by products of norms, so that independent rounding errors average out: on sound models it stays
 below a tenth of this in float64 and float32, and below a third in half precision (`benchmarks/planted_bugs.py`)."""
+
+CANCELLED = 4.0
+"""Where gradients are what is left of terms that cancel, the limit is that many times the rounding found in them
+(`gradient_rounding`), and at most the root of the limit elsewhere: half of the digits have to be right."""
 
 SMALL_UNIT = 1e-4  # of bfloat16, float16 and what is narrower
 
@@ -114,11 +119,13 @@ def audit(
     eps_bias: Mapping[str, Tensor] | None = None,
     casts: Iterable[torch.dtype] = (),
     slack: float = 0.0,
+    rounding: Mapping[str, Tensor] | None = None,
 ) -> Audit:
     """Compare every law's residual with rounding, a known `eps_bias` taken off.
 
-    Rounding is that of the narrowest among the gradients' dtypes, the law's own `precision` and `casts`. Where the bias
-    is known of a part of the gradient only, a law may be off by `slack` times its own.
+    Rounding is that of the narrowest among the gradients' dtypes, the law's own `precision` and `casts`; or what
+    `gradient_rounding` has found in the gradients, where that is more. Where the bias is known of a part of the
+    gradient only, a law may be off by `slack` times its own.
 
     >>> from torch import nn
     >>> from equipoise.laws import invariances
@@ -140,6 +147,9 @@ def audit(
         bias = eps_bias.get(law.name)
         if slack and bias is not None and float(scale := law.scale(parameters, gradients)) > 0:
             limit = max(limit, slack * float(bias.norm() / scale))
+        if rounding is not None and float(scale := law.scale(parameters, gradients)) > 0:
+            found = CANCELLED * float(law.scale(parameters, rounding) / scale)
+            limit = max(limit, min(found, limit**0.5))
         findings.append(LawCheck(law.name, residual, limit, law.exact or bias is not None))
     failed = [law for law, finding in zip(laws, findings, strict=True) if not finding.passed]
     judged = [law for law, finding in zip(laws, findings, strict=True) if finding.exact]
@@ -199,6 +209,34 @@ def run_backward(model: nn.Module, data: object, loss: LossLike) -> None:
             remedy="pass the input, or (input, target) and a loss of both",
         ) from error
     value.backward()
+
+
+def gradient_rounding(
+    model: nn.Module, data: object, loss: LossLike, aliases: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """By parameter, how its gradient changes when every weight is off by a unit of rounding.
+
+    That is a few units in most gradients, and far more where a gradient is what is left of terms that cancel, as behind
+    a BatchNorm that sees two values a channel.
+
+    >>> model = nn.Linear(3, 1).double()
+    >>> found = gradient_rounding(model, torch.ones(4, 3).double(), None)
+    >>> 0 < float(found["weight"].norm()) < 1e-14
+    True
+    """
+    found: list[dict[str, Tensor]] = []
+    for units in (0.0, 1.0):
+        twin = copied_model(model)
+        twin.zero_grad()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            for weight in (each for each in twin.parameters() if each.is_floating_point()):
+                signs = torch.randint(2, weight.shape).to(weight) * 2 - 1
+                weight.mul_(1 + units * torch.finfo(weight.dtype).eps * signs)
+            with torch.enable_grad():
+                run_backward(twin, data, loss)
+        found.append(gradients_of(twin, aliases))
+    return {name: found[1][name] - gradient for name, gradient in found[0].items()}
 
 
 class OutputGradients:

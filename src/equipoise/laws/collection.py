@@ -21,7 +21,16 @@ from equipoise.graph.evaluate import rectifiers
 from equipoise.graph.export.model import copied_model
 from equipoise.graph.precision import narrowest, result_dtype
 from equipoise.laws import formatting
-from equipoise.laws.check import Audit, LossLike, OutputGradients, audit, ignores_shift, objective, run_backward
+from equipoise.laws.check import (
+    Audit,
+    LossLike,
+    OutputGradients,
+    audit,
+    gradient_rounding,
+    ignores_shift,
+    objective,
+    run_backward,
+)
 from equipoise.laws.custom_ops import declared, functions_read_as_declared
 from equipoise.laws.derive import Between, DerivationOptions, derive
 from equipoise.laws.evaluate import LawPlan
@@ -270,10 +279,16 @@ class Laws(Sequence[Law]):
         """
         return self._audit(model, defects or {})
 
-    def _audit(self, model: nn.Module, defects: Mapping[str, Tensor], slack: float = 0.0) -> Audit:
+    def _audit(
+        self,
+        model: nn.Module,
+        defects: Mapping[str, Tensor],
+        slack: float = 0.0,
+        rounding: Mapping[str, Tensor] | None = None,
+    ) -> Audit:
         weights, slopes = named(model), gradients_of(model, self._aliases)
         trained = {self._aliases.get(name, name) for name, weight in model.named_parameters() if weight.requires_grad}
-        found = audit(self.laws, weights, slopes, defects, self._casts_below(weights), slack)
+        found = audit(self.laws, weights, slopes, defects, self._casts_below(weights), slack, rounding)
         return replace(found, unseen=tuple(name for name in found.unseen if name in trained))
 
     def _casts_below(self, weights: Mapping[str, Tensor]) -> frozenset[torch.dtype]:
@@ -340,7 +355,11 @@ class Laws(Sequence[Law]):
             with OutputGradients(model) as seen:
                 backward(model)
             losses, slack = list(seen.losses()), SLACK
-        return self._audit(model, self._total_defects(model, losses), slack)
+        defects = self._total_defects(model, losses)
+        found = self._audit(model, defects, slack)
+        if found.passed or backward is not None:
+            return found
+        return self._audit(model, defects, slack, gradient_rounding(model, data, loss, self._aliases))
 
     def _total_defects(
         self, model: nn.Module, losses: Sequence[tuple[object, Callable[[object], Tensor]]]
