@@ -60,6 +60,21 @@ def test_outputs_share_as_few_neurons_as_the_ranks_allow(seed):
     assert float(norms.sum()) <= float((dual * psi).sum() / feasible) * 1.001
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_few_neurons_whatever_the_unit_of_the_outputs(scale):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).double()  # noqa: E731
+    phi = draw(12, 4) @ draw(4, 60)
+    psi = scale * phi @ draw(60, 3)
+    found = share_neurons(phi, psi)
+    assert float((phi @ found.T - psi).norm()) <= 1e-11 * float(psi.norm())
+    assert len(active_neurons(found)) <= 12
+
+
+def test_outputs_that_are_zero_need_no_neurons():
+    assert not share_neurons(torch.eye(3), torch.zeros(3, 2)).any()
+
+
 def test_outputs_out_of_reach_are_refused():
     with pytest.raises(InputError, match="outputs that a combination of the features gives exactly"):
         share_neurons(torch.ones(3, 2), torch.eye(3))

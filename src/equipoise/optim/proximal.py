@@ -184,7 +184,8 @@ def share_neurons(
         `V`, in float64.
 
     Raises:
-        InputError: for other numbers of rows, and outputs that these neurons cannot give.
+        InputError: for other numbers of rows, outputs that these neurons cannot give, and features that are too badly
+            conditioned for the programme.
 
     >>> phi = torch.tensor([[1.0, 0.0, 0.9], [0.0, 1.0, 0.9]])
     >>> share_neurons(phi, torch.ones(2, 2)).abs().gt(0).any(0)
@@ -200,8 +201,12 @@ def share_neurons(
         )
     left, right = _coordinates(phi), _coordinates(psi.T)
     phi, psi = left.T @ phi, left.T @ psi @ right  # rank Φ × neurons, rank Φ × rank Ψ
+    if not psi.numel():  # outputs that are zero
+        return torch.zeros(outputs.shape[1], features.shape[1], dtype=phi.dtype)
+    size, unit = psi.norm(), torch.linalg.matrix_norm(phi, 2)  # tolerances of the programme are absolute
+    phi, psi = phi / unit, psi / size
     found = _reweighted(phi, psi, iterations)
-    return (right @ _few(phi, psi, found).T).contiguous()
+    return (size / unit * right @ _few(phi, psi, found).T).contiguous()
 
 
 def _coordinates(matrix: Tensor) -> Tensor:
@@ -225,6 +230,9 @@ def _few(phi: Tensor, psi: Tensor, found: Tensor) -> Float[Tensor, "neurons r"]:
     """A basic solution of the linear programme over the lengths of `v_k`, directions added until none would help.
 
     A direction helps neuron `k` where the dual `Λ` has `‖Λᵀ φ_k‖ > 1`; it is then the direction of `Λᵀ φ_k`.
+
+    Raises:
+        InputError: where the programme finds no solution.
     """
     norms = torch.linalg.vector_norm(found, dim=1)
     neurons = (norms > 1e-8 * norms.max()).nonzero().flatten()
@@ -233,8 +241,12 @@ def _few(phi: Tensor, psi: Tensor, found: Tensor) -> Float[Tensor, "neurons r"]:
     for _ in range(_ROUNDS):
         terms = torch.einsum("ak,kb->abk", phi[:, neurons], directions).flatten(0, 1)
         solved = linprog(np.ones(terms.shape[1]), A_eq=terms.numpy(), b_eq=psi.flatten().numpy(), method="highs-ds")
-        if solved.x is None:  # infeasible within rounding: the reweighted solution as it is
-            return found
+        if solved.x is None:
+            raise InputError(
+                expected="features well enough conditioned for a linear programme with a tolerance of 1e-7",
+                found=solved.message,
+                remedy="drop features that are nearly the same, or scale them",
+            )
         lengths = torch.from_numpy(np.array(solved.x))
         pull = phi.T @ torch.from_numpy(np.array(solved.eqlin.marginals)).view_as(psi)
         strength = torch.linalg.vector_norm(pull, dim=1)
