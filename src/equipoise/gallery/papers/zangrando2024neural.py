@@ -96,7 +96,8 @@ PAPER = Paper(
             "A hundredth of the norm; a random matrix of 24 × 24 has 0.86 beyond rank 3.",
         ),
     ),
-    tried="From each ridge to the next the distance need not fall: below 1e-3 it is what the gradient leaves.",
+    tried="From each ridge to the next the distance need not fall: below 1e-3 it is what the gradient leaves. Of five "
+    "draws of the digits all hidden layers fall by half in three; in one a layer ends farther from rank 3.",
     measure=measure,
     picture=Picture("ridge", "relative distance to rank K", logarithmic_across=True),
 )
