@@ -25,7 +25,8 @@ CHECKED = [
     "theorems",
 ]
 # An extra that is not among those of the tests, because it asks for other versions of what they use.
-collect_ignore = [] if find_spec("flwr") else ["src/equipoise/integrations/flower.py"]
+FLOWER = ["src/equipoise/integrations/flower.py", "tests/helpers/flower_simulation.py"]
+collect_ignore = [] if find_spec("flwr") else FLOWER
 
 install_import_hook([f"equipoise.{room}" for room in CHECKED], "beartype.beartype")
 

@@ -31,7 +31,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
-    "reference",
+    "api_reference",
     "source_pages",
     "statements",
     "claim_pages",

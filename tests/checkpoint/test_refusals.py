@@ -21,6 +21,7 @@ from equipoise.errors import InputError
 # With 300 MB of address space above what is in use, whatever tries to fill the memory fails at once.
 CONFINED = """
 import resource, sys, psutil, equipoise as eq, onnx, powerlaw
+eq.analyze  # imported before memory is short
 limit = psutil.Process().memory_info().vms + (300 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sys.argv[1:]:

@@ -12,7 +12,7 @@ import equipoise
 
 EXTENSIONS = Path(__file__).parents[2] / "docs" / "_extensions"
 sys.path.insert(0, str(EXTENSIONS))
-reference = importlib.import_module("reference")
+reference = importlib.import_module("api_reference")
 
 INTERNAL = ("cli", "graph", "store", "page", "laws.evaluate")  # the command line, and the engines behind the rest
 

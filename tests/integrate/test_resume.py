@@ -53,7 +53,7 @@ def contents(folder):
             r"layer1.weight of shape \(5, 4\); found layer1.weight of shape \(6, 4\)",
         ),
         ({"model": torch.nn.Linear(4, 1)}, "the model of the run, with layer1.weight of shape"),
-        ({"model": "mlp"}, "a model; found str"),
+        ({"model": "mlp"}, "model= to be a Module or None; found 'mlp'"),
         ({"model": network(), "data": (torch.eye(4), [1, -1, 1, -1])}, "the data of the run, SHA-256"),
         ({"model": network(), "data": (torch.eye(4), [1, -1])}, "labels"),
         ({"model": network(), "observe": [eq.Spectrum()]}, "the observers of the run, Spectrum, .*found Spectrum"),

@@ -115,13 +115,18 @@ def as_options(remedy: str, words: Sequence[str]) -> str:
 
     >>> as_options("pass step_size=0.05", ["flow", "--step-size", "5"]), as_options("pass rtol=0.01", ["flow"])
     ('pass --step-size 0.05', 'pass rtol=0.01')
+    >>> as_options('pass backend="loky"', ["gallery", "run", "--all"])
+    'pass --backend "loky"'
     """
     verb = next((word for word in words if word in VERBS), None)
     if verb is None or "=" not in remedy:
         return remedy
+    command, rest = app[verb], words[words.index(verb) + 1 :]
+    if rest and rest[0] in set(command):  # gallery run
+        command = command[rest[0]]
     try:
-        known = {option.name for option in app[verb].assemble_argument_collection()}
-    except (CycloptsError, ImportError):
+        known = {option.name for option in command.assemble_argument_collection()}
+    except (CycloptsError, ImportError, ValueError):
         return remedy
 
     def option(match: re.Match[str]) -> str:

@@ -91,10 +91,10 @@ class GeneratorConstraints:
         for _ in range(STEPS):
             above = parent[roots]
             if np.array_equal(above, roots):
-                return roots, ratios
+                return np.asarray(roots), np.asarray(ratios)
             roots, ratios = above, ratios * ratio[roots]
         self._flatten()
-        return parent[coordinates], ratio[coordinates]
+        return np.asarray(parent[coordinates]), np.asarray(ratio[coordinates])
 
     def _flatten(self) -> None:
         """Point every coordinate to its root by pointer jumping, in log₂ of the longest chain passes."""

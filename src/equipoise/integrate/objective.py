@@ -142,8 +142,8 @@ def weighted_examples(
     Raises:
         InputError: where they are of one class.
 
-    >>> weighted_examples(torch.eye(3), torch.tensor([1.0, 1.0, -1.0]), torch.tensor([0.5, 0.0, 0.5]))[1]
-    tensor([ 1., -1.])
+    >>> weighted_examples(torch.eye(3), torch.tensor([1, 1, -1]), torch.tensor([0.5, 0.0, 0.5]).double())[1]
+    tensor([ 1, -1])
     """
     weighted = shares > 0
     check_two_classes(y[weighted])

@@ -26,7 +26,7 @@ class PhysicalTime:
     def relative_error(self) -> float:
         """The estimated error over `t`; 0 at the start.
 
-        >>> PhysicalTime(math.log(10), math.log(0.1)).relative_error
+        >>> round(PhysicalTime(math.log(10), math.log(0.1)).relative_error, 12)
         0.01
         """
         return 0.0 if self.log == -math.inf else math.exp(min(self.log_error - self.log, 700.0))

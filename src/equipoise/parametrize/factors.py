@@ -70,7 +70,7 @@ def _random_factor(weight: Tensor, depth: int) -> Tensor:
 
 @checked
 def factorize(
-    model: nn.Module, depth: int = 2, names: Sequence[str] | None = None, *, init: Init = "balanced"
+    model: nn.Module, depth: int = 2, names: str | Sequence[str] | None = None, *, init: Init = "balanced"
 ) -> nn.Module:
     """Replace weights by elementwise products of `depth` factors, which are trained in their place.
 

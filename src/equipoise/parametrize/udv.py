@@ -82,7 +82,7 @@ def udv(
     model: nn.Module,
     rank: int,
     radius: float = 1.0,
-    names: Sequence[str] | None = None,
+    names: str | Sequence[str] | None = None,
     *,
     symmetric: bool = False,
 ) -> nn.Module:

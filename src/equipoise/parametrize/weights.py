@@ -12,7 +12,7 @@ from equipoise.errors import InputError
 Place = tuple[nn.Module, str, str]  # the module, its parameter, and the full name
 
 
-def chosen(model: nn.Module, names: Sequence[str] | None, least_axes: int) -> list[Place]:
+def chosen(model: nn.Module, names: str | Sequence[str] | None, least_axes: int) -> list[Place]:
     """The parameters that match the patterns; without patterns, the weights of linear and convolutional layers.
 
     Raises:

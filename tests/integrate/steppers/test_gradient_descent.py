@@ -121,7 +121,7 @@ def test_a_killed_descent_resumes_with_its_stepper(tmp_path):
         (lambda: eq.steppers.EntropicMidpoint(rtol=float("nan")), "rtol to be a finite number above 0; found nan"),
         (lambda: eq.steppers.ExplicitRK(step_size=float("inf")), "step_size to be a finite number"),
         (lambda: eq.steppers.SGD(weight_decay=float("nan")), "weight_decay to be a finite number"),
-        (lambda: eq.steppers.SGD(seed=0.5), "seed to be a whole number"),
+        (lambda: eq.steppers.SGD(seed=0.5), "expected seed= to be an int; found 0.5"),
         (lambda: eq.steppers.EntropicGauss(step_size=2.0), "step_size to be a finite number above 0 and at most 1"),
         (
             lambda: descent(eq.steppers.EntropicGauss(), steps=1),

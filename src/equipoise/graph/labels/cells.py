@@ -82,15 +82,15 @@ class Cells:
 
     def of(self, coordinates: Int64[ndarray, "*shape"]) -> Int64[ndarray, "*shape"]:
         """The cell of each coordinate."""
-        return self._cell.values[coordinates]
+        return np.asarray(self._cell.values[coordinates])
 
     def size(self, coordinates: Int64[ndarray, "*shape"]) -> Int64[ndarray, "*shape"]:
         """The number of coordinates in the cell of each coordinate."""
-        return self._size.values[self.of(coordinates)]
+        return np.asarray(self._size.values[self.of(coordinates)])
 
     def related(self, left: Int64[ndarray, "*shape"], right: Int64[ndarray, "*shape"]) -> Bool[ndarray, "*shape"]:
         """Whether two coordinates are of one family, pair by pair."""
-        return self._first.values[self.of(left)] == self._first.values[self.of(right)]
+        return np.asarray(self._first.values[self.of(left)] == self._first.values[self.of(right)])
 
     def members(self, cells: Int64[ndarray, " cells"]) -> Int64[ndarray, " members"]:
         """All coordinates of some cells, in ascending order."""
