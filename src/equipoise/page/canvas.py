@@ -21,7 +21,6 @@ def canvas(title: str, logarithmic: bool = False, across: str = GROWTH) -> go.Fi
         "gridcolor": "var(--grid)",
         "linecolor": "var(--rule)",
         "zeroline": False,
-        "automargin": True,
         "title_font_size": 13,
         "title_standoff": 14,
     }
@@ -31,13 +30,13 @@ def canvas(title: str, logarithmic: bool = False, across: str = GROWTH) -> go.Fi
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "var(--ink)", "size": 12, "family": "system-ui, sans-serif"},
-        margin={"l": 12, "r": 12, "t": 24, "b": 12},
+        margin={"l": 76, "r": 12, "t": 24, "b": 12},  # a margin that fits the labels may be redrawn without end
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "var(--quiet)", "activecolor": "var(--ink)"},
         hovermode="x unified",
         hoverlabel={"bgcolor": "var(--card)", "bordercolor": "var(--rule)", "namelength": -1},
         uirevision="kept",  # zoom and hidden layers survive a change of theme
-        xaxis={**axis, "title_text": across, "hoverformat": ".3f"},
+        xaxis={**axis, "automargin": True, "title_text": across, "hoverformat": ".3f"},
         yaxis={**axis, "title_text": title, "hoverformat": ".3g", "exponentformat": "power"},
     )
     if logarithmic:
