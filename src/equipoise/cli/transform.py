@@ -50,8 +50,7 @@ def balance(
 
 def _fields(balanced: Balanced, out: Path | None) -> dict[str, object]:
     report = balanced.report
-    scalars = {name: value for name, value in vars(report).items() if not isinstance(value, tuple)}
-    return scalars | {
+    return _scalars(report) | {
         "balanced": report.balanced,
         "laws": [vars(each) for each in report.laws],
         "immovable": [vars(each) for each in report.immovable],
@@ -60,13 +59,21 @@ def _fields(balanced: Balanced, out: Path | None) -> dict[str, object]:
     }
 
 
-def _show(balanced: Balanced) -> None:
+def _scalars(report: object) -> dict[str, object]:
+    return {name: value for name, value in vars(report).items() if not isinstance(value, tuple)}
+
+
+def _print(table: Table, report: object) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print(shown(str(report)), markup=False, highlight=False)
+
+
+def _show(balanced: Balanced) -> None:
     table = Table("law", "kind", "count", "before", "after", box=box.SIMPLE)
     for each in balanced.report.laws:
         table.add_row(cell(each.law), each.kind, str(each.count), *map(_short, (each.before, each.after)))
-    console.print(table)
-    console.print(shown(str(balanced.report)), markup=False, highlight=False)
+    _print(table, balanced.report)
 
 
 def _short(value: float) -> str:
@@ -98,8 +105,7 @@ def align(*, module: str, reference: str, out: Path | None = None, json: Json = 
 
 def _align_fields(aligned: Aligned, out: Path | None) -> dict[str, object]:
     report = aligned.report
-    scalars = {name: value for name, value in vars(report).items() if not isinstance(value, tuple)}
-    return scalars | {
+    return _scalars(report) | {
         "moves": [vars(each) for each in report.moves],
         "refused": [vars(each) for each in report.refused],
         "out": None if out is None else str(out),
@@ -107,9 +113,7 @@ def _align_fields(aligned: Aligned, out: Path | None) -> dict[str, object]:
 
 
 def _show_aligned(aligned: Aligned) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table("interface", "kind", "units", "moved", box=box.SIMPLE)
     for each in aligned.report.moves:
         table.add_row(cell(each.name), each.kind, str(each.size), str(each.moved))
-    console.print(table)
-    console.print(shown(str(aligned.report)), markup=False, highlight=False)
+    _print(table, aligned.report)

@@ -38,9 +38,7 @@ class Problem:
     chain: tuple[Layer, ...] | None
     kinks: KinkPlaces
     objective: Objective
-    example_weights: Tensor | None = (
-        None  # `w_i` of `R = Σ w_i ℓ_i`, zero for examples that take no part; all 1/n without
-    )
+    example_weights: Tensor | None = None  # `w_i` of `R = Σ w_i ℓ_i`, 0 for examples that take no part; None for 1/n
 
     @property
     def margins(self) -> Margins:

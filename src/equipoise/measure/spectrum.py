@@ -74,6 +74,11 @@ class SingularSpectrum:
         return self.effective_rank / min(self.rows, self.columns)
 
     @property
+    def nuclear_ratio(self) -> float:
+        """`(Σσ_i)² / Σσ_i²`, the squared ratio of nuclear to Frobenius norm, between 1 and the rank."""
+        return _ratio(self._relative.sum().square(), self._relative.square().sum())
+
+    @property
     def participation_ratio(self) -> float:
         """`(Σσ_i²)² / Σσ_i⁴`, between 1 and the rank."""
         squares = self._relative.square()
@@ -127,6 +132,7 @@ def circular_spectrum(
 
     In the Fourier basis the operator is one `out × in` complex matrix a frequency (Sedghi, Gupta & Long 2019); these
     are its `height · width` blocks' singular values together. With zero padding it is only an approximation.
+
     Raises:
         InputError: when the image is smaller than the kernel.
 

@@ -72,8 +72,13 @@ class Log:
         Raises:
             InputError: for a name that was not recorded, with those that were.
         """
-        records = [Record(*row) for row in self.keeper.table().itertuples(index=False, name=None)]
-        return require_latest(records, observer, quantity, place)
+        table = self.keeper.table()
+        found = table.value[(table.observer == observer) & (table.quantity == quantity) & (table.place == place)]
+        if len(found):
+            return float(found.iloc[-1])
+        return require_latest(
+            [Record(*row) for row in table.itertuples(index=False, name=None)], observer, quantity, place
+        )
 
     def plot(self, *quantities: str) -> "Figure":
         """A matplotlib figure with one panel for each quantity, a line a place.

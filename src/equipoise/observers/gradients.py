@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import checked_fields, require_integer
+from equipoise.measure.spectrum import spectrum
 from equipoise.measure.unfolding import Unfolding
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
@@ -83,7 +84,7 @@ class NuclearRatio:
             if gradient is not None and bool(gradient.any()):
                 matrix = Unfolding(unfolding.weight).matrix({unfolding.weight: gradient})
                 if min(matrix.shape) <= self.full_up_to:
-                    readings.append(Reading(unfolding.weight, "nuclear_ratio", nuclear_ratio(matrix)))
+                    readings.append(Reading(unfolding.weight, "nuclear_ratio", spectrum(matrix.double()).nuclear_ratio))
         return readings
 
     def observe(
@@ -94,29 +95,8 @@ class NuclearRatio:
         if self.X is None:
             return state, ratios
         passed = context.require("probe")(snapshot.parameters, self.X).preactivations
-        ranks = {place: stable_rank(z.flatten(0, -2).clamp(min=0)) for place, z in passed.items()}
+        ranks = {place: spectrum(z.flatten(0, -2).clamp(min=0).double()).stable_rank for place, z in passed.items()}
         return state, ratios + [Reading(place, "activation_stable_rank", rank) for place, rank in ranks.items()]
-
-
-def nuclear_ratio(matrix: Tensor) -> float:
-    """`(Σσ)²/Σσ²`, at least 1; 0 of a zero matrix.
-
-    >>> round(nuclear_ratio(torch.eye(3)), 9), round(nuclear_ratio(torch.ones(3, 3)), 9)
-    (3.0, 1.0)
-    """
-    values = torch.linalg.svdvals(matrix.detach().double())
-    total = float(values.square().sum())
-    return float(values.sum()) ** 2 / total if total else 0.0
-
-
-def stable_rank(matrix: Tensor) -> float:
-    """`‖A‖_F²/‖A‖²`; 0 of a zero matrix.
-
-    >>> stable_rank(torch.eye(3))
-    3.0
-    """
-    values = torch.linalg.svdvals(matrix.detach().double())
-    return float(values.square().sum() / values[0].square()) if bool(values[0] > 0) else 0.0
 
 
 def _norms(snapshot: Snapshot) -> list[Reading]:

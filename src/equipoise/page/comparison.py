@@ -4,6 +4,7 @@ import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ class RunComparison:
         axes = drawn.subplots()
         places = self._places(quantity)
         labels, colours = short_labels(places, width=28), colormaps["turbo"].resampled(len(places) + 3)
-        for label, table, dash in zip(self.labels, self.tables, ("-", "--", ":", "-.") * 9, strict=False):
+        for label, table, dash in zip(self.labels, self.tables, cycle(("-", "--", ":", "-.")), strict=False):
             rows = table.loc[table["quantity"] == quantity]
             for number, place in enumerate(places):
                 curve = rows.loc[rows["place"] == place]
@@ -163,7 +164,7 @@ class RunComparison:
             canvas(title.lower(), logarithmic=logarithmic, across=self.across),
             short_labels(places, width=24),
         )
-        for label, table, dash in zip(self.labels, self.tables, _DASHES * 9, strict=False):
+        for label, table, dash in zip(self.labels, self.tables, cycle(_DASHES), strict=False):
             curves = Material(table.assign(growth=table["at"])).curves(observer, quantity)
             for number, place in enumerate(places):
                 if place in curves:

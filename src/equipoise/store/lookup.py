@@ -1,6 +1,6 @@
 """The latest record of a quantity, or what was recorded instead."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from equipoise.errors import InputError
@@ -9,11 +9,11 @@ from equipoise.store.database import Record
 _LISTED = 12  # names in a message
 
 
-def latest(records: Iterable[Record], observer: str, quantity: str, place: str) -> float | None:
+def latest(records: Sequence[Record], observer: str, quantity: str, place: str) -> float | None:
     """The value of the last record of that observer, quantity and place; None where there is none.
 
     Args:
-        records: in any order of steps, the last one wins.
+        records: in the order in which they were made.
         observer: its name.
         quantity: that it records.
         place: a parameter, a layer or a law; empty for the whole network.
@@ -22,11 +22,11 @@ def latest(records: Iterable[Record], observer: str, quantity: str, place: str) 
         The value.
     """
     wanted = (observer, quantity, place)
-    found = [record.value for record in records if (record.observer, record.quantity, record.place) == wanted]
-    return found[-1] if found else None
+    matching = (each.value for each in reversed(records) if (each.observer, each.quantity, each.place) == wanted)
+    return next(matching, None)
 
 
-def require_latest(records: Iterable[Record], observer: str, quantity: str, place: str) -> float | None:
+def require_latest(records: Sequence[Record], observer: str, quantity: str, place: str) -> float | None:
     """The same, for those who ask by a name: None only before the first record.
 
     Args:
@@ -47,7 +47,6 @@ def require_latest(records: Iterable[Record], observer: str, quantity: str, plac
         ...
     equipoise.errors.InputError: expected a quantity that spectrum recorded; found 'stable_rnk'; pass 'stable_rank'
     """
-    records = list(records)
     value = latest(records, observer, quantity, place)
     if value is not None or not records:
         return value
