@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,8 +23,26 @@ _STEPS = "step"
 _MATRIX = ("sigma_1", "stable_rank", "rank_one_residual", "alignment_next")
 
 
-def _panel(observer: str, quantity: str, title: str, reach: tuple[float, float] | None):
-    """Draw one quantity over the steps, on a logarithmic axis where a reach is given."""
+class Panel(NamedTuple):
+    """A figure of one quantity that an observer records."""
+
+    figure: Figure
+    observer: str
+    quantity: str
+
+    def described(self, material: Material) -> Figure:
+        """The figure, its caption with a word on the curves that are not shown."""
+        count = len(material.curves(self.observer, self.quantity))
+        if count <= CURVES:
+            return self.figure
+        caption = f"{self.figure.caption} The {CURVES} of {count} that changed most."
+        return self.figure._replace(caption=caption)
+
+
+def _panel(
+    name: str, title: str, caption: str, observer: str, quantity: str, axis: str, reach: tuple[float, float] | None
+) -> Panel:
+    """One quantity over the steps, on a logarithmic axis where a reach is given."""
 
     def draw(material: Material) -> go.Figure | None:
         rows = material.table.loc[(material.table.observer == observer) & (material.table.quantity == quantity)]
@@ -33,7 +52,7 @@ def _panel(observer: str, quantity: str, title: str, reach: tuple[float, float] 
         shown = [place for place in most_changed(rows, CURVES) if place in curves] if len(rows) else []
         if not shown:
             return None
-        figure, labels = canvas(title, logarithmic=reach is not None, across=_STEPS), short_labels(shown, width=32)
+        figure, labels = canvas(axis, logarithmic=reach is not None, across=_STEPS), short_labels(shown, width=32)
         for place in shown:
             curve = positive(curves[place]) if reach else curves[place]
             said = labels[place] or "all weights"
@@ -42,67 +61,94 @@ def _panel(observer: str, quantity: str, title: str, reach: tuple[float, float] 
         figure.update_xaxes(hoverformat="d", tickformat=",d")
         return figure if reach is None else fitted(figure, reach)
 
-    return draw
+    return Panel(Figure(name, title, caption, draw), observer, quantity)
 
 
-FIGURES = (
-    Figure(
+PANELS = (
+    _panel(
         "stable-rank",
         "Stable rank",
         "‖W‖²/σ₁² of each weight matrix: how many directions carry its norm. Low and falling means that few directions "
         "are left.",
-        _panel("spectrum", "stable_rank", "stable rank", None),
+        "spectrum",
+        "stable_rank",
+        "stable rank",
+        None,
     ),
-    Figure(
+    _panel(
         "rank-one",
         "Distance to rank one",
         "1 − σ₁²/‖W‖² of each weight matrix. Ordinary training for a few epochs leaves it near 1.",
-        _panel("spectrum", "rank_one_residual", "1 − σ₁²/‖W‖²", (0.1, 1.0)),
+        "spectrum",
+        "rank_one_residual",
+        "1 − σ₁²/‖W‖²",
+        (0.1, 1.0),
     ),
-    Figure(
+    _panel(
         "alignment",
         "Alignment of consecutive layers",
         "Cosine between the direction that a layer writes most and the one that the next reads most. 1 is perfect.",
-        _panel("alignment", "alignment_next", "cosine", None),
+        "alignment",
+        "alignment_next",
+        "cosine",
+        None,
     ),
-    Figure(
+    _panel(
         "drift",
         "Drift of the conserved quantities",
         "How far each law has moved from its start, relative to ‖w‖². Only gradient flow keeps it at zero; "
         "finite steps, momentum, Adam and weight decay move it.",
-        _panel("drift", "relative_drift", "‖C − C₀‖ / ‖w‖²", (1e-8, 1e-6)),
+        "drift",
+        "relative_drift",
+        "‖C − C₀‖ / ‖w‖²",
+        (1e-8, 1e-6),
     ),
-    Figure(
+    _panel(
         "drift-estimate",
         "Drift, estimated",
         "The same for large laws, estimated from a small sketch of them.",
-        _panel("drift", "relative_drift_estimate", "‖C − C₀‖ / ‖w‖²", (1e-8, 1e-6)),
+        "drift",
+        "relative_drift_estimate",
+        "‖C − C₀‖ / ‖w‖²",
+        (1e-8, 1e-6),
     ),
-    Figure(
+    _panel(
         "residual",
         "Residual of the gradient",
         "How far the gradient of each step is from satisfying the laws. Rounding alone gives about 10⁻⁷ in float32 and "
         "10⁻³ in bfloat16; an alarm says when it is more.",
-        _panel("residual", "residual", "residual", (1e-9, 1e-6)),
+        "residual",
+        "residual",
+        "residual",
+        (1e-9, 1e-6),
     ),
-    Figure(
+    _panel(
         "gradient-norm",
         "Norm of the gradient",
         "Of all weights, and of each parameter.",
-        _panel("gradient_norm", "gradient_norm", "‖G‖", (0.1, 1.0)),
+        "gradient_norm",
+        "gradient_norm",
+        "‖G‖",
+        (0.1, 1.0),
     ),
-    Figure(
+    _panel(
         "nuclear-ratio",
         "Nuclear over Frobenius norm of the gradient",
         "‖G‖⁎²/‖G‖² of each matrix, at most its rank. Where it is well above the stable rank of the layer's input, "
         "orthogonalised updates as Muon's promise more progress than plain ones.",
-        _panel("nuclear_ratio", "nuclear_ratio", "‖G‖⁎² / ‖G‖²", None),
+        "nuclear_ratio",
+        "nuclear_ratio",
+        "‖G‖⁎² / ‖G‖²",
+        None,
     ),
-    Figure(
+    _panel(
         "dead",
         "Dead neurons",
         "Share of each layer's neurons that are off for every example watched.",
-        _panel("activity", "dead_share", "share", None),
+        "activity",
+        "dead_share",
+        "share",
+        None,
     ),
 )
 
@@ -134,13 +180,13 @@ def write_watched(log: Log, path: Path, label: str, manifest: Json) -> Path:
         The path.
     """
     material = over_steps(log)
-    drawn = [(figure, figure.draw(material)) for figure in FIGURES]
+    drawn = [(panel.described(material), panel.figure.draw(material)) for panel in PANELS]
     page = render(
         "watched.html",
         label=label,
         story=_story(log),
         headline=_headline(log, material),
-        figures=[(replace_caption(figure, material), embedded(plot)) for figure, plot in drawn if plot is not None],
+        figures=[(figure, embedded(plot)) for figure, plot in drawn if plot is not None],
         missing=[figure.title for figure, plot in drawn if plot is None],
         log=log,
         matrices=_matrices(log.table()),
@@ -153,25 +199,6 @@ def over_steps(log: Log) -> Material:
     """The records of a log with steps in place of growth."""
     table = log.table()
     return Material(table.assign(growth=table["step"].astype(float), log_loss=math.nan, log_time=math.nan))
-
-
-def replace_caption(figure: Figure, material: Material) -> Figure:
-    """With a word on the curves that are not shown."""
-    observer, quantity = {
-        "stable-rank": ("spectrum", "stable_rank"),
-        "rank-one": ("spectrum", "rank_one_residual"),
-        "alignment": ("alignment", "alignment_next"),
-        "drift": ("drift", "relative_drift"),
-        "drift-estimate": ("drift", "relative_drift_estimate"),
-        "residual": ("residual", "residual"),
-        "gradient-norm": ("gradient_norm", "gradient_norm"),
-        "nuclear-ratio": ("nuclear_ratio", "nuclear_ratio"),
-        "dead": ("activity", "dead_share"),
-    }[figure.name]
-    count = len(material.curves(observer, quantity))
-    if count <= CURVES:
-        return figure
-    return figure._replace(caption=f"{figure.caption} The {CURVES} of {count} that changed most.")
 
 
 def _story(log: Log) -> list[str]:
