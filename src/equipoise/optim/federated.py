@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, vmap
 
 from equipoise.arguments import checked
 from equipoise.errors import InputError
+from equipoise.optim.validation import require_positive
 
 Examples = tuple[Tensor, Tensor]
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets: the mean over the examples
@@ -249,5 +250,4 @@ def _require(clients: Sequence[Examples], **positive: float) -> None:
             remedy="pass [(X1, y1), (X2, y2)]",
         )
     for name, value in positive.items():
-        if not value > 0:
-            raise InputError(expected=f"a positive {name}", found=repr(value), remedy=f"pass {name}= above 0")
+        require_positive(name, value, f"pass {name}= above 0")

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
+from equipoise.optim.validation import require_positive
 
 Oracle = Callable[[Sequence[Tensor]], Tensor]
 Refresh = Literal["never", "converged", "residual"]
@@ -103,8 +104,7 @@ class LowRankGD(Optimizer):
                 expected="refresh 'never', 'converged' or 'residual'", found=repr(refresh), remedy="pass 'converged'"
             )
         for name, value in (("lr", lr), ("tolerance", tolerance), ("spread", spread)):
-            if not 0 < value < float("inf"):
-                raise InputError(expected=f"a positive {name}", found=repr(value), remedy=f"pass {name}=1e-2")
+            require_positive(name, value, f"pass {name}=1e-2")
         counted = {"calls": 0, "converged": False, "oldest": 0}
         super().__init__(params, {"lr": lr, "maximize": maximize, **counted})
         self.oracle, self.rank, self.tolerance, self.refresh, self.spread = oracle, rank, tolerance, refresh, spread

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from equipoise.arguments import checked, checked_fields
 from equipoise.errors import InputError
+from equipoise.optim.validation import require_dense
 
 _ROUNDS = 100  # of added directions, at most
 _GAP = 1e-6  # relative distance from the least norm at which directions are no longer added
@@ -97,13 +98,7 @@ class ProximalSGD(Optimizer):
             for place, parameter in enumerate(group["params"]):
                 if parameter.grad is None:
                     continue
-                if parameter.grad.layout != torch.strided:
-                    names = group.get("param_names")
-                    raise InputError(
-                        expected="dense gradients",
-                        found=f"a sparse one of {names[place] if names else tuple(parameter.shape)}",
-                        remedy="make the embedding with sparse=False",
-                    )
+                require_dense(parameter.grad, group, place)
                 self._move(parameter, group)
         return loss
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
+from equipoise.optim.validation import require_dense, require_positive
 
 Sharpness = Literal["plain", "trace", "frobenius", "determinant"]
 Closure = Callable[[], Tensor | float]
@@ -71,9 +72,11 @@ class SAM(Optimizer):
         width: float = 1.0,
     ):
         self.sharpness: Sharpness = sharpness
-        self.rho = _positive("rho", _RADIUS[sharpness] if rho is None else rho)
-        self.strength = _positive("strength", _STRENGTH[sharpness] if strength is None else strength)
-        self.width = _positive("width", width)
+        self.rho = require_positive("rho", _RADIUS[sharpness] if rho is None else rho, "leave out rho= for its default")
+        self.strength = require_positive(
+            "strength", _STRENGTH[sharpness] if strength is None else strength, "leave out strength= for its default"
+        )
+        self.width = require_positive("width", width, "leave out width= for its default")
         self.samples = _samples(samples, 2 if sharpness in ("frobenius", "determinant") else 1)
         state = optimizer.state
         self.optimizer = optimizer
@@ -164,29 +167,19 @@ class SAM(Optimizer):
     def _evaluate(self, closure: Closure) -> tuple[Tensor | float, list[tuple[Tensor, Tensor]]]:
         """The loss, and every parameter that got a gradient with that."""
         groups = cast("list[dict[str, Sequence[Tensor]]]", self.param_groups)
-        parameters = [parameter for group in groups for parameter in group["params"]]
+        places = [(group, place) for group in groups for place in range(len(group["params"]))]
+        parameters = [group["params"][place] for group, place in places]
         for parameter in parameters:
             parameter.grad = None
         with torch.enable_grad():
             loss = closure()
+        for parameter, (group, place) in zip(parameters, places, strict=True):
+            if parameter.grad is not None:
+                require_dense(parameter.grad, group, place)
         found = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-        for parameter, gradient in found:
-            if gradient.layout != torch.strided:
-                raise InputError(
-                    expected="dense gradients",
-                    found=f"a sparse one of {self._name(parameter)}",
-                    remedy="make the embedding with sparse=False",
-                )
+        for parameter, _ in found:
             parameter.grad = None  # the closure must not add to it
         return loss, found
-
-    def _name(self, parameter: Tensor) -> str:
-        groups = cast("list[dict[str, Sequence]]", self.param_groups)
-        for group in groups:
-            for place, each in enumerate(group["params"]):
-                if each is parameter and "param_names" in group:
-                    return str(group["param_names"][place])
-        return f"a parameter of shape {tuple(parameter.shape)}"
 
     def _at(
         self, closure: Closure, trained: Sequence[Tensor], kept: Sequence[Tensor], moves: Sequence[Tensor], by: float
@@ -250,12 +243,6 @@ def _slopes(sharpness: Sharpness, values: Tensor, width: float) -> Tensor:
 def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InputError(expected=f"a positive {name}", found=repr(value), remedy=f"leave out {name}= for its default")
-    return float(value)
 
 
 def _samples(value: int, least: int) -> int:

@@ -149,3 +149,8 @@ def batches(count: int, size: int | None, steps: int, generator: torch.Generator
                 return
             yield order[start : start + size]
             done += 1
+
+
+def squared(scores: Tensor, labels: Tensor) -> Tensor:
+    """The mean of `½(f - y)²` of one score an example."""
+    return 0.5 * (scores[:, 0] - labels).square().mean()

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from equipoise.data import load
 from equipoise.gallery.case import PAIRS
 from equipoise.gallery.experiment import Criterion, Picture
 from equipoise.gallery.literature.paper import Comparison, Outcome, Paper, PaperCase
-from equipoise.gallery.literature.training import Quantities, Trace, train
+from equipoise.gallery.literature.training import Quantities, Trace, squared, train
 from equipoise.measure.spectrum import spectrum
 from equipoise.networks import mlp
 from equipoise.observers import Snapshot
@@ -67,11 +66,6 @@ def decay_run(case: PaperCase[TwoLayers], decay: float) -> Trace:
         observe=[Quantities(figures)],
         name=f"weight decay {decay:g}",
     )
-
-
-def squared(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean of `½(f - y)²`."""
-    return 0.5 * (scores[:, 0] - labels).square().mean()
 
 
 PAPER = Paper(

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector
 
 from equipoise.gallery.experiment import Criterion, Picture
 from equipoise.gallery.literature.paper import Comparison, Outcome, Paper, PaperCase
-from equipoise.gallery.literature.training import Quantities, Trace, train
+from equipoise.gallery.literature.training import Quantities, Trace, squared, train
 from equipoise.networks import mlp
 from equipoise.observers import Snapshot
 
@@ -104,11 +104,6 @@ def noise_over_bound(model: nn.Sequential, X: Tensor, y: Tensor, decay: float) -
     unit = X / X.norm(dim=1, keepdim=True)
     room = len(X) - torch.linalg.eigvalsh(unit.T @ unit)[-1]
     return float(noise / (decay**2 * first.square().sum() * room))
-
-
-def squared(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean of `½(f - y)²`."""
-    return 0.5 * (scores[:, 0] - labels).square().mean()
 
 
 PAPER = Paper(
