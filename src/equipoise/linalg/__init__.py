@@ -1,4 +1,4 @@
-"""Singular values and vectors: exact by a full SVD, or leading ones by one block Krylov iteration; and their bounds."""
+"""Singular values and vectors, exact by a full SVD or leading ones by block Krylov; their bounds; Hessian products."""
 
 from equipoise.linalg.bounds import probable_norm_bound
 from equipoise.linalg.krylov import krylov_triplets

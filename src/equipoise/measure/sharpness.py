@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from equipoise.errors import InputError
-
-Product = Callable[[Float[Tensor, " p"]], Float[Tensor, " p"]]
+from equipoise.linalg.hessian import HessianProduct, hessian_product
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def sharpness(
 class _Operator:
     """`H`, or `D H D`, with a count of its products."""
 
-    product: Product
+    product: HessianProduct
     scale: Float[Tensor, " p"] | None
     products: int = 0
 
@@ -141,8 +140,10 @@ class _Loss(nn.Module):
         return self.closure(self.model)
 
 
-def _hessian_product(model: nn.Module, closure: Callable[[nn.Module], Tensor], weights: dict[str, Tensor]) -> Product:
-    """`v ↦ H v`: the gradient is computed once, and differentiated for each product."""
+def _hessian_product(
+    model: nn.Module, closure: Callable[[nn.Module], Tensor], weights: dict[str, Tensor]
+) -> HessianProduct:
+    """`v ↦ H v` for the loss of a model at these weights."""
     leaves = {f"model.{name}": weight.clone().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad():
         loss = functional_call(_Loss(model, closure), leaves, ())
@@ -152,18 +153,7 @@ def _hessian_product(model: nn.Module, closure: Callable[[nn.Module], Tensor], w
                 found=_shown(loss),
                 remedy="return its mean from the closure",
             )
-        found = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
-        gradient = torch.cat([each.flatten() for each in found])
-
-    def product(vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-        if not gradient.requires_grad:  # a loss that is linear in every weight
-            return torch.zeros_like(vector)
-        rows = torch.autograd.grad(
-            gradient, list(leaves.values()), vector.to(gradient), retain_graph=True, materialize_grads=True
-        )
-        return torch.cat([row.flatten() for row in rows])
-
-    return product
+        return hessian_product(loss, list(leaves.values()))
 
 
 def _shown(loss: Tensor) -> str:

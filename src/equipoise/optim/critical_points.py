@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.arguments import checked
 from equipoise.errors import InputError
+from equipoise.linalg.hessian import HessianProduct, hessian_product
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _Objective:
     model: nn.Module
     loss: Callable[[nn.Module], Tensor]
     ridges: dict[str, float]
-    _linearised: tuple[np.ndarray, tuple[Tensor, ...]] | None = None
+    _linearised: tuple[np.ndarray, HessianProduct] | None = None
 
     @classmethod
     def of(
@@ -161,15 +162,9 @@ class _Objective:
     def hessian_product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         if self._linearised is None or not np.array_equal(self._linearised[0], x):
             self._set(x)
-            value = self._value()
-            gradients = torch.autograd.grad(value, self._parameters, create_graph=True, materialize_grads=True)
-            self._linearised = x.copy(), gradients
-        gradients = self._linearised[1]
-        along = torch.stack([(g * d).sum() for g, d in zip(gradients, self._split(v), strict=True)]).sum()
-        if not along.requires_grad:  # a linear loss
-            return np.zeros_like(v)
-        products = torch.autograd.grad(along, self._parameters, retain_graph=True, materialize_grads=True)
-        return _flat(products)
+            self._linearised = x.copy(), hessian_product(self._value(), self._parameters)
+        vector = torch.from_numpy(np.array(v).reshape(-1)).to(self._parameters[0].device)
+        return _flat([self._linearised[1](vector)])
 
     def at(self, x: np.ndarray, tolerance: float, iterations: tuple[int, int]) -> CriticalPoint:
         value, gradient = self(x)
