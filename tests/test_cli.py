@@ -13,17 +13,10 @@ import pytest
 import torch
 
 import equipoise as eq
-from equipoise.cli import main
 from equipoise.store import Store
+from helpers.command import call
 
 QUICK = ["--data", "digits", "--n", "40", "--widths", "8,8", "--linear-tail", "2", "--quiet"]
-
-
-def call(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main(list(arguments))
-    captured = capsys.readouterr()
-    return exit_.value.code, captured.out, captured.err
 
 
 def test_flow_certify_and_report_of_one_run(capsys, tmp_path):

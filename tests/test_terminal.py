@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import equipoise as eq
-from equipoise.cli import main
 from equipoise.errors import visible
 from equipoise.sinks import Live
 from equipoise.store import Record
+from helpers import command
 
 EVIL = "\x1b]0;owned\x07\x9b31m\u202e\u2066\x7f[blink]"
 
@@ -28,10 +28,8 @@ def harmless(text):
 
 
 def call(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return exit_.value.code, harmless(captured.out), harmless(captured.err)
+    code, out, err = command.call(capsys, *arguments)
+    return code, harmless(out), harmless(err)
 
 
 REFUSED = {

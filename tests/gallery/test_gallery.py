@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
 from equipoise.gallery import Case, Experiment, Measurement, Results, claims, load, run
 from equipoise.gallery.drifts import ROUNDING, worst_drift
@@ -20,6 +19,7 @@ from equipoise.gallery.results import row
 from equipoise.gallery.tails import within_bounds
 from equipoise.integrate.goals import LogLoss, Steps
 from equipoise.references import REFERENCES
+from helpers.command import call
 
 QUICK = {"data": ["separable"], "seeds": [0], "jobs": 1}
 
@@ -177,13 +177,6 @@ def test_refusals_are_one_line(tmp_path):
         run("two-points", data=["cifar"])
     with pytest.raises(StoreError, match="type equipoise gallery run --all"):
         load(tmp_path)
-
-
-def call(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main(list(arguments))
-    captured = capsys.readouterr()
-    return exit_.value.code, captured.out, captured.err
 
 
 def test_the_command_line(capsys, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
 from equipoise.gallery.experiment import Criterion, Picture
 from equipoise.gallery.literature import (
@@ -31,6 +30,7 @@ from equipoise.gallery.literature.table import BEGIN, END
 from equipoise.gallery.literature.training import Quantities, batches, train
 from equipoise.references import REFERENCES
 from helpers.browser import look, needs_browser
+from helpers.command import call
 
 KEY = "roy2007effective"  # a reference that has no entry of its own
 DOCUMENT = Path(__file__).parents[2] / "docs" / "papers.md"
@@ -201,13 +201,6 @@ def test_a_page_for_each_paper(results, tmp_path, width, theme, ink):
     assert results.rows[0].sha256 in html
     assert page.stat().st_size < 1e5
     assert f'href="{KEY}.html"' in index.read_text(encoding="utf-8")
-
-
-def call(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main(list(arguments))
-    captured = capsys.readouterr()
-    return exit_.value.code, captured.out, captured.err
 
 
 def test_the_command_line(made_up, capsys, tmp_path):

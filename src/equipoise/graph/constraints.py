@@ -155,15 +155,16 @@ class GeneratorConstraints:
             self._parent.values[root] = STILL
 
     def _climb(self, coordinate: int) -> tuple[int, float]:
+        parent, rates = self._parent.values, self._ratio.values
         ratio, path = 1.0, []
-        while (parent := int(self._parent.values[coordinate])) != coordinate:
+        while (above := int(parent[coordinate])) != coordinate:
             path.append(coordinate)
-            ratio *= float(self._ratio.values[coordinate])
-            coordinate = parent
+            ratio *= float(rates[coordinate])
+            coordinate = above
         remaining = ratio
         for step in path:
-            self._parent.values[step], own = coordinate, float(self._ratio.values[step])
-            self._ratio.values[step], remaining = remaining, remaining / own
+            parent[step], own = coordinate, float(rates[step])
+            rates[step], remaining = remaining, remaining / own
         return coordinate, ratio
 
     def balance(self, terms: Sequence[tuple[int, float]]) -> None:
