@@ -220,7 +220,13 @@ def test_the_command_line(made_up, capsys, tmp_path):
     assert Path(json.loads(out)["page"]) == tmp_path / "gallery" / "papers" / "index.html"
     code, out, _ = call(capsys, "gallery", "table", folder, "--papers")
     assert (code, out) == (0, papers_markdown(load_papers(folder)) + "\n")
-    for wrong in (["run", "--papers", KEY], ["run", KEY, "--backend", "slurm"]):
+    for wrong in (
+        ["run", "--papers", KEY],
+        ["run", KEY, "--backend", "slurm"],
+        ["run", KEY, "--data", "digits"],
+        ["run", "two-points", "--full"],
+        ["run", "two-points", "--minutes", "1"],
+    ):
         code, out, err = call(capsys, "gallery", *wrong)
         assert (code, out, err.count("\n")) == (2, "", 1)
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from equipoise import gallery as rooms
-from equipoise.cli.app import Fields, Json, Open, Quiet, cell, integers, line, say, show_page, stderr
+from equipoise.cli.app import Fields, Json, Open, Quiet, cell, integers, line, refuse_ignored, say, show_page, stderr
 from equipoise.errors import InputError
 from equipoise.gallery import literature
 from equipoise.gallery.literature.catalogue import catalogue
@@ -66,7 +66,7 @@ def run(
     data: str | None = None,
     seeds: str | None = None,
     jobs: int = 2,
-    backend: str = "loky",
+    backend: str | None = None,
     minutes: float | None = None,
     out: Path = FOLDER,
     json: Json = False,
@@ -82,7 +82,7 @@ def run(
         data: of claims, data sets, as in mnist,digits (default: those of the claim).
         seeds: as in 0,1,2 (default: those of the claim or of the paper).
         jobs: processes side by side.
-        backend: of papers: loky for processes here, ray or dask for a cluster.
+        backend: of papers: loky for processes here (the default), ray or dask for a cluster.
         minutes: of papers, after which the trainings of a case stop short.
         out: folder for the results; those of other claims, papers and seeds in it are kept.
         json: one JSON object as the last line of standard output.
@@ -101,6 +101,10 @@ def run(
             found="both",
             remedy="type equipoise gallery run --all",
         )
+    if not (keys or papers):
+        refuse_ignored("claims", {"--full": full, "--backend": backend is not None, "--minutes": minutes is not None})
+    if not (claims or every):
+        refuse_ignored("papers", {"--data": data is not None})
     chosen = integers("--seeds", seeds, "0,1,2") if seeds else None
     fields: Fields = {}
     failed = False
@@ -115,7 +119,14 @@ def run(
                 Console().print(_shown(results))
         if keys or papers:
             found = literature.run_papers(
-                *keys, full=full, seeds=chosen, jobs=jobs, backend=backend, minutes=minutes, out=out, callback=bar
+                *keys,
+                full=full,
+                seeds=chosen,
+                jobs=jobs,
+                backend=backend or "loky",
+                minutes=minutes,
+                out=out,
+                callback=bar,
             )
             fields |= _paper_fields(found, out)
             failed |= bool(found.differing)

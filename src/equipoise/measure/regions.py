@@ -1,6 +1,5 @@
 """Activation regions of a piecewise-linear network: exactly for one hidden layer, on a plane for any depth."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
 from equipoise.graph.evaluate import kinks, recorded, rectified
+from equipoise.graph.export.model import copied_model
 
 _INSIDE = 1e-9  # relative distance from every plane by which a point is inside a region
 
@@ -131,7 +131,7 @@ def plane_regions(
     >>> len(found.polygons), found.facets.tolist()
     (4, [2, 2, 2, 2])
     """
-    double = copy.deepcopy(model).double()
+    double = copied_model(model).double()
     points = torch.stack([corner, corner + first, corner + second]).double()
     captured = rectified(capture(double, points), double, points)
     bends = kinks(captured)

@@ -1,6 +1,5 @@
 """Critical points of regularised losses: L-BFGS, then Newton steps in a trust region, and the gradient that is left."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.arguments import checked
 from equipoise.errors import InputError
+from equipoise.graph.export.model import copied_model
 from equipoise.linalg.hessian import HessianProduct, hessian_product
 
 
@@ -125,7 +125,7 @@ class _Objective:
     def of(
         cls, model: nn.Module, loss: Callable[[nn.Module], Tensor], ridge: float | int | Mapping[str, float | int]
     ) -> "_Objective":
-        own = copy.deepcopy(model).double()
+        own = copied_model(model).double()
         names = [name for name, parameter in own.named_parameters() if parameter.requires_grad]
         ridges = dict(ridge) if isinstance(ridge, Mapping) else dict.fromkeys(names, ridge)
         unknown = [name for name in ridges if name not in names]
