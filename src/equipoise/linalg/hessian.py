@@ -10,7 +10,7 @@ HessianProduct = Callable[[Float[Tensor, " p"]], Float[Tensor, " p"]]
 
 
 def hessian_product(loss: Tensor, weights: Sequence[Tensor]) -> HessianProduct:
-    """`v ↦ H v` for the Hessian of a loss in some weights, all flat and one after the other.
+    """`v ↦ H v` for the Hessian of a loss in some weights, flattened and joined.
 
     Args:
         loss: a scalar with a graph; that of its gradient is kept as long as the product.
