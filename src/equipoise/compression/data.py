@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
-from equipoise.graph.export.model import call_model
+from equipoise.models import call_model
 
 Inputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Hook: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]

@@ -20,7 +20,7 @@ from equipoise.compression.data import DataBatches, call
 from equipoise.compression.exact import relative_change
 from equipoise.compression.layers import replace
 from equipoise.errors import InputError, StoreError, one_line
-from equipoise.graph.export.model import copied_model
+from equipoise.models import copied_model
 
 FORMAT = 1
 Spec: TypeAlias = dict[str, object]

@@ -17,7 +17,7 @@ from equipoise.compression.structure import LAYERS, Hidden, hidden_layers, norma
 from equipoise.compression.verification import classes_of, predictions, scores
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.capture import Captured, capture
-from equipoise.graph.export.model import copied_model
+from equipoise.models import copied_model
 
 ROUNDING = 1e-10  # relative change of the outputs in float64 above which a move was not exact
 CHECKED = 256  # examples on which each exact move is checked by itself; all of them at the end

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
-from equipoise.graph.export.model import call_model, copied_model
 from equipoise.graph.precision import narrowest
 from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law, gradients_of
 from equipoise.losses import LOSSES, AdjustedCrossEntropy, Loss, NamedLoss
+from equipoise.models import call_model, copied_model
 
 ALARM = 16.0
 """An alarm is raised where the relative residual exceeds `ALARM` units of rounding (`torch.finfo(dtype).eps`).

@@ -18,7 +18,6 @@ from equipoise.errors import EquipoiseError, InputError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture, placeholders
 from equipoise.graph.coverage import Coverage
 from equipoise.graph.evaluate import rectifiers
-from equipoise.graph.export.model import copied_model
 from equipoise.graph.precision import narrowest, result_dtype
 from equipoise.laws import formatting
 from equipoise.laws.check import (
@@ -38,6 +37,7 @@ from equipoise.laws.law import Law, Parameters, gradients_of, named
 from equipoise.laws.norm_eps import defects
 from equipoise.laws.predict import Prediction, predict_drift
 from equipoise.laws.self_test import self_test
+from equipoise.models import copied_model
 
 
 @checked

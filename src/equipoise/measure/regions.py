@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
 from equipoise.graph.evaluate import kinks, recorded, rectified
-from equipoise.graph.export.model import copied_model
+from equipoise.models import copied_model
 
 _INSIDE = 1e-9  # relative distance from every plane by which a point is inside a region
 

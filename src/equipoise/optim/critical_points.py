@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from equipoise.arguments import checked
 from equipoise.errors import InputError
-from equipoise.graph.export.model import copied_model
 from equipoise.linalg.hessian import HessianProduct, hessian_product
+from equipoise.models import copied_model
 
 
 @dataclass(frozen=True)

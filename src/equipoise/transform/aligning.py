@@ -11,8 +11,8 @@ from torch import nn
 from equipoise.arguments import checked
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs
-from equipoise.graph.export.model import copied_model
 from equipoise.laws import invariances
+from equipoise.models import copied_model
 from equipoise.transform.compact_group import Element, Symmetry, symmetries
 from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, verified

@@ -11,8 +11,8 @@ from torch import nn
 
 from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
-from equipoise.graph.export.model import copied_model
 from equipoise.laws import Law, invariances
+from equipoise.models import copied_model
 from equipoise.transform.equal_sides import equal_range, least_norm, log_range_gap
 from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, Vanished, imbalance, partition, true_laws, vanished

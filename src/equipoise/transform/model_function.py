@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured, Inputs
-from equipoise.graph.export.model import call_model, copied_model
+from equipoise.models import call_model, copied_model
 from equipoise.transform.symmetry_action import Weights
 
 EXACT = 1e-9  # change of an output, relative to its largest entry, that rounding in float64 may make
