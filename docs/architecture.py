@@ -26,6 +26,7 @@ GROUPS = {
         "networks",
         "store",
         "references",
+        "models",
         "threads",
         "notebook",
         "arguments",
