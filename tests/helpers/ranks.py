@@ -72,12 +72,14 @@ def unequal(rank, size, folder):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     looks = Looks()
     with eq.watch(model, optimizer, every=1, budget=0.5, observe=[looks, eq.Spectrum()], quiet=True) as log:
-        for _ in range(40):
+        for step in range(1, 41):
             optimizer.zero_grad()
             time.sleep(0.004 * rank)  # the others are slower, each by its own measure
             F.cross_entropy(model(X[rank::size]), Y[rank::size]).backward()
             optimizer.step()
-            log.meter.spent += 0.002 / (1 + rank)  # and looks seem dearer to the first
+            cost = log.meter.training / step / (1 + rank)  # and snapshots seem dearer to the first: a step's time each
+            log.meter.spent += cost
+            log.meter.clock -= cost
     Path(folder, f"steps{rank}").write_text(json.dumps(looks.steps))
     dist.barrier()
     dist.destroy_process_group()

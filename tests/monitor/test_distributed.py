@@ -32,7 +32,7 @@ def run(each, target):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=150)
+        process.join(timeout=300)
         if process.is_alive():  # they wait for each other
             process.kill()
             process.join()
