@@ -1,8 +1,10 @@
 """Annotated shapes are checked while the tests run: jaxtyping reads the signatures, beartype enforces them."""
 
+import random
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -40,6 +42,14 @@ collect_ignore_glob = [f"docs/{made}" for made in ("_build/*", "_extensions/*", 
 
 # Tests of four seconds or more, by their names without parameters; `pytest --durations=100` finds new ones.
 LONG = frozenset((Path(__file__).parent / "tests" / "helpers" / "long.txt").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give each test and each page the same random numbers, whichever ran before."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the generator of libraries that have none of their own
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

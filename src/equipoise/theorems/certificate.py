@@ -184,6 +184,8 @@ def certify(
       below the tail that are read by such (a dense skip and what it is added to) tend to low rank as the tail does.
     - Of a network that is quasi-homogeneous but not homogeneous its exponents, and in a note what then is true of the
       limit, on conditions that cannot be seen (T11).
+    - Of a network of classes trained by a cross-entropy, plain or adjusted, the geometry of its last layer and of what
+      that reads, beside the one predicted for free features, in a note (Behnia et al. 2023).
     - Activity and signs that are decided at the limit have stopped to change (T4.1, T5.2); slackness and stationarity
       of the margins (T7), where the network is homogeneous.
 

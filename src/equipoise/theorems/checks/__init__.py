@@ -5,7 +5,14 @@ A new theorem is a file with a `check` and a line in `THEOREMS`.
 
 from collections.abc import Callable
 
-from equipoise.theorems.checks import asymmetric_margin, coactive_classes, low_rank_tail, stability, stationarity
+from equipoise.theorems.checks import (
+    asymmetric_margin,
+    class_geometry,
+    coactive_classes,
+    low_rank_tail,
+    stability,
+    stationarity,
+)
 from equipoise.theorems.claims import CheckResult
 from equipoise.theorems.evidence import Evidence
 
@@ -15,4 +22,5 @@ THEOREMS: tuple[Callable[[Evidence], CheckResult], ...] = (
     stability.check,
     stationarity.check,
     asymmetric_margin.check,
+    class_geometry.check,
 )
