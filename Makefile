@@ -13,7 +13,7 @@ test: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test-fast: $(VENV)/.test  # without the tests that take four seconds or more
+test-fast: $(VENV)/.test  # without the long tests, and with one case of each long family: under two minutes
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow and not long'
 
 coverage: $(VENV)/.dev  # the files below 90% of statements
@@ -44,6 +44,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/activity.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/watch_overhead.py
+	$(BIN)/python benchmarks/first_result.py
+	$(BIN)/python benchmarks/comparison.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/setup.py
 	$(BIN)/python benchmarks/large_laws.py 8 4096

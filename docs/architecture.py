@@ -29,6 +29,7 @@ GROUPS = {
         "models",
         "threads",
         "notebook",
+        "stages",
         "arguments",
         "errors",
         "starting",

@@ -99,6 +99,9 @@ def test_invariances_lists_the_laws(capsys):
         (["flow", "--until", "sunset"], "log_loss=-1e6"),
         (["flow", "--loss", "hinge", "--n", "20"], "exponential"),
         (["flow", "--linear-tail", "9"], "found"),
+        (["flow", "--linear-tail", "1.5"], "--linear-tail to be a whole number; found 1.5; type --linear-tail 2, say"),
+        (["flow", "--n", "0"], "n to be a whole number, at least 1; found 0; pass --n 100"),
+        (["flow", "--max-steps", "1e3"], "--max-steps to be a whole number; found 1e3"),
         (["flow", "--nonsense"], "equipoise --help"),
         (["certify", "/nowhere"], "found"),
         (["dance"], "equipoise --help"),
@@ -114,7 +117,20 @@ def test_invariances_lists_the_laws(capsys):
         (["analyze", "x.safetensors", "--method", "svd", "--fast"], "found --method svd; leave them out"),
         (["demo", "--page", "/nowhere/page.html"], "type mkdir -p /nowhere"),
         (["invariances", "--module", "a:b", "--widths", "9"], "found --widths; leave them out"),
-        (["compare", "/nowhere"], "found"),
+        (["compare", "/nowhere"], "two folders or more; found 1; type equipoise compare DIR DIR"),
+        (["compare", "/nowhere", "/there"], "found no such folder"),
+        (["certify", "run", "again"], "found again, which no option takes"),
+        (
+            ["gallery", "run", "linear-svm", "--seeds", "0,-1"],
+            "each of the seeds to be a whole number, at least 0",
+        ),
+        (
+            ["gallery", "run", "linear-svm", "--jobs", "0"],
+            "number of processes, or -1 for one a core; found 0; pass --jobs 2",
+        ),
+        (["gallery", "run", "huh2023low", "--minutes", "-1"], "minutes to be a finite number above 0; found -1.0"),
+        (["gallery", "run", "linear-svm", "--data", "mnits"], "found mnits; pass --data digits"),
+        (["flow", "--data", "digits", "--classes", "0,77"], "found 77; pass --classes 0,1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(capsys, arguments, words):
@@ -123,6 +139,27 @@ def test_bad_input_is_one_line_and_exit_code_two(capsys, arguments, words):
     assert err.count("\n") == 1
     assert err.startswith("equipoise: expected")
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "found"),
+    [
+        (OSError(28, "No space left on device", "disk"), 2, "No space left on device (disk)"),
+        (KeyboardInterrupt(), 130, "an interruption"),
+        (eq.errors.Interrupted("interrupted after step 3; go on with this"), 130, "an interruption"),
+    ],
+)
+def test_with_json_whatever_ends_a_command_is_an_object(capsys, monkeypatch, raised, code, found):
+    def load(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(eq.data, "load", load)
+    monkeypatch.setattr(sys.modules["equipoise.cli.app"], "_drop_output", lambda: None)  # pytest reads it still
+    ended, out, err = call(capsys, "flow", "--quiet", "--json")
+    assert (ended, err.count("\n")) == (code, 1)
+    error = json.loads(out)["error"]
+    assert error["found"] == found
+    assert error["remedy"] in err
 
 
 def test_another_programs_folder_is_left_alone(capsys, tmp_path):

@@ -59,3 +59,21 @@ def test_no_test_asserts_a_timing(pattern):
     asserted = re.compile(rf"assert[^\n]*{pattern}")
     found = [path.name for path in (ROOT / "tests").rglob("*.py") if asserted.search(path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_long_tests_are_those_that_there_are():
+    """Of every file that is listed, and every room keeps tests that `make test-fast` runs."""
+    listed = {line.removesuffix("[1:]"): line for line in (ROOT / "tests/helpers/long.txt").read_text("utf-8").split()}
+    gone = []
+    for name in listed:
+        path, _, test = name.partition("::")
+        text = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).exists() else ""
+        if not text or (path.startswith("tests") and not re.search(rf"^def {test}\(", text, re.M)):
+            gone.append(name)
+    assert gone == []
+    left = defaultdict(int)
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for test in re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.M):
+            name = f"{path.relative_to(ROOT).as_posix()}::{test}"
+            left[path.parent.name] += listed.get(name, "[1:]").endswith("[1:]")
+    assert {room: count for room, count in left.items() if count < 2} == {}

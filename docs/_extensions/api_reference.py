@@ -13,7 +13,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 TOPICS = {
     "Train and observe": (
-        "equipoise: watch TrainingAlarm load report compare",
+        "equipoise: watch TrainingAlarm load report compare show_progress",
         "equipoise.page.comparison: RunComparison",
         "equipoise.monitor",
         "equipoise.observers",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from equipoise.page.report import report
     from equipoise.references import cite
     from equipoise.runs import load
+    from equipoise.stages import show_progress
     from equipoise.theorems.certificate import Certificate, certify
     from equipoise.theorems.checks.low_rank_tail import forecast
     from equipoise.theorems.checks.stability import limit_direction, undecided_pairs
@@ -106,6 +107,7 @@ _PLACES = {  # where what type checkers see above is found when it is first used
     "equipoise.page.report": ("report",),
     "equipoise.references": ("cite",),
     "equipoise.runs": ("load",),
+    "equipoise.stages": ("show_progress",),
     "equipoise.theorems.certificate": (
         "Certificate",
         "certify",
@@ -172,6 +174,7 @@ __all__ = [
     "parametrize",
     "report",
     "resume",
+    "show_progress",
     "sign_changes",
     "sinks",
     "steppers",

@@ -141,6 +141,43 @@ def require_integer(name: str, value: object, remedy: str, *, least: int = 0, mo
         )
 
 
+def require_labelled(data: tuple[Collection[object], Collection[object]]) -> None:
+    """Refuse examples and labels that are not as many.
+
+    >>> require_labelled(([[1.0], [2.0]], [0]))
+    Traceback (most recent call last):
+        ...
+    equipoise.errors.InputError: expected a label for each of 2 examples; found 1; pass (X, y) of one length
+
+    Raises:
+        InputError: with the two numbers.
+    """
+    count, labels = map(len, data)
+    if count != labels:
+        raise InputError(
+            expected=f"a label for each of {count} examples", found=str(labels), remedy="pass (X, y) of one length"
+        )
+
+
+def require_runs(seeds: Iterable[int], jobs: int) -> None:
+    """Refuse seeds that no generator takes, and a number of processes that joblib does not.
+
+    >>> require_runs([0, 1], jobs=0)
+    Traceback (most recent call last):
+        ...
+    equipoise.errors.InputError: expected jobs to be a number of processes, or -1 for one a core; found 0; pass jobs=2
+
+    Raises:
+        InputError: for either.
+    """
+    for seed in seeds:
+        require_integer("each of the seeds", seed, "pass seeds=[0, 1]", most=2**63 - 1)
+    if jobs == 0:
+        raise InputError(
+            expected="jobs to be a number of processes, or -1 for one a core", found="0", remedy="pass jobs=2"
+        )
+
+
 def _bounds(above: float, below: float, most: float) -> str:
     bounds = [("above", above, -math.inf), ("below", below, math.inf), ("at most", most, math.inf)]
     given = [f"{word} {bound:g}" for word, bound, none in bounds if bound != none]
@@ -328,7 +365,8 @@ def _remedy(
         return f"pass an instance, {inside.__name__}(…), in place of the class"
     for each in _alternatives(hint):
         if (
-            _is_collection(typing.get_origin(each))
+            value is not None
+            and _is_collection(typing.get_origin(each))
             and not isinstance(value, (list, tuple, dict))
             and _is([value], each)
         ):
@@ -342,6 +380,8 @@ def _remedy(
     if allowed:
         close = get_close_matches(str(value), allowed, n=1)
         return f"pass {name}={(close or allowed)[0]!r}"
+    if any(typing.get_origin(each) is tuple and len(typing.get_args(each)) == 2 for each in _alternatives(hint)):
+        return f"pass {name}=(X, y)"
     example = next((_EXAMPLES[word] for word in _words(hint) if word in _EXAMPLES), None)
     return f"pass e.g. {example}" if example else f"see help({_public(callee)})"
 

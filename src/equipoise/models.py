@@ -1,4 +1,4 @@
-"""Models as they are handed in: copied whatever they keep, and called on whatever inputs they take."""
+"""Models as they are passed in: copied with all that they keep, and called on the inputs that they take."""
 
 import copy
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,7 @@ from equipoise.gallery import Measurement, Results, exhibit
 from equipoise.gallery.case import DATA
 from equipoise.gallery.registry import CLAIMS
 from equipoise.gallery.results import row
+from equipoise.page.words import typeset
 from helpers.browser import look, needs_browser
 
 SHOWN = ("linear-svm", "tail-rank-one", "deep-ratio")
@@ -16,7 +17,7 @@ SHOWN = ("linear-svm", "tail-rank-one", "deep-ratio")
 
 def _finding(claim: str, seed: int) -> Measurement:
     if seed == 2:
-        return Measurement.without("the flow ended as stalled")
+        return Measurement.without("the flow stalled")
     curve = [(0.1 * t, math.exp(-0.1 * t) * (seed + 1)) for t in range(30)]
     return Measurement(CLAIMS[claim].threshold + seed, curve, "seen <b>plainly</b>")
 
@@ -54,9 +55,9 @@ def test_shares_thresholds_verdicts_and_sources_are_those_of_the_results(page):
     for name in SHOWN:
         claim = CLAIMS[name]
         section = html[html.index(f'<section id="{name}">') :].split("</section>")[0]
-        assert claim.title in section
+        assert typeset(claim.title) in section
         assert all(f"@misc{{{key}," in section for key in claim.sources)
-        assert section.count("the flow ended as stalled") == len(DATA)
+        assert section.count("the flow stalled") == len(DATA)
         assert len(re.findall(r'class="standing yes">holds', section)) == len(DATA)
 
 
@@ -71,3 +72,21 @@ def test_a_claim_that_holds_everywhere_says_so(results, tmp_path):
     html = exhibit(held, tmp_path / "held.html").read_text(encoding="utf-8")
     assert "fails in some runs" not in html
     assert html.count("1 of 1") == len(SHOWN) * len(DATA)
+
+
+def test_it_says_what_was_run_and_names_what_was_not(tmp_path):
+    case = ("linear-svm", "digits", 4)
+    html = exhibit(Results([row(CLAIMS[case[0]], *case[1:], _finding(case[0], 0), 1.5)], 2.0), tmp_path / "one.html")
+    text = html.read_text(encoding="utf-8")
+    header = text[text.index("<header>") : text.index("</header>")]
+    assert "1 claim measured on digits, with seed 4" in header
+    assert f"Not measured here: {next(claim.title for name, claim in CLAIMS.items() if name != case[0])}" in header
+    assert "fashion" not in text[text.index("<header>") : text.index("Why this threshold")]
+
+
+def test_mathematics_is_typeset_wherever_it_stands(tmp_path):
+    case = ("deep-ratio", "digits", 0)
+    html = exhibit(Results([row(CLAIMS[case[0]], *case[1:], _finding(case[0], 0), 1.5)], 2.0), tmp_path / "one.html")
+    shown = re.sub(r"<script.*?</script>|<style.*?</style>", "", html.read_text(encoding="utf-8"), flags=re.S)
+    assert "‖W‖<sub>F</sub>/‖W‖₂" in shown
+    assert "‖_F" not in shown.replace('aria-label="mean ‖W‖_F', "")

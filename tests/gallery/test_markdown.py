@@ -19,7 +19,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "gallery.md"
 def results():
     """Held at the threshold; failed; without its premise."""
     claim = CLAIMS["two-points"]
-    found = [Measurement(0.01), Measurement(0.5, remark="at 101°"), Measurement.without("the flow ended as stalled")]
+    found = [Measurement(0.01), Measurement(0.5, remark="at 101°"), Measurement.without("the flow stalled")]
     return Results([row(claim, "digits", seed, measurement, 0.1) for seed, measurement in enumerate(found)], 12.3)
 
 
@@ -28,7 +28,7 @@ def test_shares_worst_statistic_and_every_exception_are_told(results):
     lines = markdown(results).splitlines()
     assert lines[2] == f"| {title} | T4.3, T4.4 | 1 of 2 (1 without premise) | 0.5 | ≤ 0.01 |"
     assert f"- **fails**: {title}; digits, seed 1: 0.5. at 101°" in lines
-    assert f"- says nothing: {title}; digits, seed 2: the flow ended as stalled." in lines
+    assert f"- does not apply: {title}; digits, seed 2: the flow stalled." in lines
     held = Results(results.rows[:1], 1.0)
     assert markdown(held).endswith("Every claim holds in every run.")
 

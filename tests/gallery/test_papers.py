@@ -45,7 +45,7 @@ def measured(case):
     """Seeds 0 and 1 hold, 2 differs, 3 has no premise, 4 raises."""
     case.log(seen=case.seed)
     if case.seed == 3:
-        return Outcome.without("the flow ended as stalled")
+        return Outcome.without("the flow stalled")
     if case.seed == 4:
         raise ZeroDivisionError("of the measure")
     points = [(float(t), case.setting.slope * math.exp(-t)) for t in range(1, 9)]
@@ -158,7 +158,7 @@ def test_the_table_names_every_criterion_and_every_exception(results, tmp_path):
     assert "|  | a thing that is large | ≥ 0 | nan, -1, 0, 1 |  |  |" in lines
     assert f"- **differs**: {KEY}, seed 4. raised ZeroDivisionError: of the measure" in lines
     assert f"- what was tried for {KEY}: Larger things." in lines
-    assert f"- says nothing: {KEY}, seed 3: the flow ended as stalled." in lines
+    assert f"- does not apply: {KEY}, seed 3: the flow stalled." in lines
     document = tmp_path / "papers.md"
     document.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n", encoding="utf-8")
     write_papers_into(document, results)

@@ -138,7 +138,7 @@ def test_an_eps_forbids_a_degree_below_it_unless_it_is_ignored():
     model, x = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1, bias=False)), torch.ones(2, 3)
     assert exponents(model, x)[1]["0.weight"] == "0"
     both = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4, elementwise_affine=False))
-    assert exponents(both, x)[0].obstacle == "the output has degree 0 whatever the exponents"
+    assert exponents(both, x)[0].obstacle == "the output has degree 0 for all exponents"
     skip = residual_mlp(3, 4, 5)
     skip.block1.skip = nn.LayerNorm(4, elementwise_affine=False).double()
     assert exponents(skip, x.double())[0].exponents is not None

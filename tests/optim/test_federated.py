@@ -97,8 +97,8 @@ def test_digits_are_trained_by_clients_in_two_lines():
     [
         ({"clients": []}, "expected clients with examples"),
         ({"clients": [(torch.ones(2, 1), torch.ones(3))]}, "expected clients with examples"),
-        ({"rounds": 0}, "a positive rounds"),
-        ({"lr": float("nan")}, "a positive lr"),
+        ({"rounds": 0}, "rounds to be a positive number"),
+        ({"lr": float("nan")}, "lr to be a positive number"),
     ],
 )
 def test_bad_input_is_refused(change, message):

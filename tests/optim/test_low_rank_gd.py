@@ -129,9 +129,9 @@ def test_groups_schedulers_and_ascent():
     [
         ({"rank": 0}, "expected a rank from 1 to 4"),
         ({"rank": 5}, "expected a rank from 1 to 4"),
-        ({"rank": 1, "lr": 0.0}, "expected a positive lr"),
-        ({"rank": 1, "lr": float("nan")}, "expected a positive lr"),
-        ({"rank": 1, "tolerance": -1.0}, "expected a positive tolerance"),
+        ({"rank": 1, "lr": 0.0}, "expected lr to be a positive number"),
+        ({"rank": 1, "lr": float("nan")}, "expected lr to be a positive number"),
+        ({"rank": 1, "tolerance": -1.0}, "expected tolerance to be a positive number"),
         ({"rank": 1, "refresh": "often"}, "expected refresh"),
     ],
 )

@@ -150,9 +150,9 @@ def test_a_compiled_step_is_the_step():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": 0.0}, "a lr of more than 0"),
-        ({"strength": -1.0}, "a strength of 0 or more"),
-        ({"momentum": 1.0}, "a momentum of 0 or more, below 1"),
+        ({"lr": 0.0}, "lr above 0"),
+        ({"strength": -1.0}, "strength of 0 or more"),
+        ({"momentum": 1.0}, "momentum of 0 or more, below 1"),
         ({"axis": 2}, "penalised parameters with an axis 2"),
     ],
 )

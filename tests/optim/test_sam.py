@@ -190,9 +190,9 @@ def bad(**settings):
     ("make", "message"),
     [
         (bad(sharpness="sharp"), "expected sharpness= to be .*plain.*; found 'sharp'"),
-        (bad(rho=0.0), "expected a positive rho"),
-        (bad(strength=float("nan")), "expected a positive strength"),
-        (bad(sharpness="determinant", width=-1), "expected a positive width"),
+        (bad(rho=0.0), "expected rho to be a positive number"),
+        (bad(strength=float("nan")), "expected strength to be a positive number"),
+        (bad(sharpness="determinant", width=-1), "expected width to be a positive number"),
         (bad(sharpness="frobenius", samples=1), "expected 2 samples or more"),
         (bad(sharpness="trace", samples=0), "expected 1 samples or more"),
         (lambda optimizer: SAM(optimizer.param_groups[0]["params"]), "expected optimizer= to be an Optimizer"),

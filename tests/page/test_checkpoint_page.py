@@ -74,10 +74,59 @@ def test_families_are_told_apart_by_their_numbers():
     assert figure.data[2].y[0] == pytest.approx(table.loc["h.2.fc.weight", "spectral_norm"] / edge, rel=1e-4)
 
 
+ROLES = {
+    "a block of a transformer": (["layers.0.linear1", "layers.0.linear2"], ["layers.0.linear1", "layers.0.linear2"]),
+    "two blocks": (
+        [f"layers.{k}.{part}" for k in (0, 1) for part in ("linear1", "linear2", "w1.0b")],
+        ["layers.*.linear1", "layers.*.linear2", "layers.*.w1.0b"],
+    ),
+    "stages of blocks": (
+        [f"layer{stage}.{k}.conv{part}" for stage in (1, 2) for k in (0, 1) for part in (1, 2)],
+        ["layer*.*.conv1", "layer*.*.conv2"],
+    ),
+    "layers by number alone": (["fc1", "fc2", "fc10"], ["fc*"]),
+    "a recurrent stack": (["rnn.weight_hh_l0", "rnn.weight_hh_l1"], ["rnn.weight_hh_l*"]),
+}
+
+
+@pytest.mark.parametrize("case", ROLES)
+def test_numbers_that_tell_roles_apart_are_no_depths(case):
+    names, expected = ROLES[case]
+    found = families([eq.analyze({name: torch.randn(6, 5) for name in names}, heavy_tail=False)])
+    assert [family.name for family in found] == expected
+    for family in found:
+        depths = [member.depth for member in family.members]
+        assert depths == sorted(set(depths))  # no two at one place
+
+
+def test_depths_count_whole_layers():
+    names = [f"layers.{k}.linear{part}" for k in (3, 4) for part in (1, 2)]
+    figure = depth_figure(families([eq.analyze({n: torch.randn(6, 5) for n in names})]), "stable_rank", "Stable rank")
+    assert tuple(figure.layout.xaxis.range) == (2.5, 4.5)
+    assert figure.layout.xaxis.dtick == 1
+    assert [trace.customdata for trace in figure.data] == [tuple(names[0::2]), tuple(names[1::2])]
+
+
+def test_tiles_say_what_they_count(page, tmp_path):
+    def tiles(path):
+        html = path.read_text(encoding="utf-8")
+        return dict(re.findall(r"<dt>(.*?)</dt><dd><strong>(.*?)</strong>", html))
+
+    assert list(tiles(page)) == [
+        "matrices", "stable rank", "share of random", "outliers", "least share", "without a spectrum"
+    ]  # fmt: skip
+    two = tiles(checkpoint_page(eq.analyze(state(), state(seed=1)), tmp_path / "two.html", label="a", other="b"))
+    assert list(two) == ["matrices", "stable rank", "share of random", "outliers", "distance", "changed most"]
+    assert two["matrices"] == "10"
+    assert " → " in two["stable rank"]
+    strangers = eq.analyze(state(), {"other.weight": torch.randn(4, 4)})
+    assert tiles(checkpoint_page(strangers, tmp_path / "strangers.html", other="b"))["distance"] == "—"
+
+
 def test_two_checkpoints_are_solid_and_dotted(tmp_path):
     table = eq.analyze(state(), state(seed=1))
     html = checkpoint_page(table, tmp_path / "two.html", label="one", other="two").read_text(encoding="utf-8")
-    assert "<code>one</code> beside <code>two</code>" in html
+    assert "<code>one</code> (A, solid) beside <code>two</code> (B, dotted)" in html
     found = families([_side(table, suffix) for suffix in ("_a", "_b")])
     assert {trace.line.dash for trace in spectra_figure(found[0]).data} == {"solid", "dot", "dash"}
     assert {trace.line.dash for trace in depth_figure(found, "stable_rank", "").data} == {"solid", "dot"}

@@ -125,3 +125,16 @@ def test_trainings_and_runs_are_laid_over_each_other(tmp_path):
     with pytest.raises(InputError, match="two runs or more; found 1"):
         eq.compare(run)
     assert eq.compare(run, run).labels == ("A", "B")
+
+
+def test_folders_are_compared_by_their_records_alone(tmp_path):
+    """A folder holds no model of one's own, and a run may go on still."""
+    data = eq.data.load("separable", n=8, d=5)
+    for name, steps in (("one", 2), ("two", 3)):
+        eq.flow(eq.networks.mlp([5, 3, 1]), data, until=f"steps={steps}", out=tmp_path / name)
+    (tmp_path / "two" / "result.json").unlink()
+    found = eq.compare(tmp_path / "one", tmp_path / "two")
+    assert found.labels == ("one", "two")
+    run = eq.load(tmp_path / "one", eq.networks.mlp([5, 3, 1]))
+    rows = found.table().query("quantity == 'stable_rank'").set_index("place")
+    assert rows.loc["layer1.weight", "one"] == run.last("spectrum", "stable_rank", "layer1.weight")

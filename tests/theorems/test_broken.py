@@ -66,7 +66,7 @@ def test_adam_breaks_the_laws_and_what_survives_is_said(examples):
     today = [claim for claim in certificate.claims if claim.name.endswith("from today's matrices")]
     assert [claim.standing for claim in today] == ["verified"] * 3
     assert all(claim.holds for claim in today)
-    assert any("whatever the optimizer" in note for note in certificate.notes)
+    assert any("under any optimizer" in note for note in certificate.notes)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -8,16 +8,16 @@ from typing import Annotated
 import pandas as pd
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import equipoise as eq
 from equipoise.checkpoint import Row, records
-from equipoise.cli.app import Json, Quiet, cell, line, refuse_ignored, require_writable, say, shown, stderr
+from equipoise.cli.app import Json, Quiet, Whole, cell, line, refuse_ignored, require_writable, say, shown
 from equipoise.errors import InputError, StoreError
 from equipoise.page.checkpoint import checkpoint_page
 from equipoise.page.render import require_libraries
 from equipoise.page.words import plain
+from equipoise.stages import show_progress, stage
 
 _COLUMNS = {  # what the terminal has room for
     "stable_rank": "stable rank",
@@ -39,7 +39,7 @@ def analyze(
     types: str | None = None,
     method: str = "auto",
     fast: Annotated[bool, Parameter(negative="")] = False,
-    r: int = 5,
+    r: Whole = 5,
     tolerance: float | None = None,
     adapter: Path | None = None,
     chain: str | None = None,
@@ -55,19 +55,18 @@ def analyze(
     Args:
         source: a safetensors, torch.save or ONNX file, an index of shards, or a folder with one of them.
         other: a second checkpoint, side by side with the first.
-        names: keep rows with such a name: a glob, or re: and a regular expression; may be repeated.
-        types: keep these types (linear,conv2d, …).
+        names: keep rows of this name: a glob, or re: and a regular expression; may be repeated.
+        types: keep rows of these types (linear,conv2d, …).
         method: gram, svd, fast, or auto (gram; svd for float64).
         fast: the same as --method fast (randomised, with error bars).
-        r: how many singular values to list.
-        tolerance: of the numerical rank, over the largest singular value.
-        adapter: a folder with a LoRA adapter to merge first.
-        chain: names of consecutive layers, lowest first, separated by commas, for their alignment.
+        r: number of singular values to list.
+        tolerance: tolerance of the numerical rank, relative to the largest singular value.
+        adapter: folder of a LoRA adapter to merge first.
+        chain: names of consecutive layers, lowest first, separated by commas, for the alignment between them.
         split: take fused tensors (in_proj_weight, LSTM gates) apart.
         heavy_tail: fit the tail exponent.
-        parquet: write the table with all spectra there.
-        html: write the page with all spectra there.
-        json: one JSON object as the last line of standard output.
+        parquet: Parquet file for the table with all spectra.
+        html: file for the page with all spectra.
     """
     refuse_ignored("--fast", {f"--method {method}": fast and method not in ("auto", "fast")})
     for path, option in ((parquet, "--parquet"), (html, "--html")):
@@ -76,8 +75,7 @@ def analyze(
         _require_pyarrow()
     if html is not None:
         require_libraries()
-    with _progress(quiet or not stderr.is_terminal) as progress:
-        task = progress.add_task("", total=None)
+    with show_progress(quiet=quiet), stage("reading the checkpoint") as current:
         table = eq.analyze(
             source,
             other,
@@ -90,7 +88,7 @@ def analyze(
             chain=chain.split(",") if chain else None,
             split=split,
             heavy_tail=heavy_tail,
-            callback=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
+            callback=lambda name, done, total: current.update(done, total=total, description=name),
         )
     sources = {"source": str(source), "other": str(other) if other else None}
     if parquet is not None:
@@ -99,11 +97,6 @@ def analyze(
         checkpoint_page(table, html, label=str(source), other=sources["other"])
     say(line({**sources, "rows": records(table)})) if json else _show(table, two=other is not None)
     return 0
-
-
-def _progress(quiet: bool) -> Progress:
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    return Progress(*columns, console=stderr, disable=quiet, transient=True)
 
 
 def _require_pyarrow() -> None:

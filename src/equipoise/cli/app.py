@@ -12,17 +12,17 @@ import sys
 import warnings
 import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
+from cyclopts import App, CycloptsError, Parameter, Token
 from rich.markup import escape
 
 from equipoise.arguments import require_integer
+from equipoise.cli.config import fill_from_file
 from equipoise.errors import EquipoiseError, InputError, visible
 from equipoise.starting import raise_when_interrupted
 
@@ -43,7 +43,9 @@ VERBS = (
 )
 _FILES = {
     "demo": "flow",
-    "compare": "report",
+    "certify": "runs",
+    "report": "runs",
+    "compare": "runs",
     "balance": "transform",
     "align": "transform",
 }  # of verbs that share one with another
@@ -54,16 +56,36 @@ app = App(
     version=lambda: version("equipoise"),
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # main says how to go on
+    config=(fill_from_file,),
 )
 for _verb in VERBS:
     app.command(f"equipoise.cli.{_FILES.get(_verb, _verb)}:{_verb}", name=_verb)
 app.register_install_completion_command(help="Install completion for the shell that runs this.")
-stderr = Console(stderr=True)
 
 Fields: TypeAlias = dict[str, Any]  # of the one line of JSON
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Quiet = Annotated[bool, Parameter(negative="")]
-Open = Annotated[bool, Parameter(name="--open", negative="")]
+Json = Annotated[
+    bool, Parameter(name="--json", negative="", help="One JSON object as the last line of standard output.")
+]
+Quiet = Annotated[bool, Parameter(negative="", help="No progress on standard error.")]
+
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    """An integer as typed: cyclopts itself would round 1.5 to 2."""
+    token, name = tokens[0], (tokens[0].keyword or "the argument").strip("[]")
+    typed_here = token.source == "cli"
+    option, remedy = (
+        (name, f"type {name} 2, say") if typed_here else (f"{name} in {token.source}", f"write {name} = 2, say")
+    )
+    try:
+        return int(token.value)
+    except ValueError:
+        expected = f"{option} to be a whole number"
+        raise InputError(expected=expected, found=token.value, remedy=remedy) from None
+
+
+Whole: TypeAlias = Annotated[int, Parameter(converter=_whole)]
+WholeOrNone: TypeAlias = Annotated[int | None, Parameter(converter=_whole)]
+Open = Annotated[bool, Parameter(name="--open", negative="", help="Show the page in the browser.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,21 +103,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EquipoiseError as error:
         sys.exit(_refuse(error.expected, error.found, as_options(error.remedy, typed_words), typed_words))
     except CycloptsError as error:
-        found = " ".join(str(error).split())
+        if isinstance(error.__cause__, EquipoiseError):  # of a converter of ours
+            cause = error.__cause__
+            sys.exit(_refuse(cause.expected, cause.found, cause.remedy, typed_words))
+        found = _plainly(" ".join(str(error).split()))
         verb = next((word for word in typed_words if word in VERBS), "")
         help_command = f"type equipoise {verb}{' ' if verb else ''}--help"
         sys.exit(_refuse("a command as in equipoise --help", found, help_command, typed_words))
     except KeyboardInterrupt as interruption:
-        _complain(str(interruption) or "interrupted")
+        said = str(interruption) or "interrupted"
+        _say_error({"expected": "to finish", "found": "an interruption", "remedy": said}, typed_words)
+        _complain(said)
         sys.exit(130)
     except BrokenPipeError:
         _drop_output()
         sys.exit(141)
     except OSError as error:
-        _drop_output()
         what = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-        sys.exit(_complain(f"expected to read and write files; found {what}; free some space, or choose another place"))
+        parts = "to read and write files", what, "free some space, or choose another place"
+        with suppress(OSError):  # of standard output itself
+            _say_error(dict(zip(("expected", "found", "remedy"), parts, strict=True)), typed_words)
+            sys.stdout.flush()
+        _drop_output()
+        sys.exit(_complain("expected {}; found {}; {}".format(*parts)))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _plainly(message: str) -> str:
+    """A message of the parser as a part of a line.
+
+    >>> _plainly("Unused Tokens: ['run', 'twice']."), _plainly('Command "flow" parameter --n requires an argument.')
+    ('run twice, which no option takes', 'Command "flow" parameter --n requires an argument')
+    """
+    extra = re.fullmatch(r"Unused Tokens: \[(.*)\]\.?", message)
+    if extra:
+        words = " ".join(re.findall("'([^']*)'", extra[1])) or extra[1]
+        return f"{words}, which no option takes"
+    return message.removesuffix(".")
 
 
 def _complain(message: str) -> int:
@@ -105,9 +149,14 @@ def _complain(message: str) -> int:
 
 def _refuse(expected: str, found: str, remedy: str, words: Sequence[str]) -> int:
     """One line of complaint; with --json the same as an object on standard output, too."""
-    if "--json" in words:
-        say(line({"error": {"expected": expected, "found": found, "remedy": remedy}}))
+    _say_error({"expected": expected, "found": found, "remedy": remedy}, words)
     return _complain(f"expected {expected}; found {found}; {remedy}")
+
+
+def _say_error(error: Fields, words: Sequence[str]) -> None:
+    """With --json an error is an object on standard output, too."""
+    if "--json" in words and sys.stdout is not None:
+        say(line({"error": error}))
 
 
 def as_options(remedy: str, words: Sequence[str]) -> str:
@@ -116,7 +165,9 @@ def as_options(remedy: str, words: Sequence[str]) -> str:
     >>> as_options("pass step_size=0.05", ["flow", "--step-size", "5"]), as_options("pass rtol=0.01", ["flow"])
     ('pass --step-size 0.05', 'pass rtol=0.01')
     >>> as_options('pass backend="loky"', ["gallery", "run", "--all"])
-    'pass --backend "loky"'
+    'pass --backend loky'
+    >>> as_options("pass classes=(0, 1)", ["flow"]), as_options("pass data=['digits']", ["gallery", "run"])
+    ('pass --classes 0,1', 'pass --data digits')
     """
     verb = next((word for word in words if word in VERBS), None)
     if verb is None or "=" not in remedy:
@@ -131,9 +182,10 @@ def as_options(remedy: str, words: Sequence[str]) -> str:
 
     def option(match: re.Match[str]) -> str:
         name = f"--{match[1].replace('_', '-')}"
-        return f"{name} {match[2]}" if name in known else match[0]
+        value = re.sub(r"[\s'\"()\[\]]", "", match[2]) if match[2][0] in "'\"([" else match[2]
+        return f"{name} {value}" if name in known else match[0]
 
-    return re.sub(r"\b([a-z_]+)=([^\s,;]+)", option, remedy)
+    return re.sub(r"\b([a-z_]+)=(\([^)]*\)|\[[^\]]*\]|[^\s,;]+)", option, remedy)
 
 
 def require_writable(path: Path | None, option: str, *, folder: bool = False) -> None:

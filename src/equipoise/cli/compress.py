@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import equipoise as eq
-from equipoise.cli.app import Json, cell, line, require_writable, say, shown
+from equipoise.cli.app import Json, Quiet, cell, line, require_writable, say, shown
 from equipoise.cli.factory import as_input, made_by, own_output
 from equipoise.compression import Compressed
 from equipoise.compression.compressing import Data
 from equipoise.compression.data import Inputs
 from equipoise.errors import InputError
+from equipoise.stages import show_progress
 
 
 def compress(
@@ -26,6 +27,7 @@ def compress(
     keep_predictions: bool = True,
     save: Path | None = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Take away weights that the answers on the data do not need.
 
@@ -34,14 +36,14 @@ def compress(
     Args:
         module: `package.module:factory`; the factory returns (model, X) or (model, X, y), y class indices or signs.
         tolerance: largest relative change of the outputs; 0 keeps them, to rounding.
-        holdout: share of the examples, the last of them, on which the two models are compared only.
+        holdout: share of the examples, taken from the end, that serve only to compare the two models.
         keep_predictions: accept only what leaves every predicted class as it is.
-        save: a folder for model.safetensors and compression.json.
+        save: folder for model.safetensors and compression.json.
     """
     require_writable(save, "--save", folder=True)
     subject = made_by(module)
     data, held = _split(subject.inputs, subject.target, holdout)
-    with own_output(), as_input("a model that runs on X in float64", "run it by itself"):
+    with show_progress(quiet=quiet), own_output(), as_input("a model that runs on X in float64", "run it by itself"):
         small = eq.compress(subject.model, data, tolerance, holdout=held, keep_predictions=keep_predictions)
         if save is not None:
             small.save(save)
@@ -59,6 +61,12 @@ def _split(inputs: Inputs, target: Tensor | None, share: float) -> tuple[Data, D
     count = len(leaves[0]) - round(len(leaves[0]) * share) if leaves and hasattr(leaves[0], "__len__") else 0
     if share == 0:
         return (inputs, target), None
+    if count == 0:
+        raise InputError(
+            expected="--holdout that leaves examples to compress by",
+            found=f"{share:g} of {len(leaves[0]) if leaves else 0} examples",
+            remedy="type --holdout 0.2",
+        )
     first, last = (
         tuple(pytree.tree_map(lambda leaf, part=part: leaf[part], (inputs, target)))
         for part in (slice(None, count), slice(count, None))

@@ -3,8 +3,20 @@
 from pathlib import Path
 
 import equipoise as eq
-from equipoise.cli.app import Fields, Json, line, network_widths, refuse_ignored, require_seed, require_writable, say
+from equipoise.cli.app import (
+    Fields,
+    Json,
+    Quiet,
+    Whole,
+    line,
+    network_widths,
+    refuse_ignored,
+    require_seed,
+    require_writable,
+    say,
+)
 from equipoise.errors import InputError
+from equipoise.stages import show_progress, stage
 
 _PICTURES = (".svg", ".pdf", ".png")
 
@@ -12,40 +24,43 @@ _PICTURES = (".svg", ".pdf", ".png")
 def decompose(
     folder: Path | None = None,
     *,
-    inputs: int = 5,
+    inputs: Whole = 5,
     widths: str = "4,3",
     bias: bool = False,
-    seed: int = 0,
+    seed: Whole = 0,
     draw: Path | None = None,
-    max_paths: int = 100_000,
+    max_paths: Whole = 100_000,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Count the paths of a network, measure them, and draw the tree of signs that they make.
 
     Args:
-        folder: of a finished run: also how far its paths moved, and when its signs changed last; by default a reference
-            network of the given shape.
+        folder: folder of a finished run, of which it also says how far the paths moved and when signs last changed
+            (default: a reference network of the given shape).
         inputs: width of the input.
         widths: hidden widths; the output is one score.
-        bias: with biases.
-        seed: of the weights.
+        bias: give every layer a bias.
+        seed: seed of the weights.
         draw: picture of a small network: FILE.svg, FILE.pdf or FILE.png.
-        max_paths: that are unrolled.
+        max_paths: largest number of paths to unroll.
     """
     _require_picture(draw)
     require_seed(seed)
     if folder is not None:
         shape = {"--inputs": inputs != 5, "--widths": widths != "4,3", "--bias": bias, "--seed": seed != 0}
         refuse_ignored("the folder of a run", shape)
-    if folder is None:
-        model = eq.networks.mlp(network_widths(inputs, widths), bias=bias, seed=seed)
-        parts, moved = eq.decompose(model, max_paths=max_paths), {}
-    else:
-        run = eq.Run.load(folder)
-        parts, moved = _of_run(run, max_paths)
-    fields = {"paths": parts.paths, "path_norm": parts.path_norm, **moved}
-    if draw is not None:
-        fields["drawing"] = str(parts.draw(draw))
+    with show_progress(quiet=quiet), stage("following the paths") as current:
+        if folder is None:
+            model = eq.networks.mlp(network_widths(inputs, widths), bias=bias, seed=seed)
+            parts, moved = eq.decompose(model, max_paths=max_paths), {}
+        else:
+            run = eq.Run.load(folder)
+            parts, moved = _of_run(run, max_paths)
+        fields = {"paths": parts.paths, "path_norm": parts.path_norm, **moved}
+        if draw is not None:
+            current.update(description="drawing")
+            fields["drawing"] = str(parts.draw(draw))
     say(line(fields) if json else _words(fields))
     return 0
 

@@ -1,21 +1,23 @@
 """`equipoise gallery`: the paper's claims, measured, and those of the papers around it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from equipoise import gallery as rooms
-from equipoise.cli.app import Fields, Json, Open, Quiet, cell, integers, line, refuse_ignored, say, show_page, stderr
+from equipoise.cli.app import Fields, Json, Open, Quiet, Whole, cell, integers, line, refuse_ignored, say, show_page
 from equipoise.errors import InputError
 from equipoise.gallery import literature
 from equipoise.gallery.literature.catalogue import catalogue
 from equipoise.gallery.literature.table import ordered_values
 from equipoise.gallery.results import FILE, share
+from equipoise.stages import show_progress, stage
 
 gallery = App(name="gallery", help="The paper's claims and those of the papers around it, each measured.")
 FOLDER = Path("gallery")
@@ -34,8 +36,7 @@ def list_papers(folder: Path = FOLDER, *, json: Json = False) -> int:
     """List the papers, with the verdicts of the last runs.
 
     Args:
-        folder: that equipoise gallery run wrote.
-        json: one JSON object as the last line of standard output.
+        folder: folder that equipoise gallery run wrote.
     """
     results = literature.load_papers(folder)
     listed = [
@@ -65,7 +66,7 @@ def run(
     full: Annotated[bool, Parameter(negative="")] = False,
     data: str | None = None,
     seeds: str | None = None,
-    jobs: int = 2,
+    jobs: Whole = 2,
     backend: str | None = None,
     minutes: float | None = None,
     out: Path = FOLDER,
@@ -75,17 +76,16 @@ def run(
     """Measure claims, or run papers; exit 1 when a claim fails in some run, or a paper differs.
 
     Args:
-        names: of claims or of papers; equipoise gallery list and equipoise gallery papers show them.
+        names: names of claims or papers, which equipoise gallery list and equipoise gallery papers show.
         every: measure all claims.
         papers: run all papers.
-        full: of papers, the setting of the paper itself.
-        data: of claims, data sets, as in mnist,digits (default: those of the claim).
-        seeds: as in 0,1,2 (default: those of the claim or of the paper).
-        jobs: processes side by side.
-        backend: of papers: loky for processes here (the default), ray or dask for a cluster.
-        minutes: of papers, after which the trainings of a case stop short.
+        full: run papers in the setting of the paper itself.
+        data: data sets to measure claims on, as in mnist,digits (default: those of the claim).
+        seeds: seeds, as in 0,1,2 (default: those of the claim or of the paper).
+        jobs: number of processes side by side.
+        backend: where papers run: loky for processes here (the default), ray or dask for a cluster.
+        minutes: time limit of each training of a paper.
         out: folder for the results; those of other claims, papers and seeds in it are kept.
-        json: one JSON object as the last line of standard output.
     """
     keys = [name for name in names if name in catalogue()]
     claims = [name for name in names if name not in keys]
@@ -108,16 +108,16 @@ def run(
     chosen = integers("--seeds", seeds, "0,1,2") if seeds else None
     fields: Fields = {}
     failed = False
-    with _Bar(quiet or not stderr.is_terminal) as bar:
-        if claims or every:
-            results = rooms.run(
-                *claims, data=data.split(",") if data else None, seeds=chosen, jobs=jobs, out=out, callback=bar
-            )
-            fields |= _fields(results, out)
-            failed |= bool(results.failed)
-            if not json:
-                Console().print(_shown(results))
-        if keys or papers:
+    asked = data.split(",") if data else None
+    if claims or every:
+        with _progress_of_cases(quiet, "claims") as callback:
+            results = rooms.run(*claims, data=asked, seeds=chosen, jobs=jobs, out=out, callback=callback)
+        fields |= _fields(results, out)
+        failed |= bool(results.failed)
+        if not json:
+            Console().print(_shown(results))
+    if keys or papers:
+        with _progress_of_cases(quiet, "papers") as callback:
             found = literature.run_papers(
                 *keys,
                 full=full,
@@ -126,12 +126,12 @@ def run(
                 backend=backend or "loky",
                 minutes=minutes,
                 out=out,
-                callback=bar,
+                callback=callback,
             )
-            fields |= _paper_fields(found, out)
-            failed |= bool(found.differing)
-            if not json:
-                Console().print(_shown_papers(found))
+        fields |= _paper_fields(found, out)
+        failed |= bool(found.differing)
+        if not json:
+            Console().print(_shown_papers(found))
     if json:
         say(line(fields))
     return 1 if failed else 0
@@ -148,9 +148,8 @@ def report(
     """Write the pages of the gallery: of the claims, and of each paper, with pictures, figures, verdicts and sources.
 
     Args:
-        folder: that equipoise gallery run wrote.
-        page: where that of the claims goes (default: gallery.html in the folder); those of papers are in papers/.
-        open_page: show it in the browser.
+        folder: folder that equipoise gallery run wrote.
+        page: file of the page of the claims (default: gallery.html in the folder); those of papers are in papers/.
     """
     found = literature.load_papers(folder)
     index = literature.write_pages(found, folder / "papers") if found.rows else None
@@ -167,9 +166,9 @@ def table(folder: Path = FOLDER, *, into: Path | None = None, papers: bool = Fal
     """Print claims × data sets as Markdown, with every run in which a claim does not hold; or put it into a file.
 
     Args:
-        folder: that equipoise gallery run wrote.
-        into: a Markdown file with the marks of the table, whose text between them is replaced.
-        papers: the table of the papers.
+        folder: folder that equipoise gallery run wrote.
+        into: Markdown file in which the text between the marks of the table is replaced.
+        papers: print the table of the papers in place of that of the claims.
     """
     if papers:
         found = literature.load_papers(folder)
@@ -248,21 +247,8 @@ def _shown_papers(results: literature.PaperResults) -> Table:
     return table
 
 
-class _Bar:
-    """Progress on standard error: cases done."""
-
-    def __init__(self, quiet: bool):
-        columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=stderr, disable=quiet, transient=True)
-        self.task = self.progress.add_task("cases", total=None)
-
-    def __enter__(self) -> "_Bar":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, done: int, everything: int) -> None:
-        """Say how far it is."""
-        self.progress.update(self.task, completed=done, total=everything)
+@contextmanager
+def _progress_of_cases(quiet: bool, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback of the gallery that says on the progress line how many cases are done."""
+    with show_progress(quiet=quiet), stage(f"cases of {what}") as current:
+        yield lambda done, everything: current.update(done, total=everything)

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 import equipoise as eq
-from equipoise.cli.app import Fields, Json, cell, line, network_widths, refuse_ignored, say, shown
+from equipoise.cli.app import Fields, Json, Quiet, Whole, cell, line, network_widths, refuse_ignored, say, shown
 from equipoise.cli.factory import Subject, as_input, made_by, own_output
 from equipoise.laws import Audit, Laws
 from equipoise.laws.formatting import plain
+from equipoise.stages import show_progress, stage
 
 
 def invariances(
@@ -21,10 +22,11 @@ def invariances(
     module: str | None = None,
     check: Annotated[bool, Parameter(negative="")] = False,
     widths: str = "64,64,64,64",
-    inputs: int = 64,
-    linear_tail: int = 3,
+    inputs: Whole = 64,
+    linear_tail: Whole = 3,
     bias: bool = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """List every law that gradient flow keeps; with --check, test a gradient by them.
 
@@ -37,20 +39,22 @@ def invariances(
         check: run one backward pass in float64 on a copy of the model and compare the residual of every law with
             rounding.
         widths: hidden widths of the reference network.
-        inputs: width of its input.
-        linear_tail: how many of its last layers are linear.
-        bias: whether they have biases.
+        inputs: width of the input of the reference network.
+        linear_tail: number of its linear layers at the end.
+        bias: give each of its layers a bias.
     """
     if module:
         shape = {"--widths": widths != "64,64,64,64", "--inputs": inputs != 64, "--linear-tail": linear_tail != 3}
         refuse_ignored("--module", shape | {"--bias": bias})
     subject = made_by(module) if module else _reference(widths, inputs, linear_tail, bias)
     with (
+        show_progress(quiet=quiet),
         own_output(),
         as_input("a model and a loss that run forward and backward in float64", "run them by themselves"),
     ):
         laws = eq.invariances(subject.model, subject.inputs, subject.loss, through_detach=check)
-        audit = laws.check(subject.model, subject.data, subject.loss) if check else None
+        with stage("checking a gradient"):
+            audit = laws.check(subject.model, subject.data, subject.loss) if check else None
     if json:
         say(line(_fields(laws, audit)))
     else:

@@ -12,8 +12,9 @@ from rich.table import Table
 from safetensors.torch import save_model
 
 import equipoise as eq
-from equipoise.cli.app import Json, cell, line, require_writable, say, shown
+from equipoise.cli.app import Json, Quiet, cell, line, require_writable, say, shown
 from equipoise.cli.factory import as_input, made_by, own_output
+from equipoise.stages import show_progress
 from equipoise.transform import Aligned, Balanced
 
 
@@ -24,6 +25,7 @@ def balance(
     approximate: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Find the weights of least norm that compute the same function, or weights of equal ranges.
 
@@ -32,12 +34,13 @@ def balance(
     Args:
         module: `package.module:factory`; the factory returns (model, example_inputs), as for `equipoise invariances`.
         objective: `norm` or `range`.
-        approximate: use laws that the eps of a normalisation breaks, too.
-        out: a safetensors file for the new weights.
+        approximate: also use laws that the eps of a normalisation breaks.
+        out: safetensors file for the new weights.
     """
     require_writable(out, "--out")
     subject = made_by(module)
-    with own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
+    working = show_progress(quiet=quiet)
+    with working, own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
         balanced = eq.balance(subject.model, subject.inputs, objective, approximate)
     if out is not None:
         save_model(balanced.model, str(out))
@@ -80,7 +83,7 @@ def _short(value: float) -> str:
     return f"{value:.1e}" if math.isfinite(value) else str(value)
 
 
-def align(*, module: str, reference: str, out: Path | None = None, json: Json = False) -> int:
+def align(*, module: str, reference: str, out: Path | None = None, json: Json = False, quiet: Quiet = False) -> int:
     """Find the weights nearest to another model's that compute the same function.
 
     Exit code 1 says that the moves changed the outputs, and were taken back.
@@ -88,11 +91,12 @@ def align(*, module: str, reference: str, out: Path | None = None, json: Json = 
     Args:
         module: `package.module:factory`; the factory returns (model, example_inputs), as for `equipoise invariances`.
         reference: the same for the other model; its inputs are not used.
-        out: a safetensors file for the new weights.
+        out: safetensors file for the new weights.
     """
     require_writable(out, "--out")
     subject, other = made_by(module), made_by(reference)
-    with own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
+    working = show_progress(quiet=quiet)
+    with working, own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
         aligned = eq.align(subject.model, other.model, subject.inputs)
     if out is not None:
         save_model(aligned.model, str(out))

@@ -24,6 +24,7 @@ from equipoise.compression.exact import Change
 from equipoise.compression.layers import columns, factors, layer, replace, rows, set_columns, set_rows
 from equipoise.compression.structure import Hidden
 from equipoise.errors import InputError
+from equipoise.stages import staged
 
 PROBES = 1024  # examples on which gains are measured
 BISECTIONS = 16
@@ -161,7 +162,10 @@ def factorise(
     """The cheapest ranks of all named layers together at which the model is accepted; the model itself if none is."""
     moments = {name: SecondMoment(layer(model, name).weight[0].numel()) for name in names}
     visit(model, examples, dict(moments))
-    found = [Factorisation.of(name, _factorable(model, name), moments[name]) for name in names if moments[name].count]
+    read = [name for name in names if moments[name].count]
+    found = [
+        Factorisation.of(name, _factorable(model, name), moments[name]) for name in staged(read, "factorising layers")
+    ]
     options = {each.name: each.options(_factorable(model, each.name)) for each in found}
 
     def smaller(sizes: dict[str, int]) -> tuple[nn.Module, list[Change]]:
@@ -179,7 +183,7 @@ def select(
     """The smallest sets of neurons of all hidden layers together at which the model is accepted."""
     moments = {each.readers[0]: SecondMoment(layer(model, each.readers[0]).weight[0].numel()) for each in hidden}
     visit(model, examples, dict(moments))
-    found = [NeuronSelection.of(model, each, moments[each.readers[0]]) for each in hidden]
+    found = [NeuronSelection.of(model, each, moments[each.readers[0]]) for each in staged(hidden, "selecting neurons")]
     options = {each.name: each.options(model) for each in found}
 
     def smaller(sizes: dict[str, int]) -> tuple[nn.Module, list[Change]]:
@@ -217,7 +221,7 @@ def _cheapest(
         return best
     low, high = math.log(min(rates)) - 1.0, math.log(max(rates)) + 1.0
     accepted: dict[tuple[int, ...], bool] = {}
-    for _ in range(BISECTIONS):
+    for _ in staged(range(BISECTIONS), "choosing sizes within the tolerance"):
         price = math.exp((low + high) / 2)
         sizes = {name: _choice(listed, gains[name] * price).size for name, listed in options.items()}
         key = tuple(sizes.values())
@@ -245,7 +249,7 @@ def _gains(
     probe = examples.head(PROBES)
     before = outputs(model, probe).double()
     gains = {}
-    for name, listed in options.items():
+    for name, listed in staged(options.items(), "measuring what each layer's error does"):
         option = listed[len(listed) // 2]
         try:
             after = outputs(smaller({name: option.size})[0], probe)

@@ -18,6 +18,7 @@ from equipoise.compression.verification import classes_of, predictions, scores
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.capture import Captured, capture
 from equipoise.models import copied_model
+from equipoise.stages import stage, staged
 
 ROUNDING = 1e-10  # relative change of the outputs in float64 above which a move was not exact
 CHECKED = 256  # examples on which each exact move is checked by itself; all of them at the end
@@ -75,8 +76,9 @@ class Planner:
 
     def run(self) -> None:
         """All exact moves, and those that the tolerance allows."""
-        self._fold()
-        self._collapse()
+        with stage("folding and collapsing layers"):
+            self._fold()
+            self._collapse()
         self._thin()
         if self.settings.tolerance > 0:
             self._approximate()
@@ -113,7 +115,7 @@ class Planner:
 
     def _thin(self) -> None:
         """From the output down: a layer that is read by fewer rows has classes of lower rank."""
-        for hidden in reversed(self._layers()):
+        for hidden in staged(self._layers()[::-1], "removing and merging neurons"):
             layers = (hidden.writer, *hidden.readers)
             self._exactly("remove", layers, lambda each=hidden: exact.remove_constant(self.model, each, self.examples))
             if hidden.kind == "rectified":

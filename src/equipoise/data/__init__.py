@@ -11,7 +11,7 @@ from difflib import get_close_matches
 import numpy as np
 import torch
 
-from equipoise.arguments import checked
+from equipoise.arguments import checked, require_integer
 from equipoise.data import files
 from equipoise.data.dataset import Dataset, Provenance, check_two_classes, checksum, validate
 from equipoise.data.problems import (
@@ -66,10 +66,9 @@ def load(
             examples than there are, and files that are missing, truncated or wrong.
     """
     _check_name(name)
-    if seed < 0 or (n is not None and n < 1):
-        raise InputError(
-            expected="a seed from 0 and n from 1", found=f"seed {seed}, n {n}", remedy="pass n=100, seed=0"
-        )
+    require_integer("seed", seed, "pass seed=0")
+    if n is not None:
+        require_integer("n", n, "pass n=100", least=1)
     if name == "separable":
         if classes is not None:
             raise InputError(expected="no classes for separable", found=str(classes), remedy="leave them out")

@@ -20,6 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from equipoise.errors import InputError
+from equipoise.stages import Stage, stage
 
 TIMEOUT = 30.0
 """Seconds that a download waits for the headers, for the next bytes, and for the next `PACE` of them."""
@@ -207,8 +208,11 @@ def _request(url: str, part: Path) -> bool:
             file.truncate()
         total = file.tell() + int(answer.headers.get("Content-Length", 0))
         slow = False
-        with suppress(ConnectionError, TimeoutError, http.client.IncompleteRead):
-            slow = _receive(answer, file, total)
+        with (
+            suppress(ConnectionError, TimeoutError, http.client.IncompleteRead),
+            stage(f"downloading {part.stem} (MB)", total / 2**20) as current,
+        ):
+            slow = _receive(answer, file, total, current)
         if max(total, file.tell()) > PACKED:
             raise _bad_file(part, f"at most {PACKED >> 20} MB", f"{max(total, file.tell())} bytes")
         file.flush()
@@ -266,11 +270,12 @@ def _recorded(kind: type[http.client.HTTPConnection], connected: list[socket.soc
     return Recorded
 
 
-def _receive(answer: http.client.HTTPResponse, file: IO[bytes], total: int) -> bool:
+def _receive(answer: http.client.HTTPResponse, file: IO[bytes], total: int, current: Stage) -> bool:
     """Write the answer to a file of at most `total` bytes; whether it was given up because it comes too slowly."""
     since, had = time.monotonic(), file.tell()
     while (piece := answer.read1(1 << 16)) and total <= PACKED and file.tell() <= PACKED:
         file.write(piece)
+        current.update(file.tell() / 2**20)
         if time.monotonic() - since > TIMEOUT:
             if file.tell() - had < PACE and file.tell() < total:
                 return True

@@ -65,8 +65,8 @@ class Trail:
 
     @property
     def unfinished(self) -> str:
-        """Why the claims about the limit say nothing about this run; empty where it got to its goal."""
-        return "" if self.run.status in ("reached", "precision_floor") else f"the flow ended as {self.run.status.value}"
+        """Why the claims about the limit do not apply to this run; empty where it reached its goal."""
+        return "" if self.run.status in ("reached", "precision_floor") else self.run.status.ending
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,25 @@ def exhibit(results: Results, path: str | os.PathLike[str] = "gallery.html") -> 
     Raises `InputError` without plotly and jinja2, and `StoreError` for a path that cannot be written.
     """
     require_libraries()
-    shown = [claim for claim in CLAIMS.values() if any(row["claim"] == claim.name for row in results.rows)]
-    sections = [_section(claim, [row for row in results.rows if row["claim"] == claim.name]) for claim in shown]
-    page = render("gallery.html", sections=sections, data=DATA, count=len(results.rows), seconds=results.seconds)
+    by_claim = {name: [row for row in results.rows if row["claim"] == name] for name in CLAIMS}
+    ran = [name for name in DATA if any(row["data"] == name for row in results.rows)]
+    page = render(
+        "gallery.html",
+        sections=[_section(CLAIMS[name], rows, ran) for name, rows in by_claim.items() if rows],
+        unmeasured=[CLAIMS[name].title for name, rows in by_claim.items() if not rows],
+        data=ran,
+        seeds=sorted({row["seed"] for row in results.rows}),
+        count=len(results.rows),
+        seconds=results.seconds,
+    )
     return write(Path(path), page)
 
 
-def _section(claim: Experiment, rows: list[Row]) -> dict[str, object]:
+def _section(claim: Experiment, rows: list[Row], data: list[str]) -> dict[str, object]:
     verdicts = [row["verdict"] for row in rows]
     return {
         "claim": claim,
-        "shares": {name: _share([row for row in rows if row["data"] == name]) for name in DATA},
+        "shares": {name: _share([row for row in rows if row["data"] == name]) for name in data},
         "verdict": "fails in some runs" if "fails" in verdicts else "holds" if "holds" in verdicts else "no premise",
         "rows": rows,
         "figure": embedded(draw(claim, rows)),

@@ -65,7 +65,7 @@ def put_between(path: Path, begin: str, end: str, text: str) -> Path:
 
 
 def _exceptions(results: Results) -> list[str]:
-    """One line for every run in which a claim fails, or says nothing."""
+    """One line for every run in which a claim fails, or to which it does not apply."""
     rows = sorted(results.rows, key=lambda row: list(CLAIMS).index(row["claim"]))
     return [_exception(row) for row in rows if row["verdict"] != "holds"] or ["Every claim holds in every run."]
 
@@ -73,7 +73,7 @@ def _exceptions(results: Results) -> list[str]:
 def _exception(row: Row) -> str:
     setting = f"{CLAIMS[row['claim']].title}; {row['data']}, seed {row['seed']}"
     if row["verdict"] == "no premise":
-        return f"- says nothing: {setting}: {row['premise']}."
+        return f"- does not apply: {setting}: {row['premise']}."
     return f"- **fails**: {setting}: {row['statistic']:.3g}. {row['remark']}"
 
 

@@ -33,7 +33,7 @@ def row(claim: Experiment, data: str, seed: int, measurement: Measurement, secon
 class Results:
     """The rows of a gallery: claim × data set × seed, with statistic, threshold, verdict and seconds.
 
-    `verdict` is holds, fails, or no premise, for a run that the claim says nothing about (`premise` says why).
+    `verdict` is holds, fails, or no premise, for a run to which the claim does not apply (`premise` says why).
     `seconds` are those of measuring, with the training of networks that no claim before had asked for.
     """
 

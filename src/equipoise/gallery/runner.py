@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from joblib import Parallel, delayed
 
+from equipoise.arguments import checked, require_integer, require_runs
 from equipoise.errors import InputError
 from equipoise.gallery.case import DATA, EXAMPLES, Case
 from equipoise.gallery.experiment import Experiment, Measurement
@@ -16,6 +17,7 @@ from equipoise.gallery.results import Results, Row, row
 Job = tuple[str, int, list[str]]  # data set, seed, names of claims
 
 
+@checked
 def run(
     *names: str,
     data: Sequence[str] | None = None,
@@ -36,8 +38,10 @@ def run(
     >>> results.table[["claim", "data", "seed", "verdict"]].values.tolist()
     [['two-points', 'separable', 0, 'holds']]
 
-    Raises `InputError` for an unknown claim or data set.
+    Raises `InputError` for an unknown claim or data set, negative seeds, and no processes.
     """
+    require_runs(seeds or (), jobs)
+    require_integer("examples", examples, "pass examples=100", least=2)
     begun = time.perf_counter()
     planned = _jobs(named(names), data, seeds)
     rows: list[Row] = []

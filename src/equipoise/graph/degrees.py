@@ -150,7 +150,7 @@ def quasi_homogeneity(captured: Captured, *, ignore_eps: bool = False) -> QuasiH
     >>> {name: str(value) for name, value in read(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).exponents.items()}
     {'0.weight': '0', '0.bias': '0', '2.weight': '1', '2.bias': '1'}
     >>> read(nn.Linear(3, 1), nn.Tanh()).obstacle
-    'the output has degree 0 whatever the exponents'
+    'the output has degree 0 for all exponents'
     """
     names = list(dict.fromkeys(captured.parameters.values()))
     linear = _LinearDegrees({}, [], ignore_eps)
@@ -163,7 +163,7 @@ def quasi_homogeneity(captured: Captured, *, ignore_eps: bool = False) -> QuasiH
             linear.degrees[node] = 0
     outputs = [linear.degrees[node] for node in captured.output]
     if not all(isinstance(degree, LinearDegree) and degree for degree in outputs):
-        return QuasiHomogeneity(None, "the output has degree 0 whatever the exponents", ignore_eps)
+        return QuasiHomogeneity(None, "the output has degree 0 for all exponents", ignore_eps)
     zero = [_row(degree, names) for degree in linear.zero]
     one = [_row(degree, names) for degree in outputs]
     equations = np.array(zero + one), np.array([0.0] * len(zero) + [1.0] * len(one))

@@ -20,6 +20,7 @@ from equipoise.graph.ops.contraction import dot, dotted, einsum_terms
 from equipoise.graph.ops.operator import SymmetryRule, Trait
 from equipoise.graph.ops.pointwise import FLOOR, TINY
 from equipoise.graph.ops.site import Unreadable
+from equipoise.stages import staged
 
 Reference: TypeAlias = Callable[..., object]
 Value: TypeAlias = object
@@ -67,7 +68,7 @@ class SymmetryPropagation:
         self.unshifted: set[str] = set()  # nodes at which shifts are not followed (graph/shifts.py)
         self.signals: dict[fx.Node, object] = {}
         self._products: dict[fx.Node, list[Signal]] = {}  # factors of products that are only summed
-        for node in self.captured.graph.nodes:
+        for node in staged(self.captured.graph.nodes, "propagating symmetries"):
             self.algebra.place = node.name
             self.signals[node] = self._visit(node)
         returned = [self.signals[node] for node in self.captured.output]

@@ -140,6 +140,8 @@ def run_flow(
     asked = FlowArguments(goal, points, max_steps, stepper, observers)
     manifest = describe_flow(problem, asked, origin)
     with nullcontext() if out is None else Store.create(out, manifest, {"initial": problem.initial}) as store:
+        if store is not None and origin.options is not None:
+            store.save_options(origin.options)
         return _Loop.of(problem, asked, Recorder(problem, store), callback).run(None)
 
 
@@ -201,7 +203,11 @@ def resume(
         recorder, saved = Recorder(problem, store), store.checkpoint()
         loop = _Loop.of(problem, asked, recorder, callback)
         progress = None if saved is None else recorder.restored(saved, loop.observation.start())
-        store.rewind({"arguments": arguments} if changes else None)
+        options = store.manifest.get("options")
+        options = options and options | changes
+        store.rewind({"arguments": arguments, "options": options} if changes else None)
+        if options:
+            store.save_options(options)
         if "initial" not in store.weights():
             store.save_weights("initial", problem.initial)
         return loop.run(progress)

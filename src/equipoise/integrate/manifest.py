@@ -26,11 +26,12 @@ _PLAIN = (int, float, str, bool, type(None))
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of a network: the recipe of `eq.networks.mlp`, the seed, and the command that was typed."""
+    """The origin of a network: the recipe of `eq.networks.mlp`, the seed, and the command with all its options."""
 
     network: Mapping[str, object] | None = None
     seed: int | None = None
     command: str | None = None
+    options: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def describe_flow(problem: Problem, asked: FlowArguments, origin: Origin) -> Jso
         "loss": problem.loss.name,
         "loss_adjustment": dict(problem.loss.description()) if isinstance(problem.loss, AdjustedCrossEntropy) else None,
         "seed": origin.seed,
+        "options": None if origin.options is None else dict(origin.options),
         "arguments": {
             "until": asked.until.describe(),
             "save_at": [point.describe() for point in asked.save_at],

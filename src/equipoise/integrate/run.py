@@ -53,9 +53,26 @@ class Status(StrEnum):
         """Its meaning and its remedy."""
         return _REMEDIES[self]
 
+    @property
+    def ending(self) -> str:
+        """The end of the flow as a clause.
+
+        >>> Status.step_limit.ending
+        'the flow came to its limit of steps'
+        """
+        return _ENDINGS[self]
+
     def __str__(self) -> str:
         return f"{self.value}: {self.remedy}"
 
+
+_ENDINGS = {
+    Status.reached: "the flow reached its goal",
+    Status.precision_floor: "the flow reached its goal, at the limit of what the precision resolves",
+    Status.stalled: "the flow stalled",
+    Status.not_separable: "no weights can fit the data",
+    Status.step_limit: "the flow came to its limit of steps",
+}
 
 _REMEDIES = {
     Status.reached: "the goal was reached",

@@ -10,7 +10,7 @@ import joblib
 import pandas as pd
 import torch
 
-from equipoise.arguments import checked
+from equipoise.arguments import checked, require_runs
 from equipoise.data import load
 from equipoise.errors import InputError
 from equipoise.integrate.goals import Goal
@@ -62,6 +62,7 @@ def sweep(
     >>> table[["seed", "status", "steps"]].values.tolist()
     [[0, 'reached', 2], [1, 'reached', 2]]
     """
+    require_runs(seeds, jobs)
     settings = [dict(setting) for setting in settings]
     for setting in settings:
         _check(setting)

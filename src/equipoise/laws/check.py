@@ -37,7 +37,7 @@ SMALL_UNIT = 1e-4  # of bfloat16, float16 and what is narrower
 def tolerance(*dtypes: torch.dtype | None) -> float:
     """The relative residual above which a gradient computed in these dtypes is called wrong: that of the narrowest.
 
-    They are the dtype of the gradient, `law.precision`, and that of autocast if it is on; None stands for no narrower
+    They are the dtype of the gradient, `law.precision`, and that of autocast if it is on; None for no narrower
     one.
 
     >>> tolerance(torch.float64) < 1e-13 < tolerance(torch.float32) < 1e-4
@@ -68,7 +68,7 @@ class LawCheck:
 
 @dataclass(frozen=True)
 class Audit:
-    """The residual of every law, and the parameters whose gradient to look at first.
+    """The residual of every law, and the parameters whose gradient to suspect first.
 
     `suspects` are the members of the failing laws (those in most of them, where several fail), the likeliest first.
     `unjudged` names the laws that an `eps` breaks by an amount that is not known, `unseen` the trained parameters that
@@ -86,7 +86,7 @@ class Audit:
 
     @property
     def unjudged(self) -> tuple[str, ...]:
-        """Laws that raise no alarm, whatever the gradient."""
+        """Laws that raise no alarm for any gradient."""
         return tuple(finding.law for finding in self.findings if not finding.exact)
 
     def __str__(self) -> str:
@@ -242,7 +242,7 @@ def gradient_rounding(
 class OutputGradients:
     """A forward hook that records, of each call of a model, its inputs and the gradient that reaches its outputs.
 
-    `⟨output, gradient⟩` then is a loss with the same backward pass, whatever it was that computed it.
+    `⟨output, gradient⟩` then is a loss with the same backward pass, however it was computed.
     """
 
     def __init__(self, model: nn.Module):

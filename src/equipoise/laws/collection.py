@@ -38,6 +38,7 @@ from equipoise.laws.norm_eps import defects
 from equipoise.laws.predict import Prediction, predict_drift
 from equipoise.laws.self_test import self_test
 from equipoise.models import copied_model
+from equipoise.stages import stage
 
 
 @checked
@@ -72,7 +73,7 @@ def invariances(
     _refuse(model)
     if interfaces is not None:
         return Laws(tuple(interface.law(model) for interface in interfaces), Coverage({}))
-    with functions_read_as_declared():
+    with functions_read_as_declared(), stage("capturing the model"):
         captured = capture(model, example_inputs)
     frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     options = DerivationOptions(frozen, ignores_shift(loss), references=declared(), through_detach=through_detach)
@@ -104,7 +105,8 @@ def _tested(
 ) -> tuple[list[Law], Coverage]:
     """The laws that the self-test leaves, and what it says of the others."""
     weights = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
-    refuted, untested = self_test(laws, captured, options, weights, insist=insist)
+    with stage("testing the laws on a random backward pass"):
+        refuted, untested = self_test(laws, captured, options, weights, insist=insist)
     if refuted:
         listed = "; ".join(map(str, refuted))
         warnings.warn(f"dropped as false, a bug of equipoise worth a report: {listed}", FalseLaw, stacklevel=4)

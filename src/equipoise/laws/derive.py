@@ -49,7 +49,7 @@ def laws_of(interfaces: Iterable[Interface]) -> list[Law]:
 
 
 def commutant_of(interface: Interface) -> Commutant:
-    """The commutant that the structure of an interface stands for."""
+    """The commutant of an interface of this structure."""
     blocks, width = interface.blocks, interface.width
     if interface.symmetry == "antisymmetric":
         return Antisymmetric(blocks, width)

@@ -36,7 +36,7 @@ class Law:
 
     @property
     def count(self) -> int:
-        """Linearly independent conserved quantities it stands for."""
+        """The number of linearly independent conserved quantities."""
         return self.commutant.count
 
     @property
@@ -74,7 +74,7 @@ class Law:
     def explain(self) -> str:
         """The law in words: what is conserved, why, when it is exact, and where it was first shown."""
         lines = [f"{self.name}: {_REASONS[self.kind]}", f"Conserved by gradient flow: {self.statement}."]
-        lines.append(f"It stands for {self.count} independent quantities; source: {_SOURCES[self.kind]}.")
+        lines.append(f"It has {self.count} independent quantities; source: {_SOURCES[self.kind]}.")
         for place, eps in self.interface.breaks:
             lines.append(f"Not exact: the eps = {eps:g} of {place} breaks the scaling a little.")
         return "\n".join(lines)

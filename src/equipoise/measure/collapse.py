@@ -166,6 +166,8 @@ def effective_depth(mismatches: Sequence[float], epsilon: float = 0.01) -> int:
     """
     if not mismatches:
         raise InputError(expected="the mismatch of one layer or more", found="none", remedy="pass one figure a layer")
+    if not 0 <= epsilon < 1:
+        raise InputError(expected="epsilon from 0 to below 1", found=repr(epsilon), remedy="pass epsilon=0.01")
     small = [layer for layer, mismatch in enumerate(mismatches, 1) if mismatch <= epsilon]
     return min(small, default=len(mismatches))
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise import linalg
+from equipoise.arguments import require_integer
 from equipoise.errors import InputError
 from equipoise.measure.collapse import cluster_variation
 
@@ -30,11 +31,12 @@ def distance_to_rank(matrix: Float[Tensor, "out in *taps"], rank: int) -> float:
         The distance, from the singular values beyond the rank and no difference.
 
     Raises:
-        InputError: as `spectrum` does.
+        InputError: as `spectrum` does, and for a negative rank.
 
     >>> distance_to_rank(torch.diag(torch.tensor([5.0, 4.0, 3.0], dtype=torch.float64)), 1)
     5.0
     """
+    require_integer("rank", rank, "pass rank=1")
     (values,) = linalg.singular_values([linalg.require_matrix(matrix, "matrix").flatten(1)])
     return float(torch.linalg.vector_norm(values[rank:].double()))
 

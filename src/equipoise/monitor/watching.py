@@ -201,6 +201,12 @@ def _check_model(model: nn.Module, optimizers: Sequence[object], selection: Sele
             remedy="watch the parts of it that are real: eq.watch(model.part, optimizer)",
         )
     own = {id(parameter) for parameter in named.values()}
+    if not optimizers:
+        raise InputError(
+            expected="an optimizer of the model's parameters",
+            found="none",
+            remedy="pass the optimizer made from model.parameters()",
+        )
     for optimizer in optimizers:
         inside = held_parameters(optimizer)
         if own.isdisjoint(inside) and hooked_optimizers(optimizer):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from equipoise.arguments import checked_fields
+from equipoise.arguments import checked_fields, require_labelled
 from equipoise.measure.alignment import cosines_and_sines, neuron_alignment
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
@@ -60,6 +60,9 @@ class DataAlignment:
     data: tuple[Tensor, Tensor]
     name: ClassVar[str] = "data_alignment"
     requires: ClassVar[Requirements] = Requirements(probe=True)
+
+    def __post_init__(self) -> None:
+        require_labelled(self.data)
 
     def init(self, context: TrainingContext) -> ObserverState:
         """Nothing to remember."""

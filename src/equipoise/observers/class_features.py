@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from equipoise.arguments import checked_fields
+from equipoise.arguments import checked_fields, require_labelled
 from equipoise.measure.collapse import centre_mismatch, cluster_variation, effective_depth, neural_collapse
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
 from equipoise.observers.state import ObserverState
@@ -29,6 +29,9 @@ class ClassFeatures:
     epsilon: float = 0.01
     name: ClassVar[str] = "class_features"
     requires: ClassVar[Requirements] = Requirements(probe=True)
+
+    def __post_init__(self) -> None:
+        require_labelled(self.data)
 
     def init(self, context: TrainingContext) -> ObserverState:
         """Nothing to remember."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from equipoise.arguments import checked_fields, require_integer
+from equipoise.arguments import checked_fields, require_integer, require_labelled
 from equipoise.losses import tailed_losses
 from equipoise.measure import kkt, margins
 from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
@@ -23,7 +23,7 @@ class Margin:
     Of the training set of a flow, or of examples of one's own: `Margin((X, y))` with labels in {-1, +1} for one score,
     class indices for several. The normalised figures and the KKT residuals need a homogeneous network, an exponential
     tail and separated data of a flow; they are left out elsewhere. The residuals are those of the `kkt_examples` least
-    margins. `support` counts positive KKT multipliers where there are some (T7: whatever the depth of the loss), else
+    margins. `support` counts positive KKT multipliers where there are some (T7: at any depth of the loss), else
     the examples that carry the gradient, by their softmax weights. `accuracy` is the share of examples with all margins
     positive.
     """
@@ -34,6 +34,8 @@ class Margin:
     name: ClassVar[str] = "margin"
 
     def __post_init__(self) -> None:
+        if self.data is not None:
+            require_labelled(self.data)
         require_integer("kkt_every", self.kkt_every, "pass kkt_every=10, in snapshots", least=1)
         require_integer("kkt_examples", self.kkt_examples, "pass kkt_examples=1000", least=1)
 

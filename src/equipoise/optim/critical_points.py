@@ -50,7 +50,7 @@ def minimise(
     """Minimise `loss(model) + ½ Σ_p λ_p ‖θ_p‖²` to a critical point; the model is left as it is.
 
     L-BFGS first (SciPy's, 30 pairs), then trust-region Newton by conjugate gradients on Hessian-vector products, which
-    leaves saddles along negative curvature, and Newton steps by MINRES where values no longer tell points apart; in
+    leaves saddles along negative curvature, and Newton steps by MINRES where values no longer distinguish points; in
     float64 on the trained parameters of a copy. The gradient at the result is computed anew, and its norm is part of
     it: nothing is claimed of a point that falls short, as may happen on the kink of a ReLU, where there is no gradient.
 

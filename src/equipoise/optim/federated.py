@@ -250,4 +250,4 @@ def _require(clients: Sequence[Examples], **positive: float) -> None:
             remedy="pass [(X1, y1), (X2, y2)]",
         )
     for name, value in positive.items():
-        require_positive(name, value, f"pass {name}= above 0")
+        require_positive(name, value, f"pass {name}=1")

@@ -71,8 +71,7 @@ class ProximalSGD(Optimizer):
             fits = isinstance(value, (int, float, Tensor)) and least <= float(value) < float(most or "inf")
             if not fits or (name == "lr" and float(cast("float", value)) == 0.0):
                 raise InputError(
-                    expected=f"a {name} of {'more than 0' if name == 'lr' else '0 or more'}"
-                    + (", below 1" if most else ""),
+                    expected=f"{name} {'above 0' if name == 'lr' else 'of 0 or more'}" + (", below 1" if most else ""),
                     found=repr(value),
                     remedy=f"leave out {name}= for its default",
                 )

@@ -29,7 +29,7 @@ def require_positive(name: str, value: float, remedy: str) -> float:
     1.0
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise InputError(expected=f"a positive {name}", found=repr(value), remedy=remedy)
+        raise InputError(expected=f"{name} to be a positive number", found=repr(value), remedy=remedy)
     return float(value)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from equipoise.page.words import typeset
+
 Reach = tuple[float, float]
 GROWTH = "growth s = log ‖w‖/‖w₀‖"
 
@@ -36,8 +38,8 @@ def canvas(title: str, logarithmic: bool = False, across: str = GROWTH) -> go.Fi
         hovermode="x unified",
         hoverlabel={"bgcolor": "var(--card)", "bordercolor": "var(--rule)", "namelength": -1},
         uirevision="kept",  # zoom and hidden layers survive a change of theme
-        xaxis={**axis, "automargin": True, "title_text": across, "hoverformat": ".3f"},
-        yaxis={**axis, "title_text": title, "hoverformat": ".3g", "exponentformat": "power"},
+        xaxis={**axis, "automargin": True, "title_text": typeset(across), "hoverformat": ".3f"},
+        yaxis={**axis, "title_text": typeset(title), "hoverformat": ".3g", "exponentformat": "power"},
     )
     if logarithmic:
         figure.update_yaxes(type="log", nticks=7, minorloglabels="none")

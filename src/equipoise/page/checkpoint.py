@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -53,11 +53,12 @@ def checkpoint_page(
 
 
 def _side(table: pd.DataFrame, suffix: str) -> pd.DataFrame:
-    """The columns of one checkpoint under their own names."""
+    """The rows that one checkpoint has, with its columns under their own names."""
     if not suffix:
         return table
     kept = ["name", *(name for name in table.columns if name.endswith(suffix))]
-    return table.loc[:, kept].rename(columns=lambda name: str(name).removesuffix(suffix))
+    there = table.loc[table[f"type{suffix}"].notna(), kept]
+    return there.rename(columns=lambda name: str(name).removesuffix(suffix))
 
 
 def _page(table: pd.DataFrame, tables: list[pd.DataFrame], label: str, other: str | None) -> str:
@@ -74,7 +75,7 @@ def _page(table: pd.DataFrame, tables: list[pd.DataFrame], label: str, other: st
         "checkpoint.html",
         label=label,
         other=other,
-        headline=_headline(tables),
+        headline=_headline(table, tables),
         depth=[(f"depth-{name}", title, said, embedded(plot)) for name, title, said, plot in by_depth if plot],
         spectra=[
             (
@@ -101,22 +102,59 @@ def _caption(members: Sequence[Sequence[Mapping[Any, Any] | None]]) -> str:
     return several + " and ".join("×".join(map(str, shape)) for shape in shapes)
 
 
-def _headline(tables: list[pd.DataFrame]) -> list[tuple[str, str, str]]:
-    """Of the first checkpoint."""
-    measured = [row for row in records(tables[0]) if row["stable_rank"] is not None]
-    if not measured:
+def _headline(table: pd.DataFrame, tables: list[pd.DataFrame]) -> list[tuple[str, str, str]]:
+    """Of each checkpoint, the figures of two joined by an arrow; and of two how far they are apart."""
+    measured = [[row for row in records(each) if row["stable_rank"] is not None] for each in tables]
+    if not all(measured):
         return []
-    numbers = float(sum(prod(row["shape"]) for row in measured))
-    shares = {row["name"]: 100 * row["stable_rank"] / row["null_stable_rank"] for row in measured}
-    lowest = min(shares, key=shares.__getitem__)
-    return [
-        ("matrices", plain(len(measured)), f"{plain(numbers)} numbers in them"),
-        ("stable rank", plain(median(row["stable_rank"] for row in measured)), "the median"),
-        ("of the random", f"{median(shares.values()):.0f}%", "the median share of a random matrix's stable rank"),
-        ("furthest from random", f"{shares[lowest]:.1f}%", lowest.replace(".weight", "")),
-        ("outliers", plain(sum(row["outliers"] or 0 for row in measured)), "singular values above the bulk of noise"),
-        ("without a spectrum", plain(len(tables[0]) - len(measured)), "tensors, with the reason below the table"),
+    numbers = [sum(prod(row["shape"]) for row in rows) for rows in measured]
+    shares = [{row["name"]: 100 * row["stable_rank"] / row["null_stable_rank"] for row in rows} for rows in measured]
+    ranks = [median(row["stable_rank"] for row in rows) for rows in measured]
+    found = [
+        ("matrices", _arrow(map(len, measured)), f"{_arrow(map(float, numbers))} numbers in them"),
+        ("stable rank", _arrow(float(f"{rank:.3g}") for rank in ranks), "of the median matrix"),
+        (
+            "share of random",
+            _arrow((median(each.values()) for each in shares), "{:.0f}%"),
+            "stable rank over that of a random matrix of the same shape, the median",
+        ),
+        (
+            "outliers",
+            _arrow(sum(row["outliers"] or 0 for row in rows) for rows in measured),
+            "singular values above the bulk of noise",
+        ),
     ]
+    if len(tables) > 1:
+        return [*found, *_apart(table)]
+    lowest = min(shares[0], key=shares[0].__getitem__)
+    return [
+        *found,
+        ("least share", f"{shares[0][lowest]:.1f}%", f"of a random matrix's stable rank, in {_short(lowest)}"),
+        ("without a spectrum", plain(len(table) - len(measured[0])), "tensors, with the reason below the table"),
+    ]
+
+
+def _apart(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """How far two checkpoints are apart: in the median, and where it is most."""
+    distances = {
+        str(name): float(far) for name, far in zip(table["name"], table["distance"], strict=True) if far == far
+    }
+    if not distances:
+        return [("distance", "—", "no matrix of one name and shape in both")]
+    most = max(distances, key=distances.__getitem__)
+    return [
+        ("distance", f"{median(distances.values()):.2g}", "‖B − A‖/‖A‖ of the median matrix"),
+        ("changed most", f"{distances[most]:.2g}", _short(most)),
+    ]
+
+
+def _arrow(values: Iterable[float], form: str = "") -> str:
+    """One value, or two with an arrow between; once where they are the same."""
+    return " → ".join(dict.fromkeys(form.format(value) if form else plain(value) for value in values))
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def _rows(tables: list[pd.DataFrame], columns: list[str]) -> list[dict[str, object]]:

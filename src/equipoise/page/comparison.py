@@ -18,8 +18,9 @@ from equipoise.notebook import notebook, require_matplotlib
 from equipoise.page.material import Material
 from equipoise.page.render import embedded, render, require_libraries, write
 from equipoise.page.words import plain
-from equipoise.runs import load
 from equipoise.sinks import short_labels
+from equipoise.sinks.disk import KIND as WATCHED
+from equipoise.store import Store
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -183,7 +184,7 @@ def compare(*runs: Source, labels: Sequence[str] | None = None) -> RunComparison
     """Lay runs of `eq.flow`, or trainings of `eq.watch`, over each other.
 
     Args:
-        runs: two or more, or the folders that they wrote; all of one kind.
+        runs: two or more, or the folders that they wrote, finished or not; all of one kind.
         labels: of each; by default the names of their folders, or A, B, …
 
     Returns:
@@ -202,16 +203,24 @@ def compare(*runs: Source, labels: Sequence[str] | None = None) -> RunComparison
     """
     if len(runs) < 2:
         raise InputError(expected="two runs or more", found=str(len(runs)), remedy="pass eq.compare(run_a, run_b)")
-    read = [each if isinstance(each, (Run, Log)) else load(Path(each)) for each in runs]
-    kinds = {isinstance(each, Run) for each in read}
+    read = [_records(each) for each in runs]
+    kinds = {is_flow for is_flow, _ in read}
     if len(kinds) > 1:
         raise InputError(
             expected="runs of eq.flow, or trainings of eq.watch", found="both", remedy="compare those of one kind"
         )
     named = _labels(runs, labels)
     at = "growth" if kinds == {True} else "step"
-    tables = tuple(each.table().assign(at=lambda table: table[at].astype(float)) for each in read)
+    tables = tuple(table.assign(at=table[at].astype(float)) for _, table in read)
     return RunComparison(named, tables, "growth s = log ‖w‖/‖w₀‖" if at == "growth" else "step")
+
+
+def _records(source: Source) -> tuple[bool, pd.DataFrame]:
+    """Whether a source is a flow, and its records: in a folder they are there without the model, and before the end."""
+    if isinstance(source, (Run, Log)):
+        return isinstance(source, Run), source.table()
+    with Store.open(source) as store:
+        return store.manifest.get("kind") != WATCHED, store.table()
 
 
 def _labels(runs: Sequence[Source], labels: Sequence[str] | None) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from equipoise.page.words import plain, power
 from equipoise.theorems.linear_tail import LinearTail, deficit_bounds
 
 SHADES = 5  # of each kind of layer, in the template's style sheet
+_HUES = {"linear": (175, 265), "relu": (0, 50)}  # of more layers than that, from the input up
 
 
 class Figure(NamedTuple):
@@ -226,7 +227,19 @@ def _colour(material: Material, place: str) -> str:
     if layer is None:
         return "var(--ink)"
     alike = [name for name, kind in kinds.items() if kind == kinds[layer]]
-    return f"var(--{'linear' if kinds[layer] == 'linear' else 'relu'}-{alike.index(layer) % SHADES})"
+    return _shade("linear" if kinds[layer] == "linear" else "relu", alike.index(layer), len(alike))
+
+
+def _shade(kind: str, place: int, count: int) -> str:
+    """A colour of the template's for few layers of a kind; for more, one between the first and the last hue.
+
+    >>> _shade("relu", 1, 3), _shade("linear", 0, 9), _shade("linear", 8, 9)
+    ('var(--relu-1)', 'hsl(175, 62%, 44%)', 'hsl(265, 62%, 44%)')
+    """
+    if count <= SHADES:
+        return f"var(--{kind}-{place})"
+    first, last = _HUES[kind]
+    return f"hsl({first + (last - first) * place / (count - 1):.0f}, 62%, {(44, 56)[place % 2]}%)"
 
 
 def _certified(material: Material) -> dict[str, pd.DataFrame]:

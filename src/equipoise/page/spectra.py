@@ -1,13 +1,13 @@
 """The figures of an analysed checkpoint: the spectra of each family of matrices, and its measures by depth.
 
-A family is all matrices whose names differ in numbers alone, `encoder.layer.*.output.dense.weight` say; the first
-number that differs within it is the depth. Families run from blue at the bottom to orange at the top.
+A family is all matrices whose names differ in the indices of layers alone, `encoder.layer.*.output.dense.weight` say;
+the index is the depth. Families run from blue at the bottom to orange at the top.
 """
 
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, TypeAlias
 
@@ -31,11 +31,12 @@ Row: TypeAlias = dict[Any, Any]  # of a table of `eq.analyze`
 
 @dataclass(frozen=True)
 class FamilyMember:
-    """One matrix of a family: its depth in it, and its rows, one for each checkpoint that has it."""
+    """One matrix of a family: its depth in it, its index as named, and its rows, one for each checkpoint."""
 
     name: str
     depth: int
-    rows: tuple[Row | None, ...]
+    index: str
+    rows: tuple[Row | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,25 +61,40 @@ def families(tables: Sequence[pd.DataFrame]) -> list[Family]:
                 rows.setdefault(str(row["name"]), [None] * len(tables))[place] = row
     grouped: dict[str, list[str]] = {}
     for name in rows:
-        grouped.setdefault(_NUMBER.sub("*", name), []).append(name)
+        grouped.setdefault(_role(name)[0], []).append(name)
     return [
         Family(
-            family if len(names) > 1 else names[0], tuple(FamilyMember(n, d, tuple(rows[n])) for n, d in _depths(names))
+            family if len(names) > 1 else names[0],
+            tuple(replace(member, rows=tuple(rows[member.name])) for member in _depths(names)),
         )
         for family, names in grouped.items()
     ]
 
 
-def _members(names: list[str], rows: Mapping[str, list[Row | None]]) -> tuple[FamilyMember, ...]:
-    return tuple(FamilyMember(name, depth, tuple(rows[name])) for name, depth in _depths(names))
+def _role(name: str) -> tuple[str, tuple[int, ...]]:
+    """A name with its indices as stars, and the indices: numbers between dots, and in words above the last of those.
+
+    Below it a number in a word tells roles apart, as in `layers.0.linear1` and `layers.0.linear2`; where no number is
+    between dots, those in words count layers, as in `fc1` and `fc2`.
+
+    >>> _role("layers.12.linear1.weight"), _role("fc2.weight")
+    (('layers.*.linear1.weight', (12,)), ('fc*.weight', (2,)))
+    >>> _role("layer1.0.conv2.weight")
+    ('layer*.*.conv2.weight', (1, 0))
+    """
+    parts = name.split(".")
+    last = max((place for place, part in enumerate(parts) if part.isdecimal()), default=len(parts) - 1)
+    above, below = ".".join(parts[: last + 1]), parts[last + 1 :]
+    return ".".join([_NUMBER.sub("*", above), *below]), tuple(map(int, _NUMBER.findall(above)))
 
 
-def _depths(names: list[str]) -> Iterator[tuple[str, int]]:
-    """Each name with the first of its numbers that is not the same in all."""
-    numbers = [[int(number) for number in _NUMBER.findall(name)] for name in names]
-    differing = [place for place, column in enumerate(zip(*numbers, strict=True)) if len(set(column)) > 1]
-    for name, its in zip(names, numbers, strict=True):
-        yield name, its[differing[0]] if differing else 0
+def _depths(names: Sequence[str]) -> Iterator[FamilyMember]:
+    """The names of a family by depth: the one index that differs within it, or the place in the order of several."""
+    indices = {name: _role(name)[1] for name in names}
+    differing = [place for place, column in enumerate(zip(*indices.values(), strict=True)) if len(set(column)) > 1]
+    for order, name in enumerate(sorted(names, key=indices.__getitem__)):
+        own = [indices[name][place] for place in differing]
+        yield FamilyMember(name, own[0] if len(own) == 1 else order, ".".join(map(str, own)))
 
 
 def spectra_figure(family: Family) -> go.Figure | None:
@@ -117,12 +133,15 @@ def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure
     shared = _shared_prefix([family.name for family in deep])
     for place, family in enumerate(deep):
         for side, dash in enumerate(_DASHES):
-            points = _by_depth(family, side, measure)
-            if points:
-                depth, values = (np.array(column, float) for column in zip(*points, strict=True))
+            members = _measured(family, side, measure)
+            if members:
+                depth = np.array([member.depth for member in members], float)
+                values = np.array([(member.rows[side] or {})[measure] for member in members], float)
                 figure.add_scatter(
                     x=depth,
                     y=values,
+                    customdata=[html.escape(member.name) for member in members],
+                    hovertemplate="%{customdata}: %{y}<extra></extra>",
                     mode="lines+markers",
                     marker={"size": 5},
                     name=html.escape(family.name.removeprefix(shared).replace(".weight", "")),
@@ -130,7 +149,17 @@ def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure
                     showlegend=side == 0,
                     line={"color": _colour(place, len(deep)), "dash": dash, "width": 2},
                 )
-    return figure if figure.data else None
+    return _counted(figure) if figure.data else None
+
+
+def _counted(figure: go.Figure) -> go.Figure:
+    """With an axis that counts layers: whole numbers, and half a layer beside the first and the last."""
+    depths = np.concatenate([trace.x for trace in figure.data])
+    low, high = float(depths.min()), float(depths.max())
+    figure.update_xaxes(range=[low - 0.5, high + 0.5])
+    if high - low <= 12:
+        figure.update_xaxes(tick0=low, dtick=1)
+    return figure
 
 
 def _shared_prefix(names: Sequence[str]) -> str:
@@ -140,14 +169,14 @@ def _shared_prefix(names: Sequence[str]) -> str:
     return "".join(f"{parts[0]}." for parts in shared) if len(names) > 1 else ""
 
 
-def _by_depth(family: Family, side: int, measure: str) -> list[tuple[int, float]]:
-    """Depth and measure of every member that has it, from the bottom up."""
-    rows = [(member.depth, member.rows[side]) for member in family.members if side < len(member.rows)]
-    return sorted((depth, float(row[measure])) for depth, row in rows if row is not None and pd.notna(row[measure]))
+def _measured(family: Family, side: int, measure: str) -> list[FamilyMember]:
+    """Every member that has the measure, from the bottom up."""
+    sided = [(member, member.rows[side]) for member in family.members if side < len(member.rows)]
+    return [member for member, row in sided if row is not None and pd.notna(row[measure])]
 
 
 def _said(family: Family, member: FamilyMember) -> str:
-    return f"layer {member.depth}" if len(family.members) > 1 else member.name
+    return f"layer {member.index}" if len(family.members) > 1 else member.name
 
 
 def _curve(figure: go.Figure, values: np.ndarray, said: str, colour: str, dash: str) -> None:
@@ -165,10 +194,9 @@ def _curve(figure: go.Figure, values: np.ndarray, said: str, colour: str, dash: 
 
 
 def _thinned(members: Sequence[FamilyMember]) -> list[FamilyMember]:
-    ordered = sorted(members, key=lambda member: member.depth)
-    if len(ordered) <= CURVES:
-        return ordered
-    return [ordered[place] for place in np.linspace(0, len(ordered) - 1, CURVES).round().astype(int)]
+    if len(members) <= CURVES:
+        return list(members)
+    return [members[place] for place in np.linspace(0, len(members) - 1, CURVES).round().astype(int)]
 
 
 def _colour(place: int, count: int) -> str:

@@ -18,7 +18,7 @@ from equipoise.page.render import embedded, render, write
 from equipoise.page.words import plain
 from equipoise.sinks import short_labels
 
-CURVES = 10  # of a figure: more are not told apart
+CURVES = 10  # of a figure: more cannot be distinguished
 _STEPS = "step"
 _MATRIX = ("sigma_1", "stable_rank", "rank_one_residual", "alignment_next")
 

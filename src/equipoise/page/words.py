@@ -49,16 +49,19 @@ def plain(value: object) -> str:
 
 
 def typeset(text: str) -> str:
-    """HTML of a text with its sub- and superscripts raised and lowered: `W_F`, `Σ_{i≤5}`, `a^4`, `e^(-2 s)`.
+    """HTML of a text with its sub- and superscripts raised and lowered: `W_F`, `Σ_{i≤5}`, `a^4`, `e^(-2 s)`, `e^{-s}`.
 
-    Names of more than one letter keep their underscores.
+    Names of more than one letter keep their underscores, but for those of functions, as `min_i`.
 
     >>> typeset("‖W‖_F ≤ a^4 Σ_{i≤5} σ_i² of layer_1.weight <b>")
     '‖W‖<sub>F</sub> ≤ a<sup>4</sup> Σ<sub>i≤5</sub> σ<sub>i</sub>² of layer_1.weight &lt;b&gt;'
+    >>> typeset("min_i m_i / ‖w‖^L, e^{-2s}")
+    'min<sub>i</sub> m<sub>i</sub> / ‖w‖<sup>L</sup>, e<sup>-2s</sup>'
     """
     shown = html.escape(text)
-    shown = re.sub(r"\^(?:\(([^()]*)\)|(-?\w+))", lambda found: f"<sup>{found[1] or found[2]}</sup>", shown)
-    lowered = r"(?<![\w.])(\w|\w?[‖⟩])_(?:\{([^{}]*)\}|([A-Za-z0-9+]+))"
+    raised = r"\^(?:\(([^()]*)\)|\{([^{}]*)\}|(-?\w+))"
+    shown = re.sub(raised, lambda found: f"<sup>{found[1] or found[2] or found[3]}</sup>", shown)
+    lowered = r"(?<![\w.])(min|max|\w|\w?[‖⟩])_(?:\{([^{}]*)\}|([A-Za-z0-9+]+))"
     return re.sub(lowered, lambda found: f"{found[1]}<sub>{found[2] or found[3]}</sub>", shown)
 
 

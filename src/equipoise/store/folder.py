@@ -3,6 +3,7 @@
     weights/NAME.safetensors   weights at chosen times, among them initial and final
     records.sqlite             tidy records and the last checkpoints, in WAL mode
     manifest.json              format, versions, and what the run was asked to do
+    config.toml                the options of the command, where one was typed
     result.json                the summary, once the run is finished, and the hashes of all the rest
 
 If a process is killed, at any instant, each file is whole, and records and checkpoints belong together. The manifest
@@ -50,6 +51,7 @@ from equipoise.store.files import (
     remove,
     weights_hash,
 )
+from equipoise.store.options import CONFIG, options_text
 
 FORMAT, VERSION = "equipoise-run", 2
 LOCK = ".lock"
@@ -170,6 +172,11 @@ class Store:
         if changes:
             place_json(self.folder / MANIFEST, self.manifest | dict(changes))
             self.manifest.update(changes)
+
+    def save_options(self, options: Mapping[str, object]) -> None:
+        """Write `config.toml`, which is for people: it may be edited, and no run is read from it."""
+        with in_one_line(self.folder):
+            place(self.folder / CONFIG, options_text(options).encode())
 
     def commit(self, records: Iterable[Record], checkpoint: ResumePoint | None = None) -> None:
         """Append records and a checkpoint, both or neither.

@@ -13,6 +13,7 @@ from equipoise.laws import Laws
 from equipoise.losses import Loss
 from equipoise.notebook import notebook
 from equipoise.references import REFERENCES, Reference
+from equipoise.stages import staged
 from equipoise.store import finite
 from equipoise.theorems import assumptions, formatting
 from equipoise.theorems.checks import THEOREMS
@@ -239,7 +240,7 @@ def certify(
 
 def _certificate(evidence: Evidence) -> Certificate:
     """Each theorem checked once on the evidence; its statements judged by the assumptions that were decided."""
-    results = [check(evidence) for check in THEOREMS]
+    results = [check(evidence) for check in staged(THEOREMS, "checking theorems")]
     found = (
         *assumptions.of_network(evidence),
         *(assumption for result in results for assumption in result.assumptions),
@@ -259,7 +260,7 @@ def _notes(evidence: Evidence, standings: Mapping[str, Standing]) -> tuple[str, 
         )
     if standings["laws conserved"] == "failed":
         notes.append(
-            "the laws did not survive: the bounds from today's matrices hold at any point, whatever the optimizer"
+            "the laws did not survive: the bounds from today's matrices hold at any point, under any optimizer"
         )
-    start = "today, whatever the optimizer" if evidence.initial is None else "initialisation, drift and rounding added"
+    start = "today, under any optimizer" if evidence.initial is None else "initialisation, drift and rounding added"
     return (*notes, f"bounds from the conserved matrices of {start}")

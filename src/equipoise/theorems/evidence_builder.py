@@ -16,6 +16,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import Layer, read_chain, read_tail
 from equipoise.integrate.objective import shares, weighted_examples
+from equipoise.integrate.validation import outputs_of_two
 from equipoise.laws import Laws, invariances
 from equipoise.losses import Loss, named_loss
 from equipoise.theorems.evidence import Evidence
@@ -169,8 +170,7 @@ def _placed(data: object, loss: Loss, weights: Weights) -> tuple[Tensor, Tensor]
 
 
 def _check_outputs(model: nn.Module, X: Tensor, y: Tensor, loss: Loss) -> None:
-    with torch.no_grad():
-        scores = model(X[:2]).reshape(len(X[:2]), -1).shape[1]
+    scores = outputs_of_two(model, X).reshape(len(X[:2]), -1).shape[1]
     expected = max(2, int(y.max()) + 1) if loss.multiclass else 1
     if scores < expected or (scores > 1 and not loss.multiclass):
         raise InputError(

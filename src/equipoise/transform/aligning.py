@@ -13,6 +13,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs
 from equipoise.laws import invariances
 from equipoise.models import copied_model
+from equipoise.stages import stage, staged
 from equipoise.transform.compact_group import Element, Symmetry, symmetries
 from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, verified
@@ -130,7 +131,8 @@ def align(model: nn.Module, reference: nn.Module, example_inputs: Inputs) -> Ali
     own = ModelFunction(copied_model(model), example_inputs, aliases)
     double = ModelFunction.in_double(model, example_inputs, aliases)
     target = ModelFunction.in_double(reference, example_inputs, aliases).weights()
-    group, refused = tried_symmetries(laws.captured, double, tolerance)
+    with stage("trying each symmetry on the example"):
+        group, refused = tried_symmetries(laws.captured, double, tolerance)
     given = double.weights() | double.buffers()
     weights, sweeps, moves = _nearest(group, given, target)
     function_change = double.change(weights)
@@ -236,7 +238,7 @@ def _ascend(parts: Sequence[Symmetry], weights: Weights, target: Weights, units:
     sweeps, gain = 0, float("inf")
     while gain > GAIN * scale and sweeps < SWEEPS:
         gain, sweeps = 0.0, sweeps + 1
-        for part, own in zip(parts, units, strict=True):
+        for part, own in staged(list(zip(parts, units, strict=True)), f"aligning, sweep {sweeps}"):
             element = part.nearest(weights, target)
             moved = part.moved(element)
             if moved and (step := _gain(part, element, weights, target)) > 0:

@@ -13,6 +13,7 @@ from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
 from equipoise.laws import Law, invariances
 from equipoise.models import copied_model
+from equipoise.stages import stage, staged
 from equipoise.transform.equal_sides import equal_range, least_norm, log_range_gap
 from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, Vanished, imbalance, partition, true_laws, vanished
@@ -152,7 +153,8 @@ def balance(
     double = ModelFunction.in_double(model, example_inputs, aliases)
     given = double.weights()
     movable, immovable = partition(laws, given, approximate=approximate)
-    movable, faults = _tried(movable, double, tolerance)
+    with stage("trying each law on the example"):
+        movable, faults = _tried(movable, double, tolerance)
     weights = {name: weight.clone() for name, weight in given.items()}
     movable, unsuited = _suited(movable, weights, objective)
     sweeps = _sweep_norm(movable, weights) if objective == "norm" else _sweep_range(movable, weights)
@@ -199,9 +201,9 @@ def _sweep_norm(laws: Sequence[Law], weights: Weights) -> int:
     sweeps = stalled = 0
     while left > FINEST and sweeps < SWEEPS and stalled < 3:
         before = left
-        for law in solvable:
-            least_norm(law, weights)
         sweeps += 1
+        for law in staged(solvable, f"balancing, sweep {sweeps}: largest law {left:.1e} of ‖w‖²"):
+            least_norm(law, weights)
         left = _largest(laws, weights)
         if left > FAST * before and left > FINEST:
             newton_step(laws, weights)
@@ -214,7 +216,7 @@ def _sweep_range(laws: Sequence[Law], weights: Weights) -> int:
     for sweep in range(SWEEPS):
         if log_range_gap(laws, weights) <= EQUAL / 10:
             return sweep
-        for law in laws:
+        for law in staged(laws, f"equalising ranges, sweep {sweep + 1}"):
             equal_range(law, weights)
     return SWEEPS
 

@@ -68,8 +68,8 @@ def measure(case: Case) -> Measurement:
 EXPERIMENT = Experiment(
     name="pair-drift",
     title="ReLU networks: pairs that are not co-active drift as predicted",
-    statement="⟨in_u, in_v⟩ - ⟨out_u, out_v⟩ of two neurons that are not on for the same examples does change, by "
-    "exactly the integral over the flow of what they do not share.",
+    statement="⟨a_u, a_v⟩ - ⟨b_u, b_v⟩ of two neurons that are not on for the same examples, a the weights that they "
+    "read by and b those that read them, does change: by exactly the integral over the flow of what they do not share.",
     theorem="T2.4",
     sources=("le2022training",),
     statistic="largest difference between drift and integral, over the largest drift; over pairs and time",

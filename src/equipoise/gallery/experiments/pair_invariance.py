@@ -46,8 +46,8 @@ def measure(case: Case) -> Measurement:
 EXPERIMENT = Experiment(
     name="pair-invariance",
     title="ReLU networks: pair-wise invariance of co-active neurons",
-    statement="Two neurons of a ReLU layer that are on for the same examples keep ⟨in_u, in_v⟩ - ⟨out_u, out_v⟩, for "
-    "as long as they are.",
+    statement="Two neurons of a ReLU layer that are on for the same examples keep ⟨a_u, a_v⟩ - ⟨b_u, b_v⟩, where "
+    "a are the weights that a neuron reads by and b those that read it, for as long as they are.",
     theorem="T2, T2.1",
     sources=("le2022training",),
     statistic="what the law of a pair moves by in the steps in which it is co-active, over ‖w‖²; the worst pair and "

@@ -14,6 +14,7 @@ from equipoise.gallery.literature.paper import Paper
 from equipoise.gallery.literature.records import PaperResults, PaperRow, command_of
 from equipoise.gallery.literature.table import ordered_values
 from equipoise.page.render import Embeddable, embedded, library, render, require_libraries, write
+from equipoise.page.words import typeset
 
 COLOURS = [f"var(--{kind}-{place})" for place in range(5) for kind in ("linear", "relu")]
 LIBRARY = "plotly.min.js"
@@ -93,6 +94,7 @@ def draw(paper: Paper, rows: Sequence[PaperRow]) -> Embeddable:
         dash = "dot" if row.verdict == "differs" else "solid"
         colour = COLOURS[names.index(name) % len(COLOURS)]
         line(figure, positive(curve) if picture.logarithmic else curve, name, colour, dash, 1.5, legendgroup=name)
+        figure.update_traces(selector=-1, name=typeset(name))
         hover = f"seed {row.seed}: %{{y:.3g}}<extra></extra>"
         figure.update_traces(selector=-1, showlegend=name not in seen, hovertemplate=hover)
         seen.add(name)

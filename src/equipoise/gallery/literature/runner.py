@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from joblib import Parallel, delayed
 
+from equipoise.arguments import checked, require_real, require_runs
 from equipoise.gallery.literature.catalogue import catalogue, paper
 from equipoise.gallery.literature.paper import PaperCase, failed_outcome
 from equipoise.gallery.literature.records import PaperResults, PaperRow, paper_row, save_row
@@ -17,6 +18,7 @@ from equipoise.integrate.sweep import parallel_backend
 from equipoise.store import finite
 
 
+@checked
 def run_papers(
     *keys: str,
     full: bool = False,
@@ -49,6 +51,9 @@ def run_papers(
     >>> results.rows
     ()
     """
+    require_runs(seeds or (), jobs)
+    if minutes is not None:
+        require_real("minutes", minutes, "pass minutes=10", above=0)
     asked = [paper(key) for key in keys or catalogue()]
     planned = [(each.key, full, seed, minutes) for each in asked for seed in (each.seeds if seeds is None else seeds)]
     rows: list[PaperRow] = []

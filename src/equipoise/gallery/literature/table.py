@@ -60,12 +60,12 @@ def _lines(paper: Paper, rows: Sequence[PaperRow], results: PaperResults, settin
 
 
 def _exceptions(shown: Sequence[tuple[Paper, Sequence[PaperRow]]]) -> list[str]:
-    """One line for every case that differs or says nothing, and what was tried."""
+    """One line for every case that differs or to which the claim does not apply, and what was tried."""
     lines = []
     for paper, rows in shown:
         differing = [row for row in rows if row.verdict == "differs"]
         lines += [f"- **differs**: {paper.key}, seed {row.seed}. {row.remark}" for row in differing]
         lines += [f"- what was tried for {paper.key}: {paper.tried}"] if differing and paper.tried else []
         without = [row for row in rows if row.verdict == "no premise"]
-        lines += [f"- says nothing: {paper.key}, seed {row.seed}: {row.premise}." for row in without]
+        lines += [f"- does not apply: {paper.key}, seed {row.seed}: {row.premise}." for row in without]
     return lines or ["Every claim holds in every run."]

@@ -31,7 +31,7 @@ def measure(case: PaperCase[LongFlow]) -> Outcome:
     model = mlp([setting.inputs, setting.hidden, setting.hidden, 1], seed=case.seed)
     run = flow(model, (X, y), until=goals[-1], save_at=goals, observe=[], max_steps=4000)
     if run.status.value not in ("reached", "precision_floor"):
-        return Outcome.without(f"the flow ended as {run.status.value}")
+        return Outcome.without(run.status.ending)
     directions = []
     for goal in goals:
         weights = torch.nn.utils.parameters_to_vector(run.at(goal).parameters()).detach()

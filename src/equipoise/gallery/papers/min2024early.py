@@ -53,7 +53,7 @@ def measure(case: PaperCase[SmallStart]) -> Outcome:
         run = flow(model, (X, y), "logistic", goal, observe=[Quantities(figures_of)], max_steps=case.setting.max_steps)
         case.log_table(run.table(), scale=scale)
         if run.status.value != "reached":
-            return Outcome((), figures, curves, premise=f"from {scale:g} the flow ended as {run.status.value}")
+            return Outcome((), figures, curves, premise=f"from {scale:g}, {run.status.ending}")
         table = (
             run.table()
             .pivot_table(index=["step", "growth", "log_loss", "log_time"], columns="quantity", values="value")

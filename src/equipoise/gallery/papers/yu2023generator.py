@@ -45,7 +45,7 @@ def measure(case: PaperCase[GeneratorTraining]) -> Outcome:
     classifier = mlp([X.shape[1], setting.hidden, 1], seed=case.seed)
     run = flow(classifier, (X, y), "logistic", LogLoss(setting.log_loss), observe=[Margin()])
     if run.status.value not in ("reached", "precision_floor"):
-        return Outcome.without(f"the flow ended as {run.status.value}")
+        return Outcome.without(run.status.ending)
     own = run.last("margin", "kkt_epsilon")
     if own is None:
         return Outcome.without("the flow did not separate the data")

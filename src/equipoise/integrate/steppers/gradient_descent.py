@@ -57,6 +57,8 @@ class GradientDescent:
         given: object = self.lr
         if isinstance(given, Iterable) and not isinstance(given, str):
             object.__setattr__(self, "lr", given := tuple(given))
+        if given == ():
+            raise InputError(expected="learning rates", found="none", remedy="pass lr=0.1, or a rate for each step")
         if not callable(given):
             for rate in given if isinstance(given, tuple) else (given,):
                 check_rate(rate)
