@@ -154,7 +154,8 @@ def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure
 
 def _counted(figure: go.Figure) -> go.Figure:
     """With an axis that counts layers: whole numbers, and half a layer beside the first and the last."""
-    depths = np.concatenate([trace.x for trace in figure.data])
+    traces: Any = figure.data  # plotly types it as strings
+    depths = np.concatenate([trace.x for trace in traces])
     low, high = float(depths.min()), float(depths.max())
     figure.update_xaxes(range=[low - 0.5, high + 0.5])
     if high - low <= 12:
