@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts = "to read and write files", what, "free some space, or choose another place"
         with suppress(OSError):  # of standard output itself
             _say_error(dict(zip(("expected", "found", "remedy"), parts, strict=True)), typed_words)
-            sys.stdout.flush()
+            print(end="", flush=True)
         _drop_output()
         sys.exit(_complain("expected {}; found {}; {}".format(*parts)))
     sys.exit(code if isinstance(code, int) else 0)
