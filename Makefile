@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_EXTRA)
 
-.PHONY: demo test test-fast coverage lint package bench gallery docs faults fuzz clean
+.PHONY: demo test test-fast test-slow coverage lint package bench gallery docs faults fuzz clean
 
 demo: $(VENV)/.report
 	$(BIN)/equipoise demo
@@ -15,6 +15,9 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test  # without the long tests, and with one case of each long family: under two minutes
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow and not long'
+
+test-slow: $(VENV)/.test  # what `make test` shows by a sample, and longer experiments
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 coverage: $(VENV)/.dev  # the files below 90% of statements
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=

@@ -1,4 +1,6 @@
-"""Every file in examples/ runs as it stands; those whose first line is `# slow` only with the other slow tests."""
+"""Every file in examples/ runs as it stands; those whose first line is `# slow`, and those that other
+tests run too, only with the other slow tests.
+"""
 
 import os
 import subprocess
@@ -10,8 +12,12 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
+# Run by tests/integrations/test_trainers.py, and what the last two do by those of the laws and the decomposition.
+ELSEWHERE = {"watch_training.py", "watch_lightning.py", "watch_huggingface.py", "minilm_laws.py", "decomposition.py"}
+
+
 def slow(path: Path) -> bool:
-    return path.read_text(encoding="utf-8").partition("\n")[0].strip() == "# slow"
+    return path.name in ELSEWHERE or path.read_text(encoding="utf-8").partition("\n")[0].strip() == "# slow"
 
 
 def parameters():

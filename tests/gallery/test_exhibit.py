@@ -35,7 +35,9 @@ def page(results, tmp_path_factory):
 
 
 @needs_browser
-@pytest.mark.parametrize(("width", "theme", "ink"), [(390, 0, "#e4e2dc"), (1280, 1, "#22252b")])
+@pytest.mark.parametrize(
+    ("width", "theme", "ink"), [(390, 0, "#e4e2dc"), pytest.param(1280, 1, "#22252b", marks=pytest.mark.slow)]
+)
 def test_every_claim_is_drawn_in_the_readers_theme_and_width(page, tmp_path, width, theme, ink):
     seen = look(page, tmp_path, width, theme)
     assert seen["width"] == width

@@ -18,6 +18,7 @@ from equipoise.gallery.registry import CLAIMS
 from equipoise.gallery.results import row
 from equipoise.gallery.tails import within_bounds
 from equipoise.integrate.goals import LogLoss, Steps
+from equipoise.networks import mlp
 from equipoise.references import REFERENCES
 from helpers.command import call
 
@@ -26,19 +27,14 @@ QUICK = {"data": ["separable"], "seeds": [0], "jobs": 1}
 
 @pytest.fixture(scope="module")
 def results():
-    return run("linear-rank-one", "linear-svm", "two-points", **QUICK)
+    return run("two-points", "two-points-square", **QUICK)
 
 
 def test_quick_claims_hold_on_separable_data(results):
     table = results.table
-    assert table["verdict"].tolist() == ["holds"] * 3
-    assert table["claim"].tolist()[:2] == ["linear-rank-one", "linear-svm"]
+    assert table["verdict"].tolist() == ["holds"] * 2
+    assert table["claim"].tolist() == ["two-points", "two-points-square"]
     assert results.failed == []
-
-
-def test_claims_that_look_at_one_network_train_it_once(results):
-    seconds = results.table.set_index("claim")["seconds"]
-    assert seconds["linear-svm"] < seconds["linear-rank-one"] / 5
 
 
 def test_every_claim_says_what_it_must():
@@ -52,7 +48,15 @@ def test_every_claim_says_what_it_must():
 
 @pytest.fixture(scope="module")
 def trail():
-    return Case("separable", 0).train(replace(DEEP_LINEAR, until=LogLoss(-1e3)))
+    narrow = lambda example, seed: mlp([example.numel(), 6, 6, 1], linear_tail=3, seed=seed)  # noqa: E731
+    return Case("separable", 0).train(replace(DEEP_LINEAR, network=narrow, until=LogLoss(-1e3)))
+
+
+def test_claims_that_look_at_one_network_train_it_once(trail):
+    case = Case("separable", 0, trails={DEEP_LINEAR: trail})
+    found = [CLAIMS[name].measure(case).statistic for name in ("linear-rank-one", "linear-svm", "linear-margin")]
+    assert all(map(math.isfinite, found))
+    assert list(case.trails) == [DEEP_LINEAR]
 
 
 def test_a_tail_that_starts_elsewhere_than_it_says_leaves_its_bounds(trail):
@@ -72,9 +76,10 @@ def test_laws_that_are_not_kept_are_seen(trail):
 
 @pytest.fixture(scope="module")
 def descent():
-    """A short descent under the name of the gallery's."""
+    """A short descent of a narrow network under the name of the gallery's."""
     case = Case("separable", 0)
-    short = case.train(replace(DESCENT, until=Steps(40)))
+    narrow = lambda example, seed: mlp([example.numel(), 6, 6, 6, 1], linear_tail=2, seed=seed)  # noqa: E731
+    short = case.train(replace(DESCENT, network=narrow, until=Steps(40)))
     return case, short
 
 
@@ -164,10 +169,10 @@ def test_results_survive_their_folder_and_keep_those_of_other_claims(results, tm
     again.save(tmp_path)
     kept = load(tmp_path).table
     assert len(kept) == len(results.rows)
-    assert kept["verdict"].value_counts().to_dict() == {"holds": 2, "no premise": 1}
-    assert (tmp_path / "gallery.csv").read_text().count("\n") == 4
+    assert kept["verdict"].value_counts().to_dict() == {"holds": 1, "no premise": 1}
+    assert (tmp_path / "gallery.csv").read_text().count("\n") == 3
     replace(results, rows=[{**results.rows[0], "seed": 1}]).save(tmp_path)
-    assert sorted(load(tmp_path).table.query("claim == 'linear-rank-one'")["seed"]) == [0, 1]
+    assert sorted(load(tmp_path).table.query("claim == 'two-points'")["seed"]) == [0, 1]
 
 
 def test_refusals_are_one_line(tmp_path):

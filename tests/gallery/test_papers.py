@@ -183,7 +183,9 @@ def test_the_documentation_is_about_the_papers_as_they_are():
 
 
 @needs_browser
-@pytest.mark.parametrize(("width", "theme", "ink"), [(390, 0, "#e4e2dc"), (1280, 1, "#22252b")])
+@pytest.mark.parametrize(
+    ("width", "theme", "ink"), [(390, 0, "#e4e2dc"), pytest.param(1280, 1, "#22252b", marks=pytest.mark.slow)]
+)
 def test_a_page_for_each_paper(results, tmp_path, width, theme, ink):
     index = write_pages(results, tmp_path)
     page = tmp_path / f"{KEY}.html"

@@ -97,25 +97,33 @@ def failing_at(call, work):
     return fails
 
 
-def failing(kind, where, rank, size, folder):
-    """A training in which a look fails on the last process, before or after what all sum up together."""
+PLACES = {
+    "before the sum": (krylov, "_multiply", 60),
+    "after the sum": (krylov, "leading_of", 11),
+    "in the laws": (UnitLaws, "sums", 6),
+    "of the laws": (UnitLaws, "figures", 4),
+}
+
+
+def failing(kind, places, rank, size, folder):
+    """Trainings in which a look fails on the last process, before or after what all sum up together."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    model = wrapped(network(), kind, size)
-    if rank == size - 1:
-        owner, name, call = {
-            "before the sum": (krylov, "_multiply", 60),
-            "after the sum": (krylov, "leading_of", 11),
-            "in the laws": (UnitLaws, "sums", 6),
-            "of the laws": (UnitLaws, "figures", 4),
-        }[where]
-        setattr(owner, name, failing_at(call, getattr(owner, name)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     part = slice(rank * len(X) // size, (rank + 1) * len(X) // size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", eq.TrainingAlarm)
-        log = train(model, optimizer, part, f"{folder}/run", rank == 0)
-    Path(folder, f"off{rank}").write_text(json.dumps(log.off))
+    off = []
+    for place in places:
+        model = wrapped(network(), kind, size)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        owner, name, call = PLACES[place]
+        work = getattr(owner, name)
+        if rank == size - 1:
+            setattr(owner, name, failing_at(call, work))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", eq.TrainingAlarm)
+            log = train(model, optimizer, part, f"{folder}/{place}", rank == 0)
+        setattr(owner, name, work)
+        off.append(log.off)
+    Path(folder, f"off{rank}").write_text(json.dumps(off))
     dist.barrier()
     dist.destroy_process_group()
 

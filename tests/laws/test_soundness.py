@@ -145,7 +145,7 @@ def check(family, model, size, loss):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_law_of_a_random_network_holds(family):
-    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6, suppress_health_check=list(HealthCheck))
     @given(networks(family), st.integers(2, 6), st.sampled_from(LOSSES))
     def holds(model, size, loss):
         check(family, model, size, loss)

@@ -57,7 +57,7 @@ def within_autocast(model):
     return model
 
 
-@pytest.mark.parametrize("kind", [Projected, Contracted, Batched])
+@pytest.mark.parametrize("kind", [Projected, Contracted, pytest.param(Batched, marks=pytest.mark.slow)])
 def test_laws_are_those_without_autocast(kind):
     plain, cast = invariances(kind(), X), read_laws(within_autocast(kind()), X)
     assert len(plain) > 0

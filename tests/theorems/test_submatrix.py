@@ -87,7 +87,7 @@ def test_the_bounds_are_those_of_the_slow_twin(run, moment):
     assert found.written.deficit == pytest.approx(deficit, rel=1e-9)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.integers(0, 2**31),
     st.booleans(),

@@ -13,6 +13,7 @@ from equipoise.integrate.margins.readout import BinaryReadout, MulticlassReadout
 from equipoise.integrate.problem import build_margins
 from equipoise.measure.margins import class_margins
 from equipoise.networks import mlp, residual_mlp
+from helpers.sampling import sampled
 
 MODELS = {
     "chain": lambda: mlp([6, 5, 4, 3, 1], linear_tail=2, seed=1),
@@ -50,8 +51,11 @@ def close(a, b):
     return torch.allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("implementation", [build_margins, GraphMargins])
-@pytest.mark.parametrize("name", MODELS)
+EACH = [(name, implementation) for name in MODELS for implementation in (build_margins, GraphMargins)]
+SLOW = [(name, GraphMargins) for name in ("biased chain", "leaky", "classes skip")]
+
+
+@pytest.mark.parametrize(("name", "implementation"), sampled(EACH, SLOW))
 def test_products_of_the_jacobian_are_those_of_autograd(name, implementation):
     model, margins, weights = setting(name, implementation)
     classes = classes_of(name)
@@ -73,8 +77,7 @@ def test_products_of_the_jacobian_are_those_of_autograd(name, implementation):
         assert torch.allclose(moved, (after - before) / 2e-6, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("implementation", [build_margins, GraphMargins])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "implementation"), sampled(EACH, SLOW))
 def test_kernel_of_combined_margins(name, implementation):
     """Pairs out of order, examples repeated, each with its own combination of margins."""
     model, margins, weights = setting(name, implementation)
