@@ -84,7 +84,7 @@ def refresh(model, laws):
     states = [observer.init(context) for observer in observers]
 
     def take():
-        squares = group.squares(weights)
+        squares = group.census(weights).squares
         spectra = tracker.at(weights, squares)
         snapshot = Snapshot(1, 1.0, weights, 1.0, spectra, full=False, laws=plan(weights))
         for observer, state in zip(observers, states, strict=True):
@@ -104,7 +104,7 @@ def accuracy(kind, sweeps, size=768):
     exact = float(torch.linalg.svdvals(matrix.double())[0])
     tracker, weights = SpectrumTracker((Unfolding("w"),), 4, ProcessGroup()), {"w": matrix}
     for _ in range(sweeps + 1):  # the first snapshot takes several sweeps
-        (seen,) = tracker.at(weights, ProcessGroup().squares(weights)).leading([Unfolding("w")], 4)
+        (seen,) = tracker.at(weights, ProcessGroup().census(weights).squares).leading([Unfolding("w")], 4)
     return abs(seen.values[0] / exact - 1), seen.error_bound / exact
 
 

@@ -28,6 +28,7 @@ GROUPS = {
         "references",
         "models",
         "threads",
+        "jobs",
         "notebook",
         "stages",
         "arguments",

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from equipoise.errors import StoreError
-from equipoise.store import Record, ResumePoint, Store
+from equipoise.store import Record, ResumePoint, Store, append_json, read_json_lines
 
 
 def record(step, value=0.0, quantity="margin"):
@@ -547,3 +547,16 @@ def test_killed_at_any_instant(tmp_path):
     with Store.open(tmp_path / "run") as store:
         assert store.checkpoint().step > 0
         assert isinstance(store.table(), pd.DataFrame)
+
+
+def test_lines_are_added_whole_and_a_torn_one_is_cut_off(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_json(path, {"seed": 0, "loss": math.inf})
+    with path.open("ab") as file:
+        file.write(b'{"seed": 1, "lo')  # killed while it wrote
+    assert read_json_lines(path) == [{"seed": 0, "loss": None}]
+    append_json(path, {"seed": 2})
+    assert read_json_lines(path) == [{"seed": 0, "loss": None}, {"seed": 2}]
+    path.write_bytes(b'{"seed": 1, "lo\n')
+    with pytest.raises(StoreError, match=r"an intact .*rows.jsonl"):
+        read_json_lines(path)

@@ -56,7 +56,7 @@ TOPICS = {
     ),
     "Gallery": ("equipoise.gallery", "equipoise.gallery.literature", "equipoise.gallery.experiment: Criterion"),
     "Errors and references": (
-        "equipoise.errors: EquipoiseError InputError CaptureError StoreError Interrupted",
+        "equipoise.errors: EquipoiseError InputError CaptureError StoreError WorkerDied Interrupted",
         "equipoise: cite",
         "equipoise.references: Reference",
     ),

@@ -48,6 +48,10 @@ class StoreError(EquipoiseError, OSError):
     """A run folder that cannot be written or read."""
 
 
+class WorkerDied(EquipoiseError):
+    """A job of a sweep or of a gallery whose worker processes die again and again."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A flow that was interrupted, with what to type to go on."""
 

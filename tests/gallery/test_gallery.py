@@ -37,6 +37,18 @@ def test_quick_claims_hold_on_separable_data(results):
     assert results.failed == []
 
 
+def test_a_run_that_was_stopped_goes_on_with_what_is_missing(tmp_path):
+    run("two-points", **QUICK, out=tmp_path)
+    before, so_far = load(tmp_path).rows[0], []
+    again = run(
+        "two-points", **{**QUICK, "seeds": [0, 1]}, resume=True, out=tmp_path, callback=lambda *n: so_far.append(n)
+    )
+    assert so_far == [(2, 2)]
+    assert [row["seed"] for row in again.rows] == [0, 1]
+    assert again.rows[0]["seconds"] == before["seconds"]  # not measured again
+    assert load(tmp_path).rows == again.rows
+
+
 def test_every_claim_says_what_it_must():
     assert len(claims()) == len({claim.name for claim in claims()})
     for claim in claims():

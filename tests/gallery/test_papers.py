@@ -30,6 +30,7 @@ from equipoise.gallery.literature.table import BEGIN, END
 from equipoise.gallery.literature.training import Quantities, batches, train
 from equipoise.references import REFERENCES
 from helpers.browser import look, needs_browser
+from helpers.clusters import cluster
 from helpers.command import call
 
 KEY = "roy2007effective"  # a reference that has no entry of its own
@@ -141,6 +142,34 @@ def test_every_run_is_kept_with_its_raw_log(results, made_up, tmp_path):
     (tmp_path / "papers.jsonl").write_text("{}\n")
     with pytest.raises(StoreError, match="move the file away"):
         load_papers(tmp_path)
+
+
+def test_a_run_that_was_stopped_goes_on(made_up, tmp_path):
+    """A row that was being written is no row; what is there is not measured again."""
+    run_papers(KEY, seeds=[0, 1], jobs=1, out=tmp_path)
+    whole = (tmp_path / "papers.jsonl").read_bytes()
+    (tmp_path / "papers.jsonl").write_bytes(whole[:-20])
+    assert [row.seed for row in load_papers(tmp_path).rows] == [0]
+    so_far = []
+    again = run_papers(
+        KEY, seeds=[0, 1, 3], jobs=1, resume=True, out=tmp_path, callback=lambda *counts: so_far.append(counts)
+    )
+    assert [row.seed for row in again.rows] == [0, 1, 3]
+    assert so_far == [(1, 3), (2, 3), (3, 3)]
+    assert load_papers(tmp_path) == again
+    assert len((tmp_path / "papers.jsonl").read_bytes().splitlines()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the clusters' own sockets
+@pytest.mark.parametrize("backend", ["ray", "dask"])
+def test_papers_on_a_cluster_give_the_same_figures(backend, tmp_path):
+    with cluster(backend):
+        there = run_papers("huh2023low", seeds=[0, 1], backend=backend, out=tmp_path)
+    here = run_papers("huh2023low", seeds=[0, 1], jobs=1)
+    assert [row.values for row in there.rows] == [row.values for row in here.rows]
+    assert load_papers(tmp_path) == there
 
 
 def test_two_processes_find_the_same_figures():

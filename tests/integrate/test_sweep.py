@@ -1,10 +1,12 @@
 """Sweeps: every setting with every seed, in processes of one's own and on real local clusters."""
 
+import pandas as pd
 import pytest
 import torch
 
 import equipoise as eq
 from equipoise.errors import InputError
+from helpers.clusters import a_worker_killed, cluster
 
 SETTING = {
     "network": {"widths": [5, 6, 1], "linear_tail": 1},
@@ -27,7 +29,7 @@ def check(table, out):
         eq.networks.mlp(**SETTING["network"], seed=1), eq.data.load(**SETTING["data"]), "logistic", until="steps=3"
     )
     assert all(torch.equal(run.final[name], weights) for name, weights in alone.final.items())
-    assert len(list(out.iterdir())) == 4
+    assert len(list(out.iterdir())) == 5  # and the table
 
 
 def test_local_processes_and_a_restart_that_skips_what_is_finished(tmp_path):
@@ -48,28 +50,43 @@ def test_local_processes_and_a_restart_that_skips_what_is_finished(tmp_path):
     assert all((path.stat().st_mtime_ns == stamp) == (path != unfinished) for path, stamp in stamps.items())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the cluster's own sockets
+@pytest.mark.filterwarnings("ignore:A worker stopped while some jobs:UserWarning")
+@pytest.mark.parametrize(
+    "backend", ["loky", pytest.param("ray", marks=pytest.mark.slow), pytest.param("dask", marks=pytest.mark.slow)]
+)
+def test_a_flow_whose_worker_is_killed_goes_on_elsewhere(backend, tmp_path):
+    """The table grows meanwhile, and holds every flow once."""
+    setting, rows = {**SETTING, "until": "steps=60"}, []
+
+    def one_is_finished():
+        if (tmp_path / "sweep.jsonl").exists():
+            rows.append(len(pd.read_json(tmp_path / "sweep.jsonl", lines=True)))
+        return bool(rows) and rows[-1] >= 1
+
+    with cluster(backend), a_worker_killed(tmp_path, one_is_finished) as killed:
+        table = eq.sweep([setting], seeds=range(6), out=tmp_path, jobs=2, backend=backend)
+    assert len(killed) == 1
+    assert rows == sorted(rows)
+    assert 1 <= rows[-1] < 6
+    assert table["status"].tolist() == ["reached"] * 6
+    streamed = pd.read_json(tmp_path / "sweep.jsonl", lines=True).sort_values("seed", ignore_index=True)
+    assert streamed[["seed", "status", "steps", "folder"]].equals(table[["seed", "status", "steps", "folder"]])
+    for seed, folder in enumerate(table.folder):
+        alone = eq.flow(
+            eq.networks.mlp(**SETTING["network"], seed=seed), eq.data.load(**SETTING["data"]), until="steps=60"
+        )
+        assert all(torch.equal(eq.Run.load(folder).final[name], weights) for name, weights in alone.final.items())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the cluster's own sockets
-def test_a_local_ray_cluster(tmp_path):
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        check(eq.sweep(both_losses(), seeds=[0, 1], out=tmp_path, jobs=2, backend="ray"), tmp_path)
-    finally:
-        ray.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the cluster's own sockets
-def test_a_local_dask_cluster(tmp_path):
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster),
-    ):
-        check(eq.sweep(both_losses(), seeds=[0, 1], out=tmp_path, jobs=2, backend="dask"), tmp_path)
+@pytest.mark.parametrize("backend", ["ray", "dask"])
+def test_a_local_cluster(backend, tmp_path):
+    with cluster(backend):
+        check(eq.sweep(both_losses(), seeds=[0, 1], out=tmp_path, jobs=2, backend=backend), tmp_path)
 
 
 @pytest.mark.parametrize(

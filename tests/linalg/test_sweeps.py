@@ -1,6 +1,8 @@
 """Triplets that are followed: right where the spectrum decays, and within the stated bound everywhere."""
 
 import statistics
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.linalg import sum_of_squares
+from equipoise.linalg.blocks import MatrixBlock
 from equipoise.linalg.krylov import COLD_SWEEPS, start, sweep
-from equipoise.linalg.rows import RowBlock
 
 
 def squares(pieces):
@@ -20,7 +22,7 @@ def track(matrices, r=4, sweeps=COLD_SWEEPS, bias=None):
     """The figures after some sweeps over matrices that stand still, or move as `matrices` does."""
     generator, groups, seen = torch.Generator().manual_seed(0), None, []
     for matrix in [matrices] * sweeps if isinstance(matrices, torch.Tensor) else matrices:
-        now = [RowBlock.whole(matrix, bias)]
+        now = [MatrixBlock.whole(matrix, bias)]
         if groups is None:
             groups = start(now, r, generator)
         seen = sweep(now, squares(now), groups, r)
@@ -68,7 +70,7 @@ def test_a_warm_start_follows_a_moving_matrix_that_one_cold_sweep_does_not():
 
 def test_a_direction_that_all_others_are_orthogonal_to_returns():
     matrix = torch.diag(torch.tensor([1.0] * 39 + [100.0], dtype=torch.float64))
-    rows, generator = [RowBlock.whole(matrix)], torch.Generator().manual_seed(0)
+    rows, generator = [MatrixBlock.whole(matrix)], torch.Generator().manual_seed(0)
     groups = start(rows, 1, generator)
     groups[0].slots[0].directions[1:] = torch.eye(40, dtype=torch.float64)[: len(groups[0].slots[0].directions) - 1]
     for _ in range(4):
@@ -169,25 +171,79 @@ def test_what_goes_along_converges_as_fast_as_by_itself(size):
     assert max(along) < 2 * max(apart)
 
 
-def test_rows_in_shards_give_the_same_figures():
-    generator = torch.Generator().manual_seed(0)
-    matrix, bias = torch.randn(40, 60, generator=generator).double(), torch.randn(40, generator=generator).double()
-    whole = [RowBlock.whole(matrix, bias)]
-    halves = [RowBlock(matrix[:13], bias[:13], 0, 40), RowBlock(matrix[13:], bias[13:], 13, 40)]
-    known, sent = squares(whole), []
+ALL, NONE = slice(None), slice(0, 0)
+SPLITS = {  # rows, columns, and entries of the bias that each process has
+    "rows": [(slice(0, 13), ALL, slice(0, 13)), (slice(13, 40), ALL, slice(13, 40))],
+    "columns": [(ALL, slice(0, 45), slice(0, 20)), (ALL, slice(45, 60), slice(20, 40))],
+    "both": [
+        (slice(0, 25), slice(0, 20), slice(0, 25)),
+        (slice(25, 40), slice(0, 20), NONE),
+        (slice(0, 25), slice(20, 60), slice(25, 40)),
+        (slice(25, 40), slice(20, 60), NONE),
+    ],
+    "one has none": [(ALL, ALL, ALL), (slice(40, 40), ALL, slice(40, 40))],
+    "rows of a turned one": [(slice(0, 2), ALL, NONE), (slice(2, 5), ALL, NONE)],
+    "columns of a turned one": [(ALL, slice(0, 45), NONE), (ALL, slice(45, 60), NONE)],
+}
 
-    def first_sweep(pieces, reduce=list):
-        groups = start(whole, 2, torch.Generator().manual_seed(0))
-        return sweep(pieces, known, groups, 2, reduce)
 
-    for half in halves:  # what each would send ...
-        first_sweep([half], lambda parts: sent.append(parts) or parts)
-    totals = iter([[a + b for a, b in zip(*sent, strict=True)]])  # ... and what it would get back
-    found, expected = first_sweep([halves[0]], lambda parts: next(totals)), first_sweep(whole)
-    for mine, one in zip(found[0], expected[0], strict=True):
-        torch.testing.assert_close(mine.triplets.values, one.triplets.values)
-        assert mine.upper == pytest.approx(one.upper)
-        assert mine.residuals == pytest.approx(one.residuals)
+@pytest.mark.parametrize("split", SPLITS)
+def test_matrices_in_shards_give_the_same_figures(split):
+    generator, turned = torch.Generator().manual_seed(0), "turned" in split
+    matrix = torch.randn(5 if turned else 40, 60, generator=generator).double()
+    bias = None if turned else torch.randn(40, generator=generator).double()
+    blocks = [
+        MatrixBlock(
+            matrix[rows, columns],
+            None if bias is None else bias[its],
+            (len(matrix), 60),
+            (rows.start or 0, columns.start or 0),
+            its.start or 0,
+            across=split in ("columns", "both", "columns of a turned one"),
+        )
+        for rows, columns, its in SPLITS[split]
+    ]
+    whole = [MatrixBlock.whole(matrix, bias)]
+    known = squares(whole)
+    for found, expected in zip(together(blocks, known)[0], alone(whole, known)[0], strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found.triplets.values, expected.triplets.values)
+            torch.testing.assert_close(found.triplets.right, expected.triplets.right)
+            assert found.upper == pytest.approx(expected.upper)
+            assert found.residuals == pytest.approx(expected.residuals)
+            assert found.tail == pytest.approx(expected.tail)
+
+
+def alone(whole, known):
+    groups = start(whole, 2, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        found = sweep(whole, known, groups, 2)
+    return found
+
+
+def together(blocks, known):
+    """Two sweeps of processes that have a block each, as threads that meet at every sum; the last one's findings."""
+    meeting, sent = threading.Barrier(len(blocks)), {}
+
+    def reduce_of(rank):
+        def reduce(parts):
+            sent[rank] = [part.clone() for part in parts]
+            meeting.wait(30)
+            total = [sum(each) for each in zip(*(sent[other] for other in range(len(blocks))), strict=True)]
+            meeting.wait(30)
+            return total
+
+        return reduce
+
+    def work(rank):
+        groups = start([blocks[rank]], 2, torch.Generator().manual_seed(0))
+        for _ in range(2):
+            found = sweep([blocks[rank]], known, groups, 2, reduce_of(rank))
+        return found
+
+    with ThreadPoolExecutor(len(blocks)) as pool:
+        return list(pool.map(work, range(len(blocks))))[-1]
 
 
 def test_a_matrix_with_nan_leaves_the_others_alone():
@@ -195,7 +251,7 @@ def test_a_matrix_with_nan_leaves_the_others_alone():
     bad = good.clone()
     bad[2, 3] = float("nan")
     alone, generator = track(good), torch.Generator().manual_seed(0)
-    pieces = [RowBlock.whole(bad), RowBlock.whole(good)]
+    pieces = [MatrixBlock.whole(bad), MatrixBlock.whole(good)]
     groups = start(pieces, 4, generator)
     for _ in range(COLD_SWEEPS):
         (broken, _), (sound, _) = sweep(pieces, squares(pieces), groups, 4)

@@ -229,7 +229,7 @@ def test_a_crash_of_a_sink_or_an_observer_never_stops_the_training():
 
 @pytest.mark.parametrize(
     "place",
-    ["distributed.ProcessGroup.squares", "distributed.ProcessGroup.rows", "context.ModelContext.training_context"],
+    ["distributed.ProcessGroup.census", "distributed.ProcessGroup.block", "context.ModelContext.training_context"],
 )
 def test_a_look_that_fails_never_stops_the_training(place, monkeypatch):
     """Out of memory, a device that is lost: whatever happens in what all observers share."""

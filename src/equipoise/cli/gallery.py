@@ -67,8 +67,9 @@ def run(
     data: str | None = None,
     seeds: str | None = None,
     jobs: Whole = 2,
-    backend: str | None = None,
+    backend: str = "loky",
     minutes: float | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
     out: Path = FOLDER,
     json: Json = False,
     quiet: Quiet = False,
@@ -83,8 +84,9 @@ def run(
         data: data sets to measure claims on, as in mnist,digits (default: those of the claim).
         seeds: seeds, as in 0,1,2 (default: those of the claim or of the paper).
         jobs: number of processes side by side.
-        backend: where papers run: loky for processes here (the default), ray or dask for a cluster.
+        backend: where they run: loky for processes here (the default), ray or dask for a cluster.
         minutes: time limit of each training of a paper.
+        resume: leave out what the folder has results of.
         out: folder for the results; those of other claims, papers and seeds in it are kept.
     """
     keys = [name for name in names if name in catalogue()]
@@ -102,7 +104,7 @@ def run(
             remedy="type equipoise gallery run --all",
         )
     if not (keys or papers):
-        refuse_ignored("claims", {"--full": full, "--backend": backend is not None, "--minutes": minutes is not None})
+        refuse_ignored("claims", {"--full": full, "--minutes": minutes is not None})
     if not (claims or every):
         refuse_ignored("papers", {"--data": data is not None})
     chosen = integers("--seeds", seeds, "0,1,2") if seeds else None
@@ -111,7 +113,16 @@ def run(
     asked = data.split(",") if data else None
     if claims or every:
         with _progress_of_cases(quiet, "claims") as callback:
-            results = rooms.run(*claims, data=asked, seeds=chosen, jobs=jobs, out=out, callback=callback)
+            results = rooms.run(
+                *claims,
+                data=asked,
+                seeds=chosen,
+                jobs=jobs,
+                backend=backend,
+                resume=resume,
+                out=out,
+                callback=callback,
+            )
         fields |= _fields(results, out)
         failed |= bool(results.failed)
         if not json:
@@ -123,8 +134,9 @@ def run(
                 full=full,
                 seeds=chosen,
                 jobs=jobs,
-                backend=backend or "loky",
+                backend=backend,
                 minutes=minutes,
+                resume=resume,
                 out=out,
                 callback=callback,
             )

@@ -12,7 +12,7 @@ import pandas as pd
 
 from equipoise.errors import StoreError
 from equipoise.gallery.experiment import Experiment, Measurement
-from equipoise.store import finite
+from equipoise.store import finite, place
 
 Row: TypeAlias = dict[str, Any]  # the columns, and the curve
 
@@ -72,8 +72,9 @@ class Results:
         whole = Results([*kept, *self.rows], self.seconds)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE).write_text(json.dumps(finite({"seconds": self.seconds, "rows": whole.rows}), indent=1))
-            whole.table.to_csv(folder / "gallery.csv", index=False)
+            text = json.dumps(finite({"seconds": self.seconds, "rows": whole.rows}), indent=1)
+            place(folder / FILE, text.encode())
+            place(folder / "gallery.csv", whole.table.to_csv(index=False).encode())
         except OSError as error:
             raise StoreError(
                 expected=f"to write {folder}", found=error.strerror or "an error", remedy="choose another folder"

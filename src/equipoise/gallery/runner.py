@@ -3,16 +3,18 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed
 
 from equipoise.arguments import checked, require_integer, require_runs
 from equipoise.errors import InputError
 from equipoise.gallery.case import DATA, EXAMPLES, Case
 from equipoise.gallery.experiment import Experiment, Measurement
 from equipoise.gallery.registry import CLAIMS, named
-from equipoise.gallery.results import Results, Row, row
+from equipoise.gallery.results import FILE, Results, Row, load, row
+from equipoise.jobs import run_jobs
 
 Job = tuple[str, int, list[str]]  # data set, seed, names of claims
 
@@ -24,15 +26,18 @@ def run(
     seeds: Sequence[int] | None = None,
     examples: int = EXAMPLES,
     jobs: int = 2,
+    backend: str = "loky",
+    resume: bool = False,
     out: str | os.PathLike[str] | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Measure the named claims, or all, on each of their data sets with each of their seeds.
 
     `data` and `seeds` replace those of the claims; `examples` is the size of a training set; `jobs` processes work side
-    by side; `out` names a folder for `gallery.json` and `gallery.csv`, written anew after every case;
-    `callback(done, all)` is called after each case. A measurement that raises is a row that fails, with what it
-    raised as its remark: no run is lost.
+    by side, on the `backend` `loky` (processes here), `ray` or `dask` (a cluster), and those of a case whose worker
+    dies are run again; `out` names a folder for `gallery.json` and `gallery.csv`, written anew after every case, so
+    that they can be read meanwhile; `resume` leaves out the rows that it has. `callback(done, all)` is called after
+    each case. A measurement that raises is a row that fails, with what it raised as its remark: no run is lost.
 
     >>> results = run("two-points", data=["separable"], seeds=[0], jobs=1)
     >>> results.table[["claim", "data", "seed", "verdict"]].values.tolist()
@@ -43,16 +48,26 @@ def run(
     require_runs(seeds or (), jobs)
     require_integer("examples", examples, "pass examples=100", least=2)
     begun = time.perf_counter()
-    planned = _jobs(named(names), data, seeds)
-    rows: list[Row] = []
-    work = Parallel(n_jobs=min(jobs, len(planned)), return_as="generator_unordered")
-    for done, found in enumerate(work(delayed(_measured)(*job, examples) for job in planned), 1):
-        rows += found or ()
+    cases = _jobs(named(names), data, seeds)
+    known = load(out).rows if out is not None and resume and (Path(out) / FILE).exists() else []
+    planned, rows = _left(cases, known)
+    work = partial(_measured, examples=examples)
+    found = run_jobs(work, planned, at_once=max(1, min(jobs, len(planned))), backend=backend)
+    for done, (_, more) in enumerate(found, len(cases) - len(planned) + 1):
+        rows += more
         if callback is not None:
-            callback(done, len(planned))
+            callback(done, len(cases))
         if out is not None:
-            _sorted(rows, planned, time.perf_counter() - begun).save(out)
-    return _sorted(rows, planned, time.perf_counter() - begun)
+            _sorted(rows, cases, time.perf_counter() - begun).save(out)
+    return _sorted(rows, cases, time.perf_counter() - begun)
+
+
+def _left(cases: list[Job], known: list[Row]) -> tuple[list[Job], list[Row]]:
+    """The cases with the claims that are not known yet, and the rows of those that are."""
+    measured = {(row["data"], row["seed"], row["claim"]): row for row in known}
+    asked = [(data, seed, name) for data, seed, names in cases for name in names]
+    left = [(data, seed, [each for each in names if (data, seed, each) not in measured]) for data, seed, names in cases]
+    return [job for job in left if job[2]], [measured[each] for each in asked if each in measured]
 
 
 def _sorted(rows: list[Row], planned: list[Job], seconds: float) -> Results:
@@ -77,8 +92,9 @@ def _jobs(claims: tuple[Experiment, ...], data: Sequence[str] | None, seeds: Seq
     return [(*case, asked) for case, asked in sorted(planned.items(), key=lambda item: item[0][1])]
 
 
-def _measured(data: str, seed: int, names: list[str], examples: int) -> list[Row]:
+def _measured(job: Job, examples: int) -> list[Row]:
     """All the rows of one case."""
+    data, seed, names = job
     torch.set_num_threads(1)  # small matrices, and a process for each core
     case, rows = Case(data, seed, examples), []
     for claim in named(tuple(names)):

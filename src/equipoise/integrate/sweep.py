@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import joblib
 import pandas as pd
 import torch
 
@@ -16,10 +15,11 @@ from equipoise.errors import InputError
 from equipoise.integrate.goals import Goal
 from equipoise.integrate.loop import resume, run_flow
 from equipoise.integrate.manifest import Origin, described
+from equipoise.jobs import run_jobs
 from equipoise.networks import mlp
-from equipoise.store import MANIFEST, RESULT, Json, Store
+from equipoise.store import MANIFEST, RESULT, Json, Store, append_json, finite, place
 
-BACKENDS = ("loky", "ray", "dask")
+TABLE = "sweep.jsonl"
 _FIGURES = ("status", "log_loss", "growth", "log_time", "time_error", "steps", "gradient_evaluations", "seconds")
 
 Callback = Callable[[int, int], None]  # flows finished, flows in all
@@ -51,10 +51,14 @@ def sweep(
     seed is that of the network. Columns: what differs between settings, `seed`, `folder`, and the figures of the run.
 
     Each flow has a folder of its own under `out`, named after its setting and seed; one that is finished is read, not
-    run again, so that a sweep that was stopped goes on where it stopped. `jobs` run at a time (-1: one a core) through
-    joblib's `loky` processes, or on a `ray` or `dask` cluster that is running or that they start. `callback` is called
-    with the numbers of finished and of all flows. Raises `InputError` for invalid settings and for a backend that is
-    not installed.
+    run again, so that a sweep that was stopped goes on where it stopped. `jobs` run at a time (-1: one a core) in
+    processes of joblib (`loky`), or on a `ray` or `dask` cluster that is connected to or that is started here; its
+    machines share `out`. A flow whose worker dies goes on from its last checkpoint on another. `out/sweep.jsonl` has a
+    line for each flow that is finished, added as it finishes: `pandas.read_json(path, lines=True)` reads it while the
+    sweep runs. `callback` is called with the numbers of finished and of all flows.
+
+    Raises `InputError` for invalid settings and for a backend that is not installed, and `WorkerDied` for a flow
+    whose workers die again and again; what is finished is kept.
 
     >>> import tempfile
     >>> setting = {"network": {"widths": [5, 4, 1], "linear_tail": 1}, "data": {"name": "separable", "n": 20, "d": 5}}
@@ -71,13 +75,20 @@ def sweep(
     done = len(tasks) - len(ahead)
     if callback is not None:
         callback(done, len(tasks))
-    with parallel_backend(backend, jobs):
-        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered" if backend == "loky" else "list")
-        for finished, _ in enumerate(parallel(joblib.delayed(_run)(task) for task in ahead) or (), start=done + 1):
-            if callback is not None:
-                callback(finished, len(tasks))
     varied = [key for key in _keys(settings) if len({_text(setting.get(key)) for setting in settings}) > 1]
+    path = Path(out) / TABLE
+    _begin(path, [_row(task, varied) for task in tasks if task not in ahead])
+    for finished, (number, _) in enumerate(run_jobs(_run, ahead, at_once=jobs, backend=backend), start=done + 1):
+        append_json(path, _row(ahead[number], varied))
+        if callback is not None:
+            callback(finished, len(tasks))
     return pd.DataFrame([_row(task, varied) for task in tasks])
+
+
+def _begin(path: Path, rows: Sequence[Json]) -> None:
+    """Write the table anew with the rows that are known."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place(path, "".join(json.dumps(finite(row)) + "\n" for row in rows).encode())
 
 
 def _check(setting: Mapping[str, object]) -> None:
@@ -106,35 +117,6 @@ def _plain(value: object) -> object:
 
 def _finished(folder: Path) -> bool:
     return (folder / RESULT).exists()
-
-
-def parallel_backend(name: str, jobs: int) -> joblib.parallel_config:
-    """joblib on that backend, as a context; `ray` registers itself, `dask` needs a client.
-
-    Raises:
-        InputError: for an unknown backend and for one that is not installed.
-    """
-    if name not in BACKENDS:
-        raise InputError(
-            expected=f"a backend among {', '.join(BACKENDS)}", found=repr(name), remedy='pass backend="loky"'
-        )
-    try:
-        if name == "ray":
-            from ray.util.joblib import register_ray
-
-            register_ray()
-        elif name == "dask":
-            from distributed import Client, default_client
-
-            try:
-                default_client()
-            except ValueError:
-                Client(n_workers=None if jobs < 0 else jobs, threads_per_worker=1, dashboard_address=None)
-    except ImportError:
-        raise InputError(
-            expected=f"the {name} backend", found=f"no {name} here", remedy="pip install 'equipoise[sweep]'"
-        ) from None
-    return joblib.parallel_config(backend=name)
 
 
 def _run(task: _Task) -> None:

@@ -8,7 +8,7 @@ is faster than subspace iteration by orders of magnitude.
 
 - Cold: `krylov_triplets(matrix, r)` takes some sweeps from random directions.
 - Warm: `start(...)` once, then `sweep(...)` each time the matrices have moved a little.
-- In shards: each process has rows of every matrix, and `reduce` sums the products over all of them.
+- In shards: each process has a block of every matrix, and `reduce` sums the products over all of them.
 
 `[W b]` goes along with `W`: of the space that it acts on, `W`'s directions and the one of the bias are a part in which
 its own top vector is sought; and among those directions are its last one, its residual, and the one before.
@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.linalg.blocks import MatrixBlock
 from equipoise.linalg.bounds import own_generator, scaled
 from equipoise.linalg.norms import sum_of_squares
 from equipoise.linalg.ritz import (
@@ -36,7 +37,6 @@ from equipoise.linalg.ritz import (
     noise,
     rayleigh_ritz,
 )
-from equipoise.linalg.rows import RowBlock
 from equipoise.linalg.svd import LeadingTriplets, require_rank
 
 Reduce: TypeAlias = Callable[[list[Tensor]], list[Tensor]]  # sums of each tensor over all processes
@@ -78,7 +78,7 @@ def krylov_triplets(
     """
     require_rank(r)
     matrix, _, unit = scaled(matrix)
-    r, rows = min(r, *matrix.shape), RowBlock.whole(matrix)
+    r, rows = min(r, *matrix.shape), MatrixBlock.whole(matrix)
     groups = start([rows], r, own_generator(torch.device("cpu")) if generator is None else generator)
     squares = [(0.0, float(sum_of_squares(matrix)))]
     for _ in range(max(sweeps, 1) - 1):
@@ -109,7 +109,7 @@ def directions(r: int) -> int:
     return 3 * (r + 1)
 
 
-def start(matrices: Sequence[RowBlock], r: int, generator: torch.Generator) -> list[TripletGroup]:
+def start(matrices: Sequence[MatrixBlock], r: int, generator: torch.Generator) -> list[TripletGroup]:
     """The state of a cold iteration: random directions for each matrix, as many as serve, or as there can be."""
     groups = []
     matrices = [matrix.oriented(directions(r)) for matrix in matrices]
@@ -126,7 +126,7 @@ def start(matrices: Sequence[RowBlock], r: int, generator: torch.Generator) -> l
     return groups
 
 
-def _alike(matrices: Sequence[RowBlock]) -> list[list[int]]:
+def _alike(matrices: Sequence[MatrixBlock]) -> list[list[int]]:
     """Numbers of the matrices of one dtype and device, of sizes within a factor of four."""
     groups: dict[object, list[int]] = {}
     for number, matrix in enumerate(matrices):
@@ -138,7 +138,7 @@ def _alike(matrices: Sequence[RowBlock]) -> list[list[int]]:
 
 @np.errstate(invalid="ignore", over="ignore")
 def sweep(
-    matrices: Sequence[RowBlock],
+    matrices: Sequence[MatrixBlock],
     squares: Sequence[tuple[float, float]],
     groups: Sequence[TripletGroup],
     r: int,
@@ -151,14 +151,14 @@ def sweep(
         squares: `‖b‖²` and `‖W‖²` of each.
         groups: the state, which is advanced.
         r: as in `start`.
-        reduce: sums over the processes; called once, and once more where a matrix is so near rank one that its tail has
-            to be summed from the deflated matrix.
+        reduce: sums over the processes; called once, once more where a matrix is split across its columns, and once
+            more where one is so near rank one that its tail has to be summed from the deflated matrix.
 
     Returns:
         `r` triplets of each matrix, and the top one with its bias. Figures of a matrix with NaN are NaN.
 
     >>> W = torch.diag(torch.tensor([9.0, 3.0, 1.0, 0.1, 0.1, 0.0], dtype=torch.float64))
-    >>> rows = RowBlock.whole(W)
+    >>> rows = MatrixBlock.whole(W)
     >>> groups = start([rows], 1, torch.Generator().manual_seed(0))
     >>> for _ in range(COLD_SWEEPS):
     ...     ((found, _),) = sweep([rows], [(0.0, 91.02)], groups, 1)
@@ -166,13 +166,16 @@ def sweep(
     True
     """
     matrices = [matrix.oriented(directions(r)) for matrix in matrices]
-    for group in groups:
-        for member, slot in zip(group.members, group.slots, strict=True):
-            _multiply(matrices[member], slot)
-    parts = [part for group in groups for part in (group.swept.images, group.swept.pulled)]
-    for part, total in zip(parts, reduce(parts), strict=True):
-        if total is not part:
-            part.copy_(total)
+    slots = [(matrices[n], slot) for group in groups for n, slot in zip(group.members, group.slots, strict=True)]
+    images, pulled = [group.swept.images for group in groups], [group.swept.pulled for group in groups]
+    for matrix, slot in slots:
+        _push(matrix, slot)
+    if across := any(matrix.across for matrix in matrices):
+        _sum(images, reduce)
+    for matrix, slot in slots:
+        if slot.pulled is not None:
+            matrix.pull(slot.images, slot.pulled)
+    _sum(pulled if across else [*images, *pulled], reduce)
     found: dict[int, Found] = {}
     for group in groups:
         known = np.array([squares[member] for member in group.members])
@@ -182,18 +185,22 @@ def sweep(
     return _finished(matrices, [found[number] for number in range(len(matrices))], reduce)
 
 
-def _multiply(matrix: RowBlock, slot: BatchSlot) -> None:
-    """The share of this process in the products of one matrix."""
+def _push(matrix: MatrixBlock, slot: BatchSlot) -> None:
+    """The share of this process in the images of one matrix."""
     if not matrix.complete:
         slot.images.zero_()  # others added to them in the last sweep
     matrix.push(slot.directions, slot.images)
-    if matrix.bias is not None:
-        slot.images[matrix.mine, 0] = matrix.bias
-    if slot.pulled is not None:
-        matrix.pull(slot.images, slot.pulled)
+    matrix.add_bias(slot.images[:, 0])
 
 
-def _finished(matrices: Sequence[RowBlock], found: Sequence[Found], reduce: Reduce) -> list[Found]:
+def _sum(parts: Sequence[Tensor], reduce: Reduce) -> None:
+    """Sum over all processes, in place."""
+    for part, total in zip(parts, reduce(list(parts)), strict=True):
+        if total is not part:
+            part.copy_(total)
+
+
+def _finished(matrices: Sequence[MatrixBlock], found: Sequence[Found], reduce: Reduce) -> list[Found]:
     """Tails and turned matrices put right."""
     own = [first.transposed() if m.turned else first for m, (first, _) in zip(matrices, found, strict=True)]
     along = [number for number, (_, more) in enumerate(found) if more is not None]
@@ -204,7 +211,7 @@ def _finished(matrices: Sequence[RowBlock], found: Sequence[Found], reduce: Redu
 
 
 def _with_tails(
-    matrices: Sequence[RowBlock], found: Sequence[LeadingTriplets], reduce: Reduce
+    matrices: Sequence[MatrixBlock], found: Sequence[LeadingTriplets], reduce: Reduce
 ) -> list[LeadingTriplets]:
     """`‖W - σ̂_1 u_1 v_1ᵀ‖²`: by difference while it loses no more than two digits, else from the deflated matrix."""
     exact = list(found)

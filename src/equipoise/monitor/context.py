@@ -19,12 +19,15 @@ from equipoise.errors import EquipoiseError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.chain import channel_axis, successions
 from equipoise.graph.evaluate import activations
+from equipoise.graph.interface import Member
 from equipoise.graph.precision import narrowest
 from equipoise.laws import Laws, invariances
 from equipoise.laws.collection import kink_names
 from equipoise.laws.evaluate import DIRECTIONS, LawPlan
+from equipoise.laws.law import Law
 from equipoise.measure.unfolding import Unfolding
-from equipoise.monitor.distributed import ProcessGroup, any_sharded, gathered
+from equipoise.monitor.distributed import Membership, ProcessGroup
+from equipoise.monitor.shards import any_sharded, splits
 from equipoise.monitor.unwrap import ModelPart, Selection, own_buffers, own_parameters, shell, structure, unwrapped
 from equipoise.observers import Probe, TrainingContext
 
@@ -116,7 +119,7 @@ class ModelContext:
 
     model: nn.Module
     example: Example | None
-    group: ProcessGroup = field(default_factory=ProcessGroup)
+    membership: Membership = field(default_factory=lambda: Membership(ProcessGroup()))
     given: bool = False  # whether the inputs of the example are the user's
     selection: Selection = field(default_factory=Selection)
 
@@ -125,6 +128,15 @@ class ModelContext:
         self.revision = 0  # how often the model has been found to be another one
         self._structure = structure(self.model)
         self._readings: dict[tuple[bool, ...], Laws | str] = {}
+        self.unfit: frozenset[str] = (
+            frozenset()
+        )  # laws that were read from the model, and are not those of its training
+        self.membership.announce(self.parameters)
+
+    @property
+    def group(self) -> ProcessGroup:
+        """The processes that watch together, once they have agreed."""
+        return self.membership.group
 
     def see(self, example: Example) -> None:
         """Take the example of a forward pass; the inputs that the user gave come first."""
@@ -140,6 +152,7 @@ class ModelContext:
         differences = _differences(self._structure, now)
         if now.keys() != self._structure.keys() or not all(now[name].is_same(self._structure[name]) for name in now):
             self._readings.clear()
+            self.unfit = frozenset()
         self._structure, self.parameters = now, own_parameters(self.model)
         self.revision += 1
         return differences
@@ -187,6 +200,21 @@ class ModelContext:
         read = self._read
         return None if isinstance(read, str) else read
 
+    def rests_on_sizes(self, law: Law) -> bool:
+        """Whether a law may have been read wrongly, since each process computes with its shards.
+
+        The model is read with whole weights. In tensor parallelism its code between layers sees shards: where it splits
+        a weight by sizes of its own, such as a number of heads, these may be those of a shard.
+        """
+        if not any(splits(weight) > self._gathered_axes for weight in self.parameters.values()):
+            return False
+        return any(_splits(member, self.parameters[member.parameter].shape) for member in law.interface.members)
+
+    @property
+    def _gathered_axes(self) -> int:
+        """Along how many axes of the mesh weights are put together before use: `fully_shard` does it for one."""
+        return any(base.__name__ == "FSDPModule" for module in self.model.modules() for base in type(module).__mro__)
+
     def watched(self) -> frozenset[str]:
         """The names of the parameters that are to be watched."""
         return self.selection.of(self.model)
@@ -200,9 +228,9 @@ class ModelContext:
         Wide matrix laws are evaluated through a `sketch`, if that is wanted.
         """
         weights, laws = self.weights(), self.laws
-        own = None if laws is None else _own(laws, held, earlier)
+        own = None if laws is None else _own(laws, held, earlier, self.unfit)
         return TrainingContext(
-            initial=gathered(weights),
+            initial=self.group.gathered(weights),
             matrices=tuple(Unfolding(name) for name, weight in weights.items() if name in held and weight.ndim > 1),
             consecutive=None if laws is None else _consecutive(laws, held) or None,
             laws=own,
@@ -226,9 +254,15 @@ class ModelContext:
         return absent | {"kinks": "no data: pass Activity(X)", "examples": "no data: pass Margin((X, y))"}
 
 
-def _own(laws: Laws, held: frozenset[str], earlier: frozenset[str]) -> Laws:
-    """The laws in which a parameter of `held` takes part, and none of `earlier`."""
-    own = [law for law in laws if not held.isdisjoint(law.parameters) and earlier.isdisjoint(law.parameters)]
+def _splits(member: Member, shape: torch.Size) -> bool:
+    """Whether a member of a law is anything else than all rows, or columns, each by itself or all together."""
+    return member.view != tuple(shape) or not member.covers or member.index.numel() != max(member.index.shape)
+
+
+def _own(laws: Laws, held: frozenset[str], earlier: frozenset[str], unfit: frozenset[str]) -> Laws:
+    """The laws in which a parameter of `held` takes part, and none of `earlier`, that are not `unfit`."""
+    fit = [law for law in laws if law.name not in unfit]
+    own = [law for law in fit if not held.isdisjoint(law.parameters) and earlier.isdisjoint(law.parameters)]
     return Laws(tuple(own), laws.coverage, laws.captured, laws.dropped, laws.options)
 
 
@@ -277,10 +311,10 @@ def _differences(before: Mapping[str, ModelPart], now: Mapping[str, ModelPart]) 
         "frozen": frozen,
         "trained from now on": unfrozen,
     }
-    return "; ".join(f"{_some(names)} {verb}" for verb, names in changes.items() if names)
+    return "; ".join(f"{some(names)} {verb}" for verb, names in changes.items() if names)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """Up to three names, or the first, the last and their number."""
     return ", ".join(names) if len(names) <= 3 else f"{names[0]}, …, {names[-1]} ({len(names)})"
 
@@ -298,7 +332,7 @@ class _Prober:
             captured = self._graphs[inputs.shape] = capture(shell(self.context.model).eval(), hollow(inputs))
         places = _places(captured)
         nodes = [node for node in captured.graph.nodes if node.name in places]
-        known = {**own_buffers(self.context.model), **gathered(parameters)}
+        known = {**own_buffers(self.context.model), **self.context.group.gathered(parameters)}
         with torch.set_grad_enabled(inputs.requires_grad):
             seen = activations(captured, nodes, known, inputs.to(next(iter(known.values())).device))
         output = seen.output if isinstance(seen.output, Tensor) else seen.output[0]

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from equipoise.laws.evaluate import LawPlan, LawReadings
-from equipoise.observers.judgement import Judgement, judge
+from equipoise.monitor.distributed import ProcessGroup
+from equipoise.monitor.shards import local
+from equipoise.observers.judgement import Judgement, excesses, judge
 
 
 @dataclass
@@ -47,7 +49,7 @@ class BackwardRecord:
         """
         kept, own = dict(self.kept), [name for name in held if name in gradients]
         self.disarm()
-        if any(name not in kept and bool(gradients[name].any()) for name in own):
+        if any(name not in kept and bool(local(gradients[name]).any()) for name in own):
             return None
         mine = {name: kept[name] for name in own if name in kept}
         before = {name: mine[name][0] if name in mine else weight for name, weight in weights.items()}
@@ -68,15 +70,17 @@ class BackwardRecord:
 class GradientCheck:
     """Whether `backward()` left the gradients of a step as they are; compared from the first law that is broken.
 
+    Where processes train together each compares what its own backward pass left, which under data parallelism is the
+    gradient of its own examples, and obeys the laws as their mean does; what one of them finds broken is.
+
     Attributes:
-        confirms: whether a broken law is compared with the backward pass at all. Where processes train together each
-            would have to know the gradients that the others' backward passes left.
+        group: these processes.
         suspicious: the last snapshot found a law broken, and it is not known by whom.
         compared: the last snapshot was compared with the backward pass.
         comparing: every snapshot will be: a law was broken once.
     """
 
-    confirms: bool
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     suspicious: bool = False
     compared: bool = False
     comparing: bool = False
@@ -86,7 +90,7 @@ class GradientCheck:
     @property
     def pending(self) -> bool:
         """Whether the next snapshot needs the gradients of the backward pass before it."""
-        return self.confirms and (self.suspicious or self.comparing)
+        return self.suspicious or self.comparing
 
     def forget(self) -> None:
         """Drop what was read of the last backward pass."""
@@ -99,7 +103,9 @@ class GradientCheck:
         self._left, self.compared = None, self.record.armed
         if self.compared:
             kept = self.record.take(weights, gradients, held)
-            self._left = None if kept is None else plan(*kept)
+            if not self.group.any(kept is None) and kept is not None:
+                before, left = kept
+                self._left = plan(before, self.group.like_weights(before, left))
 
     def judge(self, step: LawReadings, precision: torch.dtype | None, judged: frozenset[str]) -> Judgement:
         """By law, whether the gradient of a step is right; the readings of the backward pass are used up.
@@ -109,7 +115,10 @@ class GradientCheck:
             precision: the narrowest dtype that the gradient was computed in.
             judged: the names of the laws to judge.
         """
-        found = judge(step, self._left, precision, judged, confirm=self.confirms)
+        now, left = (None if each is None else excesses(each, precision) for each in (step, self._left))
+        assert now is not None
+        left = None if left is None else self.group.largest(left)
+        found = judge(self.group.largest(now), left, judged)
         self.suspicious, self._left = bool(found.unconfirmed) and not self.compared, None
         broken = self.compared and not all(value <= 1 for value in found.excess.values())
         self.comparing |= broken or self.were_changed(found)

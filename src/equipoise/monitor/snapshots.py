@@ -16,11 +16,12 @@ from equipoise.laws import Laws
 from equipoise.laws.evaluate import LawReadings
 from equipoise.laws.predict import plain_steps
 from equipoise.monitor.alarms import warn
-from equipoise.monitor.context import ModelContext, untouched_generators
-from equipoise.monitor.distributed import PeerFailure, gathered
+from equipoise.monitor.context import ModelContext, some, untouched_generators
+from equipoise.monitor.distributed import PeerFailure, ProcessGroup
 from equipoise.monitor.gradients import GradientCheck
 from equipoise.monitor.hooks import held_parameters, in_backward
 from equipoise.monitor.schedule import Meter, Schedule
+from equipoise.monitor.shards import DifferentParameters
 from equipoise.monitor.spectra import SpectrumTracker
 from equipoise.observers import (
     Observer,
@@ -33,7 +34,7 @@ from equipoise.observers import (
     requirements,
     step_observer,
 )
-from equipoise.observers.judgement import Judgement
+from equipoise.observers.judgement import Judgement, excesses
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -64,6 +65,7 @@ class ObserverSet:
 
     observers: Sequence[Observer]
     off: dict[str, str]
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     states: dict[int, StateLike] = field(default_factory=dict)  # of those that are on, by their position
     _crashed: set[int] = field(default_factory=set)
 
@@ -125,9 +127,14 @@ class ObserverSet:
 
     @contextmanager
     def _guarded(self, position: int) -> Iterator[None]:
-        """A block in which a mistake of an observer turns it off, and does not stop the training."""
+        """A block in which a mistake of an observer turns it off, and does not stop the training.
+
+        Raises:
+            PeerFailure: where it makes it on some of the processes only.
+        """
         try:
-            yield
+            with self.group.together():
+                yield
         except PeerFailure:
             raise
         except Exception as error:
@@ -167,15 +174,12 @@ class SnapshotTaker:
     due: int = 1  # the step of the next snapshot
     taken: int = 0
     stopped: bool = False  # something shared by all observers has failed, and there will be no other snapshot
-    check: GradientCheck = field(init=False)
+    check: GradientCheck = field(default_factory=GradientCheck)
     context: TrainingContext | None = None
     tracker: SpectrumTracker | None = None
     before: LawReadings | None = None  # just before the step that is being taken
     judged: frozenset[str] = frozenset()  # the laws that this optimizer holds all of
     _revision: int = 0
-
-    def __post_init__(self) -> None:
-        self.check = GradientCheck(confirms=self.model.group.size == 1)
 
     @property
     def held(self) -> frozenset[str]:
@@ -193,7 +197,7 @@ class SnapshotTaker:
     def begin(self) -> None:
         """Keep the gradients of the first backward pass, where that is cheap."""
         size = sum(parameter.numel() for parameter in self.model.parameters.values())
-        if self.check.confirms and size <= SMALL:
+        if size <= SMALL:
             self._safely(self._arm)
 
     def refuse(self, reason: str) -> None:
@@ -227,21 +231,23 @@ class SnapshotTaker:
         """Take a last snapshot, where the training ended."""
         with suppress(Exception):
             self.check.record.disarm()
-        if self.observers.states and not self.stopped:
+        if not self.model.membership.end():
+            self.sink.note(step, _LEFT)
+        elif self.observers.states and not self.stopped:
             if self.check.suspicious:
                 self.sink.note(step, _UNCONFIRMED)
             self._safely(partial(self._read_after, step, None))
 
     def stop(self, error: Exception) -> None:
         """Turn all observers off, here and in the other processes: the training must go on."""
-        self.stopped, failure = True, self.model.group.share_failure(error)
+        self.stopped, failure = True, self.model.membership.share_failure(error)
         with suppress(Exception):
             self.check.record.disarm()
         self.observers.turn_all_off(failure)
 
     def _safely(self, act: Callable[[], None]) -> None:
         try:
-            with untouched_generators():
+            with untouched_generators(), self.model.group.together():
                 act()
         except Exception as error:
             self.stop(error)
@@ -270,9 +276,13 @@ class SnapshotTaker:
             weights, requires = self.model.weights(), self.observers.requires
             if context.plan is not None and (requires.gradients or requires.step_changes):
                 self.before = context.plan(weights, gradients)
+                if self._drop_unfit(step, self.before):
+                    context = self._prepared()
+                    self.before = None if context.plan is None else context.plan(weights, gradients)
+            if self.before is not None and context.plan is not None:
                 self.check.read(context.plan, weights, gradients, self.held)
             if requires.before_step:
-                whole, rates = gathered(gradients), self._rates(optimizer)
+                whole, rates = self.model.group.gathered(gradients), self._rates(optimizer)
                 snapshot = self._snapshot(step, weights, self.before, gradients=whole, rates=rates)
                 self._pass_on(step, snapshot, self.observers.before(context, snapshot))
 
@@ -304,11 +314,28 @@ class SnapshotTaker:
         if not setup:
             self.meter.end_snapshot()
 
+    def _drop_unfit(self, step: int, before: LawReadings) -> bool:
+        """Begin again without the laws that may have been read wrongly, and do not hold from the first step on."""
+        if self.taken:
+            return False
+        precision = None if self.model.example is None else self.model.example.precision
+        found = excesses(before, precision)
+        suspects = {law.name for law in before.laws if found.get(law.name, 0.0) > 1 and self.model.rests_on_sizes(law)}
+        if not suspects:
+            return False
+        self.sink.note(step, f"{some(sorted(suspects))}: {_UNFIT}")
+        self.model.unfit |= suspects
+        self.context, self.tracker = None, None
+        self.observers.restart()
+        return True
+
     def _refresh(self, step: int) -> None:
         """Begin anew where parts of the model have changed."""
         changes = self.model.refresh()
         if changes:
             self.sink.note(step, f"{changes}: what can be is read again, and drift counts from here")
+        if self.model.group.any(bool(changes)):
+            self.model.membership.again(self.model.parameters)
         if self._revision != self.model.revision:
             self._revision = self.model.revision
             if self.context is not None:
@@ -321,21 +348,30 @@ class SnapshotTaker:
     def _prepared(self) -> TrainingContext:
         """The context, read once: the observers begin where the training is."""
         if self.context is None:
+            self.model.membership.agree(self.model.parameters)
+            self._squares(self.model.weights())  # refused before anything else is read
             earlier: frozenset[str] = frozenset().union(*(taker.watched for taker in self.earlier))
             sketch, own = not Requirements.of(self.observers.observers).whole_laws, self.held
             context = self.model.training_context(self.watched, self.schedule.every, earlier, sketch)
             self.judged = frozenset(law.name for law in context.laws or () if own.issuperset(law.parameters))
             self.sink.laws, self.context = self.model.laws, context
+            self.observers.group = self.check.group = self.model.group
             self.observers.start(context)
             self.tracker = self.observers.tracker(context, self.model)
         return self.context
 
     def _gradients(self, step: int, optimizer: Optimizer) -> Weights | None:
         """The gradients that belong to the weights as they are; None if there are none."""
-        if in_backward():
+        inside, group = in_backward(), self.model.group
+        found = None if inside else self.model.gradients(getattr(optimizer, "grad_scale", None))
+        if inside:
             self.sink.note(step, _IN_BACKWARD)
+        if group.any(found is None) or found is None:
             return None
-        return self.model.gradients(getattr(optimizer, "grad_scale", None))
+        gradients = group.like_weights(self.model.parameters, found)
+        if group.size > 1 and (apart := group.census(gradients).different):
+            raise DifferentParameters(f"the gradients of {some(apart)}")
+        return gradients
 
     def _judge(self, step: int, laws: LawReadings | None) -> Judgement | None:
         """By law, whether the gradient of the step is right; None if it was not read."""
@@ -360,11 +396,11 @@ class SnapshotTaker:
     ) -> Snapshot:
         assert self.tracker is not None
         example = self.model.example
-        squares = self.model.group.squares(weights)
+        squares = self._squares(weights)
         return Snapshot(
             step=step,
             clock=float(step),
-            parameters=gathered(weights),
+            parameters=self.model.group.gathered(weights),
             norm=math.fsum(squares.values()) ** 0.5,
             spectra=self.tracker.at(weights, squares),
             full=full,
@@ -375,6 +411,13 @@ class SnapshotTaker:
             judgement=judgement,
             rates=rates,
         )
+
+    def _squares(self, weights: Weights) -> Mapping[str, float]:
+        """`Σ w²` of each weight, once it is known that all processes hold the same model."""
+        census = self.model.group.census(weights)
+        if census.different:
+            raise DifferentParameters(some(census.different))
+        return census.squares
 
     def _rates(self, optimizer: Optimizer) -> dict[str, tuple[float, float]]:
         """Learning rate and decay of each parameter that a plain step moves; a weight of no optimizer stays."""
@@ -391,6 +434,12 @@ _UNCONFIRMED = (
     "the gradient of the last snapshot broke a law beyond rounding, and the training ended before a second one could "
     "show whether backward() left it so"
 )
+_UNFIT = (
+    "not held by the gradients of the first step, and not watched: each process computes with shards of the weights, "
+    "and the model may split them by the sizes of its own shard, or a parallel layer has a wrong backward pass; "
+    "eq.testing.assert_laws tells which, on one process"
+)
+_LEFT = "a process left the block before its end, or did not come to it: no last snapshot"
 _IN_BACKWARD = "the optimizer steps inside backward(): no law ever has all its gradients, none is judged"
 _CHANGED = (
     "gradients were changed between backward and step (clipping by value, noise, another point, by hand): "

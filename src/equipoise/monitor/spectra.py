@@ -11,7 +11,7 @@ from equipoise.linalg import LeadingTriplets, wide
 from equipoise.linalg.krylov import COLD_SWEEPS, Found, TripletGroup, directions, start, sweep
 from equipoise.measure.spectrum import SingularSpectrum, spectra
 from equipoise.measure.unfolding import Unfolding
-from equipoise.monitor.distributed import ProcessGroup, gathered
+from equipoise.monitor.distributed import ProcessGroup
 
 Weights = Mapping[str, Tensor]
 Squares = Mapping[str, float]  # `Σ w²` of each weight
@@ -42,14 +42,14 @@ class SpectrumTracker:
 
     def _sweep(self, weights: Weights, squares: Squares) -> dict[Unfolding, LeadingTriplets]:
         plan = self._plan = self._plan or list(self._together(weights))
-        rows = [self.group.rows(unfolding, along, weights) for unfolding, along in plan]
+        blocks = [self.group.block(unfolding, along, weights) for unfolding, along in plan]
         known = [_squares(unfolding, along, squares) for unfolding, along in plan]
         count = 1 if self._groups else COLD_SWEEPS
         if not self._groups:
-            self._groups = start(rows, self.r, torch.Generator().manual_seed(0))
+            self._groups = start(blocks, self.r, torch.Generator().manual_seed(0))
         found: list[Found] = []
         for _ in range(count):
-            found = sweep(rows, known, self._groups, self.r, self.group.reduce)
+            found = sweep(blocks, known, self._groups, self.r, self.group.reduce)
         triplets = {unfolding: own for (unfolding, _), (own, _) in zip(plan, found, strict=True)}
         for (unfolding, along), (_, more) in zip(plan, found, strict=True):
             if more is not None:
@@ -84,7 +84,7 @@ class TrackedSpectra:
 
     def full(self, unfoldings: Sequence[Unfolding]) -> list[SingularSpectrum]:
         """All singular values of each, by one decomposition for each shape."""
-        weights = gathered(self.weights)
+        weights = self.tracker.group.gathered(self.weights)
         matrices = {str(i): wide(unfolding.matrix(weights)) for i, unfolding in enumerate(unfoldings)}
         return list(spectra(matrices).values())
 

@@ -65,7 +65,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, torch.jit.ScriptModule):
         return module
-    while (inner := module._modules.get(_INNER.get(type(module).__name__, ""))) is not None:
+    while (inner := module._modules.get(_INNER.get(_plain_class(type(module)).__name__, ""))) is not None:
         module = inner
     return module
 

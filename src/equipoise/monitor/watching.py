@@ -14,7 +14,7 @@ from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Inputs
 from equipoise.monitor.alarms import Alarm, Rule, default_rules
 from equipoise.monitor.context import Example, ModelContext, untouched_generators
-from equipoise.monitor.distributed import ProcessGroup
+from equipoise.monitor.distributed import Membership, ProcessGroup
 from equipoise.monitor.hooks import ForwardRecord, OptimizerHooks, held_parameters, hooked_optimizers
 from equipoise.monitor.log import Log
 from equipoise.monitor.schedule import Schedule
@@ -59,7 +59,8 @@ def watch(
     does when anything fails in a snapshot, in a sink, in a rule or in `on_alarm`. Hooks on the optimizer are all that
     is added, and are gone at the end. A gradient that breaks a law at a step is compared with what `backward()` left,
     where need be at the next step: one that was changed in between is a note in `log.notes`, and no alarm. Modules and
-    parameters that are replaced, added, removed or frozen are noted, and the laws are read again.
+    parameters that are replaced, added, removed or frozen are noted, and the laws are read again. Where processes train
+    together, each watches, and the figures are those of one process (docs/howto/distributed.md).
 
     Args:
         model: the model in training, wrapped or not.
@@ -115,7 +116,9 @@ def watch(
         log = Log(keeper, [in_background(sink) for sink in sinks], rules, on_alarm, group.leads)
         stack.push(partial(_end, log, quiet))  # last of all, when the hooks are gone
         example = None if example_inputs is None else Example(example_inputs)
-        context = ModelContext(model, example, group, example is not None, selection)
+        membership = Membership(group)
+        context = ModelContext(model, example, membership, example is not None, selection)
+        stack.callback(membership.leave)
         stack.callback(ForwardRecord(model, context.see).remove)
         hooks = _attached(stack, optimizers, context, observers, schedule, log)
         yield log

@@ -23,35 +23,27 @@ class Judgement:
     unconfirmed: tuple[str, ...] = ()
 
 
-def judge(
-    step: LawReadings,
-    backward: LawReadings | None,
-    precision: torch.dtype | None,
-    judged: frozenset[str],
-    confirm: bool = True,
-) -> Judgement:
-    """Compare the residuals at a step, and where they exceed rounding those that the backward pass left.
+def judge(step: Mapping[str, float], backward: Mapping[str, float] | None, judged: frozenset[str]) -> Judgement:
+    """Compare the excesses at a step, and where they exceed rounding those that the backward pass left.
 
-    Without the latter nothing is said of a law that is broken, unless `confirm` is off.
+    Without the latter nothing is said of a law that is broken.
     """
-    excesses = _excesses(step, precision)
-    before = None if backward is None else _excesses(backward, precision)
     excess, changed, unconfirmed = {}, [], []
-    for name, value in excesses.items():
+    for name, value in step.items():
         if name not in judged or not math.isfinite(value):
             continue
-        if value <= 1 or not confirm:
+        if value <= 1:
             excess[name] = value
-        elif before is None:
+        elif backward is None:
             unconfirmed.append(name)
-        elif before[name] <= 1:
+        elif backward[name] <= 1:
             changed.append(name)
         else:
-            excess[name] = before[name] if math.isfinite(before[name]) else value
+            excess[name] = backward[name] if math.isfinite(backward[name]) else value
     return Judgement(excess, tuple(changed), tuple(unconfirmed))
 
 
-def _excesses(readings: LawReadings, precision: torch.dtype | None) -> dict[str, float]:
+def excesses(readings: LawReadings, precision: torch.dtype | None) -> dict[str, float]:
     """The residual of every exact law in units of what rounding explains."""
     found = zip(readings.laws, readings.dtypes, readings.residuals, strict=True)
     return {law.name: each / tolerance(precision, dtype, law.precision) for law, dtype, each in found if law.exact}

@@ -117,6 +117,25 @@ def _json_hash(fields: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def append_json(path: Path, fields: Mapping[str, object]) -> None:
+    """Add a line to a file of JSON lines, whole or not at all; the torn end that a crash left is cut off first."""
+    line = (json.dumps(finite(fields), allow_nan=False) + "\n").encode()
+    with open(path, "a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[Json]:
+    """The whole lines of a file of JSON lines; one that is being written, or that a crash tore, is none."""
+    try:
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, first_line(error)) from None
+
+
 # ---- tensors ----
 
 

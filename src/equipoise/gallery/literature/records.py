@@ -1,7 +1,6 @@
 """Rows of the runs of papers, each with the raw log that it came from and the hash of that log."""
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from equipoise.errors import StoreError
 from equipoise.gallery.literature.catalogue import catalogue
 from equipoise.gallery.literature.paper import Outcome, Paper, PaperVerdict
 from equipoise.gallery.results import thinned
-from equipoise.store import finite
+from equipoise.store import append_json, finite, place, read_json_lines
 
 ROWS, LOGS = "papers.jsonl", "logs"
 _PACKAGES = ("equipoise", "torch", "numpy", "scipy")
@@ -150,9 +149,8 @@ def save_row(folder: Path, row: PaperRow, log: str) -> PaperRow:
     kept = PaperRow(**{**vars(row), "log": name, "sha256": digest})
     try:
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(log, encoding="utf-8")
-        with (folder / ROWS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(kept)) + "\n")
+        place(folder / name, log.encode())
+        append_json(folder / ROWS, asdict(kept))
     except OSError as error:
         raise StoreError(
             expected=f"to write {folder}", found=error.strerror or "an error", remedy="choose another folder"
@@ -166,8 +164,7 @@ def load_papers(folder: str | os.PathLike[str]) -> PaperResults:
     if not path.exists():
         return PaperResults(())
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return PaperResults.of([PaperRow(**json.loads(line)) for line in lines if line])
+        return PaperResults.of([PaperRow(**fields) for fields in read_json_lines(path)])
     except (OSError, ValueError, TypeError):
         raise StoreError(
             expected=f"the rows of papers in {path}",
