@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.arguments import _is, hints_of
+from equipoise.arguments import _is, checked, hints_of
 from equipoise.errors import InputError
 
 NAMESPACES = ("data", "init", "networks", "optim", "parametrize", "sinks", "steppers", "testing")
@@ -132,7 +132,6 @@ OPTIMIZER = torch.optim.SGD(MODEL.parameters(), lr=0.1)
         (lambda: eq.ClassFeatures((torch.ones(3, 2), torch.ones(2))), "a label for each of 3 examples; found 2"),
         (lambda: eq.DataAlignment((torch.ones(3, 2), torch.ones(2))), "a label for each of 3 examples; found 2"),
         (lambda: eq.Margin((torch.ones(3, 2), torch.ones(2))), "a label for each of 3 examples; found 2"),
-        (lambda: eq.Margin((torch.ones(3, 2),)), r"to be a tuple of Tensor or None; found a tuple; pass data=\(X, y\)"),
         (lambda: eq.steppers.GradientDescent([]), "learning rates; found none; pass lr=0.1"),
         (lambda: eq.measure.effective_depth([0.1], epsilon=-1.0), "epsilon from 0 to below 1; found -1.0"),
         (lambda: eq.measure.distance_to_rank(torch.ones(2, 2), -1), "rank to be a whole number, at least 0; found -1"),
@@ -161,3 +160,12 @@ def test_figures_asked_for_by_another_name_are_listed():
         OPTIMIZER.step()
     with pytest.raises(InputError, match="'stable_rank'"):
         log.last("spectrum", "stable_rnk", "0.weight")
+
+
+def test_a_pair_is_asked_for_as_one():
+    @checked
+    def fit(data: tuple[torch.Tensor, torch.Tensor] | None):
+        return data
+
+    with pytest.raises(InputError, match=r"data= to be a tuple of Tensor or None; found a Tensor; pass data=\(X, y\)"):
+        fit(torch.ones(2))

@@ -95,7 +95,7 @@ def test_parquet_and_page_hold_the_spectra(capsys, checkpoint, tmp_path):
         (["{file}", "--names", "absent"], "filters that keep something"),
         (["{file}", "--types", "circular"], "types among"),
         (["{file}", "--method", "guess"], "a method among"),
-        (["{file}", "--r", "many"], "equipoise --help"),
+        (["{file}", "--r", "many"], "--r to be a whole number; found many"),
         (["{file}", "--chain", "a,b"], "names of matrices"),
         (["{file}", "--adapter", "/nowhere"], "adapter_config.json"),
         (["{file}", "--parquet", "/nowhere/t.parquet"], "expected a folder /nowhere that exists"),
