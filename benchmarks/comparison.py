@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -239,7 +240,8 @@ class WandbWatch(Tool):
                     counts, edges = torch.tensor(value.histogram).double(), torch.tensor(value.bins).double()
                     middles = (edges[1:] + edges[:-1]) / 2
                     spread = (counts * middles.square()).sum() / counts.sum().clamp(min=1)
-                    self.figures[name].append(float(spread.sqrt()))  # of the histogram, all that is kept
+                    own = re.sub(r"^graph_\d+", "", name)  # which numbers the models of a process
+                    self.figures[own].append(float(spread.sqrt()))  # of the histogram, all that is kept
         self.kind._log = self.log
         self.run.finish()
 
