@@ -12,8 +12,6 @@ Tools that are not for trainings (torchdiffeq, torch-pruning, Git Re-Basin) have
 import argparse
 import io
 import json
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -211,48 +209,12 @@ class ModuleMonitor(Tool):
             self.figures[name].append(float(value))
 
 
-class WandbWatch(Tool):
-    def begin(self, model, optimizer, X, y):
-        import wandb
-
-        os.environ["WANDB_SILENT"] = "true"
-        self.folder = tempfile.TemporaryDirectory()
-        self.run = wandb.init(mode="offline", dir=self.folder.name)
-        self.kind, self.log = type(self.run), type(self.run)._log
-        self.logged = logged = []
-
-        def recorded(run, data, *rest, **named):
-            logged.append(dict(data))
-            return self.log(run, data, *rest, **named)
-
-        self.kind._log = recorded
-        wandb.watch(model, log="all", log_freq=10)
-
-    def after(self, step, model):
-        self.run.log({})
-
-    def end(self, model, X, y):
-        import wandb
-
-        for data in self.logged:
-            for name, value in data.items():
-                if isinstance(value, wandb.Histogram):
-                    counts, edges = torch.tensor(value.histogram).double(), torch.tensor(value.bins).double()
-                    middles = (edges[1:] + edges[:-1]) / 2
-                    spread = (counts * middles.square()).sum() / counts.sum().clamp(min=1)
-                    own = re.sub(r"^graph_\d+", "", name)  # which numbers the models of a process
-                    self.figures[own].append(float(spread.sqrt()))  # of the histogram, all that is kept
-        self.kind._log = self.log
-        self.run.finish()
-
-
 TOOLS = {
     "equipoise": (Equipoise, "equipoise"),
     "gradcheck": (Gradcheck, "torch"),
     "WeightWatcher": (WeightWatcher, "weightwatcher"),
     "delve": (Delve, "delve"),
     "module-monitor": (ModuleMonitor, "torch_module_monitor"),
-    "wandb.watch": (WandbWatch, "wandb"),
 }
 
 
@@ -351,7 +313,7 @@ def main():
     print(f"| figures recorded | {' | '.join(str(row['figures'] or '–') for row in rows)} |")
     for fault in ("sound, another seed", *FAULTS):
         print(f"| {fault} | {' | '.join(_cell(row[fault]) for row in rows)} |")
-    print("\nversions:", {name: version(name) for name in ("torch", "wandb") if find_spec(name)})
+    print("\ntorch", version("torch"))
 
 
 def _cell(found):
