@@ -41,7 +41,7 @@ torch.set_num_threads(1)  # small matrices: a second thread only waits
 collect_ignore_glob = [f"docs/{made}" for made in ("_build/*", "_extensions/*", "claims/*", "conf.py", "examples/*")]
 
 # Tests that `make test-fast` leaves out, by their names without parameters; `[1:]` leaves one case of a family there.
-# Those of a second or more on a quiet machine belong here: `pytest --durations=0` finds new ones.
+# Those of about half a second or more on a quiet machine belong here: `pytest --durations=0` finds new ones.
 LONG = frozenset((Path(__file__).parent / "tests" / "helpers" / "long.txt").read_text(encoding="utf-8").split())
 
 
