@@ -94,14 +94,14 @@ def convnet():
         nn.BatchNorm2d(6),
         nn.ReLU(),
         nn.AvgPool2d(2),
-        nn.Conv2d(6, 24, 3),
-        nn.BatchNorm2d(24),
+        nn.Conv2d(6, 8, 3),
+        nn.BatchNorm2d(8),
         nn.LeakyReLU(0.1),
         nn.Flatten(),
-        nn.Linear(96, 40),
+        nn.Linear(32, 16),
         nn.ReLU(),
         nn.Dropout(),
-        nn.Linear(40, 8),
+        nn.Linear(16, 8),
         nn.Linear(8, 3),
     )
 
@@ -110,7 +110,7 @@ def convnet():
     ("network", "shape", "fewer"),
     [
         (
-            lambda: nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Linear(50, 30), nn.GELU(), nn.Linear(30, 3)),
+            lambda: nn.Sequential(nn.Linear(3, 24), nn.ReLU(), nn.Linear(24, 12), nn.GELU(), nn.Linear(12, 3)),
             (6, 3),
             True,
         ),

@@ -13,7 +13,6 @@ from equipoise.integrate.steppers import EntropicGauss, EntropicMidpoint
 from equipoise.networks import mlp
 
 CLASSES = 3
-LOSSES = ["cross_entropy", "multiclass_exponential"]
 
 
 def data(n=30, d=5):
@@ -41,7 +40,10 @@ def drift(problem, state):
     return max(float((end[name] - start[name]).norm() / state.weights.norm() ** 2) for name in start)
 
 
-@pytest.mark.parametrize(("loss", "weighted"), [("cross_entropy", True), ("multiclass_exponential", False)])
+@pytest.mark.parametrize(
+    ("loss", "weighted"),
+    [("cross_entropy", True), pytest.param("multiclass_exponential", False, marks=pytest.mark.slow)],
+)
 def test_laws_stay_at_rounding_through_kinks_to_any_depth(loss, weighted):
     """The shift of the logits (T2) is among them."""
     weights = torch.linspace(1, 5, 30) if weighted else None
@@ -52,12 +54,12 @@ def test_laws_stay_at_rounding_through_kinks_to_any_depth(loss, weighted):
     assert drift(flowing, state) < 1e-15
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["cross_entropy", pytest.param("multiclass_exponential", marks=pytest.mark.slow)])
 def test_displacement_is_second_order(loss):
     flowing = problem(loss)
     start = advance(flowing, EntropicMidpoint(step_size=0.02), -8.0)[0]
     exact = at_growth(flowing, start, 0.0025)
-    ends = [at_growth(flowing, start, size) for size in (0.04, 0.02, 0.01, 0.005)]
+    ends = [at_growth(flowing, start, size) for size in (0.04, 0.005)]
     errors = [float((end - exact).norm() / exact.norm()) for end in ends]
     slope = math.log(errors[0] / errors[-1]) / math.log(8)
     assert 1.6 < slope < 2.4, errors
@@ -66,7 +68,7 @@ def test_displacement_is_second_order(loss):
 def test_gauss_collocation_keeps_the_laws_of_classes():
     """Cross-entropy, whose `D` couples the margins of an example; the shift of the logits is kept as well."""
     flowing = problem("cross_entropy")
-    state, routes = advance(flowing, EntropicGauss(), -1e3)
+    state, routes = advance(flowing, EntropicGauss(), -30)
     assert routes == {"gauss"}
     assert drift(flowing, state) < 1e-15
 

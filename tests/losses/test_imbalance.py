@@ -15,6 +15,7 @@ from equipoise.losses import (
     predicted_geometry,
 )
 from equipoise.optim import minimise
+from helpers.sampling import sampled
 
 COUNTS = [10, 10, 1, 1]
 LOSSES = {"label_dependent": label_dependent, "class_dependent": class_dependent, "logit_adjustment": logit_adjustment}
@@ -76,7 +77,7 @@ def test_label_dependent_temperatures_lead_to_the_simplex_and_others_do_not():
     assert max(map(cosine, (None, class_dependent(COUNTS), logit_adjustment(COUNTS)))) < 0.97
 
 
-@pytest.mark.parametrize("name", ["label_dependent", "class_dependent"])
+@pytest.mark.parametrize("name", ["label_dependent", pytest.param("class_dependent", marks=pytest.mark.slow)])
 def test_gradient_flow_goes_there_and_a_run_is_read_back(name, tmp_path):
     loss, (model, data) = LOSSES[name](COUNTS), features(scale=0.3)
     eq.init.balanced_(model, data[0][:2])
@@ -90,7 +91,10 @@ def test_gradient_flow_goes_there_and_a_run_is_read_back(name, tmp_path):
     assert {each.name: each.standing for each in certificate.assumptions}["separated"] == "verified"
 
 
-@pytest.mark.parametrize(("name", "count"), [("label_dependent", 1), ("logit_adjustment", 1), ("class_dependent", 0)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    sampled([("label_dependent", 1), ("logit_adjustment", 1), ("class_dependent", 0)], [("logit_adjustment", 1)]),
+)
 def test_laws_know_which_scores_may_shift(name, count):
     loss, model = LOSSES[name]([3, 1]), nn.Sequential(nn.Linear(3, 2)).double()
     laws = eq.invariances(model, torch.randn(4, 3).double(), loss=loss)

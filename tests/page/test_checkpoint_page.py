@@ -28,8 +28,7 @@ def page(tmp_path_factory):
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("theme", [0, 1])
+@pytest.mark.parametrize(("width", "theme"), [(390, 0), (1280, 1)])
 def test_every_figure_is_drawn_in_the_readers_theme_and_width(page, tmp_path, width, theme):
     seen = look(page, tmp_path, width, theme)
     names = [plot["name"] for plot in seen["plots"]]

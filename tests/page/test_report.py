@@ -38,9 +38,9 @@ def page(run, tmp_path_factory):
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize(
-    ("theme", "paper", "ink"), [(0, "rgb(21, 23, 27)", "#e4e2dc"), (1, "rgb(251, 250, 247)", "#22252b")]
+    ("width", "theme", "paper", "ink"),
+    [(390, 0, "rgb(21, 23, 27)", "#e4e2dc"), (1280, 1, "rgb(251, 250, 247)", "#22252b")],
 )
 def test_every_figure_is_drawn_in_the_readers_theme_and_width(page, tmp_path, width, theme, paper, ink):
     seen = look(page, tmp_path, width, theme)

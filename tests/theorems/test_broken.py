@@ -109,7 +109,9 @@ def test_a_run_of_gradient_descent_keeps_count_itself(examples, tmp_path):
     assert broken(certify(replace(run, defects={}))) == ["laws conserved"]
 
 
-@pytest.mark.parametrize(("activation", "name"), [(nn.Tanh, "tanh"), (nn.GELU, "gelu")])
+@pytest.mark.parametrize(
+    ("activation", "name"), [pytest.param(nn.Tanh, "tanh", marks=pytest.mark.slow), (nn.GELU, "gelu")]
+)
 def test_an_activation_that_is_not_homogeneous_breaks_homogeneity_alone(examples, activation, name):
     torch.manual_seed(0)
     below = nn.Sequential(nn.Linear(10, 8, bias=False), activation())

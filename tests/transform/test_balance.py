@@ -14,6 +14,7 @@ from equipoise.errors import EquipoiseError, InputError
 from equipoise.laws import Between, Diagonal
 from equipoise.transform.model_function import ModelFunction
 from equipoise.transform.movable import true_laws
+from helpers.sampling import sampled
 from helpers.symmetric import NETWORKS
 from reference import equalised
 
@@ -39,7 +40,7 @@ def norm(model):
     return float(sum(parameter.detach().square().sum() for parameter in model.parameters()))
 
 
-@pytest.mark.parametrize("number", range(len(NETWORKS)), ids=[network.name for network in NETWORKS])
+@pytest.mark.parametrize("number", sampled(range(len(NETWORKS)), [2, 4]), ids=[network.name for network in NETWORKS])
 def test_a_network_keeps_its_function_and_loses_its_imbalance(number):
     network, found = balanced(number)
     model, inputs = network.model(), network.inputs()

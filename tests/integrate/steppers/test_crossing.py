@@ -10,7 +10,7 @@ from torch import nn
 import equipoise as eq
 import reference
 
-GROWTH, SIZES = 0.2, (0.02, 0.01, 0.005)
+GROWTH, SIZES = 0.2, (0.02, 0.005)
 NEGATIVE = {"relu": 0.0, "leaky": 0.3}
 
 
@@ -58,7 +58,7 @@ def errors(model, data, exact):
 @pytest.mark.parametrize(
     ("kink", "widths", "seeds"),
     [
-        ("relu", (3, 4, 1), (0, 1, 3, 7)),
+        pytest.param("relu", (3, 4, 1), (0, 1, 3, 7), marks=pytest.mark.slow),
         ("relu", (3, 4, 3, 1), (1, 3, 11)),
         ("leaky", (3, 4, 3, 1), (1, 3, 9)),
     ],
@@ -84,4 +84,4 @@ def test_crossings_cost_no_order(kink, widths, seeds):
         totals = [sum(pair) for pair in zip(totals, errors(model, (X, y), exact), strict=True)]
         crossings += crossed
     assert crossings > 6
-    assert math.log2(totals[0] / totals[-1]) / (len(totals) - 1) > 1.7, totals
+    assert math.log(totals[0] / totals[1]) / math.log(SIZES[0] / SIZES[1]) > 1.7, totals

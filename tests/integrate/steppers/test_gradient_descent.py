@@ -42,7 +42,10 @@ def mismatches(run):
     return rows[rows.quantity == "mismatch"].value.max(), last[last.quantity == "total_mismatch"].value.max()
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.2, 0.8, "largest stable"])
+@pytest.mark.parametrize(
+    "rate",
+    [pytest.param(0.05, marks=pytest.mark.slow), 0.2, pytest.param(0.8, marks=pytest.mark.slow), "largest stable"],
+)
 def test_the_drift_of_every_law_is_predicted(rate):
     rate = largest_stable_rate() if rate == "largest stable" else rate
     run = descent(eq.steppers.GradientDescent(rate))
