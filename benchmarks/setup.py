@@ -4,8 +4,9 @@
     python benchmarks/setup.py perceptron convnet --repeats 3
 
 One process and one thread; the parts take turns, and CPU seconds are printed, so that a busy machine matters little:
-the least of several repeats, and in brackets over that of `torch.export`. `watch` is all that the first step under
-`eq.watch` takes beyond a plain one: reading the model, and the first look.
+the least of several repeats, and in brackets over that of `torch.export`. `free batch` is `torch.export` with the size
+of the batch left open, as laws are read; `capture` includes it. `watch` is all that the first step under `eq.watch`
+takes beyond a plain one: reading the model, and the first snapshot.
 """
 
 import argparse
@@ -93,6 +94,8 @@ def watched(model: nn.Module, x: Tensor) -> float:
 def parts(model: nn.Module, x: Tensor) -> dict[str, float]:
     """CPU seconds of each part."""
     found = {"torch.export": seconds(lambda: torch.export.export(model, (x,)))}
+    free = ({0: torch.export.Dim.AUTO},)
+    found["free batch"] = seconds(lambda: torch.export.export(model, (x,), dynamic_shapes=free))
     held: list = []
     found["capture"] = seconds(lambda: held.append(capture(model, x)))
     found["derivation"] = seconds(lambda: held.append(derive(held[0], DerivationOptions())))

@@ -134,8 +134,8 @@ def capture(model: nn.Module, example_inputs: Inputs, decompositions: Decomposit
     {'p_0_weight': '0.weight', 'p_0_bias': '0.bias'}
     """
     args, kwargs = without_cache(model, *arguments(example_inputs))
-    program, casts = exported(materialised(model), args, kwargs, decompositions)
-    signature, graph = program.graph_signature, program.graph
+    found = exported(materialised(model), args, kwargs, decompositions)
+    program, signature, graph = found.program, found.program.graph_signature, found.program.graph
     passes.inline_regions(program.graph_module)
     passes.strip_guards(graph)
     passes.relax_views(graph)
@@ -143,7 +143,7 @@ def capture(model: nn.Module, example_inputs: Inputs, decompositions: Decomposit
     names = passes.canonical_names(model)
     parameters = passes.targets(signature, InputKind.PARAMETER)
     parameters = passes.merge_tied(graph, {placeholder: names[name] for placeholder, name in parameters.items()})
-    mutates = passes.drop_mutations(graph, signature)
+    passes.drop_mutations(graph, signature)
     passes.drop_plain_arguments(graph)
     graph.lint()
     module = fx.GraphModule(program.graph_module, graph)
@@ -157,6 +157,6 @@ def capture(model: nn.Module, example_inputs: Inputs, decompositions: Decomposit
         inputs=tuple(passes.input_names(graph, signature)),
         examples=tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)),
         aliases={name: canonical for name, canonical in names.items() if name != canonical},
-        mutates_buffers=mutates,
-        casts=casts,
+        mutates_buffers=found.updates_buffers,
+        casts=found.casts,
     )

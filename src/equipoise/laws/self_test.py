@@ -32,6 +32,9 @@ reach 1e-4 at a random point."""
 FAINT = 1e-8
 """Share of the whole gradient below which that of a law's members is rounding, and refutes nothing."""
 
+PERIOD = 65_521
+"""Random numbers that are drawn for one weight, and repeated in larger ones: a prime, so that no two rows are alike."""
+
 EXAMPLES = 16  # of a batch, where its size is free
 
 
@@ -105,12 +108,17 @@ def _moved(weight: Tensor) -> Tensor:
     """A point near a weight; where it has no value, one of the size that initialisations give."""
     given = None if weight.is_meta else weight.detach()
     size = 0.0 if given is None else float(torch.linalg.vector_norm(given, dtype=torch.float64))
-    drawn = torch.empty(weight.shape, dtype=torch.float64)
+    drawn = torch.empty(min(weight.numel(), PERIOD), dtype=torch.float64)
     if given is None or not math.isfinite(size):
-        return drawn.normal_().div_(max(1.0, math.prod(weight.shape[1:])) ** 0.5)
-    reach = (0.3 * size / max(1, weight.numel()) ** 0.5 + 0.05) * 3**0.5  # a deviation times √3; no normal numbers:
-    drawn.uniform_(-reach, reach)  # they take three times as long to draw
-    return drawn.to(given.device).add_(given)
+        return _repeated(drawn.normal_().div_(max(1.0, math.prod(weight.shape[1:])) ** 0.5), weight.shape)
+    reach = (0.3 * size / max(1, weight.numel()) ** 0.5 + 0.05) * 3**0.5  # a deviation times √3
+    return _repeated(drawn.uniform_(-reach, reach), weight.shape).to(given.device).add_(given)
+
+
+def _repeated(numbers: Tensor, shape: torch.Size) -> Tensor:
+    """Numbers over and over, until a tensor of a shape is full."""
+    size = shape.numel()
+    return numbers.repeat(-(-size // max(1, len(numbers))))[:size].view(shape)
 
 
 def _constant(value: Tensor) -> Tensor:

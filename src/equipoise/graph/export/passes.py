@@ -123,14 +123,13 @@ def merge_tied(graph: fx.Graph, names: dict[str, str]) -> dict[str, str]:
     return {node.name: name for name, node in used}
 
 
-def drop_mutations(graph: fx.Graph, signature: ExportGraphSignature) -> bool:
-    """Keep of the outputs only what the model returns; says whether there were updates of buffers."""
+def drop_mutations(graph: fx.Graph, signature: ExportGraphSignature) -> None:
+    """Keep of the outputs only what the model returns."""
     output = graph.output_node()
     values: Any = output.args[0]
     kinds = [spec.kind for spec in signature.output_specs]
     output.args = (tuple(value for value, kind in zip(values, kinds, strict=True) if kind is OutputKind.USER_OUTPUT),)
     graph.eliminate_dead_code()
-    return OutputKind.BUFFER_MUTATION in kinds
 
 
 def drop_plain_arguments(graph: fx.Graph) -> None:

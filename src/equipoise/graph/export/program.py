@@ -9,22 +9,33 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import CaptureError, InputError, one_line
+from equipoise.graph.export.functional import make_functional
 from equipoise.graph.export.passes import cut_off, guards, inline_regions, placeholders, strip_guards
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 Arguments: TypeAlias = tuple[Any, ...]
 Keywords: TypeAlias = dict[str, Any]
 Decompositions: TypeAlias = Mapping[torch._ops.OperatorBase, Callable[..., object]]
-Exported: TypeAlias = tuple[torch.export.ExportedProgram, frozenset[torch.dtype]]  # and the dtypes that it casts to
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A functional program, the floating dtypes that its code casts to, and whether it updates buffers."""
+
+    program: torch.export.ExportedProgram
+    casts: frozenset[torch.dtype]
+    updates_buffers: bool
 
 
 def arguments(example_inputs: object) -> tuple[Arguments, Keywords]:
@@ -81,7 +92,7 @@ def _hollow(tensor: Tensor) -> Tensor:
 
 
 def exported(model: nn.Module, args: Arguments, kwargs: Keywords, decompositions: Decompositions) -> Exported:
-    """The exported program with its decompositions, and the dtypes it casts to; `CaptureError` where export refuses."""
+    """The program with its decompositions; `CaptureError` where export refuses."""
     export, doubled = partial(_with_free_batch, model, decompositions), _doubled(args, kwargs)
     try:
         with _quiet(), _caches_off(model):
@@ -162,7 +173,16 @@ def _with_free_batch(model: nn.Module, decompositions: Decompositions, args: Arg
         with suppress(Exception):  # the model wants this batch and no other
             program = export(strict=True)
     cut_off(program.graph_module)
-    return _decomposed(program, decompositions), _casts(program.graph_module)
+    casts, module = _casts(program.graph_module), program.graph_module
+    if not decompositions and not _autocasts(module):
+        inline_regions(module)
+        functional = make_functional(module, program.graph_signature)
+        if functional is not None:
+            return Exported(program, casts, functional.updates_buffers)
+        module.recompile()
+    program = _decomposed(program, decompositions)
+    updates = any(spec.kind is OutputKind.BUFFER_MUTATION for spec in program.graph_signature.output_specs)
+    return Exported(program, casts, updates)
 
 
 def _decomposed(program: torch.export.ExportedProgram, decompositions: Decompositions) -> torch.export.ExportedProgram:
@@ -175,12 +195,18 @@ def _decomposed(program: torch.export.ExportedProgram, decompositions: Decomposi
         return program.run_decompositions(dict(decompositions))
     except Exception:
         module = program.graph_module
-        if not any(str(node.target) == "wrap_with_autocast" for node in module.graph.nodes):
+        if not _autocasts(module):
             raise
         inline_regions(module)
         strip_guards(module.graph)
         module.recompile()
         return program.run_decompositions(dict(decompositions))
+
+
+def _autocasts(module: fx.GraphModule) -> bool:
+    """Whether a part of it runs under autocast, which decides the dtypes there."""
+    bodies = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    return any(str(node.target) == "wrap_with_autocast" for body in bodies for node in body.graph.nodes)
 
 
 def _casts(module: fx.GraphModule) -> frozenset[torch.dtype]:

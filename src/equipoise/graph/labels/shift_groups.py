@@ -100,6 +100,8 @@ def common(uses: Sequence[Groups | Rows | None], shape: Sequence[int]) -> Groups
 
 
 def _intersected(uses: Sequence[Groups]) -> Groups | None:
+    if all(torch.equal(use, uses[0]) for use in uses[1:]):
+        uses = uses[:1]
     numbers = torch.arange(uses[0].numel())
     return partition(uses[0].shape, [(numbers, use.reshape(-1)) for use in uses])
 
@@ -110,6 +112,8 @@ def partition(shape: Sequence[int], links: Sequence[tuple[Tensor, Tensor]]) -> G
     Whoever writes into one group must move with all who do; who writes outside of all groups (`SEEN`), or into one that
     someone else (element -1) writes into as well, may not move. None where nobody may.
     """
+    if len(links) == 1 and (found := _laid(shape, *links[0])) is not None:
+        return found if bool((found != SEEN).any()) else None
     count, offset, pairs = math.prod(shape), 0, []
     for sources, labels in links:
         kept = labels != UNREAD
@@ -128,6 +132,25 @@ def partition(shape: Sequence[int], links: Sequence[tuple[Tensor, Tensor]]) -> G
     read[elements[elements >= 0]] = True
     result = torch.where(read, result, UNREAD)
     return result.reshape(tuple(shape)) if bool((result != SEEN).any()) else None
+
+
+def _laid(shape: Sequence[int], elements: Tensor, labels: Tensor) -> Groups | None:
+    """The same where no element writes into two places, and groups remain as they are; None where one does."""
+    kept = labels != UNREAD
+    elements, labels = elements[kept], labels[kept]
+    inside, count = elements >= 0, math.prod(shape)
+    sources, groups = elements[inside], labels[inside]
+    read = torch.zeros(count, dtype=torch.bool)
+    read[sources] = True
+    if int(read.sum()) < len(sources):
+        return None
+    number = torch.full((int(labels.max()) + 2 if len(labels) else 1,), count)  # of each group; the last is `SEEN`
+    number.scatter_reduce_(0, groups % len(number), sources, "amin")  # its first element
+    number[labels[~inside]] = SEEN
+    number[SEEN] = SEEN
+    result = torch.full((count,), UNREAD)
+    result[sources] = number[groups]
+    return result.reshape(tuple(shape))
 
 
 def pull(groups: Groups, origin: Tensor, shape: Sequence[int]) -> Groups | None:
