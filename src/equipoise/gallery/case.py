@@ -12,7 +12,7 @@ from equipoise.integrate.goals import Goal, LogLoss
 from equipoise.integrate.loop import flow
 from equipoise.integrate.run import Run
 from equipoise.integrate.steppers import EntropicMidpoint, Stepper
-from equipoise.observers import Observer, ObserverState, Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers import Observer, ObserverState, Reading, Requirements, Snapshot, Stateless, TrainingContext
 
 DATA = ("mnist", "fashion_mnist", "digits", "separable")
 PAIRS = ((0, 1), (3, 5), (4, 9), (2, 7), (6, 8))
@@ -33,16 +33,12 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Tape:
+class Tape(Stateless):
     """An observer that keeps every point it is shown, for the claims to read afterwards."""
 
     moments: list[Moment]
     name: ClassVar[str] = "tape"
     requires: ClassVar[Requirements] = Requirements(activations=True, margins=True)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

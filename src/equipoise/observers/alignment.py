@@ -8,12 +8,12 @@ from torch import Tensor
 
 from equipoise.arguments import checked_fields, require_labelled
 from equipoise.measure.alignment import cosines_and_sines, neuron_alignment
-from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, Stateless, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(Stateless):
     """`|⟨v_{k+1}, u_k⟩|` and its sine, for every layer and the next one that reads it (T3.2).
 
     With a bias `u_k` is that of `[W_k b_k]`; kernels are `out × (in·taps)` below and `(out·taps) × in` above.
@@ -21,10 +21,6 @@ class Alignment:
 
     name: ClassVar[str] = "alignment"
     requires: ClassVar[Requirements] = Requirements(consecutive=True)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
@@ -48,7 +44,7 @@ class Alignment:
 
 @checked_fields
 @dataclass(frozen=True, eq=False)
-class DataAlignment:
+class DataAlignment(Stateless):
     """Which neurons of each ReLU layer are aligned with one class of examples (`measure.neuron_alignment`).
 
     On examples of one's own, `DataAlignment((X, y))` with labels in {-1, +1}: the shares of neurons that are on for
@@ -63,10 +59,6 @@ class DataAlignment:
 
     def __post_init__(self) -> None:
         require_labelled(self.data)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

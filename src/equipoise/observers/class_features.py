@@ -8,13 +8,13 @@ from torch import Tensor
 
 from equipoise.arguments import checked_fields, require_labelled
 from equipoise.measure.collapse import centre_mismatch, cluster_variation, effective_depth, neural_collapse
-from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, Stateless, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
 @checked_fields
 @dataclass(frozen=True, eq=False)
-class ClassFeatures:
+class ClassFeatures(Stateless):
     """NC1–NC3, variation within classes and nearest-class-centre mismatch of every layer's features; effective depth.
 
     On examples of one's own, `ClassFeatures((X, y))`, with labels of two classes or more. The features of a place are
@@ -32,10 +32,6 @@ class ClassFeatures:
 
     def __post_init__(self) -> None:
         require_labelled(self.data)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from equipoise.arguments import checked_fields
 from equipoise.measure.bottleneck import jacobian_spectrum
-from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, Stateless, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
 @checked_fields
 @dataclass(frozen=True, eq=False)
-class Bottleneck:
+class Bottleneck(Stateless):
     """Rank and pseudo-determinant of the Jacobian of the network at points of one's own (Jacot 2023).
 
     `Bottleneck(X)`: `jacobian_rank` is the largest number of singular values above `tolerance` times the first,
@@ -27,10 +27,6 @@ class Bottleneck:
     tolerance: float = 1e-3
     name: ClassVar[str] = "bottleneck"
     requires: ClassVar[Requirements] = Requirements(probe=True)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

@@ -11,12 +11,12 @@ from torch import Tensor
 from equipoise.arguments import checked_fields, require_integer
 from equipoise.measure.spectrum import spectrum
 from equipoise.measure.unfolding import Unfolding
-from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, Stateless, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
 @dataclass(frozen=True)
-class GradientNorm:
+class GradientNorm(Stateless):
     """`‖G‖` of all parameters together, and of each, before every step that a snapshot is taken of.
 
     In a training loop the gradient that the optimizer is given; in a flow that of `log R`.
@@ -24,10 +24,6 @@ class GradientNorm:
 
     name: ClassVar[str] = "gradient_norm"
     requires: ClassVar[Requirements] = Requirements(gradients=True, before_step=True)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def before(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
@@ -44,7 +40,7 @@ class GradientNorm:
 
 @checked_fields
 @dataclass(frozen=True, eq=False)
-class NuclearRatio:
+class NuclearRatio(Stateless):
     """`‖G‖⁎²/‖G‖_F²` of the gradient of each matrix, beside the stable rank of what the layers pass on.
 
     A step along the polar factor of `G`, as Muon takes, promises more than one along `G` where the ratio exceeds the
@@ -64,10 +60,6 @@ class NuclearRatio:
     def requires(self) -> Requirements:
         """Gradients, and with examples a way to compute activations."""
         return Requirements(gradients=True, before_step=True, probe=self.X is not None)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def before(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

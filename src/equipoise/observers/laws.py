@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise.laws.check import ALARM, tolerance
 from equipoise.laws.evaluate import LawPlan, LawReadings, Rates, sketched
 from equipoise.laws.law import Law
-from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, Stateless, TrainingContext
 from equipoise.observers.state import ObserverResult, ObserverState
 
 
@@ -206,7 +206,7 @@ def _norm(numbers: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(Stateless):
     """The relative T1 residual of every law at the gradient of this step: rounding, where the gradient is right.
 
     Unchanged by any scale of the loss, by accumulation and by clipping of the whole. `excess` is the residual in units
@@ -218,10 +218,6 @@ class Residual:
 
     name: ClassVar[str] = "residual"
     requires: ClassVar[Requirements] = Requirements(laws=True, gradients=True)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

@@ -9,7 +9,7 @@ from torch import Tensor
 from equipoise.arguments import checked_fields, require_integer, require_labelled
 from equipoise.losses import tailed_losses
 from equipoise.measure import kkt, margins
-from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, Stateless, TrainingContext
 from equipoise.observers.state import ObserverState
 
 _POSITIVE = 1e-9  # share of the largest multiplier above which one is positive
@@ -17,7 +17,7 @@ _POSITIVE = 1e-9  # share of the largest multiplier above which one is positive
 
 @checked_fields
 @dataclass(frozen=True, eq=False)
-class Margin:
+class Margin(Stateless):
     """Minimum, normalised and smoothed margin, support examples; KKT residuals at every `kkt_every`-th snapshot (T7).
 
     Of the training set of a flow, or of examples of one's own: `Margin((X, y))` with labels in {-1, +1} for one score,
@@ -43,10 +43,6 @@ class Margin:
     def requires(self) -> Requirements:
         """Margins of the training set, or a way to compute them on examples of one's own."""
         return Requirements(margins=True) if self.data is None else Requirements(probe=True)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

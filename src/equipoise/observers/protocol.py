@@ -20,7 +20,7 @@ from equipoise.linalg import LeadingTriplets
 from equipoise.measure.spectrum import SingularSpectrum
 from equipoise.measure.unfolding import Unfolding
 from equipoise.observers.judgement import Judgement
-from equipoise.observers.state import StateLike
+from equipoise.observers.state import ObserverState, StateLike
 
 
 class Unavailable(InputError):
@@ -364,6 +364,25 @@ class StepObserver(Observer[S], Protocol[S]):
             The next state, and the readings.
         """
         ...
+
+
+class Stateless:
+    """The `init` of an observer that has nothing to remember, to inherit from.
+
+    >>> Stateless().init(TrainingContext({}, ()))
+    ObserverState()
+    """
+
+    def init(self, context: TrainingContext) -> ObserverState:
+        """An empty state.
+
+        Args:
+            context: of the training.
+
+        Returns:
+            A state without fields.
+        """
+        return ObserverState()
 
 
 def requirements(observer: Observer) -> Requirements:

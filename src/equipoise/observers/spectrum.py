@@ -8,13 +8,13 @@ from typing import ClassVar
 from equipoise.arguments import checked_fields, require_integer
 from equipoise.linalg import LeadingTriplets
 from equipoise.measure.spectrum import SingularSpectrum
-from equipoise.observers.protocol import Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers.protocol import Reading, Requirements, Snapshot, Stateless, TrainingContext
 from equipoise.observers.state import ObserverState
 
 
 @checked_fields
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Stateless):
     """`σ_1..σ_r`, Frobenius norm, rank-one residual and stable rank of every matrix (docs/theory.md §6).
 
     Exact in a flow. In a training loop `σ_1..σ_r` are followed by a warm-started block Krylov iteration: `error_bound`
@@ -35,10 +35,6 @@ class Spectrum:
     def requires(self) -> Requirements:
         """The leading triplets."""
         return Requirements(triplets=self.r)
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot

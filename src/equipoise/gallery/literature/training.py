@@ -13,20 +13,16 @@ from torch.optim import Optimizer
 
 from equipoise.gallery.literature.paper import Curve, PaperCase
 from equipoise.monitor import watch
-from equipoise.observers import Observer, ObserverState, Reading, Requirements, Snapshot, TrainingContext
+from equipoise.observers import Observer, ObserverState, Reading, Requirements, Snapshot, Stateless, TrainingContext
 
 
 @dataclass(frozen=True, eq=False)
-class Quantities:
+class Quantities(Stateless):
     """An observer of one's own figures: `read(snapshot)` is called at every snapshot of a flow or of a training."""
 
     read: Callable[[Snapshot], Mapping[str, float]]
     name: ClassVar[str] = "figures"
     requires: ClassVar[Requirements] = Requirements()
-
-    def init(self, context: TrainingContext) -> ObserverState:
-        """Nothing to remember."""
-        return ObserverState()
 
     def observe(
         self, context: TrainingContext, state: ObserverState, snapshot: Snapshot
