@@ -25,8 +25,9 @@ from equipoise.integrate.manifest import StoredInputs, flow_manifest
 from equipoise.integrate.objective import positions_in_data
 from equipoise.integrate.observation import observed_figures, result_in
 from equipoise.losses import Loss
-from equipoise.notebook import notebook, run_figure
+from equipoise.notebook import notebook
 from equipoise.observers import ObserverResult
+from equipoise.sinks.curves import OF_RUN, curves_figure
 from equipoise.store import Json, Record, Store, latest, require_latest
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Run:
         Raises:
             InputError: for a quantity that was not recorded, naming those that were; and without matplotlib.
         """
-        return run_figure(self.table(), quantities)
+        return curves_figure(self.table(), quantities, OF_RUN)
 
     def table(self) -> pd.DataFrame:
         """One tidy table: step, growth, log_loss, log_time, observer, place, quantity, value."""

@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from equipoise.errors import InputError, one_line, visible
+from equipoise.errors import one_line, visible
 from equipoise.laws import Laws
 from equipoise.monitor.alarms import Alarm, Rule, concerns, warn
 from equipoise.monitor.schedule import Meter
-from equipoise.notebook import notebook, require_matplotlib
+from equipoise.notebook import notebook
 from equipoise.observers import Reading
 from equipoise.sinks import ReadableSink, Sink, common_prefix, short_labels, sink_name
+from equipoise.sinks.curves import OF_WATCH, curves_figure
 from equipoise.sinks.protocol import Memory
 from equipoise.store import Record, require_latest
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _SHOWN = 12  # matrices in a summary
-_CURVES = ("stable_rank", "alignment_next", "relative_drift", "relative_drift_estimate", "residual", "dead")
-_LOGARITHMIC = ("relative_drift", "relative_drift_estimate", "residual", "mismatch", "misalignment_next")
 _MATRIX = ("sigma_1", "stable_rank", "rank_one_residual")
 
 
@@ -89,7 +87,7 @@ class Log:
         Raises:
             InputError: for a quantity that was not recorded, naming those that were.
         """
-        return _figure(self.table(), quantities)
+        return curves_figure(self.table(), quantities, OF_WATCH)
 
     def _repr_html_(self) -> str:
         """The summary, and the curves as a small picture, for a notebook."""
@@ -243,57 +241,3 @@ def _matrices(table: pd.DataFrame) -> list[str]:
         lines.append(" ".join([f"{labels[str(place)]:{width}}", *ends_shown]))
     hidden = table.place.nunique() - _SHOWN
     return [*lines, f"and {hidden} more"] if hidden > 0 else lines
-
-
-def _figure(table: pd.DataFrame, quantities: Sequence[str]) -> "Figure":
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    known = table.quantity.unique()
-    chosen = list(quantities) or [quantity for quantity in _CURVES if quantity in known]
-    strange = [quantity for quantity in chosen if quantity not in known]
-    if strange or not chosen:
-        raise InputError(
-            expected="a recorded quantity",
-            found=", ".join(strange) or "no records",
-            remedy=f"choose among {', '.join(sorted(known)) or 'none yet: take a step first'}",
-        )
-    drawn = Figure(figsize=(7.5, 2.8 * len(chosen)), layout="constrained")
-    for axes, quantity in zip(drawn.subplots(len(chosen), squeeze=False)[:, 0], chosen, strict=True):
-        _panel(axes, table.loc[table.quantity == quantity], quantity)
-    return drawn
-
-
-def _panel(axes: "Axes", rows: pd.DataFrame, quantity: str) -> None:
-    from matplotlib import colormaps
-
-    shown = most_changed(rows, _SHOWN)
-    labels, colours = short_labels(shown, width=28), colormaps["turbo"].resampled(max(len(shown), 2) + 2)
-    for place, curve in rows.groupby("place", sort=False):
-        if place in shown:
-            colour = colours(shown.index(str(place)) + 1)
-            axes.plot(curve.step, curve.value, label=labels[str(place)] or "all", linewidth=1.2, color=colour)
-    if quantity in _LOGARITHMIC and (rows.value > 0).any():
-        axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel=quantity.replace("_", " "))
-    hidden = rows.place.nunique() - len(shown)
-    if len(shown) > 1:
-        title = f"{len(shown)} that changed most, {hidden} not shown" if hidden else None
-        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # beside the curves, not over them
-        axes.legend(fontsize="x-small", title=title, title_fontsize="x-small", frameon=False, **place)
-
-
-def most_changed(rows: pd.DataFrame, count: int) -> list[str]:
-    """The places whose curves change most between their ends, over their largest value; in their own order.
-
-    Args:
-        rows: records of one quantity.
-        count: how many.
-
-    Returns:
-        Their names; all of them where there are no more.
-    """
-    grouped = rows.groupby("place", sort=False).value
-    change = (grouped.last() - grouped.first()).abs() / grouped.apply(lambda values: values.abs().max() or 1.0)
-    kept = set(change.nlargest(count).index) if len(change) > count else set(change.index)
-    return [str(place) for place in change.index if place in kept]

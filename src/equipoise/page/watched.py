@@ -10,13 +10,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from equipoise.monitor import Log
-from equipoise.monitor.log import most_changed
 from equipoise.page.canvas import canvas, fitted, line, positive
 from equipoise.page.figures import Figure
 from equipoise.page.material import Json, Material
 from equipoise.page.render import embedded, render, write
 from equipoise.page.words import plain
 from equipoise.sinks import short_labels
+from equipoise.sinks.curves import most_changed
 
 CURVES = 10  # of a figure: more cannot be distinguished
 _STEPS = "step"
