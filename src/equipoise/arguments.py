@@ -21,6 +21,7 @@ _ANYTHING = (Any, object, inspect.Parameter.empty)
 _EXAMPLES = {  # by the name of a class
     "Observer": "eq.Spectrum()",
     "Optimizer": "torch.optim.SGD(model.parameters(), lr=0.1)",
+    "OptimizerLike": "torch.optim.SGD(model.parameters(), lr=0.1)",
     "Module": "a torch.nn.Module",
     "Stepper": "eq.steppers.EntropicMidpoint()",
     "Goal": "eq.LogLoss(-1e6), or its text: 'log_loss=-1e6'",

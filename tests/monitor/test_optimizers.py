@@ -81,3 +81,54 @@ def test_steps_that_are_much_larger_than_the_weights_break_no_law():
     assert norms[2] > 1000 * norms[1] > 0
     assert excess.loc[:2].max() < 1
     assert not [alarm for alarm in log.alarms if alarm.kind == "law"]
+
+
+class Lookahead:
+    """Slow weights behind fast ones, as many write it: no `torch.optim.Optimizer`, but one inside."""
+
+    def __init__(self, optimizer, every=3):
+        self.optimizer, self.every, self.steps = optimizer, every, 0
+        self.slow = [parameter.detach().clone() for parameter in self.parameters]
+
+    @property
+    def parameters(self):
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def zero_grad(self):
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def step(self):
+        self.optimizer.step()
+        self.steps += 1
+        if self.steps % self.every == 0:
+            for fast, slow in zip(self.parameters, self.slow, strict=True):
+                fast.copy_(slow.lerp_(fast, 0.5))
+
+
+def test_a_wrapper_that_is_no_optimizer_itself_is_watched_through_the_one_inside():
+    model, plain = perceptron(), perceptron()
+    log = train(model, Lookahead(torch.optim.SGD(model.parameters(), lr=0.1)), steps=7)
+    assert (log.steps, log.alarms, log.off) == (7, [], {})
+    unwatched = Lookahead(torch.optim.SGD(plain.parameters(), lr=0.1))
+    X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+    for _ in range(7):
+        unwatched.zero_grad()
+        plain(X).square().mean().backward()
+        unwatched.step()
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_laws_are_read_at_the_first_forward_pass_though_a_step_came_before():
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with eq.watch(model, optimizer, every=1, quiet=True) as log:
+        optimizer.step()  # of nothing: to please a scheduler
+        assert set(log.off) == {"alignment", "drift", "residual"}
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(4, 6)).square().mean().backward()
+            optimizer.step()
+    assert log.off == {}
+    assert log.last("residual", "residual", "0.weight → 2.weight") < 1e-6
+    assert log.alarms == []

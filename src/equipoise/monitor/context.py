@@ -139,8 +139,14 @@ class ModelContext:
         return self.membership.group
 
     def see(self, example: Example) -> None:
-        """Take the example of a forward pass; the inputs that the user gave come first."""
+        """Take the example of a forward pass; the inputs that the user gave come first.
+
+        A model that was to be read before its first forward pass is read again.
+        """
         given = self.example
+        if given is None and self._readings:
+            self._readings.clear()
+            self.revision += 1
         own = self.given and given is not None
         self.example = replace(given, precision=example.precision) if own and given else example
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from types import FrameType
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ _DEPTH = 8  # of wrappers in wrappers
 
 
 # Optimizers ---------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class OptimizerLike(Protocol):
+    """An optimizer, or what steps one: not every wrapper is itself a `torch.optim.Optimizer`."""
+
+    def step(self, *args: Any, **kwargs: Any) -> object:
+        """Take a step."""
+        ...
 
 
 def hooked_optimizers(optimizer: object) -> list[Optimizer]:

@@ -7,7 +7,6 @@ from os import PathLike
 from types import TracebackType
 
 from torch import nn
-from torch.optim import Optimizer
 
 from equipoise.arguments import checked, require_integer
 from equipoise.errors import InputError, one_line
@@ -15,7 +14,7 @@ from equipoise.graph.capture import Inputs
 from equipoise.monitor.alarms import Alarm, Rule, default_rules
 from equipoise.monitor.context import Example, ModelContext, untouched_generators
 from equipoise.monitor.distributed import Membership, ProcessGroup
-from equipoise.monitor.hooks import ForwardRecord, OptimizerHooks, held_parameters, hooked_optimizers
+from equipoise.monitor.hooks import ForwardRecord, OptimizerHooks, OptimizerLike, held_parameters, hooked_optimizers
 from equipoise.monitor.log import Log
 from equipoise.monitor.schedule import Schedule
 from equipoise.monitor.snapshots import ObserverSet, SnapshotTaker
@@ -34,7 +33,7 @@ def default_observers() -> tuple[Observer, ...]:
 @contextmanager
 def watch(
     model: nn.Module,
-    optimizer: Optimizer | Sequence[Optimizer],
+    optimizer: OptimizerLike | Sequence[OptimizerLike],
     every: int = 50,
     *,
     full: bool = False,
@@ -64,8 +63,8 @@ def watch(
 
     Args:
         model: the model in training, wrapped or not.
-        optimizer: one or several, which count their own steps; of one that wraps others, as accelerate's, the hooks of
-            those inside are used.
+        optimizer: one or several, which count their own steps; of one that wraps others, as accelerate's or a lookahead
+            of one's own, the hooks of those inside are used.
         every: steps between snapshots.
         full: whether the first snapshot, and a last one at the end, are full ones: with full spectra and whole laws.
         observe: observers; by default `Spectrum()`, `Alignment()`, `Drift()` and `Residual()`.
@@ -103,15 +102,12 @@ def watch(
     ([1, 5, 10], True)
     """
     optimizers = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
-    schedule = _checked(Schedule(every, budget, full_every, full))
-    selection = _selection(names, types)
+    schedule, selection = _checked(Schedule(every, budget, full_every, full)), _selection(names, types)
     _check_model(model, optimizers, selection)
-    group = ProcessGroup.current()
     observers = default_observers() if observe is None else tuple(observe)
+    group = ProcessGroup.current()
     with ExitStack() as stack:
-        with untouched_generators():
-            asked = {"every": every, "budget": budget, "observers": [observer.name for observer in observers]}
-            keeper = Disk(out, asked) if out and group.leads else Memory()
+        keeper = _keeper(out if group.leads else None, schedule, observers)
         rules = default_rules() if alarms is None else alarms
         log = Log(keeper, [in_background(sink) for sink in sinks], rules, on_alarm, group.leads)
         stack.push(partial(_end, log, quiet))  # last of all, when the hooks are gone
@@ -124,6 +120,15 @@ def watch(
         yield log
         for each, taker in hooks:
             taker.finish(each.step)
+
+
+def _keeper(out: str | PathLike[str] | None, schedule: Schedule, observers: Sequence[Observer]) -> Disk | Memory:
+    """Where the records are kept: in a folder with what was asked for, or in memory."""
+    if not out:
+        return Memory()
+    with untouched_generators():
+        names = [observer.name for observer in observers]
+        return Disk(out, {"every": schedule.every, "budget": schedule.budget, "observers": names})
 
 
 def _attached(
@@ -142,21 +147,24 @@ def _attached(
     for optimizer in optimizers:
         mine = ObserverSet(observers, log.off)
         taker = SnapshotTaker(optimizer, context, mine, schedule, log.meter, log, tuple(takers))
-        hooks = OptimizerHooks(optimizer, taker)
         takers.append(taker)
-        found.append((hooks, taker))
-        stack.callback(taker.check.record.disarm)
-        handles = list(hooks.register())
-        for handle in handles:
-            stack.callback(handle.remove)
-        if handles:
-            taker.begin()
-        else:
-            kind = type(optimizer).__name__
-            taker.refuse(
-                f"{kind} runs no step hooks, nor wraps a torch.optim.Optimizer that does; pass the one that steps"
-            )
+        found.append((_hooked(stack, optimizer, taker), taker))
     return found
+
+
+def _hooked(stack: ExitStack, optimizer: object, taker: SnapshotTaker) -> OptimizerHooks:
+    """Hooks of one optimizer; without any, its observers are off."""
+    hooks = OptimizerHooks(optimizer, taker)
+    stack.callback(taker.check.record.disarm)
+    handles = list(hooks.register())
+    for handle in handles:
+        stack.callback(handle.remove)
+    if handles:
+        taker.begin()
+    else:
+        kind = type(optimizer).__name__
+        taker.refuse(f"{kind} runs no step hooks, nor wraps a torch.optim.Optimizer that does; pass the one that steps")
+    return hooks
 
 
 def _end(
