@@ -56,6 +56,7 @@ TRACED = {  # an update that something else sees
     "a view before it": lambda m, x: (x.t(), x.relu_())[0].t(),
     "an argument": lambda m, x: m.norm.running_var.mul_(0.5) + x,
     "a norm twice": lambda m, x: m.norm(m.norm(x)),
+    "composed, in place": lambda m, x: F.dropout(F.relu6(x, inplace=True), 0.0, inplace=True),
     "in autocast": lambda m, x: _autocast(m, x),
 }
 

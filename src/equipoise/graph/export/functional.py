@@ -90,10 +90,13 @@ def _aliases(target: object) -> bool:
     return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
 
 
+def _is_composite(target: torch._ops.OpOverload) -> bool:
+    return target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
 def _is_unsafe(target: torch._ops.OpOverload) -> bool:
     """Whether an operation is composed of others, and may return its own input or update it."""
-    composite = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return composite and (_aliases(target) or torch.Tag.maybe_aliasing_or_mutating in target.tags)
+    return _is_composite(target) and (_aliases(target) or torch.Tag.maybe_aliasing_or_mutating in target.tags)
 
 
 def _may_share(target: object) -> bool:
@@ -104,7 +107,9 @@ def _may_share(target: object) -> bool:
 
 
 def _twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """The functional form of an operation in place: `relu` of `relu_`."""
+    """The functional form of an operation in place: `relu` of `relu_`; None of one that is composed of others."""
+    if _is_composite(target):
+        return None
     namespace, _, name = target._schema.name.partition("::")
     packet = getattr(_aten, name.removesuffix("_"), None) if namespace == "aten" and name.endswith("_") else None
     twin = getattr(packet, target._overloadname, None)
