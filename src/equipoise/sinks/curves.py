@@ -133,7 +133,7 @@ def _panel(axes: "Axes", rows: pd.DataFrame, quantity: str, layout: PanelLayout)
     elif quantity in _LOGARITHMIC and bool((rows["value"] > 0).any()):
         axes.set_yscale("log")
     axes.set(xlabel=layout.label, ylabel=quantity.replace("_", " "))
-    hidden = rows["place"].nunique() - len(shown)
+    hidden = rows.place.nunique() - len(shown)
     if len(shown) > 1:
         title = f"{len(shown)} that changed most, {hidden} not shown" if hidden else None
         axes.legend(fontsize="x-small", title=title, title_fontsize="x-small", frameon=False, **layout.legend)
@@ -149,7 +149,7 @@ def most_changed(rows: pd.DataFrame, count: int) -> list[str]:
     Returns:
         Their names; all of them where there are no more.
     """
-    grouped = rows.groupby("place", sort=False)["value"]
+    grouped = rows.groupby("place", sort=False).value
     change = (grouped.last() - grouped.first()).abs() / grouped.apply(lambda values: values.abs().max() or 1.0)
     kept = set(change.nlargest(count).index) if len(change) > count else set(change.index)
     return [str(place) for place in change.index if place in kept]

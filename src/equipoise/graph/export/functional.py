@@ -160,10 +160,12 @@ def _rewrite(graph: fx.Graph, node: fx.Node) -> None:
         source: Any = node.args[0]
         node.target = _twin(target)  # pyright: ignore[reportAttributeAccessIssue]
         source.replace_all_uses_with(node, delete_user_cb=lambda user: user > node)
-    elif target in _FORMS and (form := _FORMS[target](node)) is not node:
-        with graph.inserting_before(node):
-            node.replace_all_uses_with(form if isinstance(form, fx.Node) else _placed(graph, form, node))
-        graph.erase_node(node)
+    elif target in _FORMS:
+        form: Any = _FORMS[target](node)
+        if form is not node:
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(form if isinstance(form, fx.Node) else _placed(graph, form, node))
+            graph.erase_node(node)
 
 
 def _placed(graph: fx.Graph, call: Replacement, node: fx.Node) -> fx.Node:
