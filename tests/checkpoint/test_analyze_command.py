@@ -123,3 +123,64 @@ def test_a_malicious_file_is_one_line_and_exit_code_two(capsys, tmp_path):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "posix.system" in err
     assert not (tmp_path / "mark").exists()
+
+
+MODEL = """
+import torch
+from torch import nn
+
+
+def made():
+    return nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)), torch.randn(4, 5)
+"""
+
+
+@pytest.fixture
+def permuted(tmp_path, monkeypatch):
+    """A checkpoint and the same function with its neurons in another order."""
+    (tmp_path / "alignable.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    first, order = {"0.weight": torch.randn(8, 5), "0.bias": torch.randn(8)}, torch.randperm(8)
+    second = {name: its[order] for name, its in first.items()}
+    last = {"2.weight": torch.randn(3, 8), "2.bias": torch.randn(3)}
+    save_file({**first, **last}, "a.safetensors")
+    save_file(
+        {**second, "2.weight": last["2.weight"][:, order].contiguous(), "2.bias": last["2.bias"]}, "b.safetensors"
+    )
+
+
+def test_two_checkpoints_are_compared_up_to_symmetry(capsys, permuted):
+    plain = json.loads(call(capsys, "a.safetensors", "b.safetensors", "--json")[1])
+    options = "a.safetensors", "b.safetensors", "--align", "--module", "alignable:made"
+    code, out, err = call(capsys, *options, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    distances, before = ({row["name"]: row["distance"] for row in each["rows"]} for each in (found, plain))
+    assert before["0.weight"] > 0.3
+    assert distances["0.weight"] == distances["2.weight"] == 0
+    assert found["aligned"]["distance_before"] > 1 > 1e-6 > found["aligned"]["distance_after"]
+    assert [(move["kind"], move["size"]) for move in found["aligned"]["moves"]] == [("permutation", 8)]
+    assert "up to symmetry: distance" in call(capsys, *options)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.safetensors", "b.safetensors", "--align"), "a checkpoint holds weights and no graph; found no --module"),
+        (
+            ("a.safetensors", "--align", "--module", "alignable:made"),
+            "expected two checkpoints with --align; found one",
+        ),
+        (("a.safetensors", "--module", "alignable:made"), "found --module"),
+        (
+            ("a.safetensors", "c.safetensors", "--align", "--module", "alignable:made"),
+            "expected the parameter 0.weight",
+        ),
+    ],
+)
+def test_what_alignment_needs_is_said_in_one_line(capsys, permuted, arguments, message):
+    save_file({"0.weight": torch.ones(2, 2)}, "c.safetensors")
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.compression.approximate import Factorisation, NeuronSelection
+from equipoise.compression.approximate import Factorisation
+from equipoise.compression.costs import CostModel, operations
 from equipoise.compression.data import DataBatches, SecondMoment, visit
+from equipoise.compression.selection import ChannelSelection, HiddenChannels
 from equipoise.compression.structure import hidden_layers
 from equipoise.graph.capture import capture
 
@@ -55,13 +57,44 @@ def test_the_error_of_a_factorised_layer_is_the_discarded_squares(layer, inputs)
         assert error == pytest.approx(expected, rel=1e-9, abs=1e-12 * total)
 
 
+def convnet():
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(2, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 10, 3, stride=2, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(40, 3)), torch.randn(60, 2, 9, 9)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["a kernel reads them", "positions are flattened"])
+def test_the_error_of_selected_channels_is_that_of_least_squares(place):
+    model, X = convnet()
+    model, X = model.double(), X.double()
+    channels = HiddenChannels.of(model, hidden_layers(model, capture(model, X[:2]))[place])
+    reader = model.get_submodule(channels.reader)
+    moment = SecondMoment(reader.weight[0].numel())
+    visit(model, DataBatches(X), {channels.reader: moment})
+    selection = ChannelSelection.of(model, channels, moment)
+    assert len(selection.sets) > 3
+    before = model[: int(channels.reader)](X).detach()
+    read = before if isinstance(reader, nn.Linear) else nn.functional.unfold(before, 3, stride=2).mT.flatten(0, 1)
+    read = read - read.mean(0) if reader.bias is not None else read
+    target = read @ reader.weight.detach().flatten(1).T
+    for kept, error in list(zip(selection.sets, selection.errors, strict=True))[1:]:
+        own = read[:, channels.inputs[kept].flatten()]
+        fit = torch.linalg.lstsq(own, target, driver="gelsd").solution
+        assert error == pytest.approx(float((target - own @ fit).square().sum()), rel=1e-5, abs=1e-9)
+        smaller = copy.deepcopy(model)
+        change = selection.apply(smaller, len(kept), moment.mean)
+        assert (change.kind, change.after) == ("select", len(kept))
+        assert smaller.get_submodule(channels.hidden.writer).weight.shape[0] == len(kept)
+        assert smaller(X).shape == (60, 3)
+
+
 def test_the_error_of_selected_neurons_is_that_of_least_squares():
     model, X, _ = trained()
     model, X = model.double(), X.double()
     hidden = hidden_layers(model, capture(model, X[:2]))[1]
     moment = SecondMoment(48)
     visit(model, DataBatches(X), {"4": moment})
-    selection = NeuronSelection.of(model, hidden, moment)
+    selection = ChannelSelection.of(model, HiddenChannels.of(model, hidden), moment)
     assert len(selection.sets) > 3
     active = model[3](model[2](model[1](model[0](X)))).detach()
     centred = active - active.mean(0)
@@ -145,6 +178,96 @@ def test_layers_whose_weights_others_read_are_not_factorised():
     small = eq.compress(layer, (torch.randn(20, 5, 16), None), 0.1)
     assert {move.kind for move in small.moves} == {"select"}  # fewer neurons, in the same modules
     assert small.ok
+
+
+class Grouped(nn.Module):
+    """Attention on a residual stream, of which one group of heads hardly matters; named as the trade does."""
+
+    def __init__(self, by_attributes=True):
+        super().__init__()
+        self.num_heads, self.num_key_value_heads, self.head_dim = 6, 3, 4
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(16, 24), nn.Linear(16, 12), nn.Linear(16, 12)
+        self.o_proj, self.by_attributes = nn.Linear(24, 16), by_attributes
+        self.o_proj.weight.data[:, 8:16] *= 1e-3
+
+    def forward(self, x):
+        q, k, v = (
+            layer(x).view(*x.shape[:-1], count if self.by_attributes else fixed, self.head_dim).transpose(1, 2)
+            for layer, count, fixed in (
+                (self.q_proj, self.num_heads, 6),
+                (self.k_proj, self.num_key_value_heads, 3),
+                (self.v_proj, self.num_key_value_heads, 3),
+            )
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return x + self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def test_heads_are_left_out_with_what_they_share(tmp_path):
+    torch.manual_seed(0)
+    model, X = Grouped(), torch.randn(60, 5, 16)
+    plan = eq.compression.plan(model, (X, None), 0.01)
+    heads = [move for move in plan.moves if move.kind == "heads"]
+    assert [(move.before, move.after) for move in heads] == [(3, 2)]
+    small = eq.compression.apply(plan, model)
+    assert small.ok
+    assert (small.model.num_heads, small.model.num_key_value_heads, small.model.head_dim) == (4, 2, 4)
+    built = eq.compression.load(small.save(tmp_path / "small"), Grouped())
+    torch.testing.assert_close(built(X), small.model(X), rtol=0, atol=0)
+
+
+def test_heads_whose_number_is_written_in_the_code_stay():
+    torch.manual_seed(0)
+    small = eq.compress(Grouped(by_attributes=False), (torch.randn(60, 5, 16), None), 0.01)
+    assert "heads" not in {move.kind for move in small.moves}
+    assert small.ok
+
+
+def test_operations_and_latency_are_made_small_too():
+    model, X = convnet()
+    plans = {cost: eq.compression.plan(model, (X, None), 0.3, cost=cost) for cost in ("parameters", "flops", "latency")}
+    sizes = {}
+    for cost, plan in plans.items():
+        small = eq.compression.apply(plan, model)
+        assert small.ok
+        sizes[cost] = small.parameters_after, operations(small.model, X)
+    assert sizes["parameters"][0] < sum(each.numel() for each in model.parameters())
+    assert sizes["flops"][1] < operations(model, X)
+    assert sizes["flops"][1] <= sizes["parameters"][1]
+    with pytest.raises(eq.errors.InputError, match="cost"):
+        eq.compress(model, (X, None), 0.1, cost="money")
+
+
+def test_latency_is_interpolated_between_measured_sizes():
+    model, X = convnet()
+    like = model[0].weight.detach()
+    costs = CostModel.of("latency", model, ["2"], DataBatches(X), like)
+    sizes = list(range(1, 40))
+    prices = costs.curve(sizes, lambda size: [(nn.Conv2d(12, size, 3, device="meta"), costs.shapes["2"])])
+    assert len(prices) == 39
+    assert prices == sorted(prices)
+    assert prices[0] > 0
+
+
+def test_the_path_metric_bounds_the_change_at_any_input():
+    torch.manual_seed(0)
+    model, X = (
+        nn.Sequential(nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 2)),
+        torch.rand(50, 3),
+    )
+    with torch.no_grad():
+        model[0].bias[5:] -= 3.0  # dead on the data, not everywhere
+        model[2].weight[:, 5:] *= 0.1
+    plan = eq.compression.plan(model, (X, None))
+    small = eq.compression.apply(plan.without(*[move.number for move in plan.moves if move.kind == "merge"]), model)
+    assert {move.kind for move in small.moves} == {"remove"}
+    far = 30 * torch.randn(400, 3)
+    change = (small.model(far) - model(far)).detach().abs().sum(1)
+    bound = small.bound(far)
+    assert bool((change <= bound).all())
+    assert float(change.max()) > 1e-3 * float(bound.max()) > 0
+    with pytest.raises(eq.errors.InputError, match="moves of kind merge"):
+        eq.compression.apply(plan, model).bound(far)
 
 
 def test_a_saved_model_is_built_again_and_exported(tmp_path):

@@ -12,7 +12,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.graph.capture import capture
 from equipoise.transform.aligning import tried_symmetries
 from equipoise.transform.model_function import ModelFunction
-from helpers.cases import case
+from helpers.cases import case, noise
 from helpers.sampling import sampled
 from helpers.symmetric import NETWORKS, Network
 from reference import matched_chain
@@ -35,16 +35,36 @@ class Odd(nn.Module):
         return self.c(F.gelu(self.norm(self.b(torch.tanh(self.a(x))))))
 
 
+class Gated(nn.Module):
+    """Recurrent layers of every gated kind, in two layers and both directions, and a cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True)
+        self.gru, self.rnn = nn.GRU(8, 3), nn.RNN(3, 5)
+        self.cell, self.outward = nn.LSTMCell(5, 4), L(4, 2)
+
+    def forward(self, x):
+        hidden = self.rnn(self.gru(self.lstm(x)[0])[0])[0]
+        return self.outward(self.cell(hidden[:, -1])[0])
+
+
+GATED = Network("gated", Gated, noise(3, 4, 3), 0)
+LLAMA = Network("llama", lambda: case("llama").build(), case("llama").inputs, 0)
+TIED = Network("tied gpt", lambda: case("gpt, tied").build(), case("gpt, tied").inputs, 0)
 GPT = Network("gpt", lambda: case("gpt").build(), case("gpt").inputs, 0)
 ODD = Network("odd", Odd, case("relu").inputs, 0)
 FOUND = {  # parts of the group, by kind: permutations, heads, rotations, signs
     "folded convnet": (4, 0, 3, 0),
-    "transformer without norms": (1, 1, 5, 2),
-    "mixed": (2, 0, 5, 0),
+    "transformer without norms": (1, 2, 5, 2),
+    "mixed": (4, 0, 5, 2),
     "recurrent": (2, 0, 0, 1),
     "geometric": (2, 0, 0, 0),
     "gpt": (2, 1, 2, 3),
-    "odd": (2, 0, 0, 1),
+    "llama": (2, 1, 2, 6),
+    "tied gpt": (2, 1, 2, 2),
+    "gated": (7, 0, 0, 7),
+    "odd": (2, 0, 0, 2),
 }
 
 
@@ -65,10 +85,11 @@ def moved(model, inputs, seed=3):
     return other
 
 
-SLOW = [each for each in (*NETWORKS, GPT) if each.name in ("geometric", "mixed", "gpt")]
+EVERY = [*NETWORKS, GPT, LLAMA, TIED, GATED, ODD]
+SLOW = [each for each in EVERY if each.name in ("geometric", "mixed", "gpt", "tied gpt")]
 
 
-@pytest.mark.parametrize("network", sampled([*NETWORKS, GPT, ODD], SLOW), ids=lambda network: network.name)
+@pytest.mark.parametrize("network", sampled(EVERY, SLOW), ids=lambda network: network.name)
 def test_a_random_element_of_the_group_is_found_again(network):
     model, inputs = network.model(), network.inputs()
     other = moved(model, inputs)
@@ -105,7 +126,7 @@ def test_the_inner_product_of_unrelated_models_rises_and_the_function_stays():
     assert aligned.report.distance_after < aligned.report.distance_before
     assert aligned.report.function_change < 1e-12
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert sorted(aligned.table()["kind"]) == ["permutation", "permutation", "sign"]
+    assert sorted(aligned.table()["kind"]) == ["permutation", "permutation", "sign", "sign"]
     assert "\n" not in repr(aligned)
     assert "<table" in aligned._repr_html_()
 
@@ -116,6 +137,30 @@ def test_grouped_channels_stay_in_their_group():
     model, reference = build(), build()
     moves = eq.align(model, reference, x(3, 2, 5)).report.moves
     assert [(each.kind, each.size) for each in moves] == [("permutation", 2), ("permutation", 2)]
+
+
+def test_channels_stay_in_their_group_of_a_normalisation():
+    torch.manual_seed(0)
+    layers = nn.Conv1d(2, 6, 1), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv1d(6, 4, 1), nn.InstanceNorm1d(4, affine=True)
+    model, inputs = nn.Sequential(*layers, nn.GELU(), nn.Conv1d(4, 2, 1)).double(), (x(3, 2, 5),)
+    for norm in (model[1], model[4]):
+        nn.init.normal_(norm.weight)
+    other = moved(model, inputs)
+    aligned = eq.align(other, model, inputs).report
+    assert aligned.refused == ()
+    assert aligned.distance_before > 1 > 1e-9 > aligned.distance_after
+    moves = [(each.size, each.name) for each in aligned.moves if each.kind == "permutation"]
+    assert sorted(size for size, _ in moves) == [2, 2, 2, 4]
+
+
+def test_norms_and_gates_move_with_their_units():
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(L(3, 6))
+    model, inputs = nn.Sequential(normed, nn.ReLU(), L(6, 8), nn.GLU(), L(4, 2)).double(), (x(4, 3),)
+    other = moved(model, inputs)
+    aligned = eq.align(other, model, inputs).report
+    assert aligned.distance_before > 1 > 1e-9 > aligned.distance_after
+    assert [each.size for each in aligned.moves if each.kind == "permutation"] == [6, 4]
 
 
 def spoiled(model):

@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 import equipoise as eq
-from equipoise.checkpoint import Row, records
+from equipoise.checkpoint import Row, aligned_checkpoints, records
 from equipoise.cli.app import Json, Quiet, Whole, cell, line, refuse_ignored, require_writable, say, shown
+from equipoise.cli.factory import made_by, own_output
 from equipoise.errors import InputError, StoreError
 from equipoise.page.checkpoint import checkpoint_page
 from equipoise.page.render import require_libraries
 from equipoise.page.words import plain
 from equipoise.stages import show_progress, stage
+from equipoise.transform import AlignReport
 
 _COLUMNS = {  # what the terminal has room for
     "stable_rank": "stable rank",
@@ -47,6 +49,8 @@ def analyze(
     heavy_tail: bool = True,
     parquet: Path | None = None,
     html: Path | None = None,
+    align: Annotated[bool, Parameter(negative="")] = False,
+    module: str | None = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -67,6 +71,9 @@ def analyze(
         heavy_tail: fit the tail exponent.
         parquet: Parquet file for the table with all spectra.
         html: file for the page with all spectra.
+        align: compare the two up to the symmetries of their model: neurons, channels and heads of the second are
+            exchanged and turned until they are nearest to those of the first.
+        module: `package.module:factory` for --align; the factory returns (model, example_inputs).
     """
     refuse_ignored("--fast", {f"--method {method}": fast and method not in ("auto", "fast")})
     for path, option in ((parquet, "--parquet"), (html, "--html")):
@@ -75,10 +82,16 @@ def analyze(
         _require_pyarrow()
     if html is not None:
         require_libraries()
+    first, second, moved = (source, other, None)
+    if _asks_for_alignment(align, other, module, adapter):
+        subject = made_by(str(module))
+        with show_progress(quiet=quiet), own_output():
+            first, moved = aligned_checkpoints(subject.model, subject.inputs, source, Path(str(other)))
+        second = moved.model
     with show_progress(quiet=quiet), stage("reading the checkpoint") as current:
         table = eq.analyze(
-            source,
-            other,
+            first,
+            second,
             names=names or None,
             types=types.split(",") if types else None,
             method="fast" if fast else method,
@@ -95,8 +108,38 @@ def analyze(
         _write_parquet(table, parquet)
     if html is not None:
         checkpoint_page(table, html, label=str(source), other=sources["other"])
-    say(line({**sources, "rows": records(table)})) if json else _show(table, two=other is not None)
+    aligned = {} if moved is None else {"aligned": _summary(moved.report)}
+    if json:
+        say(line({**sources, **aligned, "rows": records(table)}))
+        return 0
+    _show(table, two=other is not None)
+    if moved is not None:
+        say(f"up to symmetry: {moved.report}")
     return 0
+
+
+def _asks_for_alignment(align: bool, other: Path | None, module: str | None, adapter: Path | None) -> bool:
+    """Whether --align is given, with all that it needs."""
+    if not align:
+        refuse_ignored("a comparison without --align", {"--module": module is not None})
+        return False
+    refuse_ignored("--align", {"--adapter": adapter is not None})
+    if other is None:
+        raise InputError(
+            expected="two checkpoints with --align", found="one", remedy="type equipoise analyze A B --align …"
+        )
+    if module is None:
+        raise InputError(
+            expected="the model with --align: a checkpoint holds weights and no graph",
+            found="no --module",
+            remedy="type --module package.module:factory, whose factory returns (model, example_inputs)",
+        )
+    return True
+
+
+def _summary(report: AlignReport) -> dict[str, object]:
+    kept: dict[str, object] = {name: value for name, value in vars(report).items() if isinstance(value, float | int)}
+    return kept | {"moves": [vars(each) for each in report.moves]}
 
 
 def _require_pyarrow() -> None:

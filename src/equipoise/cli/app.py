@@ -246,6 +246,25 @@ def network_widths(inputs: int, text: str) -> list[int]:
     return widths
 
 
+def require_page(path: Path | None) -> None:
+    """Refuse a page that cannot be drawn or written, before anything is computed.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    if path is not None:
+        from equipoise.page.render import require_libraries  # only here, because it reads pandas
+
+        require_libraries()
+        require_writable(path, "--page")
+
+
+def say_page(path: Path | None) -> None:
+    """Say where a page is, if one was written."""
+    if path is not None:
+        say(f"The page: {path.resolve().as_uri()}")
+
+
 def refuse_ignored(reason: str, given: Mapping[str, bool]) -> None:
     """Refuse options that would have no effect.
 
@@ -314,7 +333,10 @@ def integers(option: str, text: str, example: str = "64,64") -> list[int]:
 
 def show_page(page: Path, *, as_json: bool, in_browser: bool) -> int:
     """Say where a page is, and open it where that is asked for."""
-    say(line({"page": str(page)}) if as_json else f"The page: {page.resolve().as_uri()}")
+    if as_json:
+        say(line({"page": str(page)}))
+    else:
+        say_page(page)
     if in_browser:
         webbrowser.open(page.resolve().as_uri())
     return 0

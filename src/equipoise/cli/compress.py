@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import equipoise as eq
-from equipoise.cli.app import Json, Quiet, cell, line, require_writable, say, shown
+from equipoise.cli.app import Json, Quiet, cell, line, require_page, require_writable, say, say_page, shown
 from equipoise.cli.factory import as_input, made_by, own_output
 from equipoise.compression import Compressed
 from equipoise.compression.compressing import Data
+from equipoise.compression.costs import CostKind
 from equipoise.compression.data import Inputs
 from equipoise.errors import InputError
 from equipoise.stages import show_progress
@@ -25,7 +26,9 @@ def compress(
     tolerance: float = 0.0,
     holdout: float = 0.0,
     keep_predictions: bool = True,
+    cost: CostKind = "parameters",
     save: Path | None = None,
+    page: Path | None = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -38,19 +41,25 @@ def compress(
         tolerance: largest relative change of the outputs; 0 keeps them, to rounding.
         holdout: share of the examples, taken from the end, that serve only to compare the two models.
         keep_predictions: accept only what leaves every predicted class as it is.
+        cost: what is made small within the tolerance: parameters, flops, or latency, which is measured.
         save: folder for model.safetensors and compression.json.
+        page: file for the page of the moves and of what they keep.
     """
     require_writable(save, "--save", folder=True)
+    require_page(page)
     subject = made_by(module)
     data, held = _split(subject.inputs, subject.target, holdout)
     with show_progress(quiet=quiet), own_output(), as_input("a model that runs on X in float64", "run it by itself"):
-        small = eq.compress(subject.model, data, tolerance, holdout=held, keep_predictions=keep_predictions)
+        small = eq.compress(subject.model, data, tolerance, holdout=held, keep_predictions=keep_predictions, cost=cost)
         if save is not None:
             small.save(save)
+    if page is not None:
+        eq.report(small, page)
     if json:
-        say(line({**small.summary(), "saved": str(save) if save else None}))
+        say(line({**small.summary(), "saved": save and str(save), "page": page and str(page)}))
     else:
         _show(small)
+        say_page(page)
     return 0 if small.ok else 1
 
 

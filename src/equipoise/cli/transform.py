@@ -12,7 +12,7 @@ from rich.table import Table
 from safetensors.torch import save_model
 
 import equipoise as eq
-from equipoise.cli.app import Json, Quiet, cell, line, require_writable, say, shown
+from equipoise.cli.app import Json, Quiet, cell, line, require_page, require_writable, say, say_page, shown
 from equipoise.cli.factory import as_input, made_by, own_output
 from equipoise.stages import show_progress
 from equipoise.transform import Aligned, Balanced
@@ -24,6 +24,7 @@ def balance(
     objective: Literal["norm", "range"] = "norm",
     approximate: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
+    page: Path | None = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -36,18 +37,23 @@ def balance(
         objective: `norm` or `range`.
         approximate: also use laws that the eps of a normalisation breaks.
         out: safetensors file for the new weights.
+        page: file for the page of what moved.
     """
     require_writable(out, "--out")
+    require_page(page)
     subject = made_by(module)
     working = show_progress(quiet=quiet)
     with working, own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
         balanced = eq.balance(subject.model, subject.inputs, objective, approximate)
     if out is not None:
         save_model(balanced.model, str(out))
+    if page is not None:
+        eq.report(balanced, page)
     if json:
-        say(line(_fields(balanced, out)))
+        say(line(_fields(balanced, out) | {"page": page and str(page)}))
     else:
         _show(balanced)
+        say_page(page)
     return 0 if balanced.report.balanced else 1
 
 
@@ -57,6 +63,7 @@ def _fields(balanced: Balanced, out: Path | None) -> dict[str, object]:
         "balanced": report.balanced,
         "laws": [vars(each) for each in report.laws],
         "immovable": [vars(each) for each in report.immovable],
+        "weights": [vars(each) for each in report.weights],
         "vanished": [{"law": each.law, "unit": each.unit, "count": each.count} for each in report.vanished],
         "out": None if out is None else str(out),
     }
@@ -83,7 +90,15 @@ def _short(value: float) -> str:
     return f"{value:.1e}" if math.isfinite(value) else str(value)
 
 
-def align(*, module: str, reference: str, out: Path | None = None, json: Json = False, quiet: Quiet = False) -> int:
+def align(
+    *,
+    module: str,
+    reference: str,
+    out: Path | None = None,
+    page: Path | None = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
     """Find the weights nearest to another model's that compute the same function.
 
     Exit code 1 says that the moves changed the outputs, and were taken back.
@@ -92,18 +107,23 @@ def align(*, module: str, reference: str, out: Path | None = None, json: Json = 
         module: `package.module:factory`; the factory returns (model, example_inputs), as for `equipoise invariances`.
         reference: the same for the other model; its inputs are not used.
         out: safetensors file for the new weights.
+        page: file for the page of what moved.
     """
     require_writable(out, "--out")
+    require_page(page)
     subject, other = made_by(module), made_by(reference)
     working = show_progress(quiet=quiet)
     with working, own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
         aligned = eq.align(subject.model, other.model, subject.inputs)
     if out is not None:
         save_model(aligned.model, str(out))
+    if page is not None:
+        eq.report(aligned, page)
     if json:
-        say(line(_align_fields(aligned, out)))
+        say(line(_align_fields(aligned, out) | {"page": page and str(page)}))
     else:
         _show_aligned(aligned)
+        say_page(page)
     return 1 if aligned.report.faults else 0
 
 
@@ -112,6 +132,7 @@ def _align_fields(aligned: Aligned, out: Path | None) -> dict[str, object]:
     return _scalars(report) | {
         "moves": [vars(each) for each in report.moves],
         "refused": [vars(each) for each in report.refused],
+        "weights": [vars(each) for each in report.weights],
         "out": None if out is None else str(out),
     }
 

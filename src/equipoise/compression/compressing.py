@@ -15,10 +15,17 @@ from torch import Tensor, nn
 
 from equipoise.arguments import checked, checked_except
 from equipoise.compression import exporting
-from equipoise.compression.data import DataBatches, Inputs, call
+from equipoise.compression.costs import CostKind, seconds
+from equipoise.compression.data import DataBatches, Inputs
 from equipoise.compression.layers import parameter_count
 from equipoise.compression.planning import Move, Plan, PlanSettings, checked_tolerance, labelled, require_floating
-from equipoise.compression.verification import Agreement, agreement, exactness_radius
+from equipoise.compression.verification import (
+    Agreement,
+    agreement,
+    exactness_radius,
+    path_metric_bound,
+    widened,
+)
 from equipoise.errors import InputError, StoreError
 from equipoise.graph.capture import capture
 
@@ -32,6 +39,7 @@ def plan(
     tolerance: float = 0.0,
     *,
     keep_predictions: bool = True,
+    cost: CostKind = "parameters",
     batch_size: int = 1024,
 ) -> Plan:
     """Find the moves that `compress` would make, without making them.
@@ -41,6 +49,7 @@ def plan(
         data: likewise.
         tolerance: likewise.
         keep_predictions: likewise.
+        cost: likewise.
         batch_size: likewise.
 
     Returns:
@@ -56,7 +65,7 @@ def plan(
     """
     require_floating(model)
     inputs, labels = labelled(data)
-    settings = PlanSettings(checked_tolerance(tolerance), keep_predictions)
+    settings = PlanSettings(checked_tolerance(tolerance), keep_predictions, cost)
     return Plan.of(model, DataBatches.of(inputs, batch_size), labels, settings)
 
 
@@ -93,6 +102,7 @@ def compress(
     *,
     holdout: Data | None = None,
     keep_predictions: bool = True,
+    cost: CostKind = "parameters",
     batch_size: int = 1024,
 ) -> "Compressed":
     """Fewer weights with the same answers on the data (T10).
@@ -100,8 +110,8 @@ def compress(
     With `tolerance=0` the outputs on the data stay as they are, to rounding: batch normalisations in evaluation mode
     are folded, linear layers that follow each other become their product, channels that are constant on the data go,
     and neurons that are active on the same examples become `r` or `r + 1`, where `r` is the rank of what reads them.
-    With more, neurons are selected by a multi-task lasso, and layers factorised for their inputs, at ranks that are
-    chosen together for the fewest parameters within the tolerance.
+    With more, neurons, channels and heads are selected by a lasso, and layers factorised for their inputs, at sizes
+    that are chosen together for the least cost within the tolerance.
 
     Args:
         model: any module; a copy in evaluation mode is made smaller, the model is left as it is. Layers that
@@ -112,6 +122,8 @@ def compress(
         holdout: further `(X, y)` on which the two models are compared.
         keep_predictions: accept only what leaves the predicted class of every example of the data as it is, its
             mistakes included.
+        cost: what is made small within the tolerance: "parameters", "flops", or "latency", which is measured for each
+            layer at several sizes on a batch, with the threads that torch has. Exact moves are made in any case.
         batch_size: examples that are evaluated at once.
 
     Returns:
@@ -128,7 +140,8 @@ def compress(
     >>> small.parameters_before, small.parameters_after < 80, small.kept.changed
     (369, True, 0)
     """
-    return apply(plan(model, data, tolerance, keep_predictions=keep_predictions, batch_size=batch_size), model, holdout)
+    found = plan(model, data, tolerance, keep_predictions=keep_predictions, cost=cost, batch_size=batch_size)
+    return apply(found, model, holdout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +225,42 @@ class Compressed:
             )
         return found
 
+    def bound(self, X: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+        """A bound of `‖f'(x) - f(x)‖₁` at any inputs, from the weights alone (T10; Gonon et al. 2024).
+
+        `max(‖x‖_∞, 1)` times the path metric of the two models, where neurons that were left out have weights of zero:
+        it holds off the data, and grows with the depth.
+
+        Raises:
+            InputError: where neurons were merged or heads left out, a weight changes its sign, or the network is not
+                piecewise linear.
+
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> with torch.no_grad():
+        ...     model[0].bias[8:] = -10.0
+        >>> import equipoise as eq
+        >>> plan = eq.compression.plan(model, (torch.rand(9, 2), None)).without(2)
+        >>> [move.kind for move in plan.moves]
+        ['remove']
+        >>> small, far = eq.compression.apply(plan, model), 50 * torch.rand(9, 2)
+        >>> bool(((small.model(far) - model(far)).abs().sum(1) <= small.bound(far)).all())
+        True
+        """
+        other = sorted({move.kind for move in self.moves} - {"fold", "collapse", "remove", "select", "factorise"})
+        if other:
+            raise InputError(
+                expected="moves that leave weights in their places",
+                found=f"moves of kind {', '.join(other)}",
+                remedy="make the plan without them: plan.without(…)",
+            )
+        base, planned = exporting.evaluating(self.plan.base).double(), exporting.evaluating(self.plan.planned).double()
+        inputs = X.double()
+        captured = capture(base, inputs[:2] if len(inputs) > 1 else inputs)
+        weights = {name: parameter.detach() for name, parameter in base.named_parameters()}
+        metric = path_metric_bound(captured, weights, widened(base, planned, self.plan.kept))
+        return inputs.flatten(1).abs().amax(1).clamp_min(1.0) * metric
+
     def latency(self, repeats: float = 0.5) -> tuple[float, float]:
         """Median seconds of a forward pass on one batch, of the original and of the smaller model.
 
@@ -221,18 +270,10 @@ class Compressed:
         Returns:
             Both, measured by `torch.utils.benchmark` with the threads that torch has.
         """
-        from torch.utils import benchmark  # slow to import, and needed here only
-
         found = []
         for model in (exporting.evaluating(self.original), exporting.evaluating(self.model)):
             batch = next(self.plan.examples.batches(next(model.parameters())))
-            with torch.no_grad():
-                timer = benchmark.Timer(
-                    "call(model, batch)",
-                    globals={"call": call, "model": model, "batch": batch},
-                    num_threads=torch.get_num_threads(),
-                )
-                found.append(timer.blocked_autorange(min_run_time=repeats).median)
+            found.append(seconds(model, batch, repeats))
         return found[0], found[1]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -251,6 +292,7 @@ class Compressed:
         config = {
             "format": exporting.FORMAT,
             "modules": exporting.differences(self.original, self.model),
+            "counted": exporting.counted(self.original, self.model),
             "moves": [asdict(move) for move in self.plan.moves],
             "kept": asdict(self.kept),
             "held_out": self.held_out and asdict(self.held_out),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from equipoise.compression.cones import positive_factors
@@ -23,15 +24,19 @@ from equipoise.compression.layers import (
 from equipoise.compression.structure import Hidden, Layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
-    """The effect of a move: widths or ranks before and after, in words, and which layers it touched."""
+    """The effect of a move: widths or ranks before and after, in words, and which layers it touched.
+
+    `kept` are the channels that are left, where some are taken away; None for another move.
+    """
 
     kind: str
     layers: tuple[str, ...]
     before: int
     after: int
     detail: str
+    kept: Int64[Tensor, " kept"] | None = None
 
 
 def fold_normalisation(model: nn.Module, name: str, norm: str) -> Change | None:
@@ -167,7 +172,8 @@ def remove_constant(model: nn.Module, hidden: Hidden, examples: DataBatches) -> 
         set_columns(reader, read[:, kept], width)
     set_rows(writer, rows(writer)[kept])
     layers = (hidden.writer, *hidden.readers)
-    return Change("remove", layers, width, int(kept.sum()), "channels that are constant on the data")
+    left = torch.nonzero(kept.cpu()).flatten()
+    return Change("remove", layers, width, len(left), "channels that are constant on the data", left)
 
 
 def _pads(reader: Layer) -> bool:

@@ -50,6 +50,18 @@ def differences(original: nn.Module, smaller: nn.Module) -> dict[str, Spec]:
     return found
 
 
+def counted(original: nn.Module, smaller: nn.Module) -> dict[str, dict[str, int]]:
+    """Attributes of modules of both that count heads and differ."""
+    before = dict(original.named_modules())
+    found: dict[str, dict[str, int]] = {}
+    for name, module in smaller.named_modules():
+        if name in before and _spec(module) is None:
+            own, other = vars(module), vars(before[name])
+            changed = {key: value for key, value in own.items() if type(value) is int and other.get(key) != value}
+            found |= {name: changed} if changed else {}
+    return found
+
+
 def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """A compressed model from what `Compressed.save` wrote.
 
@@ -79,6 +91,9 @@ def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     try:
         for name, spec in specs.items():
             replace(made, name, _built(spec))
+        for name, attributes in config.get("counted", {}).items():
+            for attribute, value in attributes.items():
+                setattr(made.get_submodule(name), attribute, int(value))
         made.load_state_dict(weights)
     except (AttributeError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(

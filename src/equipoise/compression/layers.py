@@ -45,6 +45,37 @@ def set_columns(module: Layer, read: Float[Tensor, "k channels"], channels: int)
     _set(module, blocks.reshape(weight.shape[0], -1, *taps), None if module.bias is None else module.bias.detach())
 
 
+def set_matrix(module: Layer, weight: Float[Tensor, "rows k"]) -> None:
+    """Replace the weight by a matrix with as many rows, and the taps of the kernel that there were."""
+    shape = (len(weight), -1, *module.weight.shape[2:])
+    _set(module, weight.reshape(shape), None if module.bias is None else module.bias.detach())
+
+
+def resized(module: Layer, out: int | None = None, into: int | None = None) -> Layer:
+    """A layer of other widths, without weights, on the meta device."""
+    rows, inputs = module.weight.shape[:2]
+    rows, inputs = out or rows, into or inputs
+    if isinstance(module, nn.Linear):
+        return nn.Linear(inputs, rows, module.bias is not None, device="meta")
+    return _convolution(module, inputs, rows, module.bias is not None)
+
+
+def _convolution(module: Layer, inputs: int, rows: int, bias: bool) -> Layer:
+    """One of the same geometry."""
+    assert not isinstance(module, nn.Linear)
+    return type(module)(
+        inputs,
+        rows,
+        module.kernel_size,  # pyright: ignore[reportArgumentType]
+        stride=module.stride,  # pyright: ignore[reportArgumentType]
+        padding=module.padding,  # pyright: ignore[reportArgumentType]
+        dilation=module.dilation,  # pyright: ignore[reportArgumentType]
+        bias=bias,
+        padding_mode=module.padding_mode,
+        device="meta",
+    )
+
+
 def add_to_bias(module: Layer, amount: Float[Tensor, " rows"]) -> None:
     """Add to the bias, which is made if there is none."""
     bias = torch.zeros_like(amount) if module.bias is None else module.bias.detach()
@@ -85,17 +116,7 @@ def factors(
     if isinstance(module, nn.Linear):
         return nn.Sequential(dense(right, None, trained), dense(left, bias, trained))
     taps = module.weight.shape[2:]
-    first = type(module)(
-        module.in_channels,
-        len(right),
-        module.kernel_size,  # pyright: ignore[reportArgumentType]
-        stride=module.stride,  # pyright: ignore[reportArgumentType]
-        padding=module.padding,  # pyright: ignore[reportArgumentType]
-        dilation=module.dilation,  # pyright: ignore[reportArgumentType]
-        bias=False,
-        padding_mode=module.padding_mode,
-        device="meta",
-    )
+    first = _convolution(module, module.in_channels, len(right), bias=False)
     first.weight = nn.Parameter(right.reshape(len(right), module.in_channels, *taps).contiguous(), trained)
     second = type(module)(len(right), len(left), 1, bias=bias is not None, device="meta")
     second.weight = nn.Parameter(left.reshape(*left.shape, *[1 for _ in taps]).contiguous(), trained)

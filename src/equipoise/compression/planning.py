@@ -3,18 +3,20 @@
 import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.compression import approximate, exact
+from equipoise.compression.costs import CostKind, CostModel
 from equipoise.compression.data import DataBatches, Inputs, outputs
 from equipoise.compression.exact import Change, relative_change
 from equipoise.compression.layers import layer, parameter_count
+from equipoise.compression.selection import Channels, HiddenChannels, head_channels
 from equipoise.compression.structure import LAYERS, Hidden, hidden_layers, normalisations
-from equipoise.compression.verification import classes_of, predictions, scores
+from equipoise.compression.verification import KeptChannels, classes_of, predictions, scores
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.capture import Captured, capture
 from equipoise.models import copied_model
@@ -52,10 +54,11 @@ class Move:
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How far outputs may change, and what is not to be done."""
+    """How far outputs may change, what is to be as small as can be, and what is not to be done."""
 
     tolerance: float = 0.0
     keep_predictions: bool = True
+    cost: CostKind = "parameters"
     vetoed: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
 
 
@@ -65,6 +68,8 @@ class Planner:
     def __init__(self, model: nn.Module, examples: DataBatches, labels: Tensor | None, settings: PlanSettings):
         self.model = copied_model(model).eval().double()
         self.examples, self.settings = examples, settings
+        self.like = next(each.detach() for each in model.parameters() if each.is_floating_point())
+        self.base, self.kept = self.model, dict[str, KeptChannels]()
         self.before = outputs(self.model, examples)
         self.predicted = None if labels is None else predictions(scores(self.before))
         if labels is not None:
@@ -79,6 +84,7 @@ class Planner:
         with stage("folding and collapsing layers"):
             self._fold()
             self._collapse()
+        self.base = copy.deepcopy(self.model)
         self._thin()
         if self.settings.tolerance > 0:
             self._approximate()
@@ -149,17 +155,27 @@ class Planner:
         return relative_change(self.before[: len(after)], after)
 
     def _record(self, change: Change, exactly: bool, moved: float) -> None:
+        if change.kept is not None:
+            writer, *readers = change.layers
+            before = self.kept.get(writer)
+            kept = change.kept if before is None else before.kept[change.kept]
+            self.kept[writer] = KeptChannels(kept, tuple(readers))
         fields = (change.kind, change.layers, change.before, change.after, exactly, parameter_count(self.model))
         self.moves.append(Move(len(self.moves) + 1, *fields, moved, change.detail))
 
     def _approximate(self) -> None:
-        """Neurons and then ranks, or ranks alone: whichever leaves fewer parameters."""
+        """Channels and then ranks, or ranks alone: whichever costs less."""
         start = self.model
-        thinned, selected = approximate.select(start, self._selectable(), self.examples, self._accept)
+        channels = self._selectable()
+        names = {name for each in channels for name in each.layers}
+        costs = CostModel.of(self.settings.cost, start, [*names, *self._factorable(start)], self.examples, self.like)
+        thinned, selected = approximate.select(start, channels, self.examples, self._accept, costs)
         found = []
         for model, changes in [(start, []), (thinned, selected)] if selected else [(start, [])]:
-            smaller, factorised = approximate.factorise(model, self._factorable(model), self.examples, self._accept)
-            found.append((parameter_count(smaller), smaller, [*changes, *factorised]))
+            factorable = self._factorable(model)
+            known = CostModel.of(self.settings.cost, model, factorable, self.examples, self.like) if changes else costs
+            smaller, factorised = approximate.factorise(model, factorable, self.examples, self._accept, known)
+            found.append((known.model(smaller, self.examples), smaller, [*changes, *factorised]))
         _, self.model, changes = min(found, key=lambda each: each[0])
         moved = relative_change(self.before, outputs(self.model, self.examples))
         for change in changes:
@@ -175,14 +191,21 @@ class Planner:
         kept = self.predicted is None or not self.settings.keep_predictions
         return kept or bool((predictions(scores(after)) == self.predicted).all())
 
-    def _selectable(self) -> list[Hidden]:
-        return [each for each in self._layers() if self._may_select(each)]
+    def _selectable(self) -> list[Channels]:
+        """Hidden layers with one reader, and heads; a layer that is cut in two ways only in the first."""
+        captured = self._captured()
+        found: list[Channels] = [
+            HiddenChannels.of(self.model, each) for each in self._layers() if self._may_select(each)
+        ]
+        if captured is not None:
+            found += head_channels(self.model, captured, self.sample)
+        return [each for each in found if (each.kind, each.layers) not in self.settings.vetoed]
 
     def _may_select(self, hidden: Hidden) -> bool:
-        if len(hidden.readers) != 1 or ("select", (hidden.writer, *hidden.readers)) in self.settings.vetoed:
+        if len(hidden.readers) != 1:
             return False
         channels, reader = len(layer(self.model, hidden.writer).weight), layer(self.model, hidden.readers[0])
-        return channels >= SMALLEST and isinstance(reader, nn.Linear) and reader.in_features == channels
+        return channels >= SMALLEST and isinstance(reader, nn.Linear | nn.Conv2d)
 
     def _factorable(self, model: nn.Module) -> list[str]:
         """Layers of a type that can be factorised, called as modules, with a weight of their own."""
@@ -205,7 +228,8 @@ class Planner:
 class Plan:
     """The moves that make one model smaller on one set of data; `apply` gives the smaller model.
 
-    `notes` says what was not done, and why.
+    `notes` says what was not done, and why; `base` is the model after the moves that are exact everywhere, `kept` which
+    of its channels the others leave.
     """
 
     moves: tuple[Move, ...]
@@ -213,6 +237,8 @@ class Plan:
     settings: PlanSettings
     fingerprint: str
     planned: nn.Module
+    base: nn.Module
+    kept: Mapping[str, KeptChannels]
     source: nn.Module
     examples: DataBatches
     labels: Tensor | None
@@ -225,7 +251,15 @@ class Plan:
         notes = [*planner.notes]
         if any(isinstance(module, DEPENDENT) and module.training for module in model.modules()):
             notes.insert(0, "the model was in training mode; what is compressed is its function in evaluation mode")
-        fields = (tuple(planner.moves), tuple(notes), settings, fingerprint(model), planner.model)
+        fields = (
+            tuple(planner.moves),
+            tuple(notes),
+            settings,
+            fingerprint(model),
+            planner.model,
+            planner.base,
+            planner.kept,
+        )
         return cls(*fields, model, examples, labels)
 
     def without(self, *numbers: int) -> "Plan":

@@ -1,5 +1,6 @@
 """Agreement of two models: predictions and margins on the data, on a holdout, and the radius of exactness."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,22 @@ from torch.func import jacrev, vmap
 
 from equipoise.compression.data import DataBatches, outputs
 from equipoise.compression.exact import relative_change
+from equipoise.compression.layers import layer
+from equipoise.compression.structure import LAYERS
+from equipoise.decomposition.path_lifting import path_norm
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import piecewise_linear, recorded
 from equipoise.graph.piecewise import Rectifier
 from equipoise.measure.margins import binary_margins, class_margins
+
+
+@dataclass(frozen=True, eq=False)
+class KeptChannels:
+    """The channels of a layer that are left, and the layers that read them."""
+
+    kept: Int64[Tensor, " kept"]
+    readers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -156,3 +168,83 @@ def exactness_radius(captured: Captured, parameters: dict[str, Tensor], inputs: 
     slopes = vmap(jacrev(preactivations))(inputs).flatten(2).norm(dim=2)
     distances = torch.where(slopes > 0, values.abs() / slopes, torch.inf)
     return distances.amin(1)
+
+
+def widened(base: nn.Module, smaller: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, Tensor]:
+    """The parameters of the smaller model in the places of the larger one, zero where channels are left out.
+
+    Two factors are multiplied.
+
+    Raises:
+        InputError: where a layer has a bias that the larger one has no place for.
+    """
+    weights = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    read = {reader: each for each in kept.items() for reader in each[1].readers}
+    for name in [name for name, module in base.named_modules() if isinstance(module, LAYERS)]:
+        module = layer(base, name)
+        weight, bias = _product(smaller.get_submodule(name))
+        rows = kept[name].kept if name in kept else torch.arange(len(module.weight))
+        full = torch.zeros_like(module.weight)
+        if name in read:
+            writer, channels = read[name]
+            count = len(base.get_parameter(f"{writer}.weight"))
+            spread = full.view(len(full), count, -1)
+            spread[rows[:, None], channels.kept] = weight.reshape(len(rows), len(channels.kept), -1).to(full)
+        else:
+            full[rows] = weight.reshape(len(rows), *full.shape[1:]).to(full)
+        weights[f"{name}.weight"] = full
+        if module.bias is not None:
+            held = torch.zeros_like(module.bias)
+            held[rows] = 0.0 if bias is None else bias.to(held)
+            weights[f"{name}.bias"] = held
+        elif bias is not None and bool(bias.any()):
+            raise InputError(
+                expected="the layers of the original", found=f"a bias of {name} that it has not", remedy="see radius()"
+            )
+    return weights
+
+
+def _product(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight as a matrix, and the bias, of a layer or of two factors."""
+    layers = list(module) if isinstance(module, nn.Sequential) else [module]
+    *before, last = (_matrix(each) for each in layers)
+    weight, bias = last
+    for first, _ in before:
+        weight = weight @ first
+    return weight, bias
+
+
+def _matrix(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return module.weight.detach().flatten(1), None if module.bias is None else module.bias.detach()
+
+
+def path_metric_bound(captured: Captured, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    """An upper bound of `‖Φ(w) - Φ(w')‖₁` over all paths, for weights of the same signs (T10; Gonon et al. 2024).
+
+    With `u` the smaller of each pair of weights in size, `|Φ_π(w) - Φ_π(w')| ≤ (|Φ_π(w)| - |Φ_π(u)|) + (|Φ_π(w')| -
+    |Φ_π(u)|)`, and each of the three sums is one pass through the graph. If the signs agree, outputs differ by at most
+    `max(‖x‖_∞, 1)` times as much at any input, in the sum of their absolute values.
+
+    Raises:
+        InputError: for a weight that changes its sign, and for networks that are not piecewise linear.
+
+    >>> from equipoise.graph.capture import capture
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)).double()
+    >>> one, two = ({"0.weight": torch.tensor([[a]]), "2.weight": torch.tensor([[3.0]])} for a in (1.0, 2.0))
+    >>> path_metric_bound(capture(model, torch.ones(2, 1).double()), one, two)
+    3.0
+    """
+    for name, weight in weights.items():
+        changed = int((weight * others[name] < 0).sum())
+        if changed:
+            raise InputError(
+                expected="weights that keep their signs, without which the bound says nothing",
+                found=f"{changed} of {name} that change theirs",
+                remedy="take a smaller tolerance, or recheck on more data",
+            )
+    least = {
+        name: torch.where(weight.abs() < others[name].abs(), weight, others[name]) for name, weight in weights.items()
+    }
+    norms = [path_norm(captured, each) for each in (weights, others, least)]
+    return max(norms[0] - norms[2], 0.0) + max(norms[1] - norms[2], 0.0)

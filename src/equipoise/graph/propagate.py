@@ -242,19 +242,24 @@ class SymmetryPropagation:
 
     def upstream(self, node: fx.Node) -> tuple[str, ...]:
         """The parameters that the arguments of a node are computed from without another linear map in between."""
-        found, queue, seen = [], list(node.all_input_nodes), set()
-        while queue:
-            current = queue.pop()
-            if current in seen:
-                continue
-            seen.add(current)
-            if current.name in self.captured.parameters:
-                found.append(self.captured.parameters[current.name])
-            elif operator_of(current).is_a(_MAP):
-                queue += [n for n in current.all_input_nodes if n.op == "placeholder"]
-            else:
-                queue += current.all_input_nodes
-        return tuple(dict.fromkeys(reversed(found)))
+        return upstream(self.captured, node)
+
+
+def upstream(captured: Captured, node: fx.Node) -> tuple[str, ...]:
+    """The parameters that the arguments of a node are computed from without another linear map in between."""
+    found, queue, seen = [], list(node.all_input_nodes), set()
+    while queue:
+        current = queue.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.name in captured.parameters:
+            found.append(captured.parameters[current.name])
+        elif operator_of(current).is_a(_MAP):
+            queue += [n for n in current.all_input_nodes if n.op == "placeholder"]
+        else:
+            queue += current.all_input_nodes
+    return tuple(dict.fromkeys(reversed(found)))
 
 
 def summed(node: fx.Node) -> tuple[list[int], bool]:

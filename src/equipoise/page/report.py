@@ -1,9 +1,10 @@
-"""The page of a run: one HTML file that needs nothing else."""
+"""The page of a run, or of a result with the same function: one HTML file that needs nothing else."""
 
 import os
 from pathlib import Path
 
 from equipoise.arguments import checked
+from equipoise.compression import Compressed
 from equipoise.integrate.run import Run
 from equipoise.monitor import Log
 from equipoise.page.material import Json, Material
@@ -11,15 +12,20 @@ from equipoise.page.render import embedded, render, require_libraries, write
 from equipoise.page.words import THEOREMS, command, headline, story
 from equipoise.runs import load
 from equipoise.sinks.disk import KIND as WATCHED
+from equipoise.transform import Aligned, Balanced
+
+SameFunction = Balanced | Aligned | Compressed
 
 
 @checked
 def report(
-    run_or_folder: Run | Log | str | os.PathLike[str],
+    run_or_folder: Run | Log | SameFunction | str | os.PathLike[str],
     path: str | os.PathLike[str] = "report.html",
     certificate: object = None,
 ) -> Path:
     """Write the page of a run, of a watched training, or of the folder of either, finished or not; returns where it is.
+
+    Results of `balance`, `align` and `compress` have a page too.
 
     One file of about 5 MB with all its scripts and no network: figures to hover, zoom and switch curves off, light or
     dark as the reader's system is, readable on a phone. A quantity that was not recorded leaves its figure out, by
@@ -37,6 +43,8 @@ def report(
     be written.
     """
     require_libraries()
+    if isinstance(run_or_folder, SameFunction):
+        return _same_function(run_or_folder, Path(path))
     if isinstance(run_or_folder, Log):
         return _watched(run_or_folder, Path(path), "", {})
     if isinstance(run_or_folder, Run):
@@ -53,6 +61,12 @@ def _watched(log: Log, path: Path, label: str, manifest: Json) -> Path:
     from equipoise.page.watched import write_watched  # only here, because plotly is an extra
 
     return write_watched(log, path, label, manifest)
+
+
+def _same_function(result: SameFunction, path: Path) -> Path:
+    from equipoise.page.same_function import result_page  # only here, because plotly is an extra
+
+    return write(path, result_page(result))
 
 
 def _origin(manifest: Json) -> dict[str, object]:

@@ -11,13 +11,16 @@ from torch import nn
 from equipoise.arguments import checked
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs
-from equipoise.laws import invariances
+from equipoise.laws import Law, invariances
 from equipoise.models import copied_model
 from equipoise.stages import stage, staged
-from equipoise.transform.compact_group import Element, Symmetry, symmetries
+from equipoise.transform.compact_group import Rotation, SignChange, Symmetry, with_signs
+from equipoise.transform.head_moves import Element, Heads, planes
 from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
 from equipoise.transform.movable import Immovable, verified
+from equipoise.transform.readings import derived
 from equipoise.transform.symmetry_action import Weights, squared_norm
+from equipoise.transform.unit_groups import HeadGroup, Holders, blocks_of, exchangeable, negatable, places_of
 
 SWEEPS = 100
 GAIN = 1e-14  # of the inner product, over that of the norms, below which a sweep has ended
@@ -31,6 +34,15 @@ class PartMove:
     kind: str
     size: int
     moved: int
+
+
+@dataclass(frozen=True)
+class WeightDistance:
+    """The Euclidean distance of one parameter from that of the reference."""
+
+    name: str
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class AlignReport:
     function_change: float
     moves: tuple[PartMove, ...]
     refused: tuple[Immovable, ...]
+    weights: tuple[WeightDistance, ...]
 
     @property
     def faults(self) -> tuple[Immovable, ...]:
@@ -150,6 +163,7 @@ def align(model: nn.Module, reference: nn.Module, example_inputs: Inputs) -> Ali
         function_change=function_change,
         moves=moves,
         refused=refused,
+        weights=tuple(_distances(given, weights, target)),
     )
     return Aligned(own.model, report)
 
@@ -194,12 +208,17 @@ def tried_symmetries(
     def move(part: Symmetry, weights: Weights) -> None:
         part.apply(weights, part.random(generator))
 
-    independent, heads = symmetries(captured)
-    kinds = [[part for part in independent if part.kind == kind] for kind in ("permutation", "rotation", "sign")]
-    found = [verified(parts, evaluation, tolerance, move) for parts in kinds]
-    for head in heads:  # one at a time, for they may undo each other; laws that move jointly are not tried alone
-        if not any(part.kind == "heads" and set(part.names) & set(head.names) for true, _ in found for part in true):
-            found.append(verified([head], evaluation, tolerance, move))
+    laws = derived(captured)
+    units, heads = exchangeable(captured)
+    guesses = [Rotation(law) for group in heads for law in planes(group, laws)]
+    signs = verified([SignChange(group) for group in negatable(captured)], evaluation, tolerance, move)
+    turns = verified([Rotation(law) for law in laws if law.interface.width > 1], evaluation, tolerance, move)
+    turned = [part for true in (turns[0], verified(guesses, evaluation, tolerance, move)[0]) for part in true]
+    kinds = [part.group for part in signs[0]]
+    permutations = verified([with_signs(group, kinds) for group in units], evaluation, tolerance, move)
+    blocks = [*heads, *(blocks_of(part.law) for part in turned if part.size > 1 and not _in_heads(part.law, heads))]
+    moved = verified([Heads.of(group, [part.law for part in turned]) for group in blocks], evaluation, tolerance, move)
+    found = [signs, (turned, turns[1]), permutations, moved]
     place = {name: number for number, name in enumerate(captured.parameters.values())}
     kept = sorted(
         (part for true, _ in found for part in true),
@@ -208,6 +227,13 @@ def tried_symmetries(
     reason = "to move its {} changes the outputs by {:.1e}"
     refused = [Immovable(part.name, reason.format(part.kind, change)) for _, false in found for part, change in false]
     return kept, tuple(refused)
+
+
+def _in_heads(law: Law, heads: Sequence[HeadGroup]) -> bool:
+    members = law.interface.members
+    near = (group.parts for group in heads if {part.name for part in group.parts}.issuperset(law.parameters))
+    held = map(Holders, near)
+    return any(all(each.holds(member.parameter, places_of(member)) for member in members) for each in held)
 
 
 def _nearest(parts: Sequence[Symmetry], weights: Weights, target: Weights) -> tuple[Weights, int, tuple[PartMove, ...]]:
@@ -268,3 +294,8 @@ def _cosine(weights: Weights, target: Weights) -> float:
 
 def _distance(weights: Weights, target: Weights) -> float:
     return squared_norm([weights[name] - target[name] for name in target]) ** 0.5
+
+
+def _distances(given: Weights, weights: Weights, target: Weights) -> Iterator[WeightDistance]:
+    for name, wanted in target.items():
+        yield WeightDistance(name, *(float((each[name] - wanted).norm()) for each in (given, weights)))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
@@ -39,6 +39,17 @@ class LawBalance:
     after: float
 
 
+@dataclass(frozen=True)
+class WeightSize:
+    """One parameter before and after: its Euclidean norm, and its largest entry."""
+
+    name: str
+    norm_before: float
+    norm_after: float
+    largest_before: float
+    largest_after: float
+
+
 @dataclass(frozen=True, eq=False)
 class BalanceReport:
     """Effects of balancing.
@@ -63,6 +74,7 @@ class BalanceReport:
     laws: tuple[LawBalance, ...]
     immovable: tuple[Immovable, ...]
     vanished: tuple[Vanished, ...]
+    weights: tuple[WeightSize, ...]
 
     @property
     def balanced(self) -> bool:
@@ -174,6 +186,7 @@ def balance(
         laws=_rows(movable, given, weights),
         immovable=(*immovable, *faults, *unsuited),
         vanished=vanished(movable, weights),
+        weights=tuple(_size(name, given[name], weights[name]) for name in given),
     )
     return Balanced(own.model, report)
 
@@ -234,6 +247,11 @@ def _before_and_after(laws: Sequence[Law], given: Weights, weights: Weights) -> 
     }
     when: Mapping[str, Weights] = {"before": given, "after": weights}
     return {f"{name}_{time}": measure(each) for name, measure in measures.items() for time, each in when.items()}
+
+
+def _size(name: str, before: Tensor, after: Tensor) -> WeightSize:
+    norms = (float(each.norm()) for each in (before, after))
+    return WeightSize(name, *norms, *(float(each.abs().max()) if each.numel() else 0.0 for each in (before, after)))
 
 
 def _rows(laws: Sequence[Law], given: Weights, weights: Weights) -> tuple[LawBalance, ...]:

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from equipoise.graph.capture import Captured
 from equipoise.laws import Law
-from equipoise.transform.symmetry_action import Weights, rearrange, rotate, stacked
-from equipoise.transform.unit_groups import UnitGroup, UnitSlices, exchangeable, heads, negatable, rotatable
-
-Element = tuple[Tensor, ...]
-Rotations = Float[Tensor, "blocks width width"]
+from equipoise.transform.head_moves import Element, cycle, nearest_rotations, random_rotations, turned_by
+from equipoise.transform.symmetry_action import Weights, rotate, stacked
+from equipoise.transform.unit_groups import Holders, UnitGroup, UnitSlices
 
 
 class Symmetry(Protocol):
@@ -96,7 +93,7 @@ class Permutation(_OfUnits):
 
     def random(self, generator: torch.Generator) -> Element:
         """A cyclic order of the units, drawn at random."""
-        return _cycle(self.size, generator), torch.ones(self.size, dtype=torch.int64)
+        return cycle(self.size, generator), torch.ones(self.size, dtype=torch.int64)
 
     def nearest(self, weights: Weights, target: Weights, among: Collection[str] | None = None) -> Element:
         """By a linear assignment on the inner products of units."""
@@ -172,13 +169,13 @@ class Rotation:
         return self.law.parameters
 
     def random(self, generator: torch.Generator) -> Element:
-        """Haar-distributed up to signs."""
-        return (_random_rotations(self.law, generator),)
+        """Haar-distributed."""
+        return (random_rotations(self.law, generator),)
 
     def nearest(self, weights: Weights, target: Weights, among: Collection[str] | None = None) -> Element:
         """Orthogonal Procrustes (Schönemann 1966): `U Vᵀ` of `Σ target wᵀ`."""
         wanted, own = (_chosen(self.law, tensors, among) for tensors in (target, weights))
-        return (_procrustes(wanted @ own.mT),)
+        return (nearest_rotations(self.law, wanted @ own.mT),)
 
     def apply(self, tensors: Weights, element: Element) -> None:
         """Producers and consumers alike."""
@@ -186,92 +183,12 @@ class Rotation:
 
     def moved(self, element: Element) -> list[int]:
         """Blocks that are turned by more than rounding."""
-        return torch.nonzero(_turned(element[0])).flatten().tolist()
-
-
-@dataclass(frozen=True, eq=False)
-class Heads:
-    """The blocks of one law exchanged, or of two jointly (queries and keys, values and outputs), and each turned.
-
-    An element is the order of the blocks, and for each law a matrix for each block in its new place.
-    """
-
-    laws: tuple[Law, ...]
-    kind: str = "heads"
-
-    @property
-    def name(self) -> str:
-        """Those of the laws."""
-        return " with ".join(law.name for law in self.laws)
-
-    @property
-    def size(self) -> int:
-        """Heads."""
-        return self.laws[0].interface.blocks
-
-    @property
-    def names(self) -> Collection[str]:
-        """Weights."""
-        return {name for law in self.laws for name in law.parameters}
-
-    def random(self, generator: torch.Generator) -> Element:
-        """A cyclic order, and rotations."""
-        return _cycle(self.size, generator), *(_random_rotations(law, generator) for law in self.laws)
-
-    def nearest(self, weights: Weights, target: Weights, among: Collection[str] | None = None) -> Element:
-        """By a linear assignment on what each pair of heads gains when turned: a sum of singular values."""
-        pairs = [[_chosen(law, tensors, among) for tensors in (target, weights)] for law in self.laws]
-        products = [torch.einsum("iwn,jvn->ijwv", wanted, own) for wanted, own in pairs]
-        gains = torch.stack([torch.linalg.svdvals(each).sum(-1) for each in products]).sum(0)
-        order = torch.from_numpy(linear_sum_assignment(gains.cpu().numpy(), maximize=True)[1])
-        return order, *(_procrustes(each[torch.arange(self.size), order]) for each in products)
-
-    def apply(self, tensors: Weights, element: Element) -> None:
-        """The order first, then the rotations."""
-        for law, turn in zip(self.laws, element[1:], strict=True):
-            rearrange(law, tensors, element[0])
-            rotate(law, tensors, turn.to(tensors[law.parameters[0]]))
-
-    def moved(self, element: Element) -> list[int]:
-        """Heads whose place changes, or that are turned."""
-        changed = element[0] != torch.arange(self.size)
-        return torch.nonzero(torch.stack([changed, *map(_turned, element[1:])]).any(0)).flatten().tolist()
-
-
-def symmetries(captured: Captured) -> tuple[list[Symmetry], list[Symmetry]]:
-    """Candidates: those that move weights in independent ways, and those of heads, which may undo each other."""
-    signs, laws = negatable(captured), rotatable(captured)
-    units = [Permutation(group, _odd_parts(group, signs)) for group in exchangeable(captured)]
-    independent = [*units, *(Rotation(law) for law in laws), *(SignChange(group) for group in signs)]
-    return independent, [Heads(each) for each in heads(laws)]
-
-
-def _cycle(size: int, generator: torch.Generator) -> Tensor:
-    drawn = torch.randperm(size, generator=generator)
-    order = torch.empty_like(drawn)
-    order[drawn] = drawn.roll(1)
-    return order
-
-
-def _random_rotations(law: Law, generator: torch.Generator) -> Rotations:
-    width = law.interface.width
-    drawn = torch.randn(law.interface.blocks, width, width, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q
+        return torch.nonzero(turned_by(element[0])).flatten().tolist()
 
 
 def _chosen(law: Law, tensors: Weights, among: Collection[str] | None) -> Float[Tensor, "blocks width rest"]:
     named = None if among is None else set(among) & set(law.parameters)
     return stacked(law, tensors, lambda member: not named or member.parameter in named)
-
-
-def _procrustes(products: Rotations) -> Rotations:
-    left, _, right = torch.linalg.svd(products)
-    return left @ right
-
-
-def _turned(rotations: Rotations) -> Tensor:
-    identity = torch.eye(rotations.shape[-1], dtype=rotations.dtype, device=rotations.device)
-    return ((rotations - identity).flatten(1).norm(dim=1) > 1e-12).cpu()
 
 
 def _products(
@@ -286,15 +203,51 @@ def _products(
     return total
 
 
-def _odd_parts(group: UnitGroup, signs: Sequence[UnitGroup]) -> tuple[int, ...]:
-    """The parts that change sign with a unit, where some group of signs has one for each unit; else none."""
+def with_signs(group: UnitGroup, signs: Sequence[UnitGroup]) -> Permutation:
+    """A permutation whose units change sign too, where some group of signs has one for each of them.
+
+    Parts are divided into the elements that change sign and those that do not.
+    """
     for each in signs:
-        held = {key for part in each.parts for key in _keys(part)}
-        odd = [place for place, part in enumerate(group.parts) if set(_keys(part)) <= held]
-        if odd:
-            return tuple(odd)
-    return ()
+        odd = _odd_elements(group, each)
+        if odd is not None:
+            divided = [
+                (UnitSlices(part.name, part.places[:, mask == side], part.weighs), side)
+                for part, mask in zip(group.parts, odd, strict=True)
+                for side in (False, True)
+                if bool((mask == side).any())
+            ]
+            parts = tuple(part for part, _ in divided)
+            return Permutation(
+                UnitGroup(group.name, parts), tuple(place for place, (_, side) in enumerate(divided) if side)
+            )
+    return Permutation(group)
 
 
-def _keys(part: UnitSlices) -> list[tuple[str, bytes]]:
-    return [(part.name, row.numpy().tobytes()) for row in part.places.sort(1).values]
+def _odd_elements(group: UnitGroup, signs: UnitGroup) -> list[Bool[Tensor, " elements"]] | None:
+    """By part, the elements of a unit that a sign changes; None unless each unit has a sign, which is all its own."""
+    masks = [torch.zeros(part.places.shape[1], dtype=torch.bool) for part in group.parts]
+    if signs.size != group.size:
+        return None
+    for changed in signs.parts:
+        inside = [
+            place
+            for place, part in enumerate(group.parts)
+            if part.name == changed.name and _same_unit(part, changed) is not None
+        ]
+        if not inside:
+            return None
+        for place in inside:
+            part = group.parts[place]
+            mask = Holders([changed]).of(part.name, part.places) >= 0
+            if not bool((mask == mask[:1]).all()):
+                return None
+            masks[place] |= mask[0]
+    return masks
+
+
+def _same_unit(part: UnitSlices, changed: UnitSlices) -> Tensor | None:
+    """The unit of a part that holds all elements of each changed one; None where they are spread."""
+    owners = Holders([part]).of(part.name, changed.places)
+    alone = bool((owners >= 0).all()) and bool((owners == owners[:, :1]).all())
+    return owners[:, 0] if alone and len(owners[:, 0].unique()) == len(owners) else None

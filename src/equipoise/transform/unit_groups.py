@@ -1,30 +1,40 @@
 """Units that may be exchanged or negated without changing the function, found in the graph (docs/theory.md, T9).
 
-A permutation of neurons commutes with every map that acts on each of them alike, smooth ones included, and with a
-normalisation over all of them. So the graph is read once more with all such maps in place of ReLU, for which the
-propagation of symmetries finds the weights that each unit carries; units whose weights have the same structure form a
-group. For signs only odd maps are so read. What is found is a candidate: `equipoise.transform.aligning` tries each on
-the example.
+The laws of the graph, read as in `equipoise.transform.readings`, hold the weights that each unit carries: blocks of
+laws that hold the same elements are one unit, and units whose weights have the same structure form a group. What is
+found is a candidate: `equipoise.transform.aligning` tries each on the example.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from equipoise.graph.capture import Captured
-from equipoise.graph.interface import Member, find_interfaces
-from equipoise.graph.propagate import SymmetryPropagation, operation_name
-from equipoise.laws.custom_ops import declared
-from equipoise.laws.derive import laws_of
+from equipoise.graph.interface import Member
+from equipoise.graph.propagate import operation_name
 from equipoise.laws.law import Law
+from equipoise.transform import readings
 
-Reference = Callable[..., object]
 Places = Int64[Tensor, "units elements"]
+HeadPlaces = Int64[Tensor, "groups heads elements"]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """The elements of one parameter that a block of a law holds: flat positions, and its place among the laws."""
+
+    slot: tuple[int, int, int, tuple[int, ...]]  # law, member, count, and which of the stacked matrices
+    name: str
+    places: Int64[Tensor, " elements"]
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """The parameter and the set of positions: equal for two laws that mean the same weights."""
+        return self.name, self.places.sort().values.numpy().tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,119 +59,113 @@ class UnitGroup:
         return len(self.parts[0].places)
 
 
-def exchangeable(captured: Captured) -> list[UnitGroup]:
-    """Groups of neurons and channels that a permutation may exchange; candidates.
+@dataclass(frozen=True, eq=False)
+class HeadSlices:
+    """The elements of one tensor held by the heads of each group, as in `UnitSlices`."""
+
+    name: str
+    places: HeadPlaces
+
+
+@dataclass(frozen=True, eq=False)
+class HeadGroup:
+    """Groups of heads that share keys and values, and the heads in each: both may be exchanged.
+
+    `shared` is held by a group as a whole, `own` by its heads; a group of one head has all in `shared`.
+    """
+
+    name: str
+    shared: tuple[UnitSlices, ...]
+    own: tuple[HeadSlices, ...]
+
+    @property
+    def groups(self) -> int:
+        """How many groups."""
+        return len(self.shared[0].places)
+
+    @property
+    def heads(self) -> int:
+        """How many heads a group has."""
+        return self.own[0].places.shape[1] if self.own else 1
+
+    @property
+    def parts(self) -> list[UnitSlices]:
+        """All elements of each group."""
+        return [*self.shared, *(UnitSlices(part.name, part.places.flatten(1)) for part in self.own)]
+
+
+class Holders:
+    """Which unit holds an element of a tensor."""
+
+    def __init__(self, parts: Sequence[UnitSlices]):
+        self._sorted: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in dict.fromkeys(part.name for part in parts):
+            places = [part.places for part in parts if part.name == name]
+            owners = [torch.arange(len(each))[:, None].expand_as(each).reshape(-1) for each in places]
+            values, order = torch.cat([each.reshape(-1) for each in places]).sort()
+            self._sorted[name] = values, torch.cat(owners)[order]
+
+    def of(self, name: str, places: Tensor) -> Tensor:
+        """The number of the unit that holds each element; -1 where none does."""
+        if name not in self._sorted:
+            return torch.full_like(places, -1)
+        values, owners = self._sorted[name]
+        found = torch.searchsorted(values, places.contiguous()).clamp_max(len(values) - 1)
+        return torch.where(values[found] == places, owners[found], -1)
+
+    def holds(self, name: str, places: Tensor) -> bool:
+        """Whether every element is held by some unit."""
+        return bool((self.of(name, places) >= 0).all())
+
+
+def exchangeable(captured: Captured) -> tuple[list[UnitGroup], list[HeadGroup]]:
+    """Groups of neurons, channels and hidden units that a permutation may exchange, and heads of attention; candidates.
 
     >>> from torch import nn
     >>> from equipoise.graph.capture import capture
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
-    >>> [(group.name, group.size) for group in exchangeable(capture(model, torch.ones(2, 3)))]
+    >>> [(group.name, group.size) for group in exchangeable(capture(model, torch.ones(2, 3)))[0]]
     [('0.weight → 2.weight', 4)]
     """
-    laws = [law for law in _laws(captured, _ALIKE) if law.interface.width == 1]
-    return _grouped(laws, _running_statistics(captured))
+    laws = _of_rates(readings.units(captured))
+    found = _units(laws)
+    heads = _heads(captured) if readings.attends(captured) else []
+    held = Holders([part for group in heads for part in group.parts])
+    free = [unit for unit in found if not all(held.holds(piece.name, piece.places) for piece in unit)]
+    statistics = _running_statistics(captured)
+    apart = _norm_groups(captured)
+    return [_group(laws, units, statistics) for units in _alike(free, apart) if len(units) > 1], heads
 
 
 def negatable(captured: Captured) -> list[UnitGroup]:
-    """Groups of units each of which a sign may be taken from, and given to what reads it; candidates."""
-    laws = _laws(captured, {**dict.fromkeys(_EVEN, _held), **dict.fromkeys(_ODD, _alike), **_NORMS})
-    found = []
-    for law in laws:
-        odd = [member for member in law.interface.members if member.degree % 2 == 1]
-        if law.interface.width == 1 and odd:
-            parts = [UnitSlices(member.parameter, _places(member)) for member in odd]
-            found.append(UnitGroup(law.name, tuple(parts)))
-    return found
+    """Groups of units each of which a sign may be taken from, and given to what reads it; candidates.
+
+    Each law is a sign by itself. Where a weight is used in several places, laws that it is in go together.
+    """
+    laws = _of_rates(readings.signs(captured))
+    alone = _units(laws, odd=True, joined_by=set())
+    means = {gain: names[:1] for gain, names in _running_statistics(captured).items()}
+    groups = [_group(laws, units, means, read_alone=True) for units in _alike(alone)]
+    repeated = readings.repeated(captured)
+    if repeated:
+        known = {_keys(unit) for unit in alone}
+        laws = _of_rates(readings.signs_apart(captured))
+        together = [
+            unit
+            for unit in _units(laws, odd=True, joined_by=repeated)
+            if any(piece.name in repeated for piece in unit) and _keys(unit) not in known
+        ]
+        groups += [_group(laws, units, means, read_alone=True) for units in _alike(together)]
+    return groups
 
 
-def rotatable(captured: Captured) -> list[Law]:
-    """The laws under which matrices act: orthogonal ones leave the function and the norm alone."""
-    return [law for law in _laws(captured, {}) if law.interface.width > 1]
-
-
-def heads(laws: Sequence[Law]) -> list[tuple[Law, ...]]:
-    """Laws whose blocks, such as heads, a permutation may exchange: neighbours in the graph jointly, or one alone."""
-    several = [law for law in laws if law.interface.blocks > 1]
-    return [
-        *(pair for pair in pairwise(several) if pair[0].interface.blocks == pair[1].interface.blocks),
-        *((law,) for law in several),
-    ]
+def blocks_of(law: Law) -> HeadGroup:
+    """The blocks of one law as heads: of a linear map that is made of several alike."""
+    parts = [UnitSlices(member.parameter, places_of(member)) for member in law.interface.members]
+    return HeadGroup(law.name, tuple(parts), ())
 
 
 # Reading the graph ----------------------------------------------------------------------------------------------------
-
-_ODD = ["tanh", "erf", "sin", "atan", "hardtanh", "softsign", "asinh"]
-_EVEN = ["gelu", "silu", "sigmoid", "softplus", "elu", "selu", "celu", "mish", "hardswish", "hardsigmoid", "logsigmoid"]
-_EVEN += ["log_sigmoid_forward", "relu6", "exp", "cos", "relu", "leaky_relu", "prelu", "clamp", "clamp_min"]
-
-
-def _alike(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """A map that acts on each element alike, as one whose symmetry is known."""
-    return x.abs()
-
-
-def _held(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """A map that keeps no sign."""
-    return x.log2()
-
-
-def _layer_norm(x: Tensor, shape: Sequence[int], gain: Tensor | None = None, bias: Tensor | None = None, *_: object):
-    return _affine(x.abs(), gain, bias)
-
-
-def _rms_norm(x: Tensor, shape: Sequence[int], gain: Tensor | None = None, *_: object):
-    return _affine(x.abs(), gain, None)
-
-
-def _batch_norm(x: Tensor, gain: Tensor | None, bias: Tensor | None, *_: object):
-    along = [1, -1, *[1] * (x.ndim - 2)]
-    out = _affine(x.abs(), *(each if each is None else each.reshape(along) for each in (gain, bias)))
-    return out, *[torch.zeros(1)] * 4
-
-
-def _affine(x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if gain is None else x * gain
-    return x if bias is None else x + bias
-
-
-_NORMS: dict[str, Reference] = {
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "_native_batch_norm_legit_functional": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-}
-_ALIKE: dict[str, Reference] = {**dict.fromkeys(_ODD + _EVEN, _alike), **_NORMS}
-_ROOTS = ("sqrt", "rsqrt")  # of a statistic over the units, where a normalisation is written out
-
-
-def _laws(captured: Captured, references: Mapping[str, Reference]) -> list[Law]:
-    read = _without_roots(captured) if references else captured
-    return laws_of(find_interfaces(SymmetryPropagation(read, (), {}, {**declared(), **references})))
-
-
-def _without_roots(captured: Captured) -> Captured:
-    """The graph with ones in place of roots of means: scales that a permutation of the units leaves alone."""
-    graph = torch.fx.Graph()
-    copied: dict[torch.fx.Node, torch.fx.Node] = {}
-    graph.output(graph.graph_copy(captured.graph, copied))
-    for node in list(graph.nodes):
-        if operation_name(node.target) in _ROOTS and _takes_a_mean(node):
-            with graph.inserting_before(node):
-                one = graph.call_function(torch.ops.aten.ones.default, ([],))
-                one.meta["val"] = torch.ones(())
-            node.replace_all_uses_with(one)
-    graph.eliminate_dead_code()
-    return replace(captured, module=torch.fx.GraphModule(captured.module, graph))
-
-
-def _takes_a_mean(node: torch.fx.Node) -> bool:
-    queue = list(node.all_input_nodes)
-    for _ in range(4):  # rsqrt ← add eps ← mean ← pow
-        names = [operation_name(each.target) for each in queue]
-        if "mean" in names or "var" in names:
-            return True
-        queue = [source for each in queue for source in each.all_input_nodes]
-    return False
 
 
 def _running_statistics(captured: Captured) -> dict[str, list[str]]:
@@ -176,50 +180,121 @@ def _running_statistics(captured: Captured) -> dict[str, list[str]]:
     return found
 
 
+def _of_rates(laws: Sequence[Law]) -> list[Law]:
+    return [law for law in laws if law.interface.width == 1]
+
+
+def _heads(captured: Captured) -> list[HeadGroup]:
+    """Units that queries, keys and values of attention are in, those with the heads of a group within the group's."""
+    laws = _of_rates(readings.heads(captured))
+    units = _units(laws)
+    held = [Holders([UnitSlices(piece.name, piece.places[None]) for piece in unit]) for unit in units]
+    inside: dict[int, list[int]] = defaultdict(list)
+    named: dict[str, set[int]] = defaultdict(set)
+    for number, unit in enumerate(units):
+        for piece in unit:
+            named[piece.name].add(number)
+    for small, unit in enumerate(units):
+        for large in sorted(set[int]().union(*(named[piece.name] for piece in unit))):
+            if any(_within(piece, units[large], held[large]) for piece in unit):
+                inside[large].append(small)
+    smaller = {small for each in inside.values() for small in each}
+    alike: dict[tuple[object, ...], list[tuple[list[Piece], list[list[Piece]]]]] = defaultdict(list)
+    for number, unit in enumerate(units):
+        heads = [units[small] for small in inside[number]]
+        slots = {tuple(piece.slot for piece in head) for head in heads}
+        if number not in smaller and len(slots) <= 1:
+            alike[tuple(piece.slot for piece in unit), *slots, len(heads)].append((unit, heads))
+    found = [_head_group(laws, groups) for groups in alike.values()]
+    return [group for group in found if group.groups * group.heads > 1]
+
+
+def _keys(unit: Sequence[Piece]) -> frozenset[tuple[str, bytes]]:
+    return frozenset(piece.key for piece in unit)
+
+
+def _within(piece: Piece, unit: Sequence[Piece], held: Holders) -> bool:
+    """Whether the elements are some of those that a piece of another unit holds."""
+    larger = any(each.name == piece.name and len(each.places) > len(piece.places) for each in unit)
+    return larger and held.holds(piece.name, piece.places)
+
+
+def _head_group(laws: Sequence[Law], groups: Sequence[tuple[list[Piece], list[list[Piece]]]]) -> HeadGroup:
+    first, heads = groups[0]
+    own = [
+        HeadSlices(piece.name, torch.stack([torch.stack([head[n].places for head in each]) for _, each in groups]))
+        for n, piece in enumerate(heads[0] if heads else [])
+    ]
+    held = Holders([UnitSlices(part.name, part.places.flatten(1)) for part in own])
+    shared = [
+        UnitSlices(piece.name, torch.stack([unit[n].places for unit, _ in groups]))
+        for n, piece in enumerate(first)
+        if not held.holds(piece.name, piece.places)
+    ]
+    names = dict.fromkeys(part.name for part in (*own, *shared))
+    weights = [name for name in names if not name.endswith("bias")] or list(names)
+    return HeadGroup(" + ".join(weights), tuple(shared), tuple(own))
+
+
 # Units ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """The elements of one parameter that a block of a law holds: flat positions, and its place among the laws."""
-
-    slot: tuple[int, int, int, tuple[int, ...]]  # law, member, count, and which of the stacked matrices
-    name: str
-    places: Int64[Tensor, " elements"]
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        """The parameter and the set of positions: equal for two laws that mean the same weights."""
-        return self.name, self.places.sort().values.numpy().tobytes()
-
-
-def _places(member: Member) -> Places:
+def places_of(member: Member) -> Places:
     """The flat positions in a parameter of the slices of each block, in the order of copies and components."""
     shape = torch.Size(member.view)
     numbers = torch.arange(shape.numel(), dtype=torch.float64).reshape(shape)
     return member.slices(numbers).flatten(1).long()
 
 
-def _grouped(laws: Sequence[Law], statistics: Mapping[str, list[str]]) -> list[UnitGroup]:
-    """Blocks that hold the same positions are one unit; units of the same structure form a group."""
-    blocks = [list(_pieces(number, law)) for number, law in enumerate(laws)]
-    held = [pieces for each in blocks for pieces in each]
+def _units(laws: Sequence[Law], odd: bool = False, joined_by: set[str] | None = None) -> list[list[Piece]]:
+    """The pieces of each unit: those of all blocks of laws that hold the same elements.
+
+    With `odd` those of odd degree alone. With `joined_by` blocks go together by elements of these parameters only;
+    elements of others that two of them hold change twice, and so not at all.
+    """
+    held = [pieces for number, law in enumerate(laws) for pieces in _pieces(number, law, odd) if pieces]
     parent, owner = list(range(len(held))), dict[tuple[str, bytes], int]()
     for number, pieces in enumerate(held):
         for piece in pieces:
-            _join(parent, number, owner.setdefault(piece.key, number))
+            if joined_by is None or piece.name in joined_by:
+                _join(parent, number, owner.setdefault(piece.key, number))
     units: dict[int, dict[tuple[str, bytes], Piece]] = defaultdict(dict)
     for number, pieces in enumerate(held):
+        unit = units[_root(parent, number)]
         for piece in pieces:
-            units[_root(parent, number)].setdefault(piece.key, piece)
+            if joined_by is not None and piece.name not in joined_by and piece.key in unit:
+                del unit[piece.key]
+            else:
+                unit.setdefault(piece.key, piece)
+    return [list(unit.values()) for unit in units.values() if unit]
+
+
+def _alike(units: Sequence[list[Piece]], apart: Mapping[str, int] | None = None) -> list[list[list[Piece]]]:
+    """Units of the same structure together; those of different groups of a normalisation apart."""
     groups: dict[tuple[object, ...], list[list[Piece]]] = defaultdict(list)
-    for unit in units.values():
-        groups[tuple(piece.slot for piece in unit.values())].append(list(unit.values()))
-    return [_group(laws, members, statistics) for members in groups.values() if len(members) > 1]
+    for unit in units:
+        held = [int(piece.places[0]) // apart[piece.name] for piece in unit if apart and piece.name in apart]
+        groups[tuple(piece.slot for piece in unit), *held].append(unit)
+    return list(groups.values())
 
 
-def _pieces(number: int, law: Law) -> Iterator[list[Piece]]:
-    members = [(place, member, _places(member)) for place, member in enumerate(law.interface.members)]
+def _norm_groups(captured: Captured) -> dict[str, int]:
+    """How many channels are normalised together, by the gain of a group normalisation."""
+    found: dict[str, int] = {}
+    for node in captured.graph.nodes:
+        if operation_name(node.target) == "group_norm" and len(node.args) > 2:
+            _, groups, gain, *_ = node.args
+            if isinstance(gain, torch.fx.Node) and gain.name in captured.parameters:
+                found[captured.parameters[gain.name]] = max(gain.meta["val"].numel() // int(groups), 1)
+    return found
+
+
+def _pieces(number: int, law: Law, odd: bool) -> Iterator[list[Piece]]:
+    members = [
+        (place, member, places_of(member))
+        for place, member in enumerate(law.interface.members)
+        if not odd or member.degree % 2 == 1
+    ]
     for block in range(law.interface.blocks):
         yield [
             Piece((number, place, places.shape[1], _context(member, block)), member.parameter, places[block])
@@ -227,12 +302,19 @@ def _pieces(number: int, law: Law) -> Iterator[list[Piece]]:
         ]
 
 
-def _group(laws: Sequence[Law], units: list[list[Piece]], statistics: Mapping[str, list[str]]) -> UnitGroup:
+def _group(
+    laws: Sequence[Law], units: list[list[Piece]], statistics: Mapping[str, list[str]], read_alone: bool = False
+) -> UnitGroup:
+    """Units side by side, with running statistics where a gain is held; if asked, where the gain reads the unit alone.
+
+    There a sign that is taken from the unit is taken from its running mean.
+    """
     parts = []
     for slot, first in enumerate(units[0]):
         places = torch.stack([unit[slot].places for unit in units])
         parts.append(UnitSlices(first.name, places))
-        parts += [UnitSlices(buffer, places, weighs=False) for buffer in statistics.get(first.name, [])]
+        if not read_alone or laws[first.slot[0]].interface.members[first.slot[1]].degree < 0:
+            parts += [UnitSlices(buffer, places, weighs=False) for buffer in statistics.get(first.name, [])]
     return UnitGroup(laws[units[0][0].slot[0]].name, tuple(parts))
 
 
