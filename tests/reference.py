@@ -369,3 +369,16 @@ def hessian(function, at):
     (gradient,) = torch.autograd.grad(function(at), at, create_graph=True)
     rows = [torch.autograd.grad(entry, at, create_graph=True)[0].flatten() for entry in gradient.flatten()]
     return torch.stack(rows)
+
+
+def gradient_flow(problem, weights):
+    """`-∇ log R` and `log R` by autograd through `torch.func.functional_call` on all examples at once."""
+    flat = weights.detach().clone().requires_grad_()
+    inputs, labels = problem.weighted_data
+    output = torch.func.functional_call(problem.model, problem.layout.views(flat), (inputs,))
+    if problem.loss.multiclass:
+        risk = torch.nn.functional.cross_entropy(output, labels)
+    else:
+        risk = torch.exp(-labels * output.squeeze(1)).mean()
+    log_risk = risk.log()
+    return -torch.autograd.grad(log_risk, flat)[0], float(log_risk.detach())

@@ -28,6 +28,12 @@ def test_nothing_heavy_is_imported_before_it_is_used(code, allowed):
     assert set(ast.literal_eval(done.stdout.splitlines()[-1])) <= set(allowed)
 
 
+def test_a_package_inside_another_is_found_before_anything_imported_it():
+    code = "import equipoise as eq; print(eq.steppers.SGD.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "SGD"
+
+
 def test_type_checkers_see_what_is_imported_later():
     tree = ast.parse(Path(eq.__file__).read_text(encoding="utf-8"))
     (checking,) = [node for node in tree.body if isinstance(node, ast.If)]

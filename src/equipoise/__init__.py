@@ -9,6 +9,7 @@ end_when_interrupted()
 
 from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -190,9 +191,14 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'equipoise' has no attribute {name!r}")
     module = import_module(_MODULE_OF.get(name, f"equipoise.{name}"))
-    found = getattr(module, name) if name in _MODULE_OF else module
+    found = _within(module, name) if name in _MODULE_OF else module
     globals()[name] = found
     return found
+
+
+def _within(module: ModuleType, name: str) -> object:
+    """What a module has under a name, or its submodule of that name."""
+    return getattr(module, name) if hasattr(module, name) else import_module(f"{module.__name__}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -82,6 +82,8 @@ class Rectifier:
 
     def secant(self, before: Tensor, after: Tensor) -> Tensor:
         """`(σ(z₁) - σ(z₀)) / (z₁ - z₀)`."""
+        if before is after:
+            return torch.where(after > 0, 1.0, self.negative_slope).to(after.dtype)
         return secant_slope(before, after, self.negative_slope)
 
     def inside(self, weights: Tensor) -> Bool[Tensor, "..."]:

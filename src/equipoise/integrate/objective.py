@@ -5,7 +5,7 @@ example and other class; `R = mean Σ e^{-u}` exactly, and `-∇ log R = J_uᵀ 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,6 +19,9 @@ from equipoise.errors import InputError
 from equipoise.integrate.margins.protocol import Linearization, MarginEvaluation, Margins, Slopes, Weights
 from equipoise.integrate.margins.readout import Rows
 from equipoise.losses import Differential, Loss
+from equipoise.transform.restoring import LawValues
+
+_BLOCK = 4096  # examples propagated at one time where gradients alone are asked for
 
 ExampleWeights = Tensor | np.ndarray | Sequence[float]
 Cotangents = Float[Tensor, " examples *others"]  # of the margins
@@ -35,6 +38,7 @@ class Objective:
     loss: Loss
     offsets: Float[Tensor, " examples"] | None = None
     rows: Rows | None = None
+    conserved: LawValues | None = None  # the values of the laws at the start of the run, where they can be restored
 
     @property
     def count(self) -> int:
@@ -79,6 +83,39 @@ class Objective:
         potential = self._potential(at.margins)
         weights = torch.softmax(-potential.flatten(), 0).view_as(potential)
         return self.loss.differential(at.margins).vjp(weights)
+
+    @cached_property
+    def _single_blocks(self) -> tuple["Objective", ...]:
+        """The blocks in float32, where their margins can be."""
+        blocks = tuple(replace(block, margins=block.margins.in_single()) for block in self._blocks())
+        return tuple(
+            replace(block, offsets=None if block.offsets is None else block.offsets.to(block.margins.inputs.dtype))
+            for block in blocks
+        )
+
+    def _blocks(self) -> Iterator["Objective"]:
+        """The objective on all potentials over blocks of examples, whose activations fit in a processor's cache."""
+        for some in torch.arange(self.count, device=self.margins.inputs.device).split(_BLOCK):
+            offsets = None if self.offsets is None else self.offsets[some]
+            yield replace(self, margins=self.margins.restricted(some), offsets=offsets, conserved=None)
+
+    def flow(self, weights: Weights, *, single: bool = False) -> tuple[Weights, float]:
+        """`-∇ log R` with the network's own slopes, and `log R`, over blocks of examples: no more memory than one's.
+
+        Sums over blocks are in the precision of the weights; `single` propagates in float32 where the margins can.
+        """
+        total, log_total = torch.zeros_like(weights), -math.inf
+        for block in self._single_blocks if single else self._blocks():
+            margins, network = block.margins.tangent(weights.to(block.margins.inputs.dtype))
+            potential = block._potential(margins)
+            log_sum = float(torch.logsumexp(-potential.flatten().to(weights), 0))
+            onto = network.vjp(
+                self.loss.differential(margins).vjp(torch.softmax(-potential.flatten(), 0).view_as(potential))
+            )
+            both = float(np.logaddexp(log_total, log_sum))
+            total = math.exp(log_total - both) * total + math.exp(log_sum - both) * onto.to(weights)
+            log_total = both
+        return total, log_total - math.log(self.count)
 
     def linearize(self, weights: Weights, slopes: Slopes) -> "PotentialLinearization":
         """The network with these slopes, around these weights."""

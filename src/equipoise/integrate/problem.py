@@ -24,6 +24,7 @@ from equipoise.integrate.objective import ExampleWeights, Objective, positions_i
 from equipoise.integrate.validation import outputs_of_two, require_parameters, require_trainable
 from equipoise.laws import Laws, invariances
 from equipoise.losses import AdjustedCrossEntropy, Loss, named_loss
+from equipoise.transform.restoring import LawValues
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,12 @@ def build_problem(
     layout = ParameterLayout.of(dict(own.named_parameters()))
     require_trainable(own, captured, inputs[:3])
     margins, chain = build_margins(captured, layout, inputs, readout), read_chain(captured)
-    objective = Objective(margins, chosen, None if counted is None else -torch.log(len(y) * counted).to(inputs))
+    objective = Objective(
+        margins,
+        chosen,
+        None if counted is None else -torch.log(len(y) * counted).to(inputs),
+        conserved=LawValues.at(laws, {name: each.detach() for name, each in own.named_parameters()}),
+    )
     kinks = KinkPlaces(captured, chain, margins.kinks)
     return Problem(own, checked, chosen, captured, laws, chain, kinks, objective, weights)
 

@@ -124,11 +124,14 @@ def pack_progress(progress: Progress, result: ObserverResult | None = None) -> R
     tensors |= {f"slopes/{index}": slope for index, slope in enumerate(state.slopes)}
     if state.velocity is not None:
         tensors["velocity"] = state.velocity
+    if state.stiffest is not None:
+        tensors["stiffest"] = state.stiffest
     for index, observed in enumerate(progress.observed):
         tensors |= to_tensors(observed, f"observers/{index}")
     tensors |= {name: tensor.clone() for name, tensor in to_tensors(result, "result").items()}  # some are in a state
     known = {
         "sizes": state.sizes,
+        "costs": state.costs,
         "log_time": state.time.log,
         "log_time_error": state.time.log_error,
         "temperature": state.temperature,
@@ -155,6 +158,8 @@ def state_of(saved: ResumePoint, kinks: int, problem: Problem) -> State:
         velocity=tensors.get("velocity"),
         gradient_norm=known["gradient_norm"],
         sizes=known["sizes"],
+        costs=known.get("costs", {}),
+        stiffest=tensors.get("stiffest"),
         time=PhysicalTime(known["log_time"], known.get("log_time_error", math.nan)),
         temperature=known["temperature"],
         examples_visited=known["examples_visited"],

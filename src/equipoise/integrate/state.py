@@ -52,6 +52,8 @@ class State:
     velocity: Weights | None = None  # -∇ log R here, or its mean over the last implicit step; None: not known
     gradient_norm: float = math.nan  # ‖∇ log R‖ here
     sizes: dict[str, float] = field(default_factory=dict)  # relative size of the next step, by route
+    costs: dict[str, float] = field(default_factory=dict)  # what the last steps cost, by route, where routes compete
+    stiffest: Weights | None = None  # J v for the unit vector v of the stiffest direction met, after a stabilised step
     time: PhysicalTime = PhysicalTime()
     temperature: float = 1.0  # of the entropic term; above 1 at the precision floor
     examples_visited: int = 0  # examples propagated forward and backward, in all

@@ -74,7 +74,7 @@ def two_sided(law: Law, weights: Weights) -> bool:
     ones = {name: torch.ones_like(weights[name]) for name in law.parameters}
     rates = {name: torch.zeros_like(weights[name]) for name in law.parameters}
     unit = torch.eye(law.interface.width, dtype=torch.float64).expand(law.interface.blocks, -1, -1)
-    add_velocity(law, ones, unit.to(ones[law.parameters[0]]), rates)
+    add_velocity(law, law.slices(ones), unit.to(ones[law.parameters[0]]), rates)
     return any(bool((rate > 0).any()) for rate in rates.values()) and any(
         bool((rate < 0).any()) for rate in rates.values()
     )

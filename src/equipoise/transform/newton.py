@@ -21,7 +21,10 @@ Generators = list[Tensor]  # one for each law
 def newton_step(laws: Sequence[Law], weights: Weights) -> bool:
     """Move the weights by one damped Newton step; returns whether there was one that does not raise the norm."""
     gradient = [moments(law, weights, weights) for law in laws]
-    direction = _conjugate_gradients(lambda each: _hessian(laws, weights, each), gradient, _diagonal(laws, weights))
+    diagonal = _diagonal(laws, weights)
+    direction = conjugate_gradients(
+        lambda each: _hessian(laws, weights, each), gradient, lambda each: _over(each, diagonal)
+    )
     longest = max(float(each.abs().max()) for each in direction)
     if not 0 < longest < float("inf"):
         return False
@@ -43,7 +46,7 @@ def newton_step(laws: Sequence[Law], weights: Weights) -> bool:
 def _hessian(laws: Sequence[Law], weights: Weights, direction: Generators) -> Generators:
     velocity = {name: torch.zeros_like(weights[name]) for law in laws for name in law.parameters}
     for law, generator in zip(laws, direction, strict=True):
-        add_velocity(law, weights, generator, velocity)
+        add_velocity(law, law.slices(weights), generator, velocity)
     return [2 * moments(law, velocity, weights) for law in laws]
 
 
@@ -58,18 +61,21 @@ def _diagonal(laws: Sequence[Law], weights: Weights) -> Generators:
     return found
 
 
-def _conjugate_gradients(
-    product: Callable[[Generators], Generators], target: Generators, diagonal: Generators
+def conjugate_gradients(
+    product: Callable[[Generators], Generators],
+    target: Generators,
+    precondition: Callable[[Generators], Generators],
+    tolerance: float = 1e-2,
 ) -> Generators:
-    """Solve `H x = target` for a positive semidefinite `H`, preconditioned by its diagonal."""
+    """Solve `H x = target` for a positive semidefinite `H`, to a residual of `tolerance` relative to the target."""
     solution, residual = [torch.zeros_like(each) for each in target], target
-    wanted = 1e-4 * _dot(target, target)
+    wanted = tolerance**2 * _dot(target, target)
     direction: Generators = []
     before = 1.0
     for _ in range(sum(each.numel() for each in target)):
         if _dot(residual, residual) <= wanted:
             break
-        steered = [each / scale for each, scale in zip(residual, diagonal, strict=True)]
+        steered = precondition(residual)
         now = _dot(residual, steered)
         direction = _plus(steered, now / before, direction) if direction else steered
         image = product(direction)
@@ -80,6 +86,10 @@ def _conjugate_gradients(
         residual = _plus(residual, -now / curvature, image)
         before = now
     return solution
+
+
+def _over(generators: Generators, diagonal: Generators) -> Generators:
+    return [each / scale for each, scale in zip(generators, diagonal, strict=True)]
 
 
 def _dot(left: Generators, right: Generators) -> float:

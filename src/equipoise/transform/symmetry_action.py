@@ -24,8 +24,13 @@ def moments(law: Law, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -
 
     At `X = Y = w` this is the conserved quantity, and the gradient of `½‖w‖²` along the symmetry.
     """
-    found = law.commutant.project(law.commutant.moments(law.slices(left), law.slices(right), law.degrees))
-    return (found + found.mT) / 2
+    return moments_of(law, law.slices(left), law.slices(right))
+
+
+def moments_of(law: Law, left: Sequence[Tensor], right: Sequence[Tensor]) -> Matrices:
+    """The same from the slices of the members."""
+    found = law.commutant.project(law.commutant.moments(left, right, law.degrees))
+    return found if found.shape[-1] == 1 else (found + found.mT) / 2
 
 
 def scale(law: Law, weights: Weights, rates: Components, vanishing: Bool[Tensor, "blocks width"]) -> None:
@@ -58,14 +63,39 @@ def advance(law: Law, weights: Weights, generator: Matrices) -> None:
     exponentials = {degree: torch.matrix_exp(degree * generator)[:, None] for degree in set(law.degrees)}
     for member in law.interface.members:
         matrix = exponentials[member.degree]
-        _update(member, weights, lambda slices, matrix=matrix: matrix @ slices)
+        _update(member, weights, lambda slices, matrix=matrix: _product(matrix, slices))
 
 
-def add_velocity(law: Law, weights: Weights, generator: Matrices, velocity: Weights) -> None:
-    """Add to `velocity` the derivative of the weights along `e^{tA}` at `t = 0`, for a symmetric generator `A`."""
-    for member, slices in zip(law.interface.members, law.slices(weights), strict=True):
-        own = member.degree * (generator[:, None] @ slices)
+def add_velocity(law: Law, members: Sequence[Tensor], generator: Matrices, velocity: Weights) -> None:
+    """Add to `velocity` the derivative of the weights along `e^{tA}` at `t = 0`, for a symmetric generator `A`.
+
+    `members` are the slices of the weights.
+    """
+    for member, slices in zip(law.interface.members, members, strict=True):
+        own = _product(member.degree * generator[:, None], slices)
         _update(member, velocity, lambda sofar, own=own: sofar + own)
+
+
+def _product(matrix: Float[Tensor, "blocks _ width width"], slices: Tensor) -> Tensor:
+    return matrix * slices if matrix.shape[-1] == 1 else matrix @ slices
+
+
+def center(law: Law, velocity: Weights) -> None:
+    """Take from a velocity its part along the translations of a shift: every group then sums to zero."""
+    for member in law.interface.members:
+        _update(member, velocity, lambda slices: slices - slices.mean(2, keepdim=True))
+
+
+def shift_to(law: Law, weights: Weights, sums: Float[Tensor, "groups columns"]) -> None:
+    """Translate the groups of a shift until they have these sums, as `law.value` lists them: member by member."""
+    shares = sums.split([slices[:, :, 0].flatten(1).shape[1] for slices in law.slices(weights)], 1)
+    for member, total in zip(law.interface.members, shares, strict=True):
+        _update(member, weights, lambda slices, total=total: _translated(slices, total))
+
+
+def _translated(slices: Float[Tensor, "groups copies width rest"], sums: Float[Tensor, "groups columns"]) -> Tensor:
+    missing = sums.view(slices.shape[0], slices.shape[1], 1, slices.shape[3]) - slices.sum(2, keepdim=True)
+    return slices + missing / slices.shape[2]
 
 
 def overlaps(law: Law, weights: Weights) -> bool:

@@ -6,6 +6,7 @@ which converges where no potential without a column moves others much by itself.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -58,23 +59,32 @@ def landmarks(objective: Objective, predictor: StepPredictor, dual: Tensor, span
     return None if 2 * len(places) > len(rows) else places
 
 
-def implicit_operations(objective: Objective, predictor: StepPredictor, dual: Tensor, span: float) -> float:
-    """Operations of one iteration of an implicit step: the active examples, and their kernel with its factor.
+class Operations(NamedTuple):
+    """Operations of one iteration of an implicit step."""
 
-    Infinite where the kernel of the step is too large.
-    """
+    passes: float  # the active examples, forward and backward
+    kernel: float  # with its factor; infinite where it is too large
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.passes + self.kernel
+
+
+def implicit_operations(objective: Objective, predictor: StepPredictor, dual: Tensor, span: float) -> Operations:
+    """Operations of one iteration of an implicit step."""
     rows, layout = predicted_active_set(predictor, span), objective.margins.layout
     places = landmarks(objective, predictor, dual, span, rows)
     columns = len(rows if places is None else places)
+    passes = (len(objective.examples(rows)) / objective.count + _VERIFIED) * objective.operations
     if columns > _LARGEST:
-        return math.inf
+        return Operations(passes, math.inf)
     if places is None:
         factored = covering_count(_expected(predictor, dual, span, rows), _LIGHT) ** 3 / 3
     else:
         factored = 2.0 * len(rows) * columns**2
     formed = 2.0 * len(rows) * (columns * layout.widths + layout.size)
-    share = len(objective.examples(rows)) / objective.count
-    return (share + _VERIFIED) * objective.operations + factored + _FORMED * formed
+    return Operations(passes, factored + _FORMED * formed)
 
 
 def covering_count(weights: Float[Tensor, " rows"], uncovered: float) -> int:

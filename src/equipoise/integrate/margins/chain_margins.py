@@ -58,6 +58,23 @@ class ChainMargins:
             hidden = _sloped(_affine(hidden, layer, views), slope)
         return _ChainLinearization(self, views, aligned, entering, self.readout.margins(hidden))
 
+    def tangent(self, weights: Weights) -> tuple[Float[Tensor, " examples *others"], "_ChainLinearization"]:
+        """The margins at these weights and the chain with its slopes there, in one pass forward."""
+        views, hidden = self.layout.views(weights), self.inputs
+        slopes: list[Tensor | None] = []
+        entering = []
+        for layer in self.chain:
+            entering.append(hidden)
+            hidden = _affine(hidden, layer, views)
+            slopes.append(None if layer.negative_slope is None else _local_slope(hidden, layer.negative_slope))
+            hidden = _sloped(hidden, slopes[-1])
+        margins = self.readout.margins(hidden)
+        return margins, _ChainLinearization(self, views, slopes, entering, margins)
+
+    def in_single(self) -> "ChainMargins":
+        """The margins computed in float32."""
+        return replace(self, inputs=self.inputs.float(), readout=self.readout.in_single())
+
     def _aligned(self, slopes: Slopes) -> list[Tensor | None]:
         """The slopes with one entry per layer; `None` for linear ones."""
         remaining = iter(slopes)
@@ -66,6 +83,11 @@ class ChainMargins:
 
 def _affine(hidden: Tensor, layer: Layer, views: Mapping[str, Tensor]) -> Tensor:
     return torch.nn.functional.linear(hidden, views[layer.weight], views[layer.bias] if layer.bias else None)
+
+
+def _local_slope(preactivation: Tensor, negative_slope: float) -> Tensor:
+    on = (preactivation > 0).to(preactivation.dtype)
+    return on if negative_slope == 0 else negative_slope + (1 - negative_slope) * on
 
 
 def _sloped(tensor: Tensor, slope: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import Kink, frozen, kinks, recorded
 from equipoise.graph.piecewise import Piecewise
 from equipoise.integrate.margins.layer_gram import GramLayer, read_gram_layers, run_with_probes
-from equipoise.integrate.margins.protocol import MarginEvaluation, ParameterLayout, Slopes, Weights
+from equipoise.integrate.margins.protocol import MarginEvaluation, ParameterLayout, Slopes, Weights, local_slopes
 from equipoise.integrate.margins.readout import Readout, Rows
 
 MEMORY = 1 << 30
@@ -97,6 +97,15 @@ class GraphMargins:
     def linearize(self, weights: Weights, slopes: Slopes) -> "_GraphLinearization":
         """The frozen network around these weights; its products are formed when they are called for."""
         return _GraphLinearization(self, weights, slopes)
+
+    def tangent(self, weights: Weights) -> tuple[Float[Tensor, " examples *others"], "_GraphLinearization"]:
+        """The margins at these weights, and the network with its slopes there."""
+        at = self.evaluate(weights)
+        return at.margins, self.linearize(weights, local_slopes(self, at))
+
+    def in_single(self) -> "GraphMargins":
+        """As they are: the constants of a graph have the precision in which it was captured."""
+        return self
 
     def chunks(self, slopes: Slopes) -> Iterator[Chunk]:
         """The examples, in chunks."""

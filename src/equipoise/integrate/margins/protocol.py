@@ -115,6 +115,11 @@ class Margins(Protocol):
         ...
 
     @property
+    def inputs(self) -> Tensor:
+        """The inputs, examples first."""
+        ...
+
+    @property
     def readout(self) -> Readout:
         """The map from scores to margins."""
         ...
@@ -139,6 +144,14 @@ class Margins(Protocol):
 
     def linearize(self, weights: Weights, slopes: Slopes) -> Linearization:
         """The network with these slopes, around these weights."""
+        ...
+
+    def tangent(self, weights: Weights) -> tuple[Float[Tensor, " examples *others"], Linearization]:
+        """The margins at these weights and the network with its slopes there, in one pass forward."""
+        ...
+
+    def in_single(self) -> "Margins":
+        """The margins computed in float32, where this form can; else as they are."""
         ...
 
 

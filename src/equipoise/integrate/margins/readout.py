@@ -46,6 +46,10 @@ class Readout(Protocol):
         """The readout of some of the examples, which may repeat."""
         ...
 
+    def in_single(self) -> "Readout":
+        """The readout of scores in float32."""
+        ...
+
 
 @dataclass(frozen=True)
 class BinaryReadout:
@@ -79,6 +83,10 @@ class BinaryReadout:
     def take(self, examples: Rows) -> "BinaryReadout":
         """The readout of some of the examples."""
         return BinaryReadout(self.labels[examples])
+
+    def in_single(self) -> "BinaryReadout":
+        """The readout of scores in float32."""
+        return BinaryReadout(self.labels.float())
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,10 @@ class MulticlassReadout:
         """The readout of some of the examples."""
         return MulticlassReadout(self.labels[examples], self.scores)
 
+    def in_single(self) -> "MulticlassReadout":
+        """The same: labels have no precision."""
+        return self
+
 
 @dataclass(frozen=True)
 class AdjustedReadout:
@@ -171,3 +183,7 @@ class AdjustedReadout:
     def take(self, examples: Rows) -> "AdjustedReadout":
         """The readout of some of the examples."""
         return AdjustedReadout(self.plain.take(examples), self.scale[examples], self.shift)
+
+    def in_single(self) -> "AdjustedReadout":
+        """The readout of scores in float32."""
+        return AdjustedReadout(self.plain, self.scale.float(), self.shift.float())

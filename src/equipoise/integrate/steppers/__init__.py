@@ -1,6 +1,7 @@
 """Steppers: how gradient flow is advanced, one method a file. Values with `init` and `step`, no state of their own."""
 
 from equipoise.integrate.state import State, Step, Update
+from equipoise.integrate.steppers.chebyshev import RungeKuttaChebyshev
 from equipoise.integrate.steppers.entropic_gauss import EntropicGauss
 from equipoise.integrate.steppers.entropic_midpoint import EntropicMidpoint
 from equipoise.integrate.steppers.gradient_descent import GradientDescent
@@ -9,7 +10,8 @@ from equipoise.integrate.steppers.runge_kutta import ExplicitRK
 from equipoise.integrate.steppers.sgd import SGD
 
 STEPPERS: dict[str, type[Stepper]] = {
-    each.__name__: each for each in (EntropicGauss, EntropicMidpoint, ExplicitRK, GradientDescent, SGD)
+    each.__name__: each
+    for each in (EntropicGauss, EntropicMidpoint, ExplicitRK, GradientDescent, RungeKuttaChebyshev, SGD)
 }
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "EntropicMidpoint",
     "ExplicitRK",
     "GradientDescent",
+    "RungeKuttaChebyshev",
     "State",
     "Step",
     "Stepper",

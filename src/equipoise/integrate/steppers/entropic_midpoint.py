@@ -21,6 +21,14 @@ from equipoise.integrate.implicit.step_problem import StepPredictor, StepProblem
 from equipoise.integrate.margins.protocol import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, Step, velocity_at
+from equipoise.integrate.steppers.chebyshev import stabilised_step
+from equipoise.integrate.steppers.handover import (
+    after_explicit,
+    after_implicit,
+    may_be_explicit,
+    next_is_explicit,
+    without_explicit,
+)
 from equipoise.integrate.steppers.physical_time import elapsed
 from equipoise.integrate.steppers.protocol import check_steps
 from equipoise.integrate.steppers.saddle_escape import LONGEST, Escape, escape, margins_at_rest
@@ -58,12 +66,17 @@ class EntropicMidpoint:
     `step_size` is the largest `‖Δw‖/‖w‖` of a step. `rtol` bounds the difference of `p̄` at two orders, in the same
     unit. A step that does not converge, or exceeds it, is rejected and halved. `order=1` takes one Euler step of the
     system of margins in place of the extrapolation, to compare with.
+
+    Where nothing is stiff yet and a pass over the data is long, steps of `RungeKuttaChebyshev` cost less for their
+    length: they are taken for as long as they do, by what both have cost (T6.4). `explicit` allows them always or
+    never; by default where a pass takes more than 1e9 operations.
     """
 
     order: int = 2
     rtol: float = 0.01
     step_size: float = 0.05
     smallest: float = 1e-10  # a step below this has stalled
+    explicit: bool | None = None
     continuous: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -81,7 +94,35 @@ class EntropicMidpoint:
 
     def step(self, objective: Objective, state: State, max_size: float = math.inf) -> Taken | None:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
+        if not may_be_explicit(objective, self.explicit):
+            return self._implicit(objective, state, StepPredictor.at(objective, state), max_size)
+        if next_is_explicit(state, lambda: self._expected(objective, state)):
+            taken = stabilised_step(objective, state, self.rtol, self.step_size, self.smallest, max_size)
+            if taken is not None:
+                return after_explicit(taken)
+            state = without_explicit(state)
         predictor = StepPredictor.at(objective, state)
+        taken = self._implicit(objective, state, predictor, max_size)
+        return taken and after_implicit(taken, state, objective, *self._iteration(objective, state, predictor))
+
+    def _expected(self, objective: Objective, state: State) -> float:
+        """The operations of an iteration of the next implicit step over its size; none at a saddle, which it leaves."""
+        predictor = StepPredictor.at(objective, state)
+        leaves = margins_at_rest(predictor, self.step_size)
+        return 0.0 if leaves else self._iteration(objective, state, predictor)[0]
+
+    def _iteration(self, objective: Objective, state: State, predictor: StepPredictor) -> tuple[float, float]:
+        """The operations of an iteration of the next implicit step over its size, and the share of its pass in them."""
+        if not 0 < predictor.speed < math.inf:
+            return math.inf, 1.0
+        rule, sizes = self._cheaper_rule(objective, state, predictor, state.sizes)
+        if rule == "trapezoid":
+            return objective.operations / sizes[rule], 1.0
+        operations = implicit_operations(objective, predictor, state.dual, sizes[rule] / predictor.speed)
+        return operations.total / sizes[rule], operations.passes / operations.total
+
+    def _implicit(self, objective: Objective, state: State, predictor: StepPredictor, max_size: float) -> Taken | None:
+        """One accepted implicit step, or `None`."""
         tries = _Tries(dict(state.sizes), 0, state.examples_visited + objective.count)
         while 0 < predictor.speed < math.inf and not tries.over:
             far = min(tries.sizes.get("escape", 0.0), max_size)
@@ -139,10 +180,10 @@ class EntropicMidpoint:
         reach = _REACH * predictor.speed / predictor.fastest if predictor.fastest > 0 else math.inf
         if explicit > reach:
             explicit = max(reach, explicit / 2)
-        operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed)
+        operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed).total
         while math.isinf(operations) and implicit > explicit:
             implicit /= 2
-            operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed)
+            operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed).total
         cheaper = "entropic" if objective.operations / explicit > operations / implicit else "trapezoid"
         return cheaper, sizes | {"trapezoid": explicit, "entropic": implicit}
 
