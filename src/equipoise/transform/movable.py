@@ -54,6 +54,11 @@ def partition(laws: Laws, weights: Weights, *, approximate: bool) -> tuple[list[
     return [law for law in laws if not reasons[law.name]], [*held, *_without_law(laws)]
 
 
+def exactly_movable(laws: Laws, weights: Weights) -> list[Law]:
+    """The laws along whose symmetries the weights may move without changing any output."""
+    return [law for law in laws if not _reason(law, weights, approximate=False)]
+
+
 def _reason(law: Law, weights: Weights, *, approximate: bool) -> str:
     if law.kind == "shift":
         return "a translation of the weights, not a scaling"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equipoise.laws import Law, Laws
-from equipoise.transform.movable import partition
+from equipoise.transform.movable import exactly_movable
 from equipoise.transform.newton import Generators, conjugate_gradients
 from equipoise.transform.symmetry_action import (
     Weights,
@@ -51,7 +51,7 @@ class LawValues:
         >>> kept.restore(weights) < 1e-15
         True
         """
-        movable, _ = partition(laws, weights, approximate=False)
+        movable = exactly_movable(laws, weights)
         shifts = [law for law in laws if law.kind == "shift"]
         known = {law.name for law in (*movable, *shifts)}
         if any(law.count and law.name not in known for law in laws):
