@@ -83,7 +83,7 @@ class Rectifier:
     def secant(self, before: Tensor, after: Tensor) -> Tensor:
         """`(σ(z₁) - σ(z₀)) / (z₁ - z₀)`."""
         if before is after:
-            return torch.where(after > 0, 1.0, self.negative_slope).to(after.dtype)
+            return torch.where(after > 0, torch.ones_like(after), torch.full_like(after, self.negative_slope))
         return secant_slope(before, after, self.negative_slope)
 
     def inside(self, weights: Tensor) -> Bool[Tensor, "..."]:
