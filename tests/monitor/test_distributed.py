@@ -73,8 +73,6 @@ KINDS = [
     pytest.param("ddp of tp", "network", 4, marks=SLOW),
     pytest.param("columns", "network", 2, marks=SLOW),
     pytest.param("tp", "tokens", 2, marks=SLOW),
-    pytest.param("fsdp", "tokens", 2, marks=SLOW),
-    pytest.param("2d", "tokens", 4, marks=SLOW),
 ]
 
 
