@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from equipoise.graph.capture import Captured, capture
 from equipoise.graph.export import program
+from equipoise.graph.ops import operation_name
 from equipoise.laws.derive import DerivationOptions, derive
 
 
@@ -101,3 +102,11 @@ def operations(captured: Captured) -> Counter[str]:
     names = [str(node.target) for node in captured.graph.nodes if node.op == "call_function"]
     alike = {"aten._unsafe_view.default": "aten.reshape.default"}
     return Counter(alike.get(name, name) for name in names if name not in ("aten.sym_size.int", "aten.clone.default"))
+
+
+def test_free_sizes_are_read_off_the_inputs():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(18, 1))
+    graph = capture(model, torch.ones(2, 1, 8, 8)).graph
+    read = [node.args[0] for node in graph.nodes if operation_name(node.target) == "sym_size"]
+    assert read
+    assert all(node.op == "placeholder" for node in read)

@@ -190,10 +190,13 @@ def _sized(graph: fx.Graph, size: object) -> Argument:
 
 
 def _sizes(node: fx.Node) -> list[int | Size] | None:
-    """The shape of a result, each free size as that of an argument; None where one is no argument's."""
-    found: list[int | Size] = []
+    """The shape of a result, each free size as that of an input, or else of an argument; None where it is no one's.
+
+    A size that is read off an input does not depend on what is computed.
+    """
+    found, sources = [], [*node.graph.find_nodes(op="placeholder"), *node.all_input_nodes]
     for size in node.meta["val"].shape:
-        own = size if isinstance(size, int) else next(_same(size, node.all_input_nodes), None)
+        own = size if isinstance(size, int) else next(_same(size, sources), None)
         if own is None:
             return None
         found.append(own)
