@@ -8,6 +8,7 @@ from equipoise.starting import end_when_interrupted
 end_when_interrupted()
 
 from importlib import import_module
+from importlib.util import find_spec
 from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -187,8 +188,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A public name, imported when it is first used."""
-    if name not in __all__:
+    """A public name or a package, imported when it is first used."""
+    if name not in __all__ and (name.startswith("_") or find_spec(f"equipoise.{name}") is None):
         raise AttributeError(f"module 'equipoise' has no attribute {name!r}")
     module = import_module(_MODULE_OF.get(name, f"equipoise.{name}"))
     found = _within(module, name) if name in _MODULE_OF else module

@@ -240,7 +240,7 @@ class Compressed:
         >>> with torch.no_grad():
         ...     model[0].bias[8:] = -10.0
         >>> import equipoise as eq
-        >>> plan = eq.compression.plan(model, (torch.rand(9, 2), None)).without(2)
+        >>> plan = eq.compression.plan(model, (torch.rand(9, 2), None))
         >>> [move.kind for move in plan.moves]
         ['remove']
         >>> small, far = eq.compression.apply(plan, model), 50 * torch.rand(9, 2)
