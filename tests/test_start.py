@@ -40,7 +40,8 @@ def test_type_checkers_see_what_is_imported_later():
     seen = {alias.name: each.module for each in checking.body for alias in each.names}
     assert sorted(seen) == sorted(eq.__all__)
     for name, module in seen.items():
+        public = getattr(eq, name)
         found = import_module(f"equipoise.{name}") if module == "equipoise" else getattr(import_module(module), name)
-        assert getattr(eq, name) is found
+        assert public is found
     with pytest.raises(AttributeError, match="no attribute 'wtach'"):
         getattr(eq, "wtach")  # noqa: B009

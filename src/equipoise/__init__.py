@@ -8,8 +8,8 @@ from equipoise.starting import end_when_interrupted
 end_when_interrupted()
 
 from importlib import import_module
-from importlib.util import find_spec
 from importlib.metadata import version
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
