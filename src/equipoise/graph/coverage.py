@@ -144,8 +144,9 @@ def unfollowed(propagation: SymmetryPropagation) -> tuple[Unfollowed, ...]:
     ...     def forward(self, x):
     ...         h = self.a(x)
     ...         return self.b(h + h.roll(1, -1))
-    >>> print(*eq.invariances(Neighbours(), torch.ones(4, 2)).coverage.unfollowed)
-    add at add_6 (laws through it may be missing for a.weight)
+    >>> (lost,) = eq.invariances(Neighbours(), torch.ones(4, 2)).coverage.unfollowed
+    >>> lost.operation, lost.parameters
+    ('add', ('a.weight',))
     """
     return tuple(_noted(propagation))
 
