@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
     ("py:class", r"equipoise\.observers\.\w+\.(\w+State|Judgement)"),  # states of observers: theirs alone
     (
         "py:class",
-        r"equipoise\.(laws\.evaluate\.plan\.ProcessSums|gallery\.case\.Trail|decomposition\.units\.UnitGraph)",
+        r"equipoise\.(laws\.evaluate\.plan\.ProcessSums|gallery\.case\.Trail|decomposition\.units\.UnitGraph|monitor\.hooks\.OptimizerLike)",
     ),
 ]
 
