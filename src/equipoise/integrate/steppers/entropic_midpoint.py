@@ -7,6 +7,7 @@ converge its midpoint to rounding, and move.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -96,18 +97,17 @@ class EntropicMidpoint:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
         if not may_be_explicit(objective, self.explicit):
             return self._implicit(objective, state, StepPredictor.at(objective, state), max_size)
-        if next_is_explicit(state, lambda: self._expected(objective, state)):
+        predictor = cache(lambda: StepPredictor.at(objective, state))
+        if next_is_explicit(state, lambda: self._expected(objective, state, predictor())):
             taken = stabilised_step(objective, state, self.rtol, self.step_size, self.smallest, max_size)
             if taken is not None:
                 return after_explicit(taken)
             state = without_explicit(state)
-        predictor = StepPredictor.at(objective, state)
-        taken = self._implicit(objective, state, predictor, max_size)
-        return taken and after_implicit(taken, state, objective, *self._iteration(objective, state, predictor))
+        taken = self._implicit(objective, state, predictor(), max_size)
+        return taken and after_implicit(taken, state, objective, *self._iteration(objective, state, predictor()))
 
-    def _expected(self, objective: Objective, state: State) -> float:
+    def _expected(self, objective: Objective, state: State, predictor: StepPredictor) -> float:
         """The operations of an iteration of the next implicit step over its size; none at a saddle, which it leaves."""
-        predictor = StepPredictor.at(objective, state)
         leaves = margins_at_rest(predictor, self.step_size)
         return 0.0 if leaves else self._iteration(objective, state, predictor)[0]
 
