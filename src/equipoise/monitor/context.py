@@ -128,9 +128,7 @@ class ModelContext:
         self.revision = 0  # how often the model has been found to be another one
         self._structure = structure(self.model)
         self._readings: dict[tuple[bool, ...], Laws | str] = {}
-        self.unfit: frozenset[str] = (
-            frozenset()
-        )  # laws that were read from the model, and are not those of its training
+        self.unfit = frozenset[str]()  # laws that were read from the model, and are not those of its training
         self.membership.announce(self.parameters)
 
     @property

@@ -321,6 +321,8 @@ class Membership:
 
     def announce(self, parameters: Mapping[str, Tensor]) -> None:
         """Tell the others of this process's parameters; nothing is waited for."""
+        if self._store is None:
+            return
         try:
             text = described(parameters)
         except Exception as error:  # parameters that have no shape yet, or a mesh that this process is not in

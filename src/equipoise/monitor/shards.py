@@ -164,10 +164,9 @@ def described(parameters: Mapping[str, Tensor]) -> str:
     shapes = {name: [*tensor.shape] for name, tensor in parameters.items()}
     held = {name: [str(tensor.dtype), tensor.requires_grad, _held(tensor)] for name, tensor in parameters.items()}
     digest = hashlib.sha256(json.dumps([shapes, held]).encode()).hexdigest()
-    meshes = dict.fromkeys(Layout.of(tensor).mesh for tensor in parameters.values() if is_sharded(tensor))
-    return json.dumps(
-        {"digest": digest, "parameters": _shown(shapes), "meshes": [*meshes], "sizes": _sizes(parameters)}
-    )
+    meshes = {Layout.of(each).mesh: each.device_mesh.size() for each in parameters.values() if is_sharded(each)}
+    found = {"digest": digest, "parameters": _shown(shapes), "meshes": [*meshes], "sizes": [*meshes.values()]}
+    return json.dumps(found)
 
 
 def undescribed(error: Exception) -> str:
@@ -205,12 +204,6 @@ def meshes_of(descriptions: Sequence[str], rank: int) -> dict[str, Copies]:
 
 def _held(tensor: Tensor) -> str:
     return f"{tensor.placements} of {tuple(tensor.device_mesh.shape)}" if is_sharded(tensor) else ""
-
-
-def _sizes(parameters: Mapping[str, Tensor]) -> list[int]:
-    """The number of processes of each mesh."""
-    meshes = {Layout.of(each).mesh: each.device_mesh.size() for each in parameters.values() if is_sharded(each)}
-    return [*meshes.values()]
 
 
 def _shown(shapes: Mapping[str, Sequence[int]]) -> str:
