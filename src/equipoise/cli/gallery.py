@@ -1,6 +1,6 @@
 """`equipoise gallery`: the paper's claims, measured, and those of the papers around it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -91,18 +91,7 @@ def run(
     """
     keys = [name for name in names if name in catalogue()]
     claims = [name for name in names if name not in keys]
-    if not names and not every and not papers:
-        raise InputError(
-            expected="names of claims or papers, --all or --papers",
-            found="neither",
-            remedy="type equipoise gallery list, or equipoise gallery papers, to see the names",
-        )
-    if names and (every or papers):
-        raise InputError(
-            expected="names of claims or papers, or --all, or --papers",
-            found="both",
-            remedy="type equipoise gallery run --all",
-        )
+    _require_choice(names, every, papers)
     if not (keys or papers):
         refuse_ignored("claims", {"--full": full, "--minutes": minutes is not None})
     if not (claims or every):
@@ -147,6 +136,22 @@ def run(
     if json:
         say(line(fields))
     return 1 if failed else 0
+
+
+def _require_choice(names: Sequence[str], every: bool, papers: bool) -> None:
+    """Refuse no names without --all or --papers, and names with them."""
+    if not names and not every and not papers:
+        raise InputError(
+            expected="names of claims or papers, --all or --papers",
+            found="neither",
+            remedy="type equipoise gallery list, or equipoise gallery papers, to see the names",
+        )
+    if names and (every or papers):
+        raise InputError(
+            expected="names of claims or papers, or --all, or --papers",
+            found="both",
+            remedy="type equipoise gallery run --all",
+        )
 
 
 @gallery.command

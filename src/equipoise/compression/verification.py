@@ -205,11 +205,11 @@ def widened(base: nn.Module, smaller: nn.Module, kept: Mapping[str, KeptChannels
 
 
 def _product(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight as a matrix, and the bias, of a layer or of two factors."""
+    """The weight as a matrix, and the bias, of a layer or of factors of which only the last has one."""
     layers = list(module) if isinstance(module, nn.Sequential) else [module]
     *before, last = (_matrix(each) for each in layers)
     weight, bias = last
-    for first, _ in before:
+    for first, _ in reversed(before):
         weight = weight @ first
     return weight, bias
 
