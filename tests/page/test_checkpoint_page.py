@@ -98,6 +98,11 @@ def test_numbers_that_tell_roles_apart_are_no_depths(case):
         assert depths == sorted(set(depths))  # no two at one place
 
 
+def test_counts_do_not_begin_below_zero():
+    found = families([eq.analyze({f"{k}.weight": torch.eye(3) for k in range(3)}, heavy_tail=False)])
+    assert depth_figure(found, "outliers", "").layout.yaxis.rangemode == "nonnegative"
+
+
 def test_depths_count_whole_layers():
     names = [f"layers.{k}.linear{part}" for k in (3, 4) for part in (1, 2)]
     figure = depth_figure(families([eq.analyze({n: torch.randn(6, 5) for n in names})]), "stable_rank", "Stable rank")

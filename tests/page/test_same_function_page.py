@@ -56,6 +56,7 @@ def test_the_pages_hold_the_figures_of_the_reports(results, tmp_path):
     for verb, page in pages.items():
         assert re.findall(r'<figure id="([^"]*)"', page) == PLOTS[verb]
         assert 'http-equiv="Content-Security-Policy"' in page
+        assert page.count('"dtick":1') == len(PLOTS[verb])  # laws, parameters and moves are counted
     assert "0.weight → 2.weight" in pages["balance"]
     assert "no scaling of it leaves the function alone" in pages["balance"]
     assert "equal ranges" in pages["range"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from equipoise.compression import Agreement, Compressed, Move
-from equipoise.page.canvas import canvas, fitted
+from equipoise.page.canvas import canvas, counted, fitted
 from equipoise.page.render import embedded, render
 from equipoise.page.words import plain
 from equipoise.transform import Aligned, Balanced
@@ -289,7 +289,7 @@ def _pairs(
         fitted(figure, (min(shown), max(shown)))
     else:
         figure.update_yaxes(rangemode="tozero")
-    return Plot(name, title, caption, embedded(figure))
+    return Plot(name, title, caption, embedded(counted(figure)))
 
 
 def _markers(
@@ -325,7 +325,7 @@ def _steps(name: str, title: str, caption: str, axis: str, values: Sequence[tupl
         hovertemplate="%{customdata}<br>%{y:,}",
     )
     figure.update_yaxes(rangemode="tozero", tickformat=",")
-    return Plot(name, title, caption, embedded(figure))
+    return Plot(name, title, caption, embedded(counted(figure)))
 
 
 # Tables and words -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from equipoise.checkpoint.spectra.gaussian_null import gaussian_singular_values
-from equipoise.page.canvas import canvas, fitted
+from equipoise.page.canvas import canvas, counted, fitted
 
 POINTS = 120  # on a logarithmic axis more are not seen
 CURVES = 24  # of one family
@@ -128,7 +128,7 @@ def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure
     """One measure against depth, a curve for each family of several matrices; dotted for the second checkpoint."""
     figure = canvas(title, across="layer")
     figure.update_layout(hovermode="closest", legend_font_size=11)
-    figure.update_xaxes(hoverformat="d", tickformat="d")
+    figure.update_yaxes(rangemode="nonnegative")
     deep = [family for family in found if len(family.members) > 1]
     shared = _shared_prefix([family.name for family in deep])
     for place, family in enumerate(deep):
@@ -149,18 +149,7 @@ def depth_figure(found: Sequence[Family], measure: str, title: str) -> go.Figure
                     showlegend=side == 0,
                     line={"color": _colour(place, len(deep)), "dash": dash, "width": 2},
                 )
-    return _counted(figure) if figure.data else None
-
-
-def _counted(figure: go.Figure) -> go.Figure:
-    """With an axis that counts layers: whole numbers, and half a layer beside the first and the last."""
-    traces: Any = figure.data  # plotly types it as strings
-    depths = np.concatenate([trace.x for trace in traces])
-    low, high = float(depths.min()), float(depths.max())
-    figure.update_xaxes(range=[low - 0.5, high + 0.5])
-    if high - low <= 12:
-        figure.update_xaxes(tick0=low, dtick=1)
-    return figure
+    return counted(figure) if figure.data else None
 
 
 def _shared_prefix(names: Sequence[str]) -> str:
