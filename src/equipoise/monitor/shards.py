@@ -144,7 +144,7 @@ def _is_contiguous(mesh: "DeviceMesh", placements: "Sequence[Placement]") -> boo
     return True
 
 
-# --- what the processes tell each other of their weights ---
+# --- descriptions of weights, compared between processes ---
 
 
 class DifferentParameters(Unavailable):
@@ -187,17 +187,17 @@ def meshes_of(descriptions: Sequence[str], rank: int) -> dict[str, Copies]:
     Raises:
         DifferentParameters: where the processes do not hold the same parameters in the same way.
     """
-    told = [json.loads(text) for text in descriptions]
-    other = next((n for n, each in enumerate(told) if each["digest"] != told[0]["digest"]), None)
+    parsed = [json.loads(text) for text in descriptions]
+    other = next((n for n, each in enumerate(parsed) if each["digest"] != parsed[0]["digest"]), None)
     if other is not None:
         raise DifferentParameters(
-            f"process 0 has {told[0]['parameters']}, and process {other} {told[other]['parameters']}"
+            f"process 0 has {parsed[0]['parameters']}, and process {other} {parsed[other]['parameters']}"
         )
     found = {}
-    for place, (mine, size) in enumerate(zip(told[rank]["meshes"], told[rank]["sizes"], strict=True)):
-        alike = sorted({each["meshes"][place] for each in told})
-        if len(alike) * size != len(told):
-            raise DifferentParameters(f"{len(alike)} meshes of {size} among {len(told)} processes hold shards")
+    for place, (mine, size) in enumerate(zip(parsed[rank]["meshes"], parsed[rank]["sizes"], strict=True)):
+        alike = sorted({each["meshes"][place] for each in parsed})
+        if len(alike) * size != len(parsed):
+            raise DifferentParameters(f"{len(alike)} meshes of {size} among {len(parsed)} processes hold shards")
         found[mine] = Copies(alike.index(mine), len(alike))
     return found
 

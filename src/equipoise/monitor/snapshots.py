@@ -437,7 +437,7 @@ _UNCONFIRMED = (
 _UNFIT = (
     "not held by the gradients of the first step, and not watched: each process computes with shards of the weights, "
     "and the model may split them by the sizes of its own shard, or a parallel layer has a wrong backward pass; "
-    "eq.testing.assert_laws tells which, on one process"
+    "eq.testing.assert_laws says which, on one process"
 )
 _LEFT = "a process left the block before its end, or did not come to it: no last snapshot"
 _IN_BACKWARD = "the optimizer steps inside backward(): no law ever has all its gradients, none is judged"
