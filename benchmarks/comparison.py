@@ -3,8 +3,8 @@
     python benchmarks/comparison.py                               # the tools that are installed
     python benchmarks/comparison.py --tools equipoise gradcheck   # some of them
 
-A fault is *alarmed* where the tool itself says so, in words that none of eight sound runs gets, and *in the figures*
-where a figure leaves the range of the sound runs, widened by twice its width on either side: what somebody who compares
+A fault is *alarmed*, or *noted*, where the tool itself says so, in words that none of eight sound runs gets, and *in
+the figures* where a figure leaves the range of the sound runs, widened by twice its width on either side: what somebody who compares
 would see.
 Tools that are not for trainings (torchdiffeq, torch-pruning, Git Re-Basin) have benchmarks of their own.
 """
@@ -93,10 +93,10 @@ ALONE = dict.fromkeys(TOOL, "pass")
 
 
 class Tool:
-    """A tool beside a training: its figures by name, in the order of the steps, and its alarms."""
+    """A tool beside a training: its figures by name, in the order of the steps, its alarms and its notes."""
 
     def __init__(self):
-        self.figures, self.alarms = defaultdict(list), []
+        self.figures, self.alarms, self.notes = defaultdict(list), [], []
 
     def begin(self, model, optimizer, X, y):
         """Before the first step."""
@@ -122,6 +122,7 @@ class Equipoise(Tool):
     def end(self, model, X, y):
         self.watch.__exit__(None, None, None)
         self.alarms = [f"{alarm.kind}: {alarm.place}" for alarm in self.log.alarms]
+        self.notes = [note.partition(": ")[2] for note in self.log.notes]
         for row in self.log.table().itertuples():
             if row.observer != "watch":
                 self.figures[row.place, row.quantity].append(row.value)
@@ -209,12 +210,47 @@ class ModuleMonitor(Tool):
             self.figures[name].append(float(value))
 
 
+class WandbWatch(Tool):
+    """Of each histogram of weights and gradients its ends, mean and spread, in an offline run."""
+
+    def begin(self, model, optimizer, X, y):
+        import wandb
+
+        self.folder = tempfile.TemporaryDirectory()
+        quiet = wandb.Settings(silent=True, console="off")
+        self.run = wandb.init(mode="offline", dir=self.folder.name, settings=quiet)
+        log = self.run._log
+
+        def keep(data, *given, **named):
+            for name, histogram in data.items():
+                if isinstance(histogram, wandb.Histogram):
+                    self._read(name, torch.tensor(histogram.bins), torch.tensor(histogram.histogram))
+            return log(data, *given, **named)
+
+        self.run._log = keep
+        self.run.watch(model, log="all", log_freq=10)
+
+    def after(self, step, model):
+        self.run.log({"step": step})
+
+    def end(self, model, X, y):
+        self.run.finish()
+
+    def _read(self, name, edges, counts):
+        middles, shares = (edges[1:] + edges[:-1]).double() / 2, counts.double() / counts.sum()
+        mean = (middles * shares).sum()
+        spread = ((middles - mean).square() * shares).sum().sqrt()
+        for quantity, value in (("least", edges[0]), ("largest", edges[-1]), ("mean", mean), ("spread", spread)):
+            self.figures[name, quantity].append(float(value))
+
+
 TOOLS = {
     "equipoise": (Equipoise, "equipoise"),
     "gradcheck": (Gradcheck, "torch"),
     "WeightWatcher": (WeightWatcher, "weightwatcher"),
     "delve": (Delve, "delve"),
     "module-monitor": (ModuleMonitor, "torch_module_monitor"),
+    "wandb.watch": (WandbWatch, "wandb"),
 }
 
 
@@ -257,11 +293,11 @@ def compared(name, make):
     told |= {fault: trained(make, change, SEEDS)[0] for fault, change in FAULTS.items()}
     plain = min(trained(Tool, {}, seed)[1] for seed in range(SEEDS))
     row = {"tool": name, "figures": len(found), "times": min(seconds for _, seconds in sound) / plain}
-    usual = {alarm for tool, _ in sound for alarm in tool.alarms}
+    usual = {words for tool, _ in sound for words in (*tool.alarms, *tool.notes)}
     for fault, tool in told.items():
-        alarms = [alarm for alarm in tool.alarms if alarm not in usual]
-        row[fault] = {"alarms": alarms, "figures": len(outside(tool, found))}
-    row["alarms of sound runs"] = sorted(usual)
+        alarms, notes = ([words for words in said if words not in usual] for said in (tool.alarms, tool.notes))
+        row[fault] = {"alarms": alarms, "notes": notes, "figures": len(outside(tool, found))}
+    row["said of sound runs"] = sorted(usual)
     return row
 
 
@@ -317,7 +353,11 @@ def main():
 
 
 def _cell(found):
-    parts = ["alarm"] * bool(found["alarms"]) + [f"{found['figures']} figures"] * bool(found.get("figures"))
+    parts = (
+        ["alarm"] * bool(found["alarms"])
+        + ["note"] * bool(found.get("notes"))
+        + [f"{found['figures']} figures"] * bool(found.get("figures"))
+    )
     return ", ".join(parts) or "–"
 
 

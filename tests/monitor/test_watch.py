@@ -131,6 +131,19 @@ def test_gradients_changed_after_backward_are_a_note_and_no_alarm(first):
     assert f"note: {note}" in log.summary()
 
 
+def test_parameters_that_no_optimizer_holds_are_a_note_and_frozen_ones_are_not():
+    model = network()
+    optimizer = torch.optim.SGD([*model[0].parameters(), *model[3].parameters()], lr=0.01)
+    with eq.watch(model, optimizer, quiet=True) as log:
+        train(model, optimizer, steps=3)
+    (note,) = log.notes
+    assert note.startswith("step 3: 2.weight, 2.bias: in no optimizer that was passed to watch"), note
+    model[2].requires_grad_(False).zero_grad()
+    with eq.watch(model, optimizer, quiet=True) as log:
+        train(model, optimizer, steps=3)
+    assert log.notes == []
+
+
 def test_other_optimizers_have_no_prediction_and_so_no_alarm():
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)

@@ -12,7 +12,7 @@ from equipoise.arguments import checked, require_integer
 from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Inputs
 from equipoise.monitor.alarms import Alarm, Rule, default_rules
-from equipoise.monitor.context import Example, ModelContext, untouched_generators
+from equipoise.monitor.context import Example, ModelContext, some, untouched_generators
 from equipoise.monitor.distributed import Membership, ProcessGroup
 from equipoise.monitor.hooks import ForwardRecord, OptimizerHooks, OptimizerLike, held_parameters, hooked_optimizers
 from equipoise.monitor.log import Log
@@ -120,6 +120,19 @@ def watch(
         yield log
         for each, taker in hooks:
             taker.finish(each.step)
+        _note_left_out(log, max(each.step for each, _ in hooks), context, optimizers)
+
+
+def _note_left_out(log: Log, step: int, context: ModelContext, optimizers: Sequence[object]) -> None:
+    """Say which parameters gather gradients for no optimizer."""
+    held = frozenset[int]().union(*(held_parameters(optimizer) for optimizer in optimizers))
+    trained = {name: each for name, each in context.parameters.items() if each.requires_grad}
+    left_out = [name for name, each in trained.items() if each.grad is not None and id(each) not in held]
+    if left_out and len(left_out) < len(trained):  # an optimizer of copies holds none of them, and trains them all
+        log.note(step, f"{some(left_out)}: {_LEFT_OUT}")
+
+
+_LEFT_OUT = "in no optimizer that was passed to watch, though backward() reaches them; unless another holds them, they stay"
 
 
 def _keeper(out: str | PathLike[str] | None, schedule: Schedule, observers: Sequence[Observer]) -> Disk | Memory:
