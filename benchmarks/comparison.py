@@ -4,8 +4,8 @@
     python benchmarks/comparison.py --tools equipoise gradcheck   # some of them
 
 A fault is *alarmed*, or *noted*, where the tool itself says so, in words that none of eight sound runs gets, and *in
-the figures* where a figure leaves the range of the sound runs, widened by twice its width on either side: what somebody who compares
-would see.
+the figures* where a figure leaves the range of the sound runs, widened by twice its width on either side: what somebody
+who compares would see.
 Tools that are not for trainings (torchdiffeq, torch-pruning, Git Re-Basin) have benchmarks of their own.
 """
 
@@ -215,6 +215,7 @@ class WandbWatch(Tool):
 
     def begin(self, model, optimizer, X, y):
         import wandb
+        from wandb.sdk import wandb_watch
 
         self.folder = tempfile.TemporaryDirectory()
         quiet = wandb.Settings(silent=True, console="off")
@@ -228,6 +229,7 @@ class WandbWatch(Tool):
             return log(data, *given, **named)
 
         self.run._log = keep
+        wandb_watch._global_watch_idx = 0  # names do not begin with the number of models watched so far
         self.run.watch(model, log="all", log_freq=10)
 
     def after(self, step, model):
