@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from equipoise.graph.capture import capture
-from equipoise.graph.constraints import GeneratorConstraints
+from equipoise.graph.constraints import STILL, GeneratorConstraints
 from equipoise.graph.interface import find_interfaces
 from equipoise.graph.labels import algebra
 from equipoise.graph.propagate import SymmetryPropagation
@@ -37,7 +37,7 @@ def restricted(symmetry, seed):
         else:
             roots, ratios = symmetry.find(np.array([left[0], right[-1], pick()[0]]))
             symmetry.single(roots)
-            symmetry.balance(list(zip(roots.tolist(), ratios.tolist(), strict=True)))
+            symmetry.balance(roots[:, None], ratios[:, None])
     return symmetry.solution()
 
 
@@ -61,6 +61,7 @@ def test_the_solution_is_that_of_the_slow_twin(seeds):
     kinds = set()
     for seed in seeds:
         found, expected = restricted(GeneratorConstraints(), seed), restricted(SlowConstraints(), seed)
+        expected.ratio[expected.root == STILL] = found.ratio[found.root == STILL] = 0  # no rate to be a multiple of
         for each in ("root", "ratio", "cell"):
             np.testing.assert_array_equal(getattr(found, each), getattr(expected, each), f"{each}, seed {seed}")
         by_hand = [

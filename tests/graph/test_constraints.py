@@ -11,9 +11,9 @@ def test_an_equation_that_settles_another_is_settled_first(units):
     """`a + b = c` and `c + d = e` with `e = 0`: in whichever order, the second makes `c = -d` within the first."""
     symmetry = GeneratorConstraints()
     coordinates = np.stack([symmetry.fresh(5) for _ in range(units)])
-    for a, b, c, d, e in coordinates.tolist():
-        symmetry.balance([(a, 1.0), (b, 1.0), (c, -1.0)])
-        symmetry.balance([(c, 1.0), (d, 1.0), (e, -1.0)])
+    weights = np.repeat([[1.0], [1.0], [-1.0]], units, axis=1)
+    symmetry.balance(coordinates.T[:3], weights)
+    symmetry.balance(coordinates.T[2:], weights)
     symmetry.still(coordinates[:, 4])
     solution = symmetry.solution()
     assert len(solution.width) == 2 * units

@@ -76,6 +76,51 @@ class SlowConstraints(GeneratorConstraints):
         for a, b in pairs.T.tolist():
             self._relate(a, b, ratio)
 
+    def _relate(self, a: int, b: int, ratio: float) -> None:
+        root_a, of_a = self._climb(a)
+        root_b, of_b = self._climb(b)
+        if root_a < root_b:
+            root_a, root_b, of_a, of_b, ratio = root_b, root_a, of_b, of_a, 1 / ratio
+        if root_a != root_b:
+            self._parent.values[root_a], self._ratio.values[root_a] = root_b, ratio * of_b / of_a
+            if root_a in self._skew:
+                self._skew.add(root_b)
+        elif root_a != STILL and of_a == -ratio * of_b:
+            self._skew.add(root_a)
+        elif root_a != STILL and of_a != ratio * of_b:
+            self._parent.values[root_a] = STILL
+
+    def _climb(self, coordinate: int) -> tuple[int, float]:
+        ratio = 1.0
+        while (above := int(self._parent.values[coordinate])) != coordinate:
+            ratio *= float(self._ratio.values[coordinate])
+            coordinate = above
+        return coordinate, ratio
+
+    def balance(self, roots: ndarray, weights: ndarray) -> None:
+        for terms in zip(roots.T.tolist(), weights.T.tolist(), strict=True):
+            self._balance(list(zip(*terms, strict=True)))
+
+    def _balance(self, terms: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+        """The equation if more than two terms are left; it is settled otherwise."""
+        total: Counter[int] = Counter()
+        for root, weight in terms:
+            total[root] += weight  # pyright: ignore[reportArgumentType]
+        left = tuple(sorted((root, weight) for root, weight in total.items() if root != STILL and weight != 0))
+        if len(left) == 1:
+            self.still(np.array([left[0][0]]))
+        elif len(left) == 2:
+            (a, of_a), (b, of_b) = left
+            self._relate(a, b, -of_b / of_a)
+        elif left:
+            self._equations.add(left)
+            return left
+        return ()
+
+    def _reduced(self, equation: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+        found = [(*self._climb(coordinate), weight) for coordinate, weight in equation]
+        return self._balance([(root, ratio * weight) for root, ratio, weight in found])
+
     def close(self, coordinates: ndarray, fibres: ndarray) -> None:
         seen: dict[int, list[int]] = defaultdict(list)
         held: dict[tuple[int, int], set[int]] = defaultdict(set)
@@ -101,7 +146,7 @@ class SlowConstraints(GeneratorConstraints):
 
     def _settle(self) -> None:
         """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
-        while (found := {rows for each in self._equations if (rows := self._reduced(each))}) != self._equations:
+        while (found := {rows for each in [*self._equations] if (rows := self._reduced(each))}) != self._equations:
             self._equations = found  # one that is settled may change the roots of others
         self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
         count = -1
@@ -157,7 +202,7 @@ class SlowConstraints(GeneratorConstraints):
             skew = members[0] in self._skew
             if not skew or len(members) > 1:
                 yield Block(len(members), {r: (place, Fraction(1)) for place, r in enumerate(members)}, skew)
-        rows = [{r: Fraction(w) for r, w in equation if r not in self._skew} for equation in self._equations]
+        rows = [{r: Fraction(w) for r, w in each if r not in self._skew} for each in sorted(self._equations)]
         for rates in kernel(rows):
             yield Block(1, {r: (0, rate) for r, rate in rates.items()})
 

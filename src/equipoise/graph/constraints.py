@@ -11,6 +11,7 @@ mixed with each other share a *cell*: on it acts a whole matrix `A` (`dx = A x`)
 `solution` then gives the largest set of generators that satisfies all of it (docs/theory.md §1).
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,77 +110,55 @@ class GeneratorConstraints:
 
     def still(self, coordinates: ndarray) -> None:
         """The rates of these coordinates are zero."""
-        for root in distinct(self.find(distinct(coordinates))[0]).tolist():
-            self._parent.values[root] = STILL
+        self._parent.values[self.find(distinct(coordinates))[0]] = STILL
 
     def relate(self, left: ndarray, right: ndarray, ratio: float) -> None:
         """`rate(left) = ratio · rate(right)`, pair by pair."""
         pairs = _unique(left, right)
         self._pairs.append(pairs)
-        if not self._relate_all(pairs[0], pairs[1], ratio):
-            for a, b in pairs.T.tolist():
-                self._relate(a, b, ratio)
+        self._join(pairs[0], pairs[1], np.full(pairs.shape[1], ratio))
 
-    def _relate_all(self, left: ndarray, right: ndarray, ratio: float) -> bool:
-        """All pairs at once, where none of them changes what another one finds; says whether it has done so."""
-        (roots_a, of_a), (roots_b, of_b) = self.find(left), self.find(right)
-        apart = roots_a != roots_b
-        if (~apart & (roots_a != STILL) & (of_a != ratio * of_b)).any():
-            return False
-        moved, onto = roots_a[apart], roots_b[apart]
-        if (moved == STILL).any() or np.isin(roots_b, moved).any() or len(distinct(moved)) < len(moved):
-            return False
-        self._parent.values[moved], self._ratio.values[moved] = onto, ratio * of_b[apart] / of_a[apart]
-        if self._skew:
-            self._skew.update(b for a, b in zip(moved.tolist(), onto.tolist(), strict=True) if a in self._skew)
-        return True
+    def _join(self, left: ndarray, right: ndarray, ratio: ndarray) -> None:
+        """`rate(left) = ratio · rate(right)`: the later of two roots follows the earlier one, each once a round."""
+        while len(left):
+            (roots_a, of_a), (roots_b, of_b) = self.find(left), self.find(right)
+            of_b, apart = ratio * of_b, roots_a != roots_b
+            self._contradict(roots_a[~apart], of_a[~apart], of_b[~apart])
+            earlier, later = np.minimum(roots_a, roots_b), np.maximum(roots_a, roots_b)
+            upwards = np.where(later == roots_a, of_b / of_a, of_a / of_b)
+            moved, which = np.unique(later[apart], return_index=True)
+            which = np.flatnonzero(apart)[which]
+            self._parent.values[moved], self._ratio.values[moved] = earlier[which], upwards[which]
+            if self._skew:
+                self._skew.update(self.find(np.array([*self._skew]))[0].tolist())
+            apart[which] = False
+            left, right, ratio = left[apart], right[apart], ratio[apart]
 
-    def _relate(self, a: int, b: int, ratio: float) -> None:
-        root_a, of_a = self._climb(a)
-        root_b, of_b = self._climb(b)
-        if root_a == root_b:
-            if root_a != STILL and of_a != ratio * of_b:
-                self._contradict(root_a, of_a, ratio * of_b)
-        elif root_a == STILL:
-            self._parent.values[root_b] = STILL
-        else:
-            self._parent.values[root_a], self._ratio.values[root_a] = root_b, ratio * of_b / of_a
-            if root_a in self._skew:
-                self._skew.add(root_b)
-
-    def _contradict(self, root: int, rate: float, other: float) -> None:
+    def _contradict(self, roots: ndarray, rates: ndarray, others: ndarray) -> None:
         """`a = -a` leaves the antisymmetric matrices of a cell; any other ratio leaves nothing."""
-        if rate == -other:
-            self._skew.add(root)
-        else:
-            self._parent.values[root] = STILL
+        wrong = (rates != others) & (roots != STILL)
+        opposite = wrong & (rates == -others)
+        self._skew.update(roots[opposite].tolist())
+        self._parent.values[roots[wrong & ~opposite]] = STILL
 
-    def _climb(self, coordinate: int) -> tuple[int, float]:
-        parent, rates = self._parent.values, self._ratio.values
-        ratio, path = 1.0, []
-        while (above := int(parent[coordinate])) != coordinate:
-            path.append(coordinate)
-            ratio *= float(rates[coordinate])
-            coordinate = above
-        remaining = ratio
-        for step in path:
-            parent[step], own = coordinate, float(rates[step])
-            rates[step], remaining = remaining, remaining / own
-        return coordinate, ratio
-
-    def balance(self, terms: Sequence[tuple[int, float]]) -> None:
-        """`Σ weight · rate(root) = 0` for roots as given by `find`; one or two terms are settled at once."""
-        total: Counter[int] = Counter()
-        for root, weight in terms:
-            total[root] += weight  # pyright: ignore[reportArgumentType]
-        left = sorted((root, weight) for root, weight in total.items() if root != STILL and weight != 0)
-        if len(left) == 1:
-            self.still(np.array([left[0][0]]))
-        elif len(left) == 2:
-            (a, of_a), (b, of_b) = left
-            self._relate(a, b, -of_b / of_a)
-        elif left:
-            self._equations.add(tuple(left))
+    def balance(self, roots: Int64[ndarray, "terms n"], weights: Float64[ndarray, "terms n"]) -> None:
+        """`Σ weight · rate(root) = 0` in each column, for roots as given by `find`; one or two terms are settled."""
+        order = np.argsort(roots, axis=0, kind="stable")
+        roots, weights = np.take_along_axis(roots, order, 0), np.take_along_axis(weights, order, 0)
+        for above, below in itertools.pairwise(range(len(roots))):
+            same = roots[above] == roots[below]
+            weights[below] += np.where(same, weights[above], 0)
+            weights[above] = np.where(same, 0, weights[above])
+        left = (roots != STILL) & (weights != 0)
+        terms = left.sum(0)
+        self.still(roots[left & (terms == 1)])
+        pairs = left & (terms == 2)
+        (a, b), (of_a, of_b) = roots.T[pairs.T].reshape(-1, 2).T, weights.T[pairs.T].reshape(-1, 2).T
+        self._join(a, b, -of_b / of_a)
+        for column in np.flatnonzero(terms > 2):
+            kept = left[:, column]
+            found = zip(roots[kept, column].tolist(), weights[kept, column].tolist(), strict=True)
+            self._equations.add(tuple(found))
 
     def unmix(self, coordinates: ndarray) -> None:
         """Some map acts on each of these coordinates by itself, so that no matrix could act on them."""
@@ -251,20 +230,14 @@ class GeneratorConstraints:
         """Every equation in the roots of today: one that is settled with two terms may change the roots of others."""
         before = None
         while before != self._equations:
-            before = self._equations
-            self._equations = {rows for equation in before if (rows := self._reduced(equation))}
-
-    def _reduced(self, equation: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-        """An equation in the roots of today, settled if two terms or fewer are left."""
-        total: dict[int, float] = defaultdict(float)
-        for coordinate, weight in equation:
-            root, ratio = self._climb(coordinate)
-            total[root] += weight * ratio
-        left = tuple(sorted((root, weight) for root, weight in total.items() if root != STILL and weight != 0))
-        if 0 < len(left) <= 2:
-            self.balance(left)
-            return ()
-        return left
+            before, self._equations = self._equations, set()
+            by_length = defaultdict(list)
+            for equation in before:
+                by_length[len(equation)].append(equation)
+            for equations in by_length.values():
+                coordinates, weights = np.array(equations).T
+                roots, ratios = self.find(coordinates.astype(np.int64))
+                self.balance(roots, weights * ratios)
 
     def _ties(self, root: ndarray, ratio: ndarray) -> Int64[ndarray, " n"]:
         """By root, a number for what it is tied to: the cells of its members with their signs; its own if none fits.
@@ -305,7 +278,7 @@ class GeneratorConstraints:
         skews = skew[roots[first]]
         kept = ~skews | (width > 1)  # one component has no antisymmetric matrix
         inside, number = kept[block], np.cumsum(kept) - 1
-        rows = [{r: Fraction(w) for r, w in equation if r not in self._skew} for equation in self._equations]
+        rows = [{r: Fraction(w) for r, w in each if r not in self._skew} for each in sorted(self._equations)]
         rates = kernel(rows)
         shared = [(int(kept.sum()) + n, r, float(rate)) for n, each in enumerate(rates) for r, rate in each.items()]
         blocks, members, values = (np.array(column) for column in zip(*shared, strict=True)) if shared else [()] * 3

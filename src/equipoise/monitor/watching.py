@@ -132,7 +132,9 @@ def _note_left_out(log: Log, step: int, context: ModelContext, optimizers: Seque
         log.note(step, f"{some(left_out)}: {_LEFT_OUT}")
 
 
-_LEFT_OUT = "in no optimizer that was passed to watch, though backward() reaches them; unless another holds them, they stay"
+_LEFT_OUT = (
+    "in no optimizer that was passed to watch, though backward() reaches them; unless another holds them, they stay"
+)
 
 
 def _keeper(out: str | PathLike[str] | None, schedule: Schedule, observers: Sequence[Observer]) -> Disk | Memory:

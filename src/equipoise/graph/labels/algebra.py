@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.graph.constraints import STILL, GeneratorConstraints
-from equipoise.graph.labels.ragged import distinct
+from equipoise.graph.labels.ragged import distinct, joined
 from equipoise.graph.labels.signal import INERT, ZERO, Role, Signal, blank, compact, compactly, value_numbers
 
 
@@ -203,9 +203,7 @@ class Algebra:
         labels = torch.unique(labels[:, (labels != ZERO).all(0)], dim=1)
         self._unmixed(*roles)
         roots, ratios = self.symmetry.find(labels.clamp(min=STILL).numpy())
-        ratios = ratios * np.asarray(weights or [1.0] * len(roles))[:, None]
-        for terms in zip(roots.T.tolist(), ratios.T.tolist(), strict=True):
-            self.symmetry.balance(list(zip(*terms, strict=True)))
+        self.symmetry.balance(roots, ratios * np.asarray(weights or [1.0] * len(roots))[:, None])
 
     def reduced(self, roles: Sequence[Role]) -> tuple[Role, ...]:
         """Roles of one tensor that move something, without pairs that cancel."""
@@ -222,7 +220,7 @@ class Algebra:
                 if (role.compact == ZERO).any():
                     kept.append((role, roots, ratios))
                 continue
-            opposite = [i for i, (_, r, q) in enumerate(kept) if (r == roots).all() and (q == -ratios).all()]
+            opposite = [i for i, (_, r, q) in enumerate(kept) if _same(r, roots) and _same(q, -ratios)]
             if opposite:
                 kept.pop(opposite[0])
             else:
@@ -388,10 +386,7 @@ def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
 
 def _pair(left: Tensor, right: Tensor) -> Tensor:
     """One number for each pair of numbers."""
-    if left.numel() == 0:
-        return left
-    low = right.min()
-    return torch.unique(left * (right.max() - low + 1) + (right - low), return_inverse=True)[1]
+    return torch.from_numpy(joined(left.numpy(), right.numpy()))
 
 
 def _rank(group: Tensor) -> Tensor:
@@ -409,3 +404,8 @@ def _spread(numbers: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tenso
     """Numbers laid out along some axes of a shape, with stride 0 along the others."""
     sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
     return numbers.reshape(sizes).expand(tuple(shape))
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
+    """Whether all values are equal; most that are not differ in the first."""
+    return bool(left.flat[0] == right.flat[0]) and bool((left == right).all())

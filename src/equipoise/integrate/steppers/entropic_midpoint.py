@@ -22,10 +22,11 @@ from equipoise.integrate.implicit.step_problem import StepPredictor, StepProblem
 from equipoise.integrate.margins.protocol import Slopes, Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, Step, velocity_at
-from equipoise.integrate.steppers.chebyshev import stabilised_step
+from equipoise.integrate.steppers.chebyshev import ROUTE, stabilised_step
 from equipoise.integrate.steppers.handover import (
     after_explicit,
     after_implicit,
+    after_refusal,
     may_be_explicit,
     next_is_explicit,
     without_explicit,
@@ -98,11 +99,16 @@ class EntropicMidpoint:
         if not may_be_explicit(objective, self.explicit):
             return self._implicit(objective, state, StepPredictor.at(objective, state), max_size)
         predictor = cache(lambda: StepPredictor.at(objective, state))
-        if next_is_explicit(state, lambda: self._expected(objective, state, predictor())):
-            taken = stabilised_step(objective, state, self.rtol, self.step_size, self.smallest, max_size)
+        if not next_is_explicit(state, lambda: self._expected(objective, state, predictor())):
+            iteration = self._iteration(objective, state, predictor())
+            taken = self._implicit(objective, state, predictor(), max_size, state.costs.get(ROUTE, math.inf))
             if taken is not None:
-                return after_explicit(taken)
-            state = without_explicit(state)
+                return after_implicit(taken, state, objective, *iteration)
+            state = after_refusal(state, iteration[0])
+        taken = stabilised_step(objective, state, self.rtol, self.step_size, self.smallest, max_size)
+        if taken is not None:
+            return after_explicit(taken)
+        state = without_explicit(state)
         taken = self._implicit(objective, state, predictor(), max_size)
         return taken and after_implicit(taken, state, objective, *self._iteration(objective, state, predictor()))
 
@@ -121,10 +127,20 @@ class EntropicMidpoint:
         operations = implicit_operations(objective, predictor, state.dual, sizes[rule] / predictor.speed)
         return operations.total / sizes[rule], operations.passes / operations.total
 
-    def _implicit(self, objective: Objective, state: State, predictor: StepPredictor, max_size: float) -> Taken | None:
-        """One accepted implicit step, or `None`."""
+    def _implicit(
+        self,
+        objective: Objective,
+        state: State,
+        predictor: StepPredictor,
+        max_size: float,
+        worth: float = math.inf,
+    ) -> Taken | None:
+        """One accepted implicit step, or `None`; also where its tries cost more than `worth` for its size."""
         tries = _Tries(dict(state.sizes), 0, state.examples_visited + objective.count)
         while 0 < predictor.speed < math.inf and not tries.over:
+            spent = (tries.visited - state.examples_visited) / objective.count * objective.operations
+            if tries.rejected and spent > worth * max(tries.sizes["trapezoid"], tries.sizes["entropic"]):
+                return None
             far = min(tries.sizes.get("escape", 0.0), max_size)
             if far >= _FAR * self.step_size and margins_at_rest(predictor, far):
                 taken, tries = self._escape_step(objective, state, predictor, far, tries)

@@ -2,9 +2,11 @@
 
 Costs are operations over `‖Δw‖/‖w‖`, counted while the steps were taken, so that a resumed run chooses alike. An
 explicit run asks now and then what an implicit step would cost: by the operations of one iteration, times the
-iterations that the last one took. An implicit run that has cost more than the last explicit step goes back to it.
+iterations that the last one took. An implicit run that has cost more than the last explicit step goes back to it, and
+so does one attempt at an implicit step that has.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +18,7 @@ _LONG = 1e9  # operations of a pass, below which steps are so short that the cho
 _ASKED = 8  # explicit steps between two questions
 _ITERATIONS = 25.0  # of an implicit step, before one was taken
 _REMEMBERED = 0.9  # of the difference from that, per explicit step
+_WORSE = 4.0  # than an explicit step, after implicit ones were given up
 _NEVER = 1e300
 
 
@@ -68,6 +71,18 @@ def after_implicit(
     passes = (state.examples_visited - before.examples_visited) / objective.count
     cost = passes * objective.operations / share / step.size
     return replace(state, costs=before.costs | {"implicit": cost, "iterations": cost / iteration}), step
+
+
+def after_refusal(state: State, iteration: float) -> State:
+    """The state after implicit steps were tried for more than an explicit one costs: they are not soon tried again.
+
+    Args:
+        state: the state that they began at.
+        iteration: the operations of one of their iterations over its size, as they were expected.
+    """
+    explicit = state.costs.get(ROUTE, 0.0)
+    iterations = _WORSE * explicit / iteration if 0 < iteration < math.inf else _ITERATIONS
+    return replace(state, costs=state.costs | {"implicit": _NEVER, "iterations": iterations})
 
 
 def without_explicit(state: State) -> State:
