@@ -168,6 +168,20 @@ def test_steps_are_handed_over_where_implicit_ones_cost_less():
     assert stepper.step(problem.objective, cheap)[1].route == "chebyshev"
 
 
+def test_implicit_steps_are_given_up_once_their_tries_cost_more_than_an_explicit_one():
+    problem, stepper = flowing("relu"), EntropicMidpoint(explicit=True, rtol=1e-6)
+    held = problem.objective
+    state = stepper.init(held, problem.weights)
+    cheap = replace(state, costs={"chebyshev": 1.0, "implicit": 0.5})
+    after, step = stepper.step(held, cheap)
+    assert step.route == "chebyshev"
+    assert after.costs["implicit"] > 1e100  # no implicit one follows before it is asked for again
+    dear = replace(state, costs={"chebyshev": 1e30, "implicit": 0.5})
+    after, step = stepper.step(held, dear)
+    assert step.route in ("trapezoid", "entropic")
+    assert step.rejected  # some of the tries were, as those above
+
+
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path):
     problem, data = flowing("relu"), load("separable", n=40, d=5)
 
