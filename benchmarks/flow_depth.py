@@ -98,7 +98,7 @@ def dopri5(problem, depths, rtol, clock):
 
     def velocity(_, weights):
         clock.seconds()
-        return direction(problem.objective, weights)[0]
+        return direction(problem.objective, weights)
 
     for depth in depths:
         _, path = odeint_event(
@@ -120,7 +120,7 @@ def radau(problem, depths, rtol, clock):
 
     def velocity(_, flat):
         clock.seconds()
-        return direction(problem.objective, torch.as_tensor(flat))[0].numpy()
+        return direction(problem.objective, torch.as_tensor(flat)).numpy()
 
     for depth in depths:
 
