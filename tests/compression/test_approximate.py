@@ -5,11 +5,14 @@ import torch
 from torch import nn
 
 import equipoise as eq
+from equipoise.compression import approximate
 from equipoise.compression.approximate import Factorisation
 from equipoise.compression.costs import CostModel, operations
-from equipoise.compression.data import DataBatches, SecondMoment, visit
+from equipoise.compression.data import DataBatches, SecondMoment, outputs, visit
+from equipoise.compression.exact import relative_change
 from equipoise.compression.selection import ChannelSelection, HiddenChannels
 from equipoise.compression.structure import hidden_layers
+from equipoise.compression.verification import OutputReference
 from equipoise.graph.capture import capture
 
 
@@ -290,3 +293,41 @@ def test_onnx_gives_the_same_outputs(tmp_path):
     pytest.importorskip("onnxscript")
     model, X, y = trained()
     assert eq.compress(model, (X, y), 0.1).to_onnx(tmp_path / "small.onnx") < 1e-5
+
+
+def test_a_search_on_some_examples_first_ends_where_one_on_all_of_them_does(monkeypatch):
+    model, X, y = trained()
+    order = y.sort().indices  # the first hundred are of one class
+    whole = []
+    for few in (100, 300):
+        monkeypatch.setattr(approximate, "PROBES", few)
+        small = eq.compress(model, (X[order], y[order]), 0.05, keep_predictions=False)
+        assert small.ok
+        whole.append(small)
+    assert whole[0].parameters_after == pytest.approx(whole[1].parameters_after, rel=0.03)
+
+
+def test_a_smaller_model_is_accepted_where_the_outputs_and_the_classes_say_so():
+    torch.manual_seed(0)
+    model, X = nn.Linear(4, 3), torch.randn(50, 4)
+    before = outputs(model, DataBatches(X))
+    for scale in (0.0, 0.01, 0.1, 1.0):
+        other = copy.deepcopy(model)
+        other.weight.data += scale * torch.randn(3, 4)
+        after = outputs(other, DataBatches(X))
+        near = relative_change(before, after) <= 0.05
+        same = bool((before.argmax(1) == after.argmax(1)).all())
+        for keep in (False, True):
+            reference = OutputReference(DataBatches(X, batch_size=7), before, 0.05, keep)
+            assert reference.accepts(other) == (near and (same or not keep))
+    assert not reference.accepts(nn.Linear(5, 3))  # it does not run
+
+
+def test_channels_that_are_left_keep_the_classes_that_they_had():
+    torch.manual_seed(0)
+    model, X = nn.Sequential(nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 1)).double(), torch.randn(4, 3).double()
+    model[0].bias.data[::3] = -100.0  # dead, among those that are merged
+    small = eq.compress(model, (X, None))
+    assert [move.kind for move in small.moves] == ["remove", "merge"]
+    assert small.notes == ()
+    assert small.kept.output_change < 1e-12

@@ -8,7 +8,7 @@ from torch import nn
 import equipoise as eq
 from equipoise.compression.cones import positive_factors
 from equipoise.compression.data import DataBatches, PatternHash, outputs, visit
-from equipoise.compression.exact import merge_coactive, relative_change
+from equipoise.compression.exact import ChannelActivity, merge_coactive, relative_change
 from equipoise.compression.structure import hidden_layers
 from equipoise.graph.capture import capture
 from reference import pattern_classes_by_comparison
@@ -55,7 +55,7 @@ def test_classes_of_coactive_neurons_become_as_many_as_their_readers_need(slope)
     model, X = coactive(slope)
     before = model(X)
     hidden = hidden_layers(model, capture(model, X))
-    change = merge_coactive(model, hidden[0], DataBatches(X))
+    change = merge_coactive(model, hidden[0], ChannelActivity.of(model, hidden, DataBatches(X)), None)
     assert (change.before, change.after) == (60, 9)  # two scores of both signs: three neurons a class
     assert relative_change(before, model(X)) < 1e-14
 

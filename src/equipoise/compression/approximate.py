@@ -4,13 +4,14 @@ A layer's error on the data is known from the covariance of its inputs: `‖(W -
 discarded squared singular values of `W Σ^{½}`, for `W_r = U_r U_rᵀ W` with the left singular vectors of `W Σ^{½}`
 (docs/theory.md, T10). `Σ` may be singular: it is never inverted. How much of it reaches the outputs is measured, one
 gain a layer, and at one price of an error every layer has its cheapest rank; the price is then set by bisection on the
-error of the whole model, evaluated.
+error of the whole model: first on some of the examples, and from there on all of them.
 """
 
 import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -22,12 +23,22 @@ from equipoise.compression.exact import Change
 from equipoise.compression.layers import factors, layer, replace, resized
 from equipoise.compression.selection import Channels, ChannelSelection
 from equipoise.errors import InputError
-from equipoise.stages import staged
+from equipoise.stages import stage, staged
 
-PROBES = 1024  # examples on which gains are measured
+PROBES = 1024  # examples on which gains are measured, and prices are searched first
 BISECTIONS = 16
+CLOSE = 0.01  # of logarithms of prices that need not be told apart on all examples
+STRIDE = 0.08  # between logarithms of the first prices that are tried there
 
 Accept = Callable[[nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Whether a smaller model is accepted on all examples, and, as a first guess, on some of them."""
+
+    on_all: Accept
+    on_some: Accept
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +85,7 @@ class Factorisation:
 
 
 def factorise(
-    model: nn.Module, names: Sequence[str], examples: DataBatches, accept: Accept, costs: CostModel
+    model: nn.Module, names: Sequence[str], examples: DataBatches, acceptance: Acceptance, costs: CostModel
 ) -> tuple[nn.Module, list[Change]]:
     """The cheapest ranks of all named layers together at which the model is accepted; the model itself if none is."""
     moments = {name: SecondMoment(layer(model, name).weight[0].numel()) for name in names}
@@ -91,11 +102,11 @@ def factorise(
         chosen = [each for each in found if sizes.get(each.name, full[each.name]) != full[each.name]]
         return made, [each.apply(made, sizes[each.name]) for each in chosen]
 
-    return _cheapest(model, options, smaller, examples, accept)
+    return _cheapest(model, options, smaller, examples, acceptance)
 
 
 def select(
-    model: nn.Module, channels: Sequence[Channels], examples: DataBatches, accept: Accept, costs: CostModel
+    model: nn.Module, channels: Sequence[Channels], examples: DataBatches, acceptance: Acceptance, costs: CostModel
 ) -> tuple[nn.Module, list[Change]]:
     """The smallest sets of channels and heads of all layers together at which the model is accepted."""
     moments = {each.reader: SecondMoment(layer(model, each.reader).weight[0].numel()) for each in channels}
@@ -109,7 +120,7 @@ def select(
         chosen = [each for each in found if sizes.get(each.name, len(each.sets[0])) != len(each.sets[0])]
         return made, [each.apply(made, sizes[each.name], moments[each.channels.reader].mean) for each in chosen]
 
-    return _cheapest(model, options, smaller, examples, accept)
+    return _cheapest(model, options, smaller, examples, acceptance)
 
 
 def _of_rank(module: nn.Linear | nn.Conv2d, rank: int) -> nn.Module:
@@ -129,7 +140,7 @@ Smaller = Callable[[dict[str, int]], tuple[nn.Module, list[Change]]]
 
 
 def _cheapest(
-    model: nn.Module, options: dict[str, list[Option]], smaller: Smaller, examples: DataBatches, accept: Accept
+    model: nn.Module, options: dict[str, list[Option]], smaller: Smaller, examples: DataBatches, acceptance: Acceptance
 ) -> tuple[nn.Module, list[Change]]:
     """The sizes of least cost at one price of an error for all layers; the price by bisection, evaluating the model."""
     options = {name: listed for name, listed in options.items() if len(listed) > 1}
@@ -141,22 +152,52 @@ def _cheapest(
         for option in listed[1:]
         if gains[name] * option.error > 0 and option.cost < listed[0].cost
     ]
-    best: tuple[nn.Module, list[Change]] = (model, [])
     if not rates:
-        return best
+        return model, []
+
+    def sizes(price: float) -> dict[str, int]:
+        return {name: _choice(listed, gains[name] * math.exp(price)).size for name, listed in options.items()}
+
+    def accepts(price: float, accept: Accept, known: dict[tuple[int, ...], bool]) -> bool:
+        key = tuple(sizes(price).values())
+        if key not in known:
+            made, changes = smaller(sizes(price))
+            known[key] = not changes or accept(made)
+        return known[key]
+
     low, high = math.log(min(rates)) - 1.0, math.log(max(rates)) + 1.0
-    accepted: dict[tuple[int, ...], bool] = {}
-    for _ in staged(range(BISECTIONS), "choosing sizes within the tolerance"):
-        price = math.exp((low + high) / 2)
-        sizes = {name: _choice(listed, gains[name] * price).size for name, listed in options.items()}
-        key = tuple(sizes.values())
-        if key not in accepted:
-            made, changes = smaller(sizes)
-            accepted[key] = not changes or accept(made)
-            if accepted[key]:
-                best = (made, changes)
-        low, high = (low, math.log(price)) if accepted[key] else (math.log(price), high)
-    return best
+    on_some, on_all = (partial(accepts, accept=each, known={}) for each in (acceptance.on_some, acceptance.on_all))
+    if not on_all(high):  # not even what has no error by itself
+        return model, []
+    with stage("choosing sizes within the tolerance"):
+        found = _least(on_some, low, high, (high - low) / 2**BISECTIONS)
+        if acceptance.on_some is not acceptance.on_all:
+            found = _least(on_all, *_bracket(on_all, found, low, high), CLOSE)
+    return smaller(sizes(found))
+
+
+def _least(accepted: Callable[[float], bool], low: float, high: float, close: float) -> float:
+    """The least number that is accepted, by bisection below one that is, `high`."""
+    while high - low > close:
+        middle = (low + high) / 2
+        low, high = (low, middle) if accepted(middle) else (middle, high)
+    return high
+
+
+def _bracket(accepted: Callable[[float], bool], guess: float, low: float, high: float) -> tuple[float, float]:
+    """Numbers that are refused and accepted, found from a guess in longer and longer strides; `high` is accepted."""
+    stride = STRIDE
+    if accepted(guess):
+        while (lower := guess - stride) > low:
+            if not accepted(lower):
+                return lower, guess
+            guess, stride = lower, 2 * stride
+        return low, guess
+    while (higher := guess + stride) < high:
+        if accepted(higher):
+            return guess, higher
+        guess, stride = higher, 2 * stride
+    return guess, high
 
 
 def _choice(options: Sequence[Option], price: float) -> Option:
@@ -171,7 +212,7 @@ def _gains(
 
     Layers without which the model does not run have none: others than the model itself read their weights.
     """
-    probe = examples.head(PROBES)
+    probe = examples.spread(PROBES)
     before = outputs(model, probe).double()
     gains = {}
     for name, listed in staged(options.items(), "measuring what each layer's error does"):

@@ -54,6 +54,13 @@ class DataBatches:
         """The first examples."""
         return DataBatches(pytree.tree_map(lambda leaf: leaf[:count], self.inputs), self.batch_size)
 
+    def spread(self, count: int) -> "DataBatches":
+        """So many examples at even distances, all of them if there are no more: data may be sorted by class."""
+        if len(self) <= count:
+            return self
+        places = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
+        return DataBatches(pytree.tree_map(lambda leaf: leaf[places.to(leaf.device)], self.inputs), self.batch_size)
+
     def batches(self, like: Tensor) -> Iterator[Inputs]:
         """One batch after the other, floating inputs in the dtype, and all on the device, of a parameter."""
 
@@ -86,22 +93,28 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
 @torch.no_grad()
 def outputs(model: nn.Module, examples: DataBatches) -> Float[Tensor, "n ..."]:
     """The outputs on all examples, in the dtype of the model."""
-    like = next(model.parameters())
-    return torch.cat([call(model, batch) for batch in examples.batches(like)])
+    return torch.cat(list(output_batches(model, examples)))
 
 
-@torch.no_grad()
-def visit(model: nn.Module, examples: DataBatches, hooks: Mapping[str, Hook]) -> None:
+def output_batches(model: nn.Module, examples: DataBatches) -> Iterator[Tensor]:
+    """The outputs of one batch after the other, in the dtype of the model."""
+    for batch in examples.batches(next(model.parameters())):
+        with torch.no_grad():
+            found = call(model, batch)
+        yield found
+
+
+def visit(model: nn.Module, examples: DataBatches, *hooks: Mapping[str, Hook]) -> None:
     """Run the model on all examples, with hooks at modules that are given what goes in and what comes out."""
-    like = next(model.parameters())
     with _hooked(model, hooks):
-        for batch in examples.batches(like):
-            call(model, batch)
+        for _ in output_batches(model, examples):
+            pass
 
 
 @contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+def _hooked(model: nn.Module, hooks: Sequence[Mapping[str, Hook]]) -> Iterator[None]:
+    named = [pair for each in hooks for pair in each.items()]
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in named]
     try:
         yield
     finally:
@@ -128,9 +141,9 @@ class PatternHash:
             keys = torch.randint(-(2**63), 2**63 - 1, (len(on), 1), generator=self._generator).to(on.device)
             self.sums[place] += torch.where(on, keys, 0).sum(0).cpu()
 
-    def classes(self) -> list[Int64[Tensor, " members"]]:
-        """The channels of each pattern."""
-        _, labels = torch.unique(self.sums, dim=1, return_inverse=True)
+    def classes(self, left: Int64[Tensor, " left"] | None = None) -> list[Int64[Tensor, " members"]]:
+        """The channels of each pattern: of all channels, or, counted from zero, of those that are left."""
+        _, labels = torch.unique(self.sums if left is None else self.sums[:, left], dim=1, return_inverse=True)
         return [torch.nonzero(labels == label)[:, 0] for label in range(int(labels.max()) + 1)]
 
 

@@ -1,6 +1,6 @@
 """Moves that keep the outputs on the data, to rounding (docs/theory.md, T10): each changes a model in place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,20 +109,45 @@ def _both_linear(model: nn.Module, hidden: Hidden) -> bool:
     return all(isinstance(model.get_submodule(name), nn.Linear) for name in (hidden.writer, *hidden.readers))
 
 
-def merge_coactive(model: nn.Module, hidden: Hidden, examples: DataBatches) -> Change | None:
+@dataclass(frozen=True)
+class ChannelActivity:
+    """On all examples, which channels of hidden layers are constant for their readers, and which active together.
+
+    Found in one run of the model. Moves that leave the outputs alone leave it valid for the layers before theirs.
+    """
+
+    ranges: Mapping[str, ChannelRange]
+    patterns: Mapping[str, PatternHash]
+
+    @classmethod
+    def of(cls, model: nn.Module, hidden: Sequence[Hidden], examples: DataBatches) -> "ChannelActivity":
+        """Of all hidden layers; patterns of those with one rectifier."""
+        ranges = {
+            name: ChannelRange(len(layer(model, each.writer).weight), _axis(layer(model, name)))
+            for each in hidden
+            for name in each.readers
+        }
+        patterns = {
+            each.writer: PatternHash(_axis(layer(model, each.writer))) for each in hidden if each.kind == "rectified"
+        }
+        if hidden:
+            visit(model, examples, ranges, patterns)
+        return cls(ranges, patterns)
+
+
+def merge_coactive(model: nn.Module, hidden: Hidden, activity: ChannelActivity, left: Tensor | None) -> Change | None:
     """Replace neurons that are active on the same examples by `r` or `r + 1`, where `r` is the rank of their readers.
 
-    The new rows are non-negative combinations of the old: they have the pattern of the class.
+    The new rows are non-negative combinations of the old: they have the pattern of the class. `left` are the channels
+    that are there of those whose activity is known; None for all.
     """
     writer = layer(model, hidden.writer)
-    pattern = PatternHash(_axis(writer))
-    visit(model, examples, {hidden.writer: pattern})
     written, readers = rows(writer), [layer(model, name) for name in hidden.readers]
     read = [columns(reader, len(written)) for reader in readers]
     joined = torch.cat(read)
     lengths = written.norm(dim=1)
     new_rows, new_columns = [], []
-    for members in pattern.classes():
+    for members in activity.patterns[hidden.writer].classes(left):
         length = lengths[members]
         unit = torch.where(length[:, None] > 0, written[members] / length.clamp_min(1e-300)[:, None], 0.0)
         generators, weights = positive_factors((joined[:, members] * length).cpu().double().numpy())
@@ -147,13 +172,12 @@ def merge_coactive(model: nn.Module, hidden: Hidden, examples: DataBatches) -> C
     )
 
 
-def remove_constant(model: nn.Module, hidden: Hidden, examples: DataBatches) -> Change | None:
+def remove_constant(model: nn.Module, hidden: Hidden, activity: ChannelActivity) -> Change | None:
     """Remove channels whose value is the same at all examples and positions; the readers' biases take it over."""
     writer = layer(model, hidden.writer)
     readers = [layer(model, name) for name in hidden.readers]
     width = len(writer.weight)
-    ranges = {name: ChannelRange(width, _axis(reader)) for name, reader in zip(hidden.readers, readers, strict=True)}
-    visit(model, examples, dict(ranges))
+    ranges = {name: activity.ranges[name] for name in hidden.readers}
     constant = torch.stack([each.high <= each.low for each in ranges.values()]).all(0)
     for name, reader in zip(hidden.readers, readers, strict=True):
         if _pads(reader):  # the border reads zeros in place of the constant

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.compression import approximate, exact
+from equipoise.compression.approximate import Acceptance
 from equipoise.compression.costs import CostKind, CostModel
 from equipoise.compression.data import DataBatches, Inputs, outputs
 from equipoise.compression.exact import Change, relative_change
 from equipoise.compression.layers import layer, parameter_count
 from equipoise.compression.selection import Channels, HiddenChannels, head_channels
 from equipoise.compression.structure import LAYERS, Hidden, hidden_layers, normalisations
-from equipoise.compression.verification import KeptChannels, classes_of, predictions, scores
+from equipoise.compression.verification import KeptChannels, OutputReference, classes_of, scores
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.capture import Captured, capture
 from equipoise.models import copied_model
@@ -66,14 +67,14 @@ class Planner:
     """A copy of a model in float64 that becomes smaller move by move."""
 
     def __init__(self, model: nn.Module, examples: DataBatches, labels: Tensor | None, settings: PlanSettings):
-        self.model = copied_model(model).eval().double()
+        self.original, self.model = model, copied_model(model).eval().double()
         self.examples, self.settings = examples, settings
         self.like = next(each.detach() for each in model.parameters() if each.is_floating_point())
         self.base, self.kept = self.model, dict[str, KeptChannels]()
         self.before = outputs(self.model, examples)
-        self.predicted = None if labels is None else predictions(scores(self.before))
         if labels is not None:
             classes_of(labels, scores(self.before))  # refuses labels that are none
+        self.labelled = labels is not None
         self.sample = examples.head(CHECKED)
         self.moves: list[Move] = []
         self.notes: list[str] = []
@@ -121,31 +122,39 @@ class Planner:
 
     def _thin(self) -> None:
         """From the output down: a layer that is read by fewer rows has classes of lower rank."""
-        for hidden in staged(self._layers()[::-1], "removing and merging neurons"):
+        found = self._layers()[::-1]
+        activity = exact.ChannelActivity.of(self.model, found, self.examples)
+        for hidden in staged(found, "removing and merging neurons"):
             layers = (hidden.writer, *hidden.readers)
-            self._exactly("remove", layers, lambda each=hidden: exact.remove_constant(self.model, each, self.examples))
+            removed = self._exactly(
+                "remove", layers, lambda each=hidden: exact.remove_constant(self.model, each, activity)
+            )
+            left = removed and removed.kept
             if hidden.kind == "rectified":
                 self._exactly(
-                    "merge", layers, lambda each=hidden: exact.merge_coactive(self.model, each, self.examples)
+                    "merge",
+                    layers,
+                    lambda each=hidden, left=left: exact.merge_coactive(self.model, each, activity, left),
                 )
 
-    def _exactly(self, kind: str, layers: tuple[str, ...], move: Callable[[], Change | None]) -> None:
-        """Make a move unless it is vetoed; undo one that was not exact."""
+    def _exactly(self, kind: str, layers: tuple[str, ...], move: Callable[[], Change | None]) -> Change | None:
+        """Make a move unless it is vetoed; undo one that was not exact. The change, None if there is none."""
         if (kind, layers) in self.settings.vetoed:
-            return
+            return None
         saved = copy.deepcopy(self.model)
         change = move()
         if change is None:
-            return
+            return None
         moved = self._sample_change()
         if moved is None or moved > ROUNDING:
             self.model = saved
             found = "the model no longer runs" if moved is None else f"outputs change by {moved:.1e}"
             self.notes.append(f"{kind} of {', '.join(layers)} was undone: {found}")
-            return
+            return None
         if change.kind in ("fold", "collapse"):
             self._graph = None
         self._record(change, True, moved)
+        return change
 
     def _sample_change(self) -> float | None:
         try:
@@ -169,27 +178,29 @@ class Planner:
         channels = self._selectable()
         names = {name for each in channels for name in each.layers}
         costs = CostModel.of(self.settings.cost, start, [*names, *self._factorable(start)], self.examples, self.like)
-        thinned, selected = approximate.select(start, channels, self.examples, self._accept, costs)
+        acceptance = self._acceptance()
+        thinned, selected = approximate.select(start, channels, self.examples, acceptance, costs)
         found = []
         for model, changes in [(start, []), (thinned, selected)] if selected else [(start, [])]:
             factorable = self._factorable(model)
             known = CostModel.of(self.settings.cost, model, factorable, self.examples, self.like) if changes else costs
-            smaller, factorised = approximate.factorise(model, factorable, self.examples, self._accept, known)
+            smaller, factorised = approximate.factorise(model, factorable, self.examples, acceptance, known)
             found.append((known.model(smaller, self.examples), smaller, [*changes, *factorised]))
         _, self.model, changes = min(found, key=lambda each: each[0])
         moved = relative_change(self.before, outputs(self.model, self.examples))
         for change in changes:
             self._record(change, False, moved)
 
-    def _accept(self, model: nn.Module) -> bool:
-        try:
-            after = outputs(model, self.examples)
-        except InputError:
-            return False
-        if not relative_change(self.before, after) <= self.settings.tolerance:
-            return False
-        kept = self.predicted is None or not self.settings.keep_predictions
-        return kept or bool((predictions(scores(after)) == self.predicted).all())
+    def _acceptance(self) -> Acceptance:
+        """Candidates are run as they are delivered: in the dtype of the model, unless that has half the bits."""
+        dtype = self.like.dtype if torch.finfo(self.like.dtype).bits >= 32 else torch.float32
+        keep = self.labelled and self.settings.keep_predictions
+        original = copied_model(self.original).eval().to(dtype)
+        few = self.examples.spread(approximate.PROBES)
+        on_all = OutputReference(self.examples, outputs(original, self.examples), self.settings.tolerance, keep)
+        if few is self.examples:
+            return Acceptance(on_all.accepts, on_all.accepts)
+        return Acceptance(on_all.accepts, OutputReference(few, outputs(original, few), on_all.tolerance, keep).accepts)
 
     def _selectable(self) -> list[Channels]:
         """Hidden layers with one reader, and heads; a layer that is cut in two ways only in the first."""

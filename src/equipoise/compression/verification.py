@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from equipoise.compression.data import DataBatches, outputs
+from equipoise.compression.data import DataBatches, output_batches, outputs
 from equipoise.compression.exact import relative_change
 from equipoise.compression.layers import layer
 from equipoise.compression.structure import LAYERS
@@ -18,6 +18,7 @@ from equipoise.graph.capture import Captured
 from equipoise.graph.evaluate import piecewise_linear, recorded
 from equipoise.graph.piecewise import Rectifier
 from equipoise.measure.margins import binary_margins, class_margins
+from equipoise.models import copied_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,38 @@ def agreement(before: nn.Module, after: nn.Module, examples: DataBatches, labels
         float((predicted_before == targets).double().mean()),
         float((predicted_after == targets).double().mean()),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class OutputReference:
+    """Outputs of the original on some examples, to which those of smaller models are compared."""
+
+    examples: DataBatches
+    outputs: Float[Tensor, "n ..."]
+    tolerance: float
+    keep_predictions: bool
+
+    def accepts(self, model: nn.Module) -> bool:
+        """Whether a model, run in the dtype of the outputs, is within the tolerance, and predicts the same classes.
+
+        It is run batch by batch, and no further once the answer is no.
+        """
+        made = copied_model(model).to(self.outputs.dtype)
+        left, place = (self.tolerance * float(self.outputs.double().norm())) ** 2, 0
+        try:
+            for after in output_batches(made, self.examples):
+                before = self.outputs[place : place + len(after)]
+                place += len(after)
+                left -= float((after.double() - before.double()).square().sum())
+                if not left >= 0 or (self.keep_predictions and not _same_classes(before, after)):
+                    return False
+        except InputError:
+            return False
+        return True
+
+
+def _same_classes(before: Tensor, after: Tensor) -> bool:
+    return bool((predictions(scores(before)) == predictions(scores(after))).all())
 
 
 def scores(outputs: Tensor) -> Float[Tensor, "n classes"]:
