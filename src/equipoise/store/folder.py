@@ -309,14 +309,16 @@ def _read_manifest(folder: Path) -> Json:
         if folder.is_dir():
             found = "a run that was killed before its first step" if (folder / _MAKING).exists() else f"no {MANIFEST}"
         raise StoreError(
-            expected=f"the folder of a run at {folder}", found=found, remedy="pass --out of an earlier run"
+            expected=f"the folder of a run at {folder}",
+            found=found,
+            remedy="pass the folder that a run was written to with --out",
         )
     stated = parse_json(path)
     if stated.get("format") != FORMAT:
         raise StoreError(
             expected=f'"format": "{FORMAT}" in {path}',
             found=f"another program's folder, format {stated.get('format')!r}",
-            remedy="pass --out of an earlier run",
+            remedy="pass the folder that a run was written to with --out",
         )
     if stated.get("version") != VERSION:
         raise StoreError(
