@@ -30,7 +30,7 @@ import equipoise as eq
 from equipoise.integrate.problem import build_problem
 from equipoise.integrate.steppers import EntropicMidpoint
 from equipoise.networks import convnet, mlp, residual_mlp
-from flow_depth import Clock, OutOfTime, dopri5
+from flow_depth import OutOfTime, dopri5
 
 CASES = {
     "residual": (
@@ -85,21 +85,20 @@ def loaded(name, data):
 
 def followed(network, data, loss, log_loss, seconds):
     """CPU seconds that dopri5 takes to this loss, and its passes; none where it does not come there in time."""
-    problem, passes = build_problem(network, data, loss), 0
-    budget = Clock(seconds)
+    problem, passes, begun = build_problem(network, data, loss), 0, time.process_time()
 
-    class Counted:
+    class Budget:
         def seconds(self):
             nonlocal passes
             passes += 1
-            return budget.seconds()
+            if time.process_time() - begun > seconds:
+                raise OutOfTime
 
-    used = time.process_time()
     try:
-        next(dopri5(problem, [log_loss], 1e-5, Counted()))
+        next(dopri5(problem, [log_loss], 1e-5, Budget()))
     except OutOfTime:
         return {"cpu_seconds": None, "passes": passes}
-    return {"cpu_seconds": time.process_time() - used, "passes": passes}
+    return {"cpu_seconds": time.process_time() - begun, "passes": passes}
 
 
 def measured(name, case, until, max_steps, out, explicit="auto", beside=None):
@@ -139,8 +138,8 @@ def table(varied, values, rows):
     lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for value, row in zip(values, rows, strict=True):
         figures = " | ".join(f"{row[c]:.0f}" for c in columns)
-        peer = row["dopri5"]
-        beside = [""] * 2 if not peer else [str(peer["passes"]), f"{peer['cpu_seconds'] or math.inf:.0f}"]
+        peer = row["dopri5"] or {"passes": "", "cpu_seconds": None}
+        beside = [str(peer["passes"]), "" if peer["cpu_seconds"] is None else f"{peer['cpu_seconds']:.0f}"]
         lines += [f"| {value} | {row['log_loss']:.4g} | {figures} | {' | '.join(beside)} |"]
     grown = math.log(values[-1] / values[0])
     exponents = " | ".join(f"{math.log(rows[-1][c] / rows[0][c]) / grown:.2f}" for c in columns)
