@@ -101,13 +101,17 @@ def followed(network, data, loss, log_loss, seconds):
     return {"cpu_seconds": time.process_time() - begun, "passes": passes}
 
 
-def measured(name, case, until, max_steps, out, explicit="auto", beside=None):
+def measured(name, case, until, max_steps, out, explicit="auto", beside=None, scale=1.0):
     network, data, flow = case
     X, y = loaded(name, data)
     flow |= {} if until is None else {"until": until}
     stepper, begun, used = EntropicMidpoint(explicit=EXPLICIT[explicit]), time.perf_counter(), time.process_time()
     observers = [eq.Drift(), eq.Spectrum()]
-    run = eq.flow(network(), (X, y), stepper=stepper, observe=observers, max_steps=max_steps, out=out, **flow)
+    model = network()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= scale
+    run = eq.flow(model, (X, y), stepper=stepper, observe=observers, max_steps=max_steps, out=out, **flow)
     seconds, used, certificate = time.perf_counter() - begun, time.process_time() - used, eq.certify(run)
     ranks = [claim for claim in certificate.claims if claim.theorem == "T3.1"]
     drifts = {kind: run.last("drift", "relative_drift", f"worst {kind}") for kind in ("linear", "vertex")}
@@ -166,6 +170,7 @@ def main():
     parser.add_argument("--out")
     parser.add_argument("--explicit", choices=EXPLICIT, default="auto")
     parser.add_argument("--beside", type=float)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all weights at the start")
     asked = vars(parser.parse_args())
     sizes = {name: asked.pop(name) for name in GRID}
     several = [name for name, values in sizes.items() if len(values) > 1]

@@ -41,13 +41,16 @@ def curves(run: eq.Run) -> dict[str, dict[str, list[tuple[float, float]]]]:
     return found
 
 
+def axes_ink(theme: str) -> dict[str, str]:
+    """Settings of matplotlib for text and axes."""
+    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    return dict.fromkeys(keys, INKS[theme]["ink"])
+
+
 def draw(found: dict[str, dict[str, list[tuple[float, float]]]], theme: str) -> Figure:
     """Distances on a logarithmic axis, each curve named at its end."""
     colours = INKS[theme]
-    axes_ink = dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), colours["ink"]
-    )
-    with mpl.rc_context({**axes_ink, "font.size": 11, "svg.hashsalt": "front", "svg.fonttype": "path"}):
+    with mpl.rc_context({**axes_ink(theme), "font.size": 11, "svg.hashsalt": "front", "svg.fonttype": "path"}):
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()
         names = {
