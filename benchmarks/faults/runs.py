@@ -41,6 +41,7 @@ from equipoise.store import MANIFEST, RESULT, Store
 from equipoise.store.folder import LOCK
 
 NETWORK = {"widths": [4, 4, 3, 1], "linear_tail": 2, "seed": 0}
+TOTALS_EVERY = 25  # runs
 MODES = {"cold": 1, "during resume": 2, "double": 3}  # kills of one run
 
 
@@ -142,16 +143,19 @@ def kills(count: int, seed: int) -> bool:
             shutil.rmtree(folder)
         else:
             print(f"run {number} ({mode}) differs, killed at {steps}: {folder}")
-    print(
-        f"| kills | runs | ends bit-identical | others |\n|---|---|---|---|\n| all: {found['kills']} | {count} | ",
-        end="",
-    )
-    good = sum(found[mode, True] for mode in MODES)
-    print(f"{good} | {count - good} |")
+        if (number + 1) % TOTALS_EVERY == 0:  # a campaign that is stopped leaves these
+            print(f"so far {kill_totals(found)}", file=sys.stderr, flush=True)
+    print(f"| kills | runs | ends bit-identical | others |\n|---|---|---|---|\n| all: {kill_totals(found)} |")
     for mode in MODES:
         print(f"| {mode} | {found[mode, True] + found[mode, False]} | {found[mode, True]} | {found[mode, False]} |")
     print("first kill found:", {key[1]: value for key, value in found.items() if key[0] == "killed"})
-    return good == count
+    return not any(found[mode, False] for mode in MODES)
+
+
+def kill_totals(found: Counter) -> str:
+    """The kills, the runs, the ends that were bit-identical, and the others."""
+    good, bad = (sum(found[mode, verdict] for mode in MODES) for verdict in (True, False))
+    return f"{found['kills']} | {good + bad} | {good} | {bad}"
 
 
 def state(folder: Path) -> str:
@@ -175,6 +179,7 @@ SIGNALS = {signal.SIGKILL: "killed", signal.SIGINT: "interrupted", signal.SIGTER
 def cold_kills(count: int, seed: int) -> bool:
     """The table of `count` runs, each stopped once or twice by a signal; whether all ended as they should."""
     draw, place, found = random.Random(seed), Path(tempfile.mkdtemp()), Counter()
+    stops: dict[str, int] = {}
     (place / "whole").mkdir()
     begun = time.perf_counter()
     started = _cold(COMMAND, place / "whole")
@@ -207,8 +212,9 @@ def cold_kills(count: int, seed: int) -> bool:
             good, said = False, str(error)
         found[good] += 1
         verdict = "bit-identical" if good else f"differs: {said} {folder}"
-        print(f"run {number}, {'; then '.join(told)}: {verdict}", flush=True)
-    stops = {key[1]: value for key, value in found.items() if isinstance(key, tuple)}
+        stops = {key[1]: value for key, value in found.items() if isinstance(key, tuple)}
+        total = f"so far {found[True]} bit-identical after {sum(stops.values())} signals, {found[False]} others"
+        print(f"run {number}, {'; then '.join(told)}: {verdict}; {total}", flush=True)
     print("| cold runs | signals | ends bit-identical | others |\n|---|---|---|---|")
     print(f"| {count} | {sum(stops.values())} | {found[True]} | {found[False]} |\nfound:", stops)
     return found[True] == count
