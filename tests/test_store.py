@@ -53,6 +53,39 @@ def refused(message):
 # ---- what is written is read back ----
 
 
+def test_a_relative_folder_stays_where_it_is(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Store.create("run", {}, {"initial": tensors()}) as store:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        store.commit([record(1)], ResumePoint(1, tensors(1.0)))
+        store.save_weights("final", tensors(2.0))
+        store.save_options({"n": 3})
+        store.finish({"status": "reached"})
+        assert store.weights() == ["final", "initial"]
+    assert not list((tmp_path / "elsewhere").iterdir())
+    with Store.open(tmp_path / "run") as store:
+        assert store.result() == {"status": "reached"}
+        assert torch.equal(store.load_weights("final")[0]["layer1.weight"], tensors(2.0)["layer1.weight"])
+
+
+def test_names_that_no_file_can_hold_are_escaped(store, folder):
+    store.commit([record(1, quantity="half \ud800 of a pair"), record(2, quantity="a\0b λ\n")])
+    with Store.open(folder) as reader:
+        assert reader.table()["quantity"].tolist() == ["half \\ud800 of a pair", "a\0b λ\n"]
+
+
+@pytest.mark.parametrize("file", ["records.sqlite", "result.json", "weights/initial.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(file, folder):
+    with Store.create(folder, {}, {"initial": tensors()}) as store:
+        store.commit([record(1)])
+        store.finish({})
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with refused(f"an intact .*{file.rpartition('/')[2]}.*a pipe|weights in .*a pipe"), Store.open(folder) as store:
+        store.load_weights("initial")
+
+
 def test_manifest_says_what_made_the_run(store, folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {**store.manifest, "sha256": manifest["sha256"]} == manifest

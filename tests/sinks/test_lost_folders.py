@@ -93,3 +93,16 @@ def test_a_folder_that_was_full_goes_on_where_it_is_intact(tmp_path, monkeypatch
     _, again, warned = train(2, out=tmp_path)
     assert warned == []
     assert again.table().step.max() == kept.step.max() + 2
+
+
+def test_a_relative_folder_is_kept_when_the_training_goes_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    @contextmanager
+    def elsewhere():
+        monkeypatch.chdir("/")
+        yield
+
+    _, log, warned = train(4, elsewhere, 2, out="run")
+    assert (log.off, warned) == ({}, [])
+    assert len(eq.load(tmp_path / "run").table()) == len(log.table())

@@ -27,7 +27,7 @@ class Disk:
     """
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, object] | None = None):
-        self.store, self.steps_before = _opened(Path(folder), {"kind": KIND, **(manifest or {})})
+        self.store, self.steps_before = _opened(Path(folder).absolute(), {"kind": KIND, **(manifest or {})})
         self.status = "finished"
         self._open = True
         self._pending: list[Record] = []

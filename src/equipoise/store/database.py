@@ -104,6 +104,8 @@ class Database:
     def reading(cls, folder: Path) -> "Database":
         """Open for any number of processes to read, also while one writes."""
         path = folder / RECORDS
+        if path.exists() and not path.is_file():
+            raise damaged(path, "no file, but a folder, a pipe or a device")
         if os.access(folder, os.W_OK):
             mode = "mode=rw"  # a connection that may not write would leave its shared memory file behind
         elif path.with_name(f"{RECORDS}-wal").exists():
@@ -257,7 +259,12 @@ def _row(record: Record) -> tuple[int | float | str | None, ...]:
     step, growth, log_loss, log_time, observer, place, quantity, value = record
     numbers = (float(number) for number in (growth, log_loss, log_time, value))
     growth, log_loss, log_time, value = (None if number != number else number + 0.0 for number in numbers)
-    return int(step), growth, log_loss, log_time, str(observer), str(place), str(quantity), value
+    return int(step), growth, log_loss, log_time, _text(observer), _text(place), _text(quantity), value
+
+
+def _text(name: str) -> str:
+    """As it is, with what no file can hold (half of a surrogate pair, which a name of a parameter may be) escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def _chained(rows: list[tuple], pages: list[tuple[int, int, str]]) -> tuple[int, str]:

@@ -29,12 +29,12 @@ _HEADER = "equipoise"  # the one key of a weights file's header: the order of se
 # ---- placing ----
 
 
-def place(path: Path, content: bytes) -> None:
+def place(path: Path, written: bytes) -> None:
     """Write a file that is whole or not there: to a neighbour, to the disk, then into its place."""
     neighbour = path.with_name(f".{path.name}.tmp")
     try:
         with open(neighbour, "wb") as file:
-            file.write(content)
+            file.write(written)
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
@@ -60,6 +60,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file. Raises `StoreError` for what is none: reading from a pipe may never end."""
+    if path.exists() and not path.is_file():
+        raise damaged(path, "no file, but a folder, a pipe or a device")
+    return path.read_bytes()
 
 
 def file_hash(path: Path) -> str:
@@ -104,7 +111,7 @@ def read_json(path: Path) -> Json:
 def parse_json(path: Path) -> Json:
     """Any JSON object, unchecked."""
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(content(path))
     except (ValueError, RecursionError) as error:
         raise damaged(path, first_line(error)) from None
     if not isinstance(fields, dict):
@@ -162,10 +169,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Json, str]:
     Raises:
         ValueError: for tensors that do not match it; `OSError` and `SafetensorError` come from reading.
     """
-    content = path.read_bytes()
-    tensors = dict(sorted(safetensors.torch.load(content).items()))
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
+    found = content(path)
+    tensors = dict(sorted(safetensors.torch.load(found).items()))
+    length = int.from_bytes(found[:8], "little")
+    header = json.loads(json.loads(found[8 : 8 + length])["__metadata__"][_HEADER])
     metadata, expected = header["metadata"], header["sha256"]
     if weights_hash(path.stem, tensors, metadata) != expected:
         raise ValueError("tensors that do not match their SHA-256")

@@ -81,6 +81,7 @@ class Store:
     manifest: Json
     _database: Database = field(repr=False)
     _lock: FileLock | None = field(repr=False)
+    _home: Path = field(repr=False)  # the same, wherever the process goes
 
     @classmethod
     def create(
@@ -109,7 +110,7 @@ class Store:
                 whole = {"format": FORMAT, "version": VERSION, "versions": versions, **manifest, _HASHES: saved}
                 place_json(path / MANIFEST, whole)
                 remove(path / _MAKING)
-                return cls(path, _read_manifest(path), database, lock)
+                return cls(path, _read_manifest(path), database, lock, path.absolute())
 
     @classmethod
     def resume(cls, folder: str | os.PathLike[str]) -> "Store":
@@ -125,7 +126,7 @@ class Store:
             with _released_on_error(lock):
                 if not (path / RECORDS).exists():
                     raise damaged(path / RECORDS, "nothing there")
-                return cls(path, manifest, Database.writing(path), lock)
+                return cls(path, manifest, Database.writing(path), lock, path.absolute())
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Store":
@@ -135,7 +136,7 @@ class Store:
         """
         path = Path(folder)
         with in_one_line(path):
-            return cls(path, _read_manifest(path), Database.reading(path), None)
+            return cls(path, _read_manifest(path), Database.reading(path), None, path.absolute())
 
     def close(self) -> None:
         """Let go of the folder; leaving a `with` block does it too."""
@@ -157,7 +158,7 @@ class Store:
         `changes` replace entries of the manifest. At every instant the folder is a run that can go on.
         """
         with in_one_line(self.folder):
-            remove(self.folder / RESULT)  # first: it holds the hashes of what is dropped
+            remove(self._home / RESULT)  # first: it holds the hashes of what is dropped
             self._database.rewind()
             self._change(changes)
 
@@ -165,18 +166,18 @@ class Store:
         """Go on after all that is on record, and return its last step: for records that need no checkpoint."""
         with in_one_line(self.folder):
             self._database.rows()  # what is there must be whole
-            remove(self.folder / RESULT)
+            remove(self._home / RESULT)
             return self._database.last_step()
 
     def _change(self, changes: Mapping[str, object] | None) -> None:
         if changes:
-            place_json(self.folder / MANIFEST, self.manifest | dict(changes))
+            place_json(self._home / MANIFEST, self.manifest | dict(changes))
             self.manifest.update(changes)
 
     def save_options(self, options: Mapping[str, object]) -> None:
         """Write `config.toml`, which is for people: it may be edited, and no run is read from it."""
         with in_one_line(self.folder):
-            place(self.folder / CONFIG, options_text(options).encode())
+            place(self._home / CONFIG, options_text(options).encode())
 
     def commit(self, records: Iterable[Record], checkpoint: ResumePoint | None = None) -> None:
         """Append records and a checkpoint, both or neither.
@@ -196,14 +197,14 @@ class Store:
             if result is None:
                 return self._database.last_good()
             found = self._database.newest()
-            self._compare("checkpoint", None if found is None else found[1], self.folder / RECORDS)
+            self._compare("checkpoint", None if found is None else found[1], self._home / RECORDS)
             return None if found is None else found[0]
 
     def table(self) -> pd.DataFrame:
         """All records in the order of their insertion, one a row, with the columns of `Record`."""
         with in_one_line(self.folder):
             if self._result() is not None:
-                self._compare("records", self._database.rows()[1], self.folder / RECORDS)
+                self._compare("records", self._database.rows()[1], self._home / RECORDS)
             return self._database.table()
 
     def table_of_checkpoint(self) -> pd.DataFrame:
@@ -218,7 +219,7 @@ class Store:
 
         `metadata` is an object that JSON can hold. The file is covered by a SHA-256 in its own header.
         """
-        path = _weights(self.folder, name)
+        path = _weights(self._home, name)
         with in_one_line(self.folder):
             path.parent.mkdir(exist_ok=True)
             place_weights(path, tensors, metadata or {})
@@ -229,7 +230,7 @@ class Store:
         Raises:
             StoreError: that names the file when it is missing, damaged, or not the one that the run wrote.
         """  # noqa: DOC501 - a helper makes the error
-        path = _weights(self.folder, name)
+        path = _weights(self._home, name)
         try:
             tensors, metadata, digest = read_weights(path)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -249,7 +250,7 @@ class Store:
 
     def weights(self) -> list[str]:
         """The names of saved weights in alphabetical order; in a finished run also of those that are missing."""
-        there = {path.stem for path in (self.folder / WEIGHTS).glob("*.safetensors")}
+        there = {path.stem for path in (self._home / WEIGHTS).glob("*.safetensors")}
         hashed = (self._result() or {}).get(_HASHES, {})
         return sorted(there | {Path(name).stem for name in hashed if name.startswith(f"{WEIGHTS}/")})
 
@@ -262,13 +263,13 @@ class Store:
         with in_one_line(self.folder):
             newest = self._database.newest()
             hashes: dict[str, str | None] = {
-                MANIFEST: file_hash(self.folder / MANIFEST),
+                MANIFEST: file_hash(self._home / MANIFEST),
                 "records": self._database.rows()[1],
                 "checkpoint": None if newest is None else newest[1],
             }
-            files = [*(self.folder / WEIGHTS).glob("*.safetensors"), *self.folder.glob("*.parquet")]
-            hashes |= {path.relative_to(self.folder).as_posix(): file_hash(path) for path in sorted(files)}
-            place_json(self.folder / RESULT, {**summary, _HASHES: hashes})
+            files = [*(self._home / WEIGHTS).glob("*.safetensors"), *self._home.glob("*.parquet")]
+            hashes |= {path.relative_to(self._home).as_posix(): file_hash(path) for path in sorted(files)}
+            place_json(self._home / RESULT, {**summary, _HASHES: hashes})
 
     def result(self) -> Json | None:
         """The summary that `finish` wrote, or None while the run is not finished."""
@@ -277,14 +278,14 @@ class Store:
             return None if result is None else {key: value for key, value in result.items() if key != _HASHES}
 
     def _result(self) -> Json | None:
-        path = self.folder / RESULT
+        path = self._home / RESULT
         if not path.exists():
             return None
         result = read_json(path)
         if not isinstance(result.get(_HASHES), dict) or MANIFEST not in result[_HASHES]:
             raise damaged(path, "no hashes of the run's files")
-        if result[_HASHES][MANIFEST] != file_hash(self.folder / MANIFEST):
-            raise damaged(self.folder / MANIFEST, f"another manifest than {RESULT} was written with")
+        if result[_HASHES][MANIFEST] != file_hash(self._home / MANIFEST):
+            raise damaged(self._home / MANIFEST, f"another manifest than {RESULT} was written with")
         return result
 
     def _compare(self, name: str, found: str | None, path: Path) -> None:
