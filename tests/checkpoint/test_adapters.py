@@ -240,3 +240,17 @@ def test_adapters_that_cannot_be_merged(tmp_path):
     refuse("A and B alone", good | {f"{PREFIX}model.q_proj.lora_magnitude_vector": torch.ones(6)})
     with pytest.raises(InputError, match=r"adapter_config\.json"):
         merge(open_checkpoint(base()), tmp_path)
+
+
+def test_patterns_that_may_take_forever_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    module = "a" * 40
+    base = {f"model.{module}.weight": torch.randn(4, 3)}
+    for pattern in ("(a+)+b", "(a|aa)" * 30 + "b", ".*a.*a.*a.*a.*a.*b", "a?" * 30 + "a" * 30):
+        where = adapter(tmp_path / "a", pair(f"model.{module}", 4, 3), rank_pattern={pattern: 2})
+        with pytest.raises(InputError, match="quickly compared"):
+            eq.analyze(base, adapter=where)
+    usual = {r"model\\.(a|b)+": 2} | {f"layers.{place}.q": 2 for place in range(500)} | {".*a": 2}
+    usual.pop(r"model\\.(a|b)+")
+    where = adapter(tmp_path / "a", pair(f"model.{module}", 4, 3), rank_pattern=usual)
+    assert len(eq.analyze(base, adapter=where)) == 1

@@ -158,6 +158,16 @@ def test_grouped_and_transposed_convolutions():
     assert torch.allclose(weights["grouped.weight"].sum((1, 2, 3)), inside, atol=1e-5)
 
 
+def test_thousands_of_tiny_experts_are_one_row():
+    """A file of few kilobytes would take minutes and gigabytes otherwise; larger ones and fewer have a row each."""
+    (row,) = measured({"experts.w": torch.randn(20_000, 1, 1)}).values()
+    assert row["note"] == "unfolded after its first dimension"
+    assert row["frobenius_norm"] > 0
+    both = {"experts.w": torch.randn(5000, 2, 2), "experts.v": torch.randn(3, 8, 8)}
+    assert set(measured(both)) == {"experts.w", *(f"experts.v[{place}]" for place in range(3))}
+    assert set(measured({"experts.w": torch.randn(3, 2, 2)})) == {f"experts.w[{place}]" for place in range(3)}
+
+
 def test_bilinear_forms_are_matrices_and_no_kernels():
     layer = nn.Bilinear(4, 3, 2)
     assert_are(measured(layer), {f"weight[{k}]": layer.weight[k] for k in range(2)})

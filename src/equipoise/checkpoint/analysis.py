@@ -1,7 +1,7 @@
 """`eq.analyze`: the spectral table of a model or of a checkpoint on disk, one tensor at a time."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import pandas as pd
@@ -16,7 +16,7 @@ from equipoise.checkpoint.row_plan import RowPlan, matrices, survey
 from equipoise.checkpoint.selection import Names, name_filter, type_filter
 from equipoise.checkpoint.spectra.gaussian_null import random_cosine
 from equipoise.checkpoint.spectra.measures import Row, Settings
-from equipoise.checkpoint.table import side_by_side, table
+from equipoise.checkpoint.table import Columns, side_by_side
 from equipoise.checkpoint.workers import rows_of
 from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs
@@ -94,14 +94,15 @@ def analyze(
     done, total = 0, sum(item.numbers() for items in plans for item in items)
     tables = []
     for items, linked, found in zip(plans, pairs, known, strict=True):
-        rows: dict[int, Row] = {}
+        columns = Columns(len(items), fast=method == "fast")
         for place, row in rows_of(items, settings):
-            rows[place] = row
+            columns.put(place, row)
             done += items[place].numbers()
             if callback is not None:
                 callback(items[place].name, done, total)
-        in_order = [rows[place] for place in range(len(items))]
-        tables.append(table(_with_alignment(in_order, linked, found), fast=method == "fast"))
+        for place, row in _alignments(items, linked, found):
+            columns.put(place, row)
+        tables.append(columns.frame())
     return tables[0] if other is None else side_by_side(tables[0], tables[1], known[0], known[1])
 
 
@@ -129,12 +130,11 @@ def _settings(method: str, r: int, tolerance: float | None, heavy_tail: bool) ->
     return Settings(method, r, tolerance, heavy_tail)
 
 
-def _with_alignment(rows: list[Row], pairs: Pairs, known: Mapping[str, WeightMatrix]) -> list[Row]:
-    """Rows with the alignment of each lower matrix with the next, and that of random directions beside it."""
-    next_of: dict[str, Row] = {}
+def _alignments(items: Sequence[RowPlan], pairs: Pairs, known: Mapping[str, WeightMatrix]) -> Iterator[tuple[int, Row]]:
+    """The place of each lower matrix, its alignment with the next, and that of random directions beside it."""
+    places = {item.name: place for place, item in enumerate(items)} if pairs else {}
     for lower, upper in pairs:
         if lower in known and upper in known:
             found, null = aligned(known[lower], known[upper]), random_cosine(known[lower].shape[0])
             measured = {} if found is None else {"alignment_next": found.cosine, "null_alignment_next": null}
-            next_of[known[lower].name] = {"next": known[upper].name, **measured}
-    return [row | next_of.get(row["name"], {}) for row in rows]
+            yield places[known[lower].name], {"next": known[upper].name, **measured}

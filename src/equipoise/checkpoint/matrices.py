@@ -19,6 +19,8 @@ _TURNED = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 _TURNED_EXPERTS = frozenset(
     {"gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"}
 )  # stored as (expert, in, out)
+_SMALL = 64  # numbers of a matrix: what a row of the table takes is no more than a few times that
+_MOST_SMALL = 4096  # matrices of stacked tensors, smaller than that, that get a row each: a file could hold millions
 _COUNTS_EXPERTS = re.compile(r"(^|_)(num|n)_(\w+_)?experts$")
 # In files, where no module separates weights from what training only keeps: by the names in use
 _KEPT = (
@@ -43,7 +45,7 @@ _KEPT = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class WeightMatrix:
     """A matrix in a stored tensor: `view` finds it in the tensor as read, `shape` is the layer's own (out, in, *taps).
 
@@ -120,6 +122,7 @@ class Rules:
             if isinstance(value, int) and value > 1 and _COUNTS_EXPERTS.search(str(name))
         }
         self.split = split
+        self.split_small = sum(its.shape[0] for its in tensors if self._is_small_stack(its)) <= _MOST_SMALL
 
     def matrices(self, entry: TensorEntry) -> list[WeightMatrix] | str:
         """The matrices in a tensor, or why there is none."""
@@ -152,9 +155,16 @@ class Rules:
         named = "experts" in entry.name and (dimensions == 3 or counted)
         return named or entry.use.stacked or counted
 
+    def _is_small_stack(self, entry: TensorEntry) -> bool:
+        """Whether it holds matrices, but so small that their rows in the table would take far more than they do."""
+        small = len(entry.shape) == 3 and 0 < math.prod(entry.shape[1:]) < _SMALL
+        return small and not entry.reason and self._is_stacked(entry, 3)
+
     def _stacked(self, entry: TensorEntry) -> list[WeightMatrix]:
-        """Stacked experts, or the forms of `nn.Bilinear`: one matrix each."""
+        """Stacked experts, or the forms of `nn.Bilinear`: one matrix each, unless a file has thousands of tiny ones."""
         if len(entry.shape) != 3 or not self._is_stacked(entry, 3) or not self.split:
+            return []
+        if not self.split_small and self._is_small_stack(entry):
             return []
         kind = entry.use.kind or "expert"
         turned = entry.use.turned or (self.turned_experts and not entry.computed and kind == "expert")

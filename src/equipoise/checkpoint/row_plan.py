@@ -13,7 +13,7 @@ from equipoise.checkpoint.tensor_entry import Checkpoint, TensorEntry
 from equipoise.errors import EquipoiseError, InputError, one_line
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class RowPlan:
     """A row to come: a matrix, or a tensor with the reason why it has none."""
 

@@ -1,8 +1,9 @@
 """Rows as data frames: one checkpoint, or two side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -32,17 +33,36 @@ MEASURES = [
 ]
 NULLS = [f"null_{name}" for name in ("spectral_norm", *NULLED, "alignment_next")]
 LAST = ["method", "accuracy", "spectrum"]
+_TEXTS = frozenset({"singular_values", "next", "method", "spectrum", *KEYS})
 _WHOLE = ("numerical_rank", "outliers")  # numbers that have no decimals, and may be missing
 
 
-def table(rows: Sequence[Row], fast: bool = False) -> pd.DataFrame:
-    """One row a matrix or tensor; the columns are always the same, with the ranges of `RANGED` in fast mode."""
-    ranges = [f"{name}_{end}" for name in RANGED for end in ("low", "high")] if fast else []
-    found = pd.DataFrame(list(rows), columns=[*KEYS, *MEASURES, *ranges, *NULLS, *LAST])
-    texts = {"singular_values", "next", "method", "spectrum", *KEYS}
-    numbers = {name: "float64" for name in found.columns if name not in texts}
-    found = found.astype(numbers | dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(texts, object))
-    return found.assign(**{name: found[name].where(found[name].notna(), None) for name in texts})
+class Columns:
+    """The values of rows by column, as they come: a million rows take the room of their values and no more.
+
+    The columns are always the same, with the ranges of `RANGED` in fast mode.
+    """
+
+    def __init__(self, count: int, fast: bool = False):
+        ranges = [f"{name}_{end}" for name in RANGED for end in ("low", "high")] if fast else []
+        names = [*KEYS, *MEASURES, *ranges, *NULLS, *LAST]
+        self._columns = {
+            name: np.full(count, None, object) if name in _TEXTS else np.full(count, np.nan) for name in names
+        }
+
+    def put(self, place: int, row: Row) -> None:
+        """The values of a row; what it does not have is missing."""
+        for name, value in row.items():
+            if value is not None:
+                self._columns[name][place] = value
+
+    def frame(self) -> pd.DataFrame:
+        """One row a matrix or tensor."""
+        columns = {
+            name: pd.Series(values, dtype=object if name in _TEXTS else None, copy=False)
+            for name, values in self._columns.items()
+        }
+        return pd.DataFrame(columns, copy=False).astype(dict.fromkeys(_WHOLE, "Int64"))
 
 
 def records(frame: pd.DataFrame) -> list[Row]:

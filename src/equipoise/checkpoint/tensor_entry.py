@@ -37,7 +37,7 @@ class TensorUse:
     reason: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TensorEntry:
     """One tensor: `read()` maps or fetches it; `reason` says why it cannot be read, where it cannot.
 
@@ -99,11 +99,18 @@ class MappedFile:
     """A file mapped into memory, and mapped anew as often as it takes to keep what was read from staying there.
 
     `opened()` gives something to get tensors from by name; the tensors are views of the mapping. Pages that were read
-    count as memory for as long as they are mapped, so a mapping serves for a quarter of the `largest` tensor, in bytes.
+    count as memory for as long as they are mapped, so a mapping serves for a quarter of the `largest` tensor, in bytes,
+    or for as many as the `header` has, which is read again each time.
     """
 
-    def __init__(self, opened: Callable[[], Callable[[str], Tensor]], largest: int, shelf: MmapCache | None = None):
-        self._opened, self._budget, self._shelf = opened, max(largest // 4, _LEAST), shelf or MmapCache()
+    def __init__(
+        self,
+        opened: Callable[[], Callable[[str], Tensor]],
+        largest: int,
+        shelf: MmapCache | None = None,
+        header: int = 0,
+    ):
+        self._opened, self._budget, self._shelf = opened, max(largest // 4, header, _LEAST), shelf or MmapCache()
         self._get: Callable[[str], Tensor] | None = None
         self._looked_at: dict[str, float] = {}  # the share of each tensor,
         self._pages = 0.0  # and their bytes together

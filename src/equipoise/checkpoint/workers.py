@@ -1,6 +1,6 @@
 """Small matrices several at a time, each on one core; large ones in turn, each on all; within a bounded memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Condition
@@ -23,31 +23,33 @@ def rows_of(items: Sequence[RowPlan], settings: Settings) -> Iterator[tuple[int,
 
     While it works on the small ones, products that other threads start get one core each as well.
     """
-    numbered = dict(enumerate(items))
     largest = 4 * max((item.entry.count for item in items), default=0)
-    large = {place: item for place, item in numbered.items() if _large(item)}
-    yield from _together({place: item for place, item in numbered.items() if place not in large}, settings, largest)
+    yield from _together(items, settings, largest)
     try:
-        for place, item in large.items():
-            yield place, item.row(settings)
+        for place, item in enumerate(items):
+            if _large(item):
+                yield place, item.row(settings)
     finally:
         release_workspace()
 
 
-def _together(items: Mapping[int, RowPlan], settings: Settings, largest: int) -> Iterator[tuple[int, Row]]:
+def _together(items: Sequence[RowPlan], settings: Settings, largest: int) -> Iterator[tuple[int, Row]]:
+    """The small ones: those that are measured at once as they come, then the others by their size."""
     budget = MemoryBudget(_SHARE * largest)
-    sizes = {place: item.memory(largest) for place, item in items.items()}
+    sizes = {
+        place: item.memory(largest) for place, item in enumerate(items) if item.numbers() > _INLINE and not _large(item)
+    }
 
     def one(place: int) -> Row:
         with budget.taking(sizes[place]):
             return items[place].row(settings)
 
-    in_order = sorted(items, key=sizes.__getitem__)  # one that waits to be alone would hold up its thread: those last
     with _one_core_each() as threads, ThreadPoolExecutor(threads, "equipoise") as pool:
-        for place in in_order:
-            if items[place].numbers() <= _INLINE:
-                yield place, items[place].row(settings)
-        waiting = {place: pool.submit(one, place) for place in in_order if items[place].numbers() > _INLINE}
+        at_once = (place for place, item in enumerate(items) if item.numbers() <= _INLINE and not _large(item))
+        for place in sorted(at_once, key=lambda place: items[place].memory(largest)):
+            yield place, items[place].row(settings)
+        # one that waits to be alone would hold up its thread: those last
+        waiting = {place: pool.submit(one, place) for place in sorted(sizes, key=sizes.__getitem__)}
         try:
             for place, future in waiting.items():
                 yield place, future.result()

@@ -3,13 +3,14 @@
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from equipoise.checkpoint.readers.limits import read_json
+from equipoise.checkpoint.readers.limits import NAME_LIMIT, read_json
 from equipoise.checkpoint.readers.safetensors import read_safetensors
 from equipoise.checkpoint.readers.torch_save import read_torch
 from equipoise.checkpoint.tensor_entry import Checkpoint, Json, TensorEntry
@@ -37,6 +38,7 @@ _VARIANTS = {  # options that make more of A and B than W + scale · B A
     "target_parameters": "target_parameters (LoRA on parameters that are no layer's weight)",
     "trainable_token_indices": "trainable_token_indices",
 }
+_STEPS = 1e9  # of comparing all names with all patterns, counted too high: seconds
 _MERGE = "merge it with PEFT first (merge_and_unload) and analyze what that saves"
 
 
@@ -112,9 +114,9 @@ def merge(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> Checkpoint:
         )
     config = read_json(where / "adapter_config.json")
     _require_plain_lora(config)
-    tensors = list(checkpoint.tensors)
+    tensors, names = list(checkpoint.tensors), _Names.of(checkpoint)
     for update in _updates(_FILES[file.name](file), config):
-        place = _target(checkpoint, update)
+        place = names.target(update.name)
         if place is not None:
             update.require_fits(tensors[place])
             tensors[place] = _adapted(tensors[place], update)
@@ -169,6 +171,7 @@ def _updates(tensors: Iterable[TensorEntry], config: Json) -> list[_Update]:
     if len(adapters) > 1:
         names = ", ".join(sorted(map(str, adapters)))
         raise InputError(expected="one adapter", found=names, remedy="save each in a folder of its own")
+    _require_quick(config, factors)
     return [
         *whole,
         *(
@@ -228,7 +231,7 @@ def _by_pattern(name: str, module: str, patterns: object, otherwise: object) -> 
         raise InputError(expected="patterns as a dictionary", found=repr(patterns), remedy="save the adapter again")
     value = next((value for pattern, value in listed.items() if _matches(pattern, module)), otherwise)
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InputError(expected=f"{name} as a number", found=repr(value), remedy="save the adapter again")
+        raise InputError(expected=f"{name} as a number", found=repr(value)[:80], remedy="save the adapter again")
     return value
 
 
@@ -237,28 +240,72 @@ def _matches(pattern: object, module: str) -> bool:
         return re.match(rf"(.*\.)?({pattern})$", module) is not None
     except re.error as error:
         raise InputError(
-            expected="regular expressions as patterns", found=f"{pattern!r} ({error})", remedy="save it again"
+            expected="regular expressions as patterns", found=f"{str(pattern)[:80]!r} ({error})", remedy="save it again"
         ) from None
 
 
-def _target(checkpoint: Checkpoint, update: _Update) -> int | None:
-    """The place of the tensor that is adapted; a base model may be saved with or without its outermost prefix."""
-    names = [(place, name) for place, entry in enumerate(checkpoint.tensors) for name in entry.names]
-    wanted = update.name
-    for candidate in (wanted, re.sub(r"\.weight$", ".in_proj_weight", wanted)):  # of MultiheadAttention
-        for fits in (_equals(candidate), _is_suffix(candidate)):
-            found = {place for place, name in names if fits(name)}
-            if len(found) == 1:
-                return found.pop()
-    return None
+def _require_quick(config: Json, modules: Collection[str]) -> None:
+    """Raise `InputError` for patterns that may take forever to compare with the names."""
+    length = max(map(len, modules), default=0)
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key)
+        listed = [str(pattern) for pattern in patterns] if isinstance(patterns, Mapping) else []
+        if len(modules) * sum(_most_steps(pattern, length) for pattern in listed) > _STEPS:
+            longest = max(listed, key=lambda pattern: _most_steps(pattern, length))
+            raise InputError(
+                expected=f"a {key} that is quickly compared with {len(modules)} names",
+                found=f"{len(listed)} patterns, {longest[:80]!r} among them",
+                remedy=_MERGE,
+            )
 
 
-def _equals(wanted: str) -> Callable[[str], bool]:
-    return lambda name: name == wanted
+def _most_steps(pattern: str, length: int) -> float:
+    """At most so many ways to compare an expression with a name: Python tries them all, where none fits.
+
+    >>> _most_steps("q_proj", 40), _most_steps("layers[.](0|1).q_proj", 40), _most_steps("(a+)+", 40)
+    (40.0, 80.0, inf)
+    """
+    bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)  # an escape or a class is a letter
+    if len(pattern) > NAME_LIMIT or re.search(r"\)[*+{]", bare):
+        return math.inf
+    ways = float(length) * 2.0 ** len(re.findall(r"(?<!\()\?", bare))
+    for each in re.split(r"[()]", bare):
+        ways *= 1 + each.count("|")
+    return ways * float(length) ** len(re.findall(r"[*+{]", bare))
 
 
-def _is_suffix(wanted: str) -> Callable[[str], bool]:
-    return lambda name: wanted.endswith(f".{name}") or name.endswith(f".{wanted}")
+@dataclass(frozen=True)
+class _Names:
+    """The places of the base model's tensors by name, and the names from their ends, in order."""
+
+    places: Mapping[str, set[int]]
+    turned: Sequence[str]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "_Names":
+        """Every name of each tensor."""
+        places: dict[str, set[int]] = {}
+        for place, entry in enumerate(checkpoint.tensors):
+            for name in entry.names:
+                places.setdefault(name, set()).add(place)
+        return cls(places, sorted(name[::-1] for name in places))
+
+    def target(self, wanted: str) -> int | None:
+        """The place of the tensor that is adapted; a base may be saved with or without its outermost prefix."""
+        for candidate in (wanted, re.sub(r"\.weight$", ".in_proj_weight", wanted)):  # of MultiheadAttention
+            for found in (self.places.get(candidate, set()), self._related(candidate)):
+                if len(found) == 1:
+                    return next(iter(found))
+        return None
+
+    def _related(self, wanted: str) -> set[int]:
+        """The places of names that are the end of it after a dot, or of which it is."""
+        parts = wanted.split(".")
+        shorter = {".".join(parts[place:]) for place in range(1, len(parts))}
+        end = f".{wanted}"[::-1]
+        low, high = bisect_left(self.turned, end), bisect_left(self.turned, end[:-1] + "/")  # which comes after "."
+        longer = {name[::-1] for name in self.turned[low:high]}
+        return {place for name in (shorter & self.places.keys()) | longer for place in self.places[name]}
 
 
 def _inner(up: TensorEntry) -> int:

@@ -200,6 +200,8 @@ def _bitsandbytes(parts: TensorIndex, stem: str, codes: TensorEntry) -> Reading 
     count = math.prod(shape)
     second = [parts.get(f"{stem}.nested_{part}") for part in ("absmax", "quant_map")]
     inner = tuple(part for part in second if part is not None)
+    if block < 1 or nested < 0:
+        raise Unfit(f"bitsandbytes codes in blocks of {min(block, nested)}")
     if codes.dtype != "uint8" or codes.count != (count + 1) // 2 or absmax.count != math.ceil(count / block):
         raise Unfit(f"bitsandbytes codes of shape {codes.shape} in {codes.dtype} for a weight of {shape}")
     if (nested > 0) != (len(inner) == 2):
@@ -208,10 +210,10 @@ def _bitsandbytes(parts: TensorIndex, stem: str, codes: TensorEntry) -> Reading 
     def compute(q: Tensor, values: Tensor, largest: Tensor, _: Tensor, *inside: Tensor) -> Tensor:
         scale = largest.flatten()
         if inside:
-            again = inside[0].flatten().repeat_interleave(nested)[: len(scale)]
+            again = inside[0].flatten().repeat_interleave(min(nested, len(scale)))[: len(scale)]
             scale = inside[1][scale.int()] * again + offset
         halves = torch.stack((q.flatten() >> 4, q.flatten() & 0xF), 1).flatten()[:count]
-        return (values[halves.int()] * scale.float().repeat_interleave(block)[:count]).reshape(shape)
+        return (values[halves.int()] * scale.float().repeat_interleave(min(block, count))[:count]).reshape(shape)
 
     return shape, (codes, table, absmax, state, *inner), compute, f"dequantised: bitsandbytes {kind}"
 

@@ -117,12 +117,19 @@ def _block(size: int, count: int, said: int | None, inverse: bool) -> int:
     """
     if count == 1:
         return size
-    fitting = [width for width in range(1, size + 1) if math.ceil(size / width) == count]
+    if not 1 < count <= size:
+        raise Unfit(f"{count} scales for {size} entries: dequantise the model first")
+    fitting = range(math.ceil(size / count), (size - 1) // (count - 1) + 1)  # ⌈size/width⌉ = count
     if said is not None and said in fitting:
         return said
     if inverse and said is None and _BLOCK in fitting:
         return _BLOCK
-    likely = {width for width in fitting if width & (width - 1) == 0 or width * count == size}
+    powers = (1 << exponent for exponent in range(size.bit_length() + 1))
+    likely = {
+        width
+        for width in (*powers, size // count)
+        if width in fitting and (width & (width - 1) == 0 or width * count == size)
+    }
     if said is None and len(likely) == 1:
         return likely.pop()
     words = "as weight_block_size says" if said is not None else "of a width that config.json does not say"

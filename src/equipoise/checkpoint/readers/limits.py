@@ -11,6 +11,8 @@ from equipoise.checkpoint.tensor_entry import Json, TensorEntry
 from equipoise.errors import EquipoiseError, InputError, one_line
 
 JSON_LIMIT = 64 << 20  # the index of a model with half a million tensors
+_TEXT_A_CONTAINER = 8  # characters: a list takes eight times as many bytes
+_FEW = 10_000  # of them, of which none is too many
 NAME_LIMIT = 1024  # characters of a name
 
 
@@ -60,11 +62,19 @@ def inside(folder: Path, name: str) -> Path:
         there = False
     if leads_out or not there:
         raise InputError(
-            expected=f"the file {name!r} in {folder}",
+            expected=f"the file {name[:200]!r} in {folder}",
             found="a path out of the folder" if leads_out else "no such file there",
             remedy="fetch the missing file, or do not trust this checkpoint",
         )
     return path
+
+
+def frugal(text: str) -> str:
+    """The text of JSON, unless it has so many lists and objects that they would take far more memory than the text."""
+    containers = text.count("[") + text.count("{")
+    if containers > len(text) // _TEXT_A_CONTAINER + _FEW:
+        raise ValueError(f"{containers} lists and objects in {len(text)} characters")
+    return text
 
 
 def read_json(path: Path) -> Json:
@@ -72,7 +82,7 @@ def read_json(path: Path) -> Json:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise ValueError(f"{path.stat().st_size} bytes")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(frugal(path.read_text(encoding="utf-8")))
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}")
     except (OSError, ValueError, RecursionError) as error:
@@ -82,6 +92,12 @@ def read_json(path: Path) -> Json:
             remedy="fetch or save it again",
         ) from None
     return found
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for a file under all of its names."""
+    its = path.stat()
+    return its.st_dev, its.st_ino
 
 
 def read_index_of(index: Path, read: Callable[[Path], tuple[TensorEntry, ...]]) -> tuple[TensorEntry, ...]:
@@ -101,7 +117,8 @@ def read_index_of(index: Path, read: Callable[[Path], tuple[TensorEntry, ...]]) 
         )
     for name in shards:
         require_name(name)
-    tensors = [entry for shard in dict.fromkeys(shards.values()) for entry in read(inside(index.parent, shard))]
+    files = {_identity(path): path for name in dict.fromkeys(shards.values()) if (path := inside(index.parent, name))}
+    tensors = [entry for path in files.values() for entry in read(path)]
     lost = sorted(set(shards).difference(*(entry.names for entry in tensors)))
     return (
         *tensors,

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from equipoise.checkpoint.tensor_entry import TensorEntry, TensorUse, dtype_name
 from equipoise.errors import InputError
 
 LIMIT = 2 << 30  # protobuf's own
+_VIEWS = 8  # of the same numbers in another file
 _RAW = {
     "FLOAT": torch.float32,
     "DOUBLE": torch.float64,
@@ -55,6 +56,7 @@ def read_onnx(path: Path) -> tuple[TensorEntry, ...]:
     named = [(tensor.name or f"constant_{place}", tensor) for place, tensor in enumerate(tensors)]
     uses, quantised = uses_in(model.graph)
     known = [replace(_stored(path, name, tensor), use=uses.get(name, TensorUse())) for name, tensor in named]
+    _require_apart(path, known, tensors)
     times = Counter(name for name, _ in named)
     by_name = {name: tensor for name, tensor in named if times[name] == 1}  # branches may use a name again
     return (
@@ -98,6 +100,8 @@ def _dequantized(path: Path, its: TensorEntry, node: Quantised, tensors: Mapping
     dtypes = [_INTEGERS.get(part.data_type) or _RAW.get(_kind(part)) for part in parts if part is not None]
     if None in parts or None in dtypes or node.block or len(its.shape) < 1:
         return its
+    if any(math.prod(part.dims) not in (1, its.shape[node.axis % len(its.shape)]) for part in parts[1:] if part):
+        return its  # it would be as large as both together
     code, scale, *zero = [
         _numbers(path, its.name, part, dtype) for part, dtype in zip(parts, dtypes, strict=True) if part and dtype
     ]
@@ -147,6 +151,15 @@ def _external(path: Path, name: str, tensor: Proto, needed: int) -> tuple[Path, 
         raise _refused(path, f"{name} is said to lie at {offset} in {where.name}, which ends before")
     _require_length(path, name, needed, length)
     return where, offset
+
+
+def _require_apart(path: Path, known: Sequence[TensorEntry], tensors: Sequence[Proto]) -> None:
+    """Check that external data are not read under any number of names, as no exporter writes them."""
+    outside = [(its, tensor) for its, tensor in zip(known, tensors, strict=True) if its.mapped]
+    total = sum(its.count * getattr(torch, its.dtype).itemsize for its, _ in outside)
+    places = {entry.value for _, tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    if total > _VIEWS * sum(inside(path.parent, place).stat().st_size for place in places):
+        raise _refused(path, f"{total} bytes of tensors that overlap")
 
 
 def _require_length(path: Path, name: str, needed: int, found: int) -> None:

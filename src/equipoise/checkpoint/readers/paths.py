@@ -1,9 +1,9 @@
 """Tensors in nested containers, each by its path: `model.layer.weight`."""
 
 import re
-from collections.abc import Mapping
-from itertools import count
-from typing import TypeAlias
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -28,10 +28,11 @@ def unnested(loaded: object) -> dict[str, Leaf]:
     >>> sorted(unnested({"epoch": 3, "model": {"a": torch.ones(1), "b": [torch.ones(2)]}}))
     ['a', 'b.0']
     """
+    known: dict[int, bool] = {}
     for _ in range(_WRAPPERS):
         if not isinstance(loaded, Mapping) or any(_leaf(value) is not None for value in loaded.values()):
             break
-        holding = [value for value in loaded.values() if isinstance(value, _CONTAINERS) and tensors_in(value)]
+        holding = [value for value in loaded.values() if isinstance(value, _CONTAINERS) and _holds(value, known)]
         if len(holding) != 1:
             break
         loaded = holding[0].state_dict(keep_vars=True) if isinstance(holding[0], nn.Module) else holding[0]
@@ -39,23 +40,37 @@ def unnested(loaded: object) -> dict[str, Leaf]:
     return {"tensor": whole} if whole is not None else tensors_in(loaded)
 
 
+def _holds(value: object, known: dict[int, bool], depth: int = 0) -> bool:
+    """Whether there is a tensor or an array in it; each container is looked through once, as `known` keeps."""
+    if _leaf(value) is not None or not isinstance(value, _CONTAINERS) or depth >= _DEPTH:
+        return _leaf(value) is not None
+    if id(value) not in known:
+        known[id(value)] = False  # for one that contains itself
+        known[id(value)] = any(_holds(item, known, depth + 1) for _, item in _items(value))
+    return known[id(value)]
+
+
 def tensors_in(container: object) -> dict[str, Leaf]:
     """Every tensor and array by its path, depth first, each container once: one may contain itself."""
     found: dict[str, Leaf] = {}
+    repeated: Counter[str] = Counter()
     seen: set[int] = set()
     waiting: list[tuple[str | None, object, int]] = [("", container, 0)]
     while waiting:
         path, value, depth = waiting.pop()
         tensor = _leaf(value)
         if tensor is not None:
-            found[_distinct(_PACKED.sub(_unpacked, require_name(path)), found)] = tensor
+            found[_distinct(_PACKED.sub(_unpacked, require_name(path)), found, repeated)] = tensor
         elif isinstance(value, _CONTAINERS) and id(value) not in seen and depth < _DEPTH:
             seen.add(id(value))
-            its = value.state_dict(keep_vars=True) if isinstance(value, nn.Module) else value
-            items = its.items() if isinstance(its, Mapping) else enumerate(its)
-            below = [(_below(path, key), item, depth + 1) for key, item in items]
+            below = [(_below(path, key), item, depth + 1) for key, item in _items(value)]
             waiting.extend(reversed(below))
     return found
+
+
+def _items(container: Mapping[Any, Any] | list[Any] | tuple[Any, ...] | nn.Module) -> Iterable[tuple[object, object]]:
+    its = container.state_dict(keep_vars=True) if isinstance(container, nn.Module) else container
+    return its.items() if isinstance(its, Mapping) else enumerate(its)
 
 
 def in_memory(leaves: Mapping[str, Leaf]) -> dict[str, Tensor | Opaque]:
@@ -81,8 +96,10 @@ def _below(path: str | None, key: object) -> str | None:
     return f"{path}.{said}"[: NAME_LIMIT + 1] if path else said
 
 
-def _distinct(name: str, taken: Mapping[str, Leaf]) -> str:
-    """Another name where two paths read the same: `a.b` and `b` in `a`."""
-    if name not in taken:
-        return name
-    return next(other for place in count(2) if (other := f"{name} ({place})") not in taken)
+def _distinct(name: str, taken: Mapping[str, Leaf], repeated: Counter[str]) -> str:
+    """Another name where two paths read the same: `a.b` and `b` in `a`; `repeated` counts how often each has."""
+    other = name
+    while other in taken:
+        repeated[name] += 1
+        other = f"{name} ({repeated[name] + 1})"
+    return other

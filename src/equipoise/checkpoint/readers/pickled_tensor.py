@@ -108,6 +108,17 @@ def storage_of(identity: object) -> Storage:
     return Storage(key, dtype, size, unit=dtype.itemsize)
 
 
+def shown(value: object) -> str:
+    """Numbers, text and flat tuples as a message shows them: the text of nested tuples may be of any length."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value[:8]))}{', …' if len(value) > 8 else ''})"
+    return _shown(value)
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:40] if type(value) in (int, float, bool, type(None)) else type(value).__name__
+
+
 def _natural(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 63
 
@@ -126,7 +137,7 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, dty
         raise Damaged("a tensor of no storage, or of no shape")
     sound = len(shape) == len(strides) and len(shape) <= _DIMENSIONS
     if not (sound and _natural(offset) and _naturals(shape) and _naturals(strides)):
-        raise Damaged(f"a tensor with the sizes {str(shape)[:80]} and strides {str(strides)[:80]}")
+        raise Damaged(f"a tensor of the shape {shown(shape)} with strides {shown(strides)}")
     if isinstance(dtype, torch.dtype):
         room = storage.size * storage.dtype.itemsize // dtype.itemsize
         storage = replace(storage, dtype=dtype, size=room)
@@ -171,7 +182,7 @@ def _sparse(layout: object, data: object) -> PickledTensor:
     place = 2 if layout == "torch.sparse_coo" else 3
     values = data[place - 1] if isinstance(data, tuple) and len(data) > place else None
     shape = data[place] if isinstance(data, tuple) and values is not None else ()
-    name = str(layout).removeprefix("torch.")[:40]
+    name = layout.removeprefix("torch.")[:40] if isinstance(layout, str) else "unknown"
     return _unread(shape, values.dtype if isinstance(values, PickledTensor) else "", f"its layout is {name}, not dense")
 
 
@@ -182,8 +193,8 @@ def _of_class(function: object, kind: object, arguments: object, *_: object) -> 
     held = REBUILDS[function.name](*arguments)
     if isinstance(kind, PickledGlobal) and kind.name in TENSORS:
         return held
-    name = kind.name if isinstance(kind, PickledGlobal) else str(kind)
-    return replace(held, reason=f"it is a {name[:80]}, not a plain tensor")
+    what = f"a {kind.name[:80]}" if isinstance(kind, PickledGlobal) else "an object of another class"
+    return replace(held, reason=f"it is {what}, not a plain tensor")
 
 
 def _same(data: object, *_: object) -> PickledTensor:
@@ -194,7 +205,10 @@ def _same(data: object, *_: object) -> PickledTensor:
 
 def _moved(data: object, dtype: object, *_: object) -> PickledTensor:
     held = _same(data)
-    return held if f"torch.{held.dtype}" == str(dtype) else replace(held, reason=f"it is to be converted to {dtype}")
+    if not isinstance(dtype, torch.dtype):
+        raise Damaged("a tensor to be converted to what is no dtype")
+    name = _name_of(dtype)
+    return held if held.dtype == name else replace(held, reason=f"it is to be converted to {name}")
 
 
 def _array(*_: object) -> PickledTensor:

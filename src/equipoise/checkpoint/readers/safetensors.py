@@ -3,13 +3,17 @@
 import json
 import math
 import os
+import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from equipoise.checkpoint.readers.limits import read_index_of, require_name
+from equipoise.checkpoint.readers.limits import frugal, read_index_of, require_name
 from equipoise.checkpoint.readers.mapping import stretch
 from equipoise.checkpoint.tensor_entry import MappedFile, MmapCache, TensorEntry, dtype_name
 from equipoise.errors import InputError
@@ -38,6 +42,32 @@ _DTYPES = {
 }
 
 
+class _Described(NamedTuple):
+    """What the header says of a tensor; `start` is where its numbers begin, from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Numbers:
+    """The numbers of one tensor, in the mapped file and past its mapping; there may be a million."""
+
+    file: MappedFile
+    path: Path
+    name: str
+    start: int
+    dtype: torch.dtype | None
+
+    def read(self, share: float = 1.0) -> Tensor:
+        return self.file.read(self.name, share)
+
+    def stretch(self, low: int, high: int) -> Tensor:
+        assert self.dtype is not None
+        return stretch(self.path, self.start, self.dtype, low, high)
+
+
 def read_safetensors(path: Path, shelf: MmapCache | None = None) -> tuple[TensorEntry, ...]:
     """The tensors of one file. Tied names that `save_model` left out come from the metadata that it wrote.
 
@@ -47,50 +77,51 @@ def read_safetensors(path: Path, shelf: MmapCache | None = None) -> tuple[Tensor
     """
     aliases: dict[str, list[str]] = {}
     with _sound(path) as file:
-        starts = _starts(path)
-        names = dict.fromkeys(file.keys())
-        for dropped, kept in (file.metadata() or {}).items():
-            if kept in names and dropped not in names:
-                aliases.setdefault(kept, []).append(dropped)
-        slices = [(name, file.get_slice(name)) for name in names]
-        described = [(name, tuple(its.get_shape()), str(its.get_dtype())) for name, its in slices]
-    known = {dtype: _DTYPES.get(dtype) for _, _, dtype in described}
+        metadata = file.metadata() or {}
+    length, described = _header(path)
+    for dropped, kept in metadata.items():
+        if kept in described and dropped not in described:
+            aliases.setdefault(kept, []).append(dropped)
+    known = {its.dtype: _DTYPES.get(its.dtype) for its in described.values()}
     largest = max(
-        (math.prod(shape) * its.itemsize for _, shape, dtype in described if (its := known[dtype])), default=0
+        (math.prod(its.shape) * dtype.itemsize for its in described.values() if (dtype := known[its.dtype])), default=0
     )
-    mapped = MappedFile(lambda: _sound(path).get_tensor, largest, shelf)
+    mapped = MappedFile(lambda: _sound(path).get_tensor, largest, shelf, length)
     return tuple(
         TensorEntry(
             name,
-            shape,
-            dtype_name(its) if its else dtype,
-            mapped.reader(name),
+            its.shape,
+            dtype_name(dtype) if dtype else its.dtype,
+            numbers.read,
             tuple(aliases.get(name, ())),
             mapped=True,
-            stretch=partial(stretch, path, starts[name], its) if its else None,
+            stretch=numbers.stretch if dtype else None,
         )
-        for name, shape, dtype in described
-        for its in (known[dtype],)
+        for name in sorted(described)
+        for its in (described.pop(name),)
+        for dtype in (known[its.dtype],)
+        for numbers in (_Numbers(mapped, path, name, 8 + length + its.start, dtype),)
     )
 
 
-def _starts(path: Path) -> dict[str, int]:
-    """Where in the file the numbers of each tensor begin; the header has been found to be sound."""
+def _header(path: Path) -> tuple[int, dict[str, _Described]]:
+    """The length of the header, and each tensor in it; the header has been found to be sound."""
 
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    def once(pairs: list[tuple[str, Any]]) -> object:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise _unsound(path, "a name that is there twice")
+        if isinstance(found.get("shape"), list):
+            return _Described(sys.intern(found["dtype"]), tuple(found["shape"]), found["data_offsets"][0])
         return found
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length), object_pairs_hook=once)
-    return {
-        require_name(name): 8 + length + its["data_offsets"][0]
-        for name, its in header.items()
-        if name != "__metadata__"
-    }
+        header = json.loads(frugal(file.read(length).decode()), object_pairs_hook=once)
+    header.pop("__metadata__", None)
+    for name in header:
+        require_name(name)
+    return length, header
 
 
 def read_index(index: Path) -> tuple[TensorEntry, ...]:

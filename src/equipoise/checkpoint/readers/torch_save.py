@@ -5,6 +5,7 @@ import mmap
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from equipoise.checkpoint.readers.limits import read_index_of
 from equipoise.checkpoint.readers.mapping import mapped, stretch
 from equipoise.checkpoint.readers.paths import unnested
+from equipoise.checkpoint.readers.pickled_tensor import shown
 from equipoise.checkpoint.readers.recognised import foreign_archive
 from equipoise.checkpoint.readers.unpickler import LIMIT, Damaged, PickledTensor, Refused, unpickled
 from equipoise.checkpoint.tensor_entry import TensorEntry
@@ -104,7 +106,7 @@ def _damaged(path: Path, found: str) -> InputError:
 def _archive(path: Path) -> _Contents:
     """A zip archive: one `data.pkl`, and a part for each storage in `data/` beside it."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        parts = archive.infolist()
+        parts = archive.infolist()  # of a million tensors half a kilobyte each: closed before the pickle is read
         pickles = [part for part in parts if part.filename.casefold().rpartition("/")[2] == "data.pkl"]
         names = {part.filename.casefold() for part in parts}
         if foreign := foreign_archive([part.filename for part in parts]):
@@ -116,10 +118,6 @@ def _archive(path: Path) -> _Contents:
         if pickles[0].file_size > LIMIT:
             raise _damaged(path, f"a pickle of {pickles[0].file_size} bytes")
         pickled = archive.read(pickles[0])
-        try:
-            tree = unpickled(io.BytesIO(pickled))
-        except Refused as refused:
-            raise (_Lightning(str(refused)) if _LIGHTNING in pickled else refused) from None
         order = archive.read(f"{top}byteorder")[:8] if f"{top}byteorder" in archive.NameToInfo else b"little"
         size = path.stat().st_size
         places = {
@@ -127,6 +125,10 @@ def _archive(path: Path) -> _Contents:
             for part in parts
             if part.filename.startswith(f"{top}data/")
         }
+    try:
+        tree = unpickled(io.BytesIO(pickled))
+    except Refused as refused:
+        raise (_Lightning(str(refused)) if _LIGHTNING in pickled else refused) from None
     return _Contents(tree, places, swapped=order == b"big")
 
 
@@ -167,7 +169,7 @@ def _legacy(path: Path) -> _Contents:
             if (
                 not isinstance(key, str) or key not in sizes or key in places
             ):  # of how many bytes a number is, nothing else says
-                raise Damaged(f"the numbers {str(key)[:80]!r}, which are of no tensor or there twice")
+                raise Damaged(f"the numbers {shown(key)}, which are of no tensor or there twice")
             count = int.from_bytes(bytes_.read(8), "big" if swapped else "little", signed=True)
             places[key] = _Place(bytes_.tell(), count * sizes[key])
             if not 0 <= count * sizes[key] <= len(bytes_) - bytes_.tell():
@@ -208,12 +210,12 @@ def _one(path: Path, name: str, aliases: tuple[str, ...], held: PickledTensor, c
     start = place.offset + held.offset * storage.dtype.itemsize
     if contents.swapped and held.scale is None:
         return TensorEntry(name, held.shape, held.dtype, partial(_swapped, path, start, held), aliases, reason=reason)
-    slice_ = partial(stretch, path, start, storage.dtype) if _contiguous(held) else None
-    read = _reader(path, start, held)
+    numbers = _Numbers(path, start, held)
     if held.scale is not None and reason is None and not contents.swapped:
-        read, note = _dequantized(path, read, held, contents), f"dequantised: {held.dtype}"
+        read, note = _dequantized(path, numbers.read, held, contents), f"dequantised: {held.dtype}"
         return TensorEntry(name, held.shape, "float32", read, aliases, computed=True, note=note)
-    return TensorEntry(name, held.shape, held.dtype, read, aliases, reason=reason, mapped=True, stretch=slice_)
+    slice_ = numbers.stretch if _contiguous(held) else None
+    return TensorEntry(name, held.shape, held.dtype, numbers.read, aliases, reason=reason, mapped=True, stretch=slice_)
 
 
 def _dequantized(
@@ -236,8 +238,20 @@ def _dequantized(
     return read
 
 
-def _reader(path: Path, start: int, held: PickledTensor) -> Callable[..., Tensor]:
-    return lambda share=1.0: _view(path, start, held)
+@dataclass(frozen=True, eq=False, slots=True)
+class _Numbers:
+    """The numbers of one tensor; there may be a million."""
+
+    path: Path
+    start: int
+    held: PickledTensor
+
+    def read(self, share: float = 1.0) -> Tensor:
+        return _view(self.path, self.start, self.held)
+
+    def stretch(self, low: int, high: int) -> Tensor:
+        assert self.held.storage is not None
+        return stretch(self.path, self.start, self.held.storage.dtype, low, high)
 
 
 def _view(path: Path, start: int, held: PickledTensor) -> Tensor:

@@ -26,7 +26,9 @@ from equipoise.checkpoint.readers.pickled_tensor import (
 )
 
 LIMIT = 256 << 20  # bytes of a pickle: a million tensors need half of it
-_PARTS = 10_000_000  # containers, marks and memo entries in one
+_PARTS = 10_000_000  # containers, marks, memo entries and copies in one, and no more than
+_PARTS_A_BYTE = 2  # of them: each is there by a byte of the pickle, and copied once
+_FEW = 1000  # of them, of which none is too many
 
 
 def unpickled(file: io.BytesIO | mmap.mmap, units: dict[str, int] | None = None) -> object:
@@ -48,14 +50,19 @@ def unpickled(file: io.BytesIO | mmap.mmap, units: dict[str, int] | None = None)
     >>> unpickled(io.BytesIO(pickle.dumps({"epoch": 3, "w": [1.5, None]})))
     {'epoch': 3, 'w': [1.5, None]}
     """
-    return _Machine(file, {} if units is None else units).run()
+    return _Machine(file, {} if units is None else units, _length(file)).run()
+
+
+def _length(file: io.BytesIO | mmap.mmap) -> int:
+    return len(file) if isinstance(file, mmap.mmap) else file.getbuffer().nbytes
 
 
 class _Machine:
     """The stack of a pickle, its memo, and the opcodes' effect on them."""
 
-    def __init__(self, file: io.BytesIO | mmap.mmap, units: dict[str, int]):
+    def __init__(self, file: io.BytesIO | mmap.mmap, units: dict[str, int], length: int):
         self._units = units
+        self._most = min(_PARTS, _PARTS_A_BYTE * length + _FEW)
         self._read, self._readline = file.read, file.readline
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
@@ -99,8 +106,8 @@ class _Machine:
 
     def count(self, parts: int = 1) -> None:
         self._parts += parts
-        if self._parts > _PARTS:
-            raise Refused(f"has more than {_PARTS:,} parts")
+        if self._parts > self._most:
+            raise Refused(f"has more than {self._most:,} parts")
 
     # ---- the stack ----
 
@@ -190,7 +197,7 @@ def _known(name: str) -> object:
         return DTYPES[name]
     if name in _CALLS or name in TENSORS or name in SCHEMES or name in _CLASSES:
         return PickledGlobal(name)
-    raise Refused(f"asks for {name}")
+    raise Refused(f"asks for {name[:200]}")
 
 
 class OddKey:
@@ -220,7 +227,6 @@ def _bytes(encoding: bool) -> Callable[..., str | bytes]:
 
 
 _PLAIN: Mapping[str, Callable[..., object]] = {
-    "torch.Size": lambda shape=(): shape if isinstance(shape, tuple) else tuple(shape),
     "torch.device": lambda *_: None,
     "torch.serialization._get_layout": lambda name: name,
     "builtins.complex": lambda *_: None,
@@ -231,7 +237,7 @@ _PLAIN: Mapping[str, Callable[..., object]] = {
     "numpy.core.multiarray.scalar": lambda *_: None,
     "numpy._core.multiarray.scalar": lambda *_: None,
 }
-_FILLED = ("collections.OrderedDict", "collections.Counter", "builtins.set")
+_FILLED = ("collections.OrderedDict", "collections.Counter", "builtins.set", "torch.Size")
 _CALLS = frozenset({*REBUILDS, *_PLAIN, *_FILLED})
 _MADE = frozenset({*TENSORS, "collections.OrderedDict"}) & _CALLS
 _CLASSES = frozenset({"numpy.ndarray"})
@@ -242,9 +248,11 @@ def _called(function: PickledGlobal, arguments: tuple[object, ...], count: Calla
     if function.name not in _FILLED:
         return (REBUILDS.get(function.name) or _PLAIN[function.name])(*arguments)
     content = arguments[0] if arguments else []
-    if len(arguments) > 1 or not isinstance(content, list | dict):
+    if len(arguments) > 1 or not isinstance(content, list | dict | tuple):
         raise Refused(f"calls {function.name} with what is no list")
-    count(len(content) + 1)
+    count(len(content) + 1)  # copied: a list in the memo could be so any number of times
+    if function.name == "torch.Size":
+        return tuple(content)
     if function.name == "builtins.set":
         return list(content)
     made: dict[object, object] = {}

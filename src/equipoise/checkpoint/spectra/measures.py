@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -129,7 +130,7 @@ def described(
         "heavy_tail_exponent": tail and tail.exponent,
         "heavy_tail_error": tail and tail.error,
         "heavy_tail_distance": tail and tail.distance,
-        "spectrum": values.float().numpy(),
+        "spectrum": values.numpy().astype(np.float32),
     }
 
 
