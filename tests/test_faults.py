@@ -40,6 +40,13 @@ def test_a_watched_training_ends_with_the_same_bits(name, monkeypatch):
     assert loops.outcome(loops.RECIPES[name]).faults == []
 
 
+def test_checkpoints_of_every_format_whole_and_broken():
+    command = [sys.executable, str(FAULTS / "checkpoints.py"), "--count", "70", "--seed", "7"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "code run 0; 56 formats" in found.stdout
+
+
 READERS = ["safetensors", "torch_save", "torch_save, legacy", "onnx", "adapters", "configs", "indices", "strangers"]
 
 

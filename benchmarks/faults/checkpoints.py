@@ -2,16 +2,21 @@
 
     python benchmarks/faults/checkpoints.py --count 10000
 
-Each case is a sound file of some format with bytes flipped, cut off, repeated or swapped with another file's start, or
-a pickle that would leave a mark. A worker analyses it under a limit of memory (the file and 1 GB above what the worker
-has) and of time (10 s); a worker that dies is counted and replaced.
+Each format (`sound_files.py`) is analysed as it is, and then so many cases: one file of a sound checkpoint has bytes
+flipped, cut off, repeated or swapped with another file's start, or is changed inside, the header of safetensors and the
+parts of an archive, with lengths and checksums that fit again. Others are pickles that would leave a mark. A worker
+analyses each under a limit of memory (the file and 1 GB above what the worker has) and of time on the processor (10 s);
+a worker that dies is counted and replaced.
 """
 
 import argparse
+import io
 import multiprocessing as mp
 import pickle
 import random
 import resource
+import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -19,8 +24,12 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-SECONDS = 10
+from sound_files import SOUND, Files
+
+SECONDS = 10  # on the processor
+STUCK = 600  # seconds by the clock, however little of the processor there was
 ROOM = 1 << 30  # bytes above what the worker has, and the file
+TOTALS_EVERY = 500  # cases
 
 
 class Mark:
@@ -33,54 +42,116 @@ class Mark:
         return Path.touch, (Path(self.path),)
 
 
-def seeds(folder):
-    """A sound file of each format, by its name."""
-    import onnx
-    import torch
-    from onnx import helper
-    from safetensors.torch import save_file
-
-    warnings.simplefilter("ignore")
-    state = {"a.weight": torch.randn(6, 5), "b.weight_ih_l0": torch.randn(8, 3), "c": torch.randn(4).half()}
-    save_file(state, folder / "m.safetensors")
-    torch.save({"epoch": 1, "state_dict": state}, folder / "m.pt")
-    torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
-    tensors = [helper.make_tensor(k, 1, v.shape, v.float().flatten().tolist()) for k, v in state.items()]
-    node = helper.make_node("Gemm", ["x", "a.weight"], ["y"])
-    onnx.save(helper.make_model(helper.make_graph([node], "g", [], [], tensors)), folder / "m.onnx")
-    save_file({"base_model.model.a.lora_A.weight": torch.randn(2, 5)}, folder / "adapter_model.safetensors")
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+# ---- mutations ----
 
 
-def mutated(kind, contents, rng, mark):
-    """One case: its name and its bytes."""
-    name = rng.choice(sorted(contents))
-    data = bytearray(contents[name])
-    if kind == "flips":
-        for _ in range(rng.choice((1, 3, 20))):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-    elif kind == "header":
-        place = rng.randrange(min(len(data), 200))
-        data[place : place + 8] = rng.choice((b"\xff" * 8, b"\0" * 8, rng.randbytes(8)))
-    elif kind == "cut":
-        del data[rng.randrange(len(data)) :]
-    elif kind == "repeated":
-        low = rng.randrange(len(data))
-        data[low:low] = data[low : low + rng.randrange(1, 200)] * rng.choice((1, 50))
-    elif kind == "swapped":
-        data[:64] = contents[rng.choice(sorted(contents))][:64]
-    else:  # code, in a pickle of torch.save or a plain one
-        code = pickle.dumps({"w": Mark(mark)}, rng.choice((0, 2, 4)))
-        if rng.random() < 0.5:
-            return "code.pkl", bytes(code)
-        path = Path(mark).with_suffix(".zip")
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("m/data.pkl", code)
-        return "code.pt", path.read_bytes()
-    return name, bytes(data)
+def flips(data: bytes, draw: random.Random, _: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 3, 20))):
+        changed[draw.randrange(len(data))] = draw.randrange(256)
+    return bytes(changed)
 
 
-KINDS = ("flips", "header", "cut", "repeated", "swapped", "code")
+def header(data: bytes, draw: random.Random, _: bytes) -> bytes:
+    place = draw.randrange(min(len(data), 200))
+    return data[:place] + draw.choice((b"\xff" * 8, b"\0" * 8, draw.randbytes(8))) + data[place + 8 :]
+
+
+def cut(data: bytes, draw: random.Random, _: bytes) -> bytes:
+    return data[: draw.randrange(len(data))]
+
+
+def repeated(data: bytes, draw: random.Random, _: bytes) -> bytes:
+    low = draw.randrange(len(data))
+    return data[:low] + data[low : low + draw.randrange(1, 200)] * draw.choice((2, 51)) + data[low:]
+
+
+def swapped(data: bytes, _: random.Random, other: bytes) -> bytes:
+    return other[:64] + data[64:]
+
+
+def inside(data: bytes, draw: random.Random, other: bytes) -> bytes:
+    """Changed where lengths and checksums are made to fit again: a header, a part of an archive, the order of parts."""
+    if data[:4] == b"PK\x03\x04":
+        return _inside_archive(data, draw, other)
+    if data[8:9] == b"{":
+        length = int.from_bytes(data[:8], "little")
+        text = draw.choice((flips, repeated, cut))(data[8 : 8 + length], draw, other)
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    return draw.choice((flips, repeated, header))(data, draw, other)
+
+
+def _inside_archive(data: bytes, draw: random.Random, other: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as source:
+        parts = [(part.filename, source.read(part)) for part in source.infolist()]
+    which = max(draw.randrange(-2, len(parts)), 0)  # the first is the pickle
+    name, contents = parts[which]
+    kind = draw.choice(("contents", "contents", "contents", "renamed", "lost", "twice"))
+    if kind == "contents" and contents:
+        parts[which] = name, draw.choice((flips, flips, cut, repeated))(contents, draw, other)
+    elif kind == "renamed":
+        parts[which] = draw.choice((name.upper(), name + "/", "../" + name, name.replace("/", "\\"))), contents
+    elif kind == "lost":
+        del parts[which]
+    else:
+        parts.append((name, contents))
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as target:
+        warnings.simplefilter("ignore")  # a name twice
+        for name, contents in parts:
+            target.writestr(name, contents)
+    return file.getvalue()
+
+
+def code(draw: random.Random, mark: Path) -> Files:
+    """Code in a pickle of torch.save, or in a plain one."""
+    pickled = pickle.dumps({"w": Mark(mark)}, draw.choice((0, 2, 4)))
+    if draw.random() < 0.5:
+        return {"code.pkl": pickled}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as target:
+        target.writestr("m/data.pkl", pickled)
+    return {"code.pt": file.getvalue()}
+
+
+MUTATIONS = {its.__name__: its for its in (flips, header, cut, repeated, swapped, inside)}
+KINDS = (*MUTATIONS, "code")
+
+
+def case(number: int, sound: dict[str, Files], draw: random.Random, mark: Path) -> tuple[str, str, Files]:
+    """The kind of change, the format, and its files: each format as it is first, then with one file changed."""
+    if number < len(sound):
+        title = sorted(sound)[number]
+        return "as it is", title, sound[title]
+    kind = KINDS[number % len(KINDS)]
+    title, files = changed(kind, sound, draw, mark)
+    return kind, title, files
+
+
+def changed(kind: str, sound: dict[str, Files], draw: random.Random, mark: Path) -> tuple[str, Files]:
+    """The format, and its files with one of them changed."""
+    if kind == "code":
+        return kind, code(draw, mark)
+    title = draw.choice(sorted(sound))
+    files = dict(sound[title])
+    name = draw.choice([name for name, contents in files.items() if contents])
+    other = next(iter(sound[draw.choice(sorted(sound))].values()))
+    files[name] = MUTATIONS[kind](files[name], draw, other)
+    return title, files
+
+
+def written(folder: Path, files: Files) -> Path:
+    """The files in an empty folder; what is to be analysed, which is the folder where its own files are several."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, contents in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents)
+    several = len(files) > 1 and not (folder / "adapter").exists()
+    return folder if several else folder / next(iter(files))
+
+
+# ---- the worker ----
 
 
 def work(pipe):
@@ -93,12 +164,14 @@ def work(pipe):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     eq.analyze({"w": torch.randn(4, 4)})
+    pipe.send("ready")
     while True:
         path, size = pipe.recv()
+        adapter = path.parent / "adapter"
         limit = psutil.Process().memory_info().vms + size + ROOM
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         try:
-            eq.analyze(path, heavy_tail=False)
+            eq.analyze(path, heavy_tail=False, adapter=adapter if adapter.is_dir() else None)
             pipe.send("analysed")
         except eq.errors.EquipoiseError as error:
             pipe.send("refused in one line" if str(error).isprintable() else "more than one visible line")
@@ -117,24 +190,41 @@ class Worker:
         self.process = mp.get_context("fork").Process(target=work, args=(other,), daemon=True)
         self.process.start()
         other.close()
+        self.pipe.recv()
 
-    def outcome(self, path):
-        """How it went with one file."""
+    def seconds(self) -> float:
+        """What it has had of the processor."""
+        import psutil
+
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
+    def outcome(self, path, size):
+        """How it went with one checkpoint."""
         try:
-            self.pipe.send((str(path), path.stat().st_size))
-            if self.pipe.poll(SECONDS if self.warm else 120):
-                self.warm = True
-                return self.pipe.recv()
+            before, begun = self.seconds(), time.monotonic()
+            self.pipe.send((path, size))
+            while not self.pipe.poll(1.0):
+                if self.seconds() - before > SECONDS or time.monotonic() - begun > STUCK:
+                    break
+            if self.pipe.poll():
+                said = self.pipe.recv()
+                if self.seconds() - before <= SECONDS:
+                    return said
             said = f"above {SECONDS} s"
         except (EOFError, BrokenPipeError, ConnectionResetError):
             said = "worker died"
         self.process.kill()
         self.process.join()
         self.start()
-        self.warm = False
         return said
 
-    warm = False
+
+def totals(table: Counter) -> dict[str, int]:
+    total = Counter()
+    for (_, said), count in table.items():
+        total[said] += count
+    return dict(total)
 
 
 def main():
@@ -143,35 +233,33 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     options = parser.parse_args()
-    rng, table, started = random.Random(options.seed), Counter(), time.perf_counter()
+    draw, table, formats, started = random.Random(options.seed), Counter(), Counter(), time.perf_counter()
+    sound = {title: make() for title, make in SOUND.items()}
+    bad, code_run = [], 0
     with tempfile.TemporaryDirectory() as name:
-        folder, worker, code_run = Path(name), Worker(), 0
-        (folder / "seeds").mkdir()
-        contents = seeds(folder / "seeds")
-        bad = []
-        for number in range(options.count):
+        folder, worker = Path(name), Worker()
+        mark = folder / "mark"
+        for number in range(len(sound) + options.count):
             if time.perf_counter() - started > options.seconds:
                 break
-            kind, mark = KINDS[number % len(KINDS)], folder / "mark"
-            title, data = mutated(kind, contents, rng, mark)
-            case = folder / title
-            case.write_bytes(data)
-            said = worker.outcome(case)
+            kind, title, files = case(number, sound, draw, mark)
+            path = written(folder / "case", files)
+            said = worker.outcome(path, sum(map(len, files.values())))
             table[kind, said] += 1
+            formats[title, said] += 1
             if said not in ("analysed", "refused in one line"):
                 bad.append((number, kind, title, said))
+                print("case", *bad[-1], file=sys.stderr, flush=True)
             code_run += mark.exists()
             mark.unlink(missing_ok=True)
-            case.unlink()
+            if (number + 1) % TOTALS_EVERY == 0:  # a campaign that is stopped leaves these
+                print(f"so far {number + 1}: {totals(table)}; code run {code_run}", file=sys.stderr, flush=True)
         worker.process.kill()
-    for (kind, said), count in sorted(table.items()):
-        print(f"{kind:10} {said:40} {count:6}")
-    total = Counter()
-    for (_, said), count in table.items():
-        total[said] += count
-    print(f"all {sum(total.values())}: {dict(total)}; code run {code_run}; {time.perf_counter() - started:.0f} s")
-    for its in bad[:20]:
-        print("case", *its)
+    for counted in (formats, table):
+        for (kind, said), count in sorted(counted.items()):
+            print(f"{kind:32} {said:40} {count:6}")
+    seconds = time.perf_counter() - started
+    print(f"all {sum(table.values())}: {totals(table)}; code run {code_run}; {len(sound)} formats; {seconds:.0f} s")
     return 1 if bad or code_run else 0
 
 
