@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -130,7 +129,7 @@ def described(
         "heavy_tail_exponent": tail and tail.exponent,
         "heavy_tail_error": tail and tail.error,
         "heavy_tail_distance": tail and tail.distance,
-        "spectrum": values.numpy().astype(np.float32),
+        "spectrum": values.float().numpy(),
     }
 
 
