@@ -51,7 +51,7 @@ class _Described(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Numbers:
+class _MappedNumbers:
     """The numbers of one tensor, in the mapped file and past its mapping; there may be a million."""
 
     file: MappedFile
@@ -100,7 +100,7 @@ def read_safetensors(path: Path, shelf: MmapCache | None = None) -> tuple[Tensor
         for name in sorted(described)
         for its in (described.pop(name),)
         for dtype in (known[its.dtype],)
-        for numbers in (_Numbers(mapped, path, name, 8 + length + its.start, dtype),)
+        for numbers in (_MappedNumbers(mapped, path, name, 8 + length + its.start, dtype),)
     )
 
 

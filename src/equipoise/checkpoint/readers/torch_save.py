@@ -210,7 +210,7 @@ def _one(path: Path, name: str, aliases: tuple[str, ...], held: PickledTensor, c
     start = place.offset + held.offset * storage.dtype.itemsize
     if contents.swapped and held.scale is None:
         return TensorEntry(name, held.shape, held.dtype, partial(_swapped, path, start, held), aliases, reason=reason)
-    numbers = _Numbers(path, start, held)
+    numbers = _StoredNumbers(path, start, held)
     if held.scale is not None and reason is None and not contents.swapped:
         read, note = _dequantized(path, numbers.read, held, contents), f"dequantised: {held.dtype}"
         return TensorEntry(name, held.shape, "float32", read, aliases, computed=True, note=note)
@@ -239,7 +239,7 @@ def _dequantized(
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Numbers:
+class _StoredNumbers:
     """The numbers of one tensor; there may be a million."""
 
     path: Path
