@@ -214,9 +214,10 @@ def test_contradictory_examples_are_proved_hopeless(monkeypatch, capsys):
     assert told["reason"] == "examples 0 and 1 are the same input with two labels"
 
 
-def test_dead_neurons_stall_and_are_named(capsys):
-    arguments = ["--data", "separable", "--widths", "2,2", "--linear-tail", "1", "--seed", "1", "--n", "40", "--quiet"]
-    code, out, _ = call(capsys, "flow", *arguments, "--json")
+def test_dead_neurons_stall_and_are_named(monkeypatch, capsys):
+    """One neuron, off for one of two opposite inputs."""
+    X, y = torch.tensor([[1.0], [-2.0]]).double(), torch.tensor([1.0, -1.0]).double()
+    code, out, _ = told_of(monkeypatch, capsys, X, y, "--widths", "1", "--seed", "1")
     told = json.loads(out)
     assert (code, told["status"]) == (1, "stalled")
     assert told["log_loss"] > -30

@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -64,6 +65,13 @@ def network(name):
     return model, torch.randn(50, *shape, dtype=torch.float64)
 
 
+@cache
+def decomposed(name):
+    """A network, its inputs, and its parts, for tests that change none of them."""
+    model, x = network(name)
+    return model, x, decompose(model, x)
+
+
 def products(parts):
     """`Φ_π` of every leaf, from its magnitude and the signs on its way."""
     leaves = parts._unrolled[1]
@@ -77,8 +85,7 @@ def products(parts):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_parts_make_the_model(name):
-    model, x = network(name)
-    parts = decompose(model, x)
+    model, x, parts = decomposed(name)
     error = (parts(x) - model(x).detach()).abs().max()
     assert error <= 1e-12 * model(x).detach().abs().max()
     assert parts.tree.paths == parts.paths
@@ -86,12 +93,11 @@ def test_the_parts_make_the_model(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sums_over_paths_are_those_of_the_enumeration(name):
-    model, x = network(name)
-    near = copy.deepcopy(model)
+    model, _, parts = decomposed(name)
+    near, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in near.parameters():
-            parameter.add_(1e-9 * torch.randn_like(parameter))
-    parts = decompose(model, x)
+            parameter.add_(1e-9 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     here, there = products(parts), products(parts.at(near))
     assert parts.path_norm == pytest.approx(float(here.abs().sum()), rel=1e-13)
     assert parts.inner(near) == pytest.approx(float(here @ there), rel=1e-13)
@@ -125,8 +131,8 @@ def test_leaves_are_multilinear_in_magnitudes_and_the_tree_knows_only_signs():
 
 
 def test_rescaling_a_neuron_moves_no_path():
-    model, _ = network("chain")
-    parts, weights = decompose(model), dict(decompose(model).weights)
+    parts = decomposed("chain")[2]
+    weights = dict(parts.weights)
     rescaled = weights | {
         "layer1.weight": weights["layer1.weight"] * 7,
         "layer1.bias": weights["layer1.bias"] * 7,
@@ -145,13 +151,13 @@ def test_a_weight_of_zero_is_an_edge():
 
 
 def test_large_networks_are_measured_and_not_unrolled():
-    model = mlp([784, 64, 64, 64, 1])
+    model = mlp([784, 64, 64, 1])
     parts = decompose(model)
-    assert parts.paths == 784 * 64**3
+    assert parts.paths == 784 * 64**2
     assert parts.path_norm > 0
-    with pytest.raises(InputError, match=r"at most 100,000 paths to unroll; found 205,520,896; pass max_paths="):
+    with pytest.raises(InputError, match=r"at most 100,000 paths to unroll; found 3,211,264; pass max_paths="):
         parts(torch.ones(1, 784))
-    assert decompose(mlp([2] + [100] * 40 + [1])).paths == pytest.approx(2e80, rel=1e-12)
+    assert decompose(mlp([2] + [100] * 10 + [1])).paths == pytest.approx(2e20, rel=1e-12)
 
 
 def test_what_cannot_be_decomposed_is_named():
@@ -175,7 +181,7 @@ def test_what_cannot_be_decomposed_is_named():
 
 
 def test_the_picture(tmp_path):
-    parts = decompose(network("skip")[0])
+    parts = decomposed("skip")[2]
     drawn = parts.draw(tmp_path / "net.svg").read_text()
     assert "91 paths" in drawn
     assert parts.draw(tmp_path / "again.svg").read_text() == drawn

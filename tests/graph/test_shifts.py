@@ -205,18 +205,12 @@ def test_as_many_as_there_are_and_each_holds(name):
     build, inputs = {**SPELLINGS, **USES}[name]
     model, data = build().double(), inputs()
     laws = [law for law in invariances(model, data) if law.kind == "shift"]
+    assert laws or name in USES  # every spelling has some
     assert sum(law.count for law in laws) == linear_laws(model, data)
     run_backward(model, data, None)
     gradients = {label: parameter.grad for label, parameter in model.named_parameters()}
     for law in laws:
         assert law.residual(dict(model.named_parameters()), gradients) < 1e-14, law.name
-
-
-@pytest.mark.parametrize("name", SPELLINGS)
-def test_every_spelling_has_some(name):
-    torch.manual_seed(0)
-    build, inputs = SPELLINGS[name]
-    assert any(law.kind == "shift" for law in invariances(build().double(), inputs()))
 
 
 def test_the_row_of_the_padding_does_not_move_with_the_others():

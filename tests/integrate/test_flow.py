@@ -25,8 +25,8 @@ from equipoise.integrate.loop import run_flow
 from equipoise.integrate.manifest import Origin
 recorder.CHECKPOINT_SECONDS = 0.0
 network = json.loads(sys.argv[2])
-run_flow(eq.networks.mlp(**network), eq.data.load("separable", n=30, d=5), until=eq.LogLoss(-1e4), out=sys.argv[1],
-         save_at=[eq.Steps(6), eq.LogLoss(-5e3 / 3)], origin=Origin(network, 0))
+run_flow(eq.networks.mlp(**network), eq.data.load("separable", n=30, d=5), until=eq.LogLoss(-1e3), out=sys.argv[1],
+         save_at=[eq.Steps(6), eq.LogLoss(-500 / 3)], origin=Origin(network, 0))
 """
 
 
@@ -114,7 +114,7 @@ def test_a_run_killed_at_any_instant_ends_with_the_same_numbers(tmp_path):
     process.wait()
     assert not (killed / "result.json").exists()
     eq.resume(killed)
-    small_flow(until=eq.LogLoss(-1e4), out=tmp_path / "whole", save_at=[eq.Steps(6), eq.LogLoss(-5e3 / 3)])
+    small_flow(until=eq.LogLoss(-1e3), out=tmp_path / "whole", save_at=[eq.Steps(6), eq.LogLoss(-500 / 3)])
     with Store.open(tmp_path / "whole") as whole, Store.open(killed) as resumed:
         assert len(whole.weights()) == 4
         assert resumed.weights() == whole.weights()

@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -45,6 +46,12 @@ def train(steps, spoil=None, at=None, **arguments):
     return [p.detach().clone() for p in model.parameters()], log, [str(each.message) for each in warned]
 
 
+@cache
+def undisturbed():
+    """Eight steps without a folder."""
+    return train(8)
+
+
 def figures(log):
     table = log.table()
     return table[table.observer != "watch"].reset_index(drop=True)
@@ -70,7 +77,7 @@ def test_a_training_goes_on_without_its_folder(tmp_path, monkeypatch, seconds, w
         yield
 
     monkeypatch.setattr(disk, "_COMMIT_SECONDS", seconds)
-    alone, memory, _ = train(8)
+    alone, memory, _ = undisturbed()
     weights, log, warned = train(8, spoil, 2, out=folder)
     assert all(map(torch.equal, alone, weights))
     assert len(warned) == 1

@@ -120,9 +120,12 @@ def pooled_to_one_place():
     return model, on_positive(data.load("separable", n=8, d=4, seed=0))
 
 
+DEPTHS = {dense_skip: -1e5, pooled_to_one_place: -1e3}  # where the bound from the start says something
+
+
 @cache
 def deep_run(network):
-    return flow(*network(), until=LogLoss(-1e5), observe=())
+    return flow(*network(), until=LogLoss(DEPTHS[network]), observe=())
 
 
 @pytest.fixture(params=[dense_skip, pooled_to_one_place])
@@ -203,7 +206,7 @@ def test_tampered_weights_leave_the_bound(deep):
     assert any("pattern classes" in line for line in stale.differences)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([0.01, 1.0]), st.sampled_from(["dense", "conv", "pointwise", "tokens"]))
 def test_the_bounds_hold_for_any_weights_whatever_made_them(seed, spread, kind):
     """Pure algebra, near rank one and far from it."""

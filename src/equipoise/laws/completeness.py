@@ -56,9 +56,9 @@ def completeness(
 
     >>> from torch import nn
     >>> from equipoise.laws import invariances
-    >>> laws = invariances(nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)), torch.ones(3, 2))
+    >>> laws = invariances(nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)), torch.ones(3, 2))
     >>> completeness(laws.captured, laws)
-    Completeness(parameters=12, rank=6, found=6)
+    Completeness(parameters=6, rank=3, found=3)
     """
     shapes = {captured.parameters[node.name]: tuple(node.meta["val"].shape) for node in _parameters(captured)}
     size = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
