@@ -244,22 +244,27 @@ def saved_by_torch(state, folder):
     return folder / "m.pt"
 
 
-@pytest.mark.parametrize(
-    ("save", "shape", "count"),
-    [
-        (single, (64, 120_000), 4),
-        pytest.param(single, (2000, 2000), 2, marks=pytest.mark.slow),
-        pytest.param(single, (3072, 768), 6, marks=pytest.mark.slow),
-        pytest.param(single, (768, 3072), 6, marks=pytest.mark.slow),
-        pytest.param(saved_by_torch, (120_000, 64), 4, marks=pytest.mark.slow),
-        (saved_by_torch, (3000, 900), 6),
-        (external, (120_000, 64), 4),
-    ],
-)
-def test_memory_is_that_of_one_tensor(save, shape, count, tmp_path):
-    one = torch.randn(shape)  # 11 to 31 MB
-    path = save({f"w{place}": one + place for place in range(count)}, tmp_path)
-    run = [sys.executable, "-c", PEAK, str(path)]
-    rows, peak = map(int, subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
-    assert rows == count
-    assert peak < 3 * one.nbytes
+SAVED = [(saved_by_torch, (3000, 900), 6), (single, (64, 120_000), 4), (external, (120_000, 64), 4)]
+MORE = [
+    (single, (3072, 768), 6),
+    (single, (768, 3072), 6),
+    (single, (2000, 2000), 2),
+    (saved_by_torch, (120_000, 64), 4),
+]
+
+
+@pytest.mark.parametrize("files", [SAVED, pytest.param(MORE, marks=pytest.mark.slow)], ids=["some", "more"])
+def test_memory_is_that_of_one_tensor(files, tmp_path):
+    """Each file in its turn, in one process, the smallest tensors (of 9 to 31 MB) first."""
+    paths, expected = [], []
+    for place, (save, shape, count) in enumerate(files):
+        folder, one = tmp_path / str(place), torch.randn(shape)
+        folder.mkdir()
+        paths.append(str(save({f"w{k}": one + k for k in range(count)}, folder)))
+        expected.append((count, 3 * one.nbytes))
+    run = [sys.executable, "-c", PEAK, *paths]
+    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    for line, (count, most) in zip(said, expected, strict=True):
+        rows, peak = map(int, line.split())
+        assert rows == count
+        assert peak < most

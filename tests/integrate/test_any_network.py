@@ -48,10 +48,10 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", sampled(NETWORKS, ["prelu", "average", "gelu"]))
+@pytest.mark.parametrize("name", sampled(NETWORKS, ["attention", "prelu", "average", "gelu"]))
 def test_laws_to_rounding(name):
     torch.manual_seed(0)
-    run = eq.flow(NETWORKS[name](), digits(), until=eq.Steps(12), observe=[eq.Drift()])
+    run = eq.flow(NETWORKS[name](), digits(20), until=eq.Steps(8), observe=[eq.Drift()])
     start = run.table().log_loss.iloc[0]
     assert run.status == "reached"
     assert run.log_loss < start - 1
@@ -88,7 +88,7 @@ def test_squared_loss_for_laws_and_trajectories():
 
 
 def test_single_precision_keeps_the_laws_to_its_own_rounding():
-    run = eq.flow(mlp([64, 8, 6, 1], 2), digits(), until=eq.LogLoss(-1e3), observe=[eq.Drift()], dtype=torch.float32)
+    run = eq.flow(mlp([64, 8, 6, 1], 2), digits(20), until=eq.LogLoss(-1e2), observe=[eq.Drift()], dtype=torch.float32)
     assert run.status == "reached"
     assert {tensor.dtype for tensor in run.final.values()} == {torch.float32}
     assert run.summary()["precision"] == "float32"
@@ -142,24 +142,24 @@ def bent(name, **settings):
     return eq.flow(Maxout(*BENT[name]), (X, y), observe=[eq.Drift()], **settings)
 
 
-def test_a_maximum_is_the_same_however_it_is_written():
-    pool, *others = (bent(name, until="growth=0.05") for name in ("pool", "amax", "minimum"))
+@pytest.mark.parametrize("written", sampled(["amax", "maximum", "minimum"], ["amax", "maximum"]))
+def test_a_maximum_is_the_same_however_it_is_written(written):
+    pool, other = (bent(name, until="growth=0.03") for name in ("pool", written))
     assert pool.status == "reached"
-    for other in others:
-        for name, weight in pool.final.items():
-            torch.testing.assert_close(other.final[name], weight, rtol=1e-4, atol=1e-4)
-        assert other.last("drift", "relative_drift", "worst vertex") < 1e-15
+    for name, weight in pool.final.items():
+        torch.testing.assert_close(other.final[name], weight, rtol=1e-4, atol=1e-4)
+    assert other.last("drift", "relative_drift", "worst vertex") < 1e-15
 
 
 @pytest.mark.parametrize("name", sampled(["hardtanh", "hardswish", "selu"], ["hardtanh", "selu"]))
 def test_what_bends_otherwise_does_not_stall_either(name):
-    run = bent(name, until=eq.Steps(40))
+    run = bent(name, until=eq.Steps(12))
     assert run.status == "reached"
 
 
 def test_a_stall_at_a_kink_that_is_not_followed_says_so():
     model = Maxout(lambda z: F.max_pool1d(z[:, None], 2, dilation=3)[:, 0], 5)
-    X = torch.randn(20, 5, generator=torch.Generator().manual_seed(1)).double()
+    X = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)).double()
     run = eq.flow(model, (X, torch.where(X[:, 0] * X[:, 1] > 0, 1.0, -1.0)), observe=[])
     assert run.status == "stalled"
     assert "max_pool1d bends where no kink is followed" in run.reason
@@ -177,7 +177,7 @@ def test_weights_may_be_single_numbers():
             return self.direct * x[:, :1] + self.u * self.v * x[:, 1:]
 
     X, y = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([1.0, -1.0])
-    run = eq.flow(Scalars(), (X, y), until=eq.LogLoss(-30.0))
+    run = eq.flow(Scalars(), (X, y), until=eq.LogLoss(-5.0))
     assert run.status.reached
     start, end = (float(w["u"] ** 2 - w["v"] ** 2) for w in (run.initial, run.final))
     assert end == pytest.approx(start, rel=1e-12)

@@ -142,7 +142,7 @@ def test_ties_of_a_maximum_are_followed_to_second_order():
 
     start = flat(model.parameters())
     exact, slopes = reference.slid(margins, tie, start, grown(start, 0.2))
-    found = errors(model, exact, 0.2, (0.1, 0.05, 0.025))
+    found = errors(model, exact, 0.2, (0.1, 0.05))
     assert 0.55 < float(slopes) < 0.95
     assert 1.7 < slope(found) < 2.3, found
     run = eq.flow(model, (X, Y), until=eq.Growth(0.2))
@@ -206,7 +206,7 @@ def test_vertex_and_pair_laws_of_handwritten_digits_while_pairs_slide():
     run = eq.flow(
         eq.networks.mlp([784, 32, 32, 1], linear_tail=1),
         data,
-        until=eq.LogLoss(-1e3),
+        until=eq.LogLoss(-1e2),
         save_at=[eq.Steps(12)],
         observe=[eq.Drift(), eq.Activity(), seen],
     )
@@ -224,13 +224,12 @@ def test_vertex_and_pair_laws_of_handwritten_digits_while_pairs_slide():
     assert float(drift[~agree].max()) > 1e-6
 
 
-@pytest.mark.parametrize(("n", "count"), [(10, 40), pytest.param(40, 100, marks=pytest.mark.slow)])
-def test_no_step_keeps_the_slopes_of_the_step_before_where_that_raises_the_loss(n, count):
+def test_no_step_keeps_the_slopes_of_the_step_before_where_that_raises_the_loss():
     """Two narrow layers of ReLUs: a pair that has left its kink moves nothing by its old slope, and seems settled."""
-    model, examples = eq.networks.mlp([20, 2, 2, 1], linear_tail=1, seed=1), eq.data.load("separable", n=n, seed=1)
+    model, examples = eq.networks.mlp([20, 2, 2, 1], linear_tail=1, seed=1), eq.data.load("separable", n=40, seed=1)
     run = eq.flow(model, examples, until=eq.LogLoss(-1000), max_steps=300)
     steps = [record for record in run.records if record.quantity == "step_size"]
     assert run.status == "stalled"
-    assert len(steps) > count
+    assert len(steps) > 100
     for before, after in pairwise(steps):  # a step may miss by what a second-order step neglects
         assert after.log_loss - before.log_loss < 2e-6 + 0.1 * after.value**2

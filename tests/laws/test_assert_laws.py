@@ -42,8 +42,7 @@ def model():
     return Normed()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("dtype", "parts"), [(torch.float32, 1), (torch.float64, 2)])
 def test_a_right_gradient_passes_with_laws_that_an_eps_breaks(model, dtype, parts):
     found = assert_laws(model.to(dtype), TOKENS, backward=backward(parts=parts))
     assert not found.unjudged

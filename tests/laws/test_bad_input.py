@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.export.program import arguments  # the public functions' signatures are checked while tests run
 from equipoise.laws import Between, Diagonal, invariances
-from equipoise.laws.collection import _refuse
+from equipoise.laws.reading import _refuse
 from helpers.cases import LowRank
 
 

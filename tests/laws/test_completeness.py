@@ -18,7 +18,13 @@ def formula(n, r, m):
 
 @pytest.mark.parametrize(
     ("widths", "functions", "quadratics"),
-    [((3, 2, 4), 3, 3), pytest.param((2, 5, 2), 14, 15, marks=pytest.mark.slow), ((1, 4, 1), 7, 10)],
+    [
+        ((2, 2, 2), 3, 3),
+        ((1, 3, 1), 5, 6),
+        pytest.param((3, 2, 4), 3, 3, marks=pytest.mark.slow),
+        pytest.param((2, 5, 2), 14, 15, marks=pytest.mark.slow),
+        pytest.param((1, 4, 1), 7, 10, marks=pytest.mark.slow),
+    ],
 )
 def test_two_layer_linear_networks(widths, functions, quadratics):
     laws = invariances(linear(*widths), torch.ones(3, widths[0]))

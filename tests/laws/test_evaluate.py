@@ -15,6 +15,9 @@ from equipoise.laws.evaluate import moments, sketched
 from equipoise.laws.law import named
 from equipoise.laws.predict import predict_drift
 from helpers.cases import case
+from helpers.sampling import sampled
+
+PLANNED = ("linear tail", "depthwise, transposed", "gpt, tied", "llama", "unet", "resnet")
 
 
 def close(flat, value):
@@ -43,7 +46,7 @@ def trained():
     return model, laws, optimizer, weights, gradients
 
 
-@pytest.mark.parametrize("name", ["linear tail", "depthwise, transposed", "gpt, tied", "llama", "unet", "resnet"])
+@pytest.mark.parametrize("name", sampled(PLANNED, ["llama", "unet", "resnet"]))
 def test_a_plan_equals_the_laws_themselves(name, monkeypatch, derived):
     model, laws = case(name).model(), derived(name)
     weights = named(model)
@@ -110,10 +113,10 @@ def test_a_sketch_of_residuals_is_unbiased_in_the_square(derived):
     laws, weights = derived("linear tail"), named(case("linear tail").model())
     wrong = random_like(weights, seed=5)
     exact = laws.residual(weights, wrong)
-    sketches = [laws.residual(weights, wrong, sketch=2, seed=seed) for seed in range(400)]
+    sketches = [laws.residual(weights, wrong, sketch=2, seed=seed) for seed in range(100)]
     for law in laws:
         squares = torch.stack([found[law.name] for found in sketches]).square()
-        spread = squares.std() / 400**0.5
+        spread = squares.std() / 100**0.5
         assert abs(squares.mean() - exact[law.name].square()) <= 4 * spread + 1e-12
         assert (spread > 1e-12) == (law.kind == "linear")
 

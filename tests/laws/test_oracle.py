@@ -291,6 +291,9 @@ SLOW = [
     *("rotary with biases", "rotary grouped query", "rotary", "two heads", "hand-written attention"),
     *("bidirectional recurrent", "linear before a tanh RNN, two layers", "bilinear with itself", "depthwise"),
     *("hand-written layer norm, eps 0", "instance norm, eps 0", "batch norm of a convolution, eps 0", "transposed"),
+    *("grouped query", "pre-norm residual", "recurrent with two biases", "gatv2", "nn.MultiheadAttention"),
+    *("products of queries and keys", "normalised queries and keys", "head of width 3 without biases", "ReLU cell"),
+    *("batch norm with statistics", "concatenation", "bilinear on the data", "layer norm, eps 0", "product"),
 ]
 
 

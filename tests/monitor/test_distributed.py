@@ -27,10 +27,16 @@ def alone():
     return {"network": log_of_one_process(ranks.network), "tokens": log_of_one_process(ranks.tokens)}
 
 
+# What a training and its first export import, once for all processes.
+IMPORTED = ["torch.distributed.fsdp", "torch.export._trace", "torch.fx.experimental.symbolic_shapes", "torch._dynamo"]
+IMPORTED += ["torch._functorch.aot_autograd", "torch._inductor.test_operators", "equipoise.monitor", "equipoise.laws"]
+IMPORTED += ["pandas", "sqlite3"]
+
+
 def run(each, target):
     """One process for the arguments of each, to its end."""
-    server = multiprocessing.get_context("forkserver")  # what they import is imported once for all of them
-    server.set_forkserver_preload(["torch.distributed.fsdp", "torch.export", "equipoise.monitor", "pandas", "sqlite3"])
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(IMPORTED)
     processes = [server.Process(target=target, args=its) for its in each]
     for process in processes:
         process.start()
@@ -65,7 +71,7 @@ def check(folder, alone):
 SLOW = pytest.mark.slow
 KINDS = [
     ("ddp", "network", 2),
-    ("fsdp", "network", 2),
+    pytest.param("fsdp", "network", 2, marks=SLOW),  # as with accumulation, below
     ("tp", "network", 2),
     ("2d", "network", 4),
     pytest.param("fsdp", "network", 4, marks=SLOW),

@@ -52,7 +52,7 @@ def sines(found, lower, upper, rank=1):
     return float(angles.sin().square().sum())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(networks)
 def test_the_bounds_hold_for_any_weights_whatever_made_them(found):
     """T3.1 and T3.2 from the current matrices are pure algebra."""
@@ -64,7 +64,7 @@ def test_the_bounds_hold_for_any_weights_whatever_made_them(found):
     assert ranks[whole.layers[-1].weight] == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(networks, st.integers(0, 2**31))
 def test_the_bounds_hold_from_any_start_once_the_drift_is_added(found, seed):
     whole = tail.LinearTail(layers(len(found), rectified=0))
@@ -87,7 +87,7 @@ def several(widths, outputs, seed, spread, scale):
     return {f"w{k}": u @ strengths @ v.T + spread * normal(len(u), len(v)) for k, (u, v) in enumerate(pairs)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(3, 8), min_size=2, max_size=4),
     st.integers(2, 4),
@@ -176,7 +176,7 @@ def test_rounding_is_within_its_bound_where_nothing_else_is():
     assert float((computed - exact).norm()) <= spectral_bounds.law_rounding(*chain, found)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 30.0]))
 def test_margins_force_the_norms_up(seed, scale):
     """T3.3 from any start: the drift of the differences of squares is taken off the bound."""
@@ -206,7 +206,7 @@ def test_a_network_without_a_tail_is_refused():
         tail.LinearTail.of((), weights([2, 3, 2]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(1, 4), min_size=2, max_size=4),
     st.integers(2, 5),

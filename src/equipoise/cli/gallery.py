@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -97,45 +98,54 @@ def run(
     if not (claims or every):
         refuse_ignored("papers", {"--data": data is not None})
     chosen = integers("--seeds", seeds, "0,1,2") if seeds else None
-    fields: Fields = {}
-    failed = False
-    asked = data.split(",") if data else None
+    cases = _Cases(chosen, jobs, backend, resume, out)
+    parts: list[_Part] = []
     if claims or every:
-        with _progress_of_cases(quiet, "claims") as callback:
-            results = rooms.run(
-                *claims,
-                data=asked,
-                seeds=chosen,
-                jobs=jobs,
-                backend=backend,
-                resume=resume,
-                out=out,
-                callback=callback,
-            )
-        fields |= _fields(results, out)
-        failed |= bool(results.failed)
-        if not json:
-            Console().print(_shown(results))
+        parts.append(_printed(_run_claims(claims, data.split(",") if data else None, cases, quiet), json))
     if keys or papers:
-        with _progress_of_cases(quiet, "papers") as callback:
-            found = literature.run_papers(
-                *keys,
-                full=full,
-                seeds=chosen,
-                jobs=jobs,
-                backend=backend,
-                minutes=minutes,
-                resume=resume,
-                out=out,
-                callback=callback,
-            )
-        fields |= _paper_fields(found, out)
-        failed |= bool(found.differing)
-        if not json:
-            Console().print(_shown_papers(found))
+        parts.append(_printed(_run_papers(keys, full, minutes, cases, quiet), json))
     if json:
-        say(line(fields))
-    return 1 if failed else 0
+        say(line({name: value for part in parts for name, value in part.fields.items()}))
+    return 1 if any(part.failed for part in parts) else 0
+
+
+@dataclass(frozen=True)
+class _Cases:
+    """Options that claims and papers share."""
+
+    seeds: list[int] | None
+    jobs: int
+    backend: str
+    resume: bool
+    out: Path
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Results of the claims, or of the papers."""
+
+    fields: Fields
+    failed: bool
+    table: Table
+
+
+def _printed(part: _Part, json: bool) -> _Part:
+    """The part, its table printed unless JSON was asked for."""
+    if not json:
+        Console().print(part.table)
+    return part
+
+
+def _run_claims(names: Sequence[str], data: Sequence[str] | None, cases: _Cases, quiet: bool) -> _Part:
+    with _progress_of_cases(quiet, "claims") as callback:
+        results = rooms.run(*names, data=data, callback=callback, **vars(cases))
+    return _Part(_fields(results, cases.out), bool(results.failed), _shown(results))
+
+
+def _run_papers(keys: Sequence[str], full: bool, minutes: float | None, cases: _Cases, quiet: bool) -> _Part:
+    with _progress_of_cases(quiet, "papers") as callback:
+        found = literature.run_papers(*keys, full=full, minutes=minutes, callback=callback, **vars(cases))
+    return _Part(_paper_fields(found, cases.out), bool(found.differing), _shown_papers(found))
 
 
 def _require_choice(names: Sequence[str], every: bool, papers: bool) -> None:

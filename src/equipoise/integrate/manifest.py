@@ -15,7 +15,7 @@ from equipoise.errors import EquipoiseError, InputError, StoreError, one_line
 from equipoise.integrate.goals import Goal, parse_goal
 from equipoise.integrate.problem import Problem, build_problem, trained_copy
 from equipoise.integrate.steppers import STEPPERS, Stepper
-from equipoise.losses import AdjustedCrossEntropy, Loss, named_loss
+from equipoise.losses import AdjustedCrossEntropy, Loss, adjustment_of, named_loss
 from equipoise.networks import mlp
 from equipoise.observers import Observer
 from equipoise.store import Json, Store
@@ -47,13 +47,14 @@ class FlowArguments:
 
 def describe_flow(problem: Problem, asked: FlowArguments, origin: Origin) -> Json:
     """The manifest: all that a run is read and resumed from, except its weights, and models and data of one's own."""
+    adjustment = adjustment_of(problem.loss)
     return {
         "kind": KIND,
         "network": None if origin.network is None else dict(origin.network),
         "layers": [{"weight": layer.weight, "bias": layer.bias, "kind": layer.kind} for layer in problem.chain or ()],
         "data": asdict(problem.data.provenance),
         "loss": problem.loss.name,
-        "loss_adjustment": dict(problem.loss.description()) if isinstance(problem.loss, AdjustedCrossEntropy) else None,
+        "loss_adjustment": None if adjustment is None else dict(adjustment.description()),
         "seed": origin.seed,
         "options": None if origin.options is None else dict(origin.options),
         "arguments": {

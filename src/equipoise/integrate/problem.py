@@ -23,7 +23,7 @@ from equipoise.integrate.margins.readout import AdjustedReadout, BinaryReadout, 
 from equipoise.integrate.objective import ExampleWeights, Objective, positions_in_data, shares, weighted_examples
 from equipoise.integrate.validation import outputs_of_two, require_parameters, require_trainable
 from equipoise.laws import Laws, invariances
-from equipoise.losses import AdjustedCrossEntropy, Loss, named_loss
+from equipoise.losses import Loss, adjustment_of, named_loss
 from equipoise.transform.restoring import LawValues
 
 
@@ -192,8 +192,8 @@ def _readout(output: Tensor, labels: Tensor, loss: Loss) -> Readout:
             found=f"output {tuple(output.shape)} for {examples} examples",
             remedy=f"end the network with a layer of width {classes}, or number the classes from 0",
         )
-    plain = MulticlassReadout(labels, output.shape[1])
-    if not isinstance(loss, AdjustedCrossEntropy):
+    plain, adjustment = MulticlassReadout(labels, output.shape[1]), adjustment_of(loss)
+    if adjustment is None:
         return plain
-    loss.require_classes(output.shape[1])
-    return AdjustedReadout(plain, loss.scale.to(output)[labels], loss.shift.to(output))
+    adjustment.require_classes(output.shape[1])
+    return AdjustedReadout(plain, adjustment.scale.to(output)[labels], adjustment.shift.to(output))

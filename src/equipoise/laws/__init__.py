@@ -1,7 +1,7 @@
 """Laws of training: every conserved quantity of a model, derived from how it computes."""
 
 from equipoise.laws.check import Audit, LawCheck
-from equipoise.laws.collection import FalseLaw, Laws, invariances
+from equipoise.laws.collection import Laws
 from equipoise.laws.commutant import (
     Antisymmetric,
     Blocks,
@@ -19,6 +19,7 @@ from equipoise.laws.derive import Between
 from equipoise.laws.evaluate import LawPlan, LawReadings
 from equipoise.laws.law import Law
 from equipoise.laws.predict import Prediction
+from equipoise.laws.reading import FalseLaw, invariances
 
 __all__ = [
     "Antisymmetric",

@@ -18,7 +18,7 @@ from equipoise.errors import InputError, one_line
 from equipoise.graph.precision import narrowest
 from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law, gradients_of
-from equipoise.losses import LOSSES, AdjustedCrossEntropy, Loss, NamedLoss
+from equipoise.losses import LOSSES, Loss, NamedLoss, adjustment_of
 from equipoise.models import call_model, copied_model
 
 ALARM = 16.0
@@ -322,8 +322,8 @@ def _named(loss: LossLike) -> Loss | Callable[..., Tensor] | None:
 def ignores_shift(loss: LossLike) -> bool:
     """Whether a loss takes the softmax of the outputs, so that a common shift of them changes nothing."""
     chosen = _named(loss)
-    if isinstance(chosen, AdjustedCrossEntropy):
-        return chosen.ignores_shift
+    if (adjustment := adjustment_of(chosen)) is not None:
+        return adjustment.ignores_shift
     if isinstance(chosen, Loss):
         return chosen.multiclass
     plain = isinstance(chosen, nn.CrossEntropyLoss) and chosen.label_smoothing == 0

@@ -1,7 +1,6 @@
-"""All laws of a model, and what can be done with them."""
+"""The laws of a model together, and what can be done with them."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from equipoise.arguments import checked
 from equipoise.errors import EquipoiseError, InputError, one_line
 from equipoise.graph.capture import Captured, Inputs, capture, placeholders
 from equipoise.graph.coverage import Coverage
@@ -26,94 +24,19 @@ from equipoise.laws.check import (
     OutputGradients,
     audit,
     gradient_rounding,
-    ignores_shift,
     objective,
     run_backward,
 )
-from equipoise.laws.custom_ops import declared, functions_read_as_declared
-from equipoise.laws.derive import Between, DerivationOptions, derive
+from equipoise.laws.custom_ops import functions_read_as_declared
+from equipoise.laws.derive import DerivationOptions, derive
 from equipoise.laws.evaluate import LawPlan
 from equipoise.laws.law import Law, Parameters, gradients_of, named
 from equipoise.laws.norm_eps import defects
 from equipoise.laws.predict import Prediction, predict_drift
-from equipoise.laws.self_test import self_test
 from equipoise.models import copied_model
-from equipoise.stages import stage
-
-
-@checked
-def invariances(
-    model: nn.Module,
-    example_inputs: Inputs,
-    loss: LossLike = None,
-    interfaces: Sequence[Between] | None = None,
-    *,
-    through_detach: bool = False,
-    verify: bool | None = None,
-) -> "Laws":
-    """Every law that gradient flow on `model` obeys, for every data set and every loss of the outputs (T1, T2).
-
-    `example_inputs` is a tensor, a sequence of arguments or a mapping of keywords; only shapes matter. With
-    `loss="cross_entropy"` (or `nn.CrossEntropyLoss`) the laws that need the softmax of the logits are given too.
-    `interfaces`, stated by hand, are used instead of reading the model. What `detach` cuts off is taken as constant,
-    unless `through_detach` asks for the laws of the function that the forward pass computes.
-
-    The laws are tested at once, by one backward pass of the graph in float64 at random weights; model, buffers,
-    gradients and random numbers stay as they are. A law that fails would be a bug of equipoise: it is dropped, with a
-    `FalseLaw` warning, and listed in `laws.coverage.refuted`. `verify=False` skips the test; `None` does so above 33
-    million parameters, and `coverage.untested` then says so.
-
-    Raises `CaptureError` if the model cannot be read, `InputError` for complex parameters.
-
-    >>> from equipoise.networks import mlp
-    >>> print(invariances(mlp([4, 3, 2, 1], linear_tail=2), torch.ones(5, 4).double()))
-    layer1.weight → layer2.weight: vertex, 3 conserved
-    layer2.weight → layer3.weight: linear, 3 conserved
-    """
-    _refuse(model)
-    if interfaces is not None:
-        return Laws(tuple(interface.law(model) for interface in interfaces), Coverage({}))
-    with functions_read_as_declared(), stage("capturing the model"):
-        captured = capture(model, example_inputs)
-    frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    options = DerivationOptions(frozen, ignores_shift(loss), references=declared(), through_detach=through_detach)
-    laws, coverage = derive(captured, options)
-    if laws and verify is not False:
-        laws, coverage = _tested(model, laws, coverage, captured, options, insist=bool(verify))
-    elif laws:
-        coverage = replace(coverage, untested="verify=False")
-    dropped = _dropped(laws, derive(captured, replace(options, frozen=()))[0]) if frozen else {}
-    return Laws(tuple(laws), coverage, captured, dropped, options)
-
 
 SLACK = 100.0
 """How far a law that an `eps` breaks may be off, in units of what the `eps` is known to add in one process."""
-
-
-class FalseLaw(UserWarning):
-    """A law that was derived and is not true: a bug of equipoise; the law is dropped."""
-
-
-def _tested(
-    model: nn.Module,
-    laws: list[Law],
-    coverage: Coverage,
-    captured: Captured,
-    options: DerivationOptions,
-    *,
-    insist: bool,
-) -> tuple[list[Law], Coverage]:
-    """The laws that the self-test leaves, and what it says of the others."""
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
-    with stage("testing the laws on a random backward pass"):
-        refuted, untested = self_test(laws, captured, options, weights, insist=insist)
-    if refuted:
-        listed = "; ".join(map(str, refuted))
-        warnings.warn(f"dropped as false, a bug of equipoise worth a report: {listed}", FalseLaw, stacklevel=4)
-    false = {each.law for each in refuted}
-    true = [law for law in laws if law.name not in false]
-    named = {name for law in true for name in law.parameters}
-    return true, replace(coverage.beside(named), refuted=refuted, untested=untested)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +45,7 @@ class Laws(Sequence[Law]):
 
     `dropped` maps the name of each law that training all parameters would have had to the frozen ones it involves.
 
+    >>> from equipoise.laws import invariances
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 1)).double()
     >>> laws = invariances(model, torch.ones(2, 3).double())
     >>> [(law.name, law.kind, law.count) for law in laws]
@@ -174,6 +98,7 @@ class Laws(Sequence[Law]):
     def value(self, parameters: Parameters) -> dict[str, Tensor]:
         """Every conserved quantity, by the name of its law, of a module or of a mapping of names to tensors.
 
+        >>> from equipoise.laws import invariances
         >>> model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
         >>> {name: value.shape for name, value in invariances(model, torch.ones(4, 3)).value(model).items()}
         {'0.weight → 2.weight': torch.Size([2])}
@@ -221,6 +146,7 @@ class Laws(Sequence[Law]):
         left out, and all of them where the model draws random numbers. Raises `InputError` for data of shapes other
         than those that the model was read with.
 
+        >>> from equipoise.laws import invariances
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 1)).double()
         >>> x, square = torch.randn(5, 3).double(), lambda output: output.square().mean()
         >>> laws = invariances(model, x)
@@ -245,6 +171,7 @@ class Laws(Sequence[Law]):
     def by_unit(self, parameters: Parameters, gradients: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
         """One row for each head, neuron or group of every law: its number in the law, its count and its own residual.
 
+        >>> from equipoise.laws import invariances
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)).double()
         >>> model(torch.ones(1, 3).double()).exp().sum().backward()
         >>> invariances(model, torch.ones(4, 3).double()).by_unit(model)[["law", "unit", "count"]]
@@ -262,6 +189,7 @@ class Laws(Sequence[Law]):
         full batch or mini-batch, where all members of a law share `η` and `λ`. For any other optimizer, and for laws
         that are not exact, from stepping a copy, and labelled so.
 
+        >>> from equipoise.laws import invariances
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)).double()
         >>> laws, optimizer = invariances(model, torch.ones(4, 3).double()), torch.optim.SGD(model.parameters(), lr=0.1)
         >>> model(torch.ones(4, 3).double()).sum().backward()
@@ -329,6 +257,7 @@ class Laws(Sequence[Law]):
         outputs is differentiated. `backward(copy)` may instead fill `.grad` in its own way. Laws that an `eps` breaks
         are judged by what it adds to them; the audit names those of which that is not known, and parameters in no law.
 
+        >>> from equipoise.laws import invariances
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
         >>> audit = invariances(model, torch.ones(4, 3)).check(model, torch.ones(4, 3))
         >>> audit.passed, audit.unseen
@@ -474,30 +403,3 @@ def kink_names(captured: Captured) -> list[str]:
 
 def _is_about(kink: fx.Node, name: str) -> bool:
     return kink.name == name or kink.all_input_nodes[0].name == name
-
-
-def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str, ...]]:
-    """Laws that there would be if nothing were frozen, and the parameters they wait for."""
-    kept = {law.statement for law in laws}
-    known = {name for law in laws for name in law.parameters}
-    missing = {law.name: law.parameters for law in trained if law.statement not in kept}
-    return {name: tuple(parameter for parameter in names if parameter not in known) for name, names in missing.items()}
-
-
-def _refuse(model: object) -> None:
-    """Say what cannot be read before anything is tried."""
-    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
-        raise InputError(
-            expected="a torch.nn.Module that is not compiled",
-            found=type(model).__name__,
-            remedy="pass the module inside (model._orig_mod of torch.compile)",
-        )
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(expected="initialised parameters", found=f"lazy {name}", remedy="run the model once first")
-        if parameter.is_complex():
-            raise InputError(
-                expected="real parameters",
-                found=f"{name} of dtype {parameter.dtype}",
-                remedy="write it as its real and imaginary parts",
-            )

@@ -130,13 +130,14 @@ def _like(example: Tensor, generator: torch.Generator) -> Tensor:
 
 def _span(fields: Sequence[Field], weights: Tensor, depth: int, generator: torch.Generator) -> int:
     """The dimension spanned at `weights` by the fields and their brackets with random others, level by level."""
-    level = [_Generator(field, field(weights).norm()) for field in fields]
-    first = [generator.at(weights) for generator in level]
-    base, rows, ranks = list(level), torch.stack(first), [_rank(torch.stack(first))]
+    values = [field(weights) for field in fields]
+    level = [_Generator(field, value, value.norm()) for field, value in zip(fields, values, strict=True)]
+    base, rows = list(level), torch.stack([generator.direction for generator in level])
+    ranks = [_rank(rows)]
     for step in range(depth):
         wanted = len(weights) - ranks[-1] + 8 if step < 2 else 8
         level = [_bracket(_drawn(level, generator), _drawn(base, generator), weights) for _ in range(wanted)]
-        rows = torch.cat([rows, torch.stack([bracket.at(weights) for bracket in level])])
+        rows = torch.cat([rows, torch.stack([bracket.direction for bracket in level])])
         ranks.append(_rank(rows))
         if ranks[-1] == len(weights) or (step and ranks[-1] == ranks[-2]):
             break
@@ -149,27 +150,28 @@ def _drawn(fields: Sequence["_Generator"], generator: torch.Generator) -> "_Gene
 
 @dataclass(frozen=True)
 class _Generator:
-    """A vector field, and the size that its value would have if nothing cancelled in it."""
+    """A vector field, its value at the point, and the size that this would have if nothing cancelled in it."""
 
     field: Field
+    value: Tensor
     size: Tensor
 
-    def at(self, weights: Tensor) -> Tensor:
+    @property
+    def direction(self) -> Tensor:
         """The value over that size; zero where the field is, as that of a network whose ReLUs are all off."""
-        value = self.field(weights)
-        return value / self.size if self.size > 0 else value
+        return self.value / self.size if self.size > 0 else self.value
 
 
 def _bracket(a: _Generator, b: _Generator, weights: Tensor) -> _Generator:
     """`[a, b] = (∂b) a - (∂a) b`."""
 
-    def terms(point: Tensor) -> tuple[Tensor, Tensor]:
-        value_a, value_b = a.field(point), b.field(point)
-        return jvp(b.field, (point,), (value_a,))[1], jvp(a.field, (point,), (value_b,))[1]
+    def field(point: Tensor) -> Tensor:
+        value_b, left = jvp(b.field, (point,), (a.field(point),))
+        return left - jvp(a.field, (point,), (value_b,))[1]
 
-    left, right = terms(weights)
+    left, right = jvp(b.field, (weights,), (a.value,))[1], jvp(a.field, (weights,), (b.value,))[1]
     size = torch.maximum(left.norm() + right.norm(), a.size * b.size / weights.norm())
-    return _Generator(lambda point: torch.sub(*terms(point)), size)
+    return _Generator(field, left - right, size)
 
 
 def _rank(rows: Float[Tensor, "m d"]) -> int:

@@ -1,7 +1,13 @@
 """Losses of margins, kept in the log domain; cross-entropy for imbalanced classes, and the geometry it leads to."""
 
 from equipoise.losses.geometry import ImplicitGeometry, measured_geometry, predicted_geometry
-from equipoise.losses.imbalance import AdjustedCrossEntropy, class_dependent, label_dependent, logit_adjustment
+from equipoise.losses.imbalance import (
+    AdjustedCrossEntropy,
+    adjustment_of,
+    class_dependent,
+    label_dependent,
+    logit_adjustment,
+)
 from equipoise.losses.margin_losses import (
     LOSSES,
     CrossEntropy,
@@ -27,6 +33,7 @@ __all__ = [
     "Loss",
     "NamedLoss",
     "Squared",
+    "adjustment_of",
     "class_dependent",
     "label_dependent",
     "log_risk",

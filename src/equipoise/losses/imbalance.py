@@ -72,8 +72,11 @@ class AdjustedCrossEntropy(nn.Module):
     def forward(self, scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, ""]:
         """The mean over the examples."""
         self.require_classes(scores.shape[-1])
-        scale, shift = self.scale.to(scores), self.shift.to(scores)
-        return F.cross_entropy(scale[target] * scores + shift, target)
+        return F.cross_entropy(self.adjusted(scores, target), target)
+
+    def adjusted(self, scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, "n classes"]:
+        """`s_{y_i c} z_ic + t_c`, of which this is the cross-entropy."""
+        return self.scale.to(scores)[target] * scores + self.shift.to(scores)
 
     def mean(self, scores: Tensor, target: Tensor) -> Tensor:
         """The same, under the name that the losses of margins have."""
@@ -112,6 +115,15 @@ class AdjustedCrossEntropy(nn.Module):
     def description(self) -> Json:
         """Scale and shift as lists, for a manifest."""
         return {"scale": self.scale.tolist(), "shift": self.shift.tolist()}
+
+
+def adjustment_of(loss: object) -> AdjustedCrossEntropy | None:
+    """The loss, where it adjusts the scores by label or class; None for any other.
+
+    >>> adjustment_of(CrossEntropy()) is None
+    True
+    """
+    return loss if isinstance(loss, AdjustedCrossEntropy) else None
 
 
 def label_dependent(counts: Sequence[int], gamma: float = 0.5) -> AdjustedCrossEntropy:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from equipoise.losses import LOSSES, AdjustedCrossEntropy
+from equipoise.losses import LOSSES, adjustment_of
 from equipoise.theorems.claims import Assumption, Standing
 from equipoise.theorems.direction import LimitDirection
 from equipoise.theorems.evidence import Evidence
@@ -55,7 +55,7 @@ def exponential_tail(evidence: Evidence) -> Assumption:
     shape = evidence.margins.shape[1:]
     margins = torch.full((1, *shape), 40.0, dtype=torch.float64)
     error = float((evidence.loss.potential(margins) - margins).abs().max())
-    known = LOSSES.get(evidence.loss.name) == evidence.loss or isinstance(evidence.loss, AdjustedCrossEntropy)
+    known = LOSSES.get(evidence.loss.name) == evidence.loss or adjustment_of(evidence.loss) is not None
     passed: Standing = "verified" if known else "observed"
     return Assumption(
         "exponential tail",

@@ -14,7 +14,7 @@ from equipoise.graph.chain import Layer
 from equipoise.graph.degrees import Homogeneity, QuasiHomogeneity, homogeneity, quasi_homogeneity
 from equipoise.graph.evaluate import Kink, kinks, recorded
 from equipoise.laws import Law, Laws
-from equipoise.losses import AdjustedCrossEntropy, Loss, log_risk
+from equipoise.losses import Loss, adjustment_of, log_risk
 from equipoise.measure.margins import binary_margins, class_margins
 from equipoise.theorems.direction import LimitDirection, extrapolate
 from equipoise.theorems.linear_tail import LinearTail
@@ -98,8 +98,8 @@ class Evidence:
 
     def margins_of(self, scores: Tensor) -> Tensor:
         """Margins of given scores, adjusted where the loss adjusts them."""
-        if isinstance(self.loss, AdjustedCrossEntropy):
-            scores = self.loss.scale.to(scores)[self.y] * scores + self.loss.shift.to(scores)
+        if (adjustment := adjustment_of(self.loss)) is not None:
+            scores = adjustment.adjusted(scores, self.y)
         return class_margins(scores, self.y) if self.loss.multiclass else binary_margins(scores, self.y)
 
     @cached_property
@@ -133,7 +133,8 @@ class Evidence:
         one = score_rounding(self.captured, self.final, self.X)
         if one is None or not self.loss.multiclass:
             return one
-        return 2 * one * (float(self.loss.scale.max()) if isinstance(self.loss, AdjustedCrossEntropy) else 1.0)
+        adjustment = adjustment_of(self.loss)
+        return 2 * one * (1.0 if adjustment is None else float(adjustment.scale.max()))
 
     @property
     def certain_margin(self) -> float:

@@ -38,7 +38,7 @@ def exact_log_time(depth, log_loss, start=START):
 
 
 CASES = [(depth, goal) for depth in (1, 2, 3) for goal in (-3, -30, -3000)]
-SAMPLE = [(1, -3), (2, -3), (2, -3000), (3, -30)]
+SAMPLE = [(1, -3), (2, -3000), (3, -30)]
 
 
 @pytest.mark.parametrize(("depth", "goal"), sampled(CASES, [case for case in CASES if case not in SAMPLE]))
@@ -54,23 +54,23 @@ def test_the_estimate_bounds_the_error_of_a_known_course(depth, goal):
     assert depth == 1 or goal < -1000 or errors[1] < 0.3 * errors[0]
 
 
-def test_the_estimate_bounds_the_error_through_kinks():
+@pytest.mark.parametrize("goal", sampled([-3, -30], [-30]))
+def test_the_estimate_bounds_the_error_through_kinks(goal):
     """Of a ReLU network, against the same flow in steps of a twentieth."""
     data = eq.data.load("separable", n=20, d=5)
-    for goal in (eq.LogLoss(-3), eq.LogLoss(-30)):
-        runs = [
-            eq.flow(
-                eq.networks.mlp([5, 6, 5, 1], linear_tail=2, seed=1),
-                data,
-                until=goal,
-                observe=[],
-                stepper=eq.steppers.EntropicMidpoint(step_size=size),
-            )
-            for size in (0.05, 0.0025)
-        ]
-        true = abs(math.expm1(runs[0].log_time - runs[1].log_time))
-        assert true <= runs[0].time_error + runs[1].time_error
-        assert runs[1].time_error < 0.2 * runs[0].time_error < 0.01
+    runs = [
+        eq.flow(
+            eq.networks.mlp([5, 6, 5, 1], linear_tail=2, seed=1),
+            data,
+            until=eq.LogLoss(goal),
+            observe=[],
+            stepper=eq.steppers.EntropicMidpoint(step_size=size),
+        )
+        for size in (0.05, 0.0025)
+    ]
+    true = abs(math.expm1(runs[0].log_time - runs[1].log_time))
+    assert true <= runs[0].time_error + runs[1].time_error
+    assert runs[1].time_error < 0.2 * runs[0].time_error < 0.01
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from equipoise.errors import InputError
 from equipoise.graph.evaluate import activations
-from equipoise.losses import AdjustedCrossEntropy, CrossEntropy, measured_geometry, predicted_geometry
+from equipoise.losses import CrossEntropy, adjustment_of, measured_geometry, predicted_geometry
 from equipoise.theorems.claims import CheckResult
 from equipoise.theorems.evidence import Evidence
 
@@ -23,10 +23,10 @@ def check(evidence: Evidence) -> CheckResult:
     Returns:
         A note; none for other losses, and where the last layer does not give the scores of the classes.
     """
-    if not isinstance(evidence.loss, AdjustedCrossEntropy | CrossEntropy) or evidence.example_weights is not None:
+    loss = adjustment_of(evidence.loss)
+    if (loss is None and evidence.loss != CrossEntropy()) or evidence.example_weights is not None:
         return CheckResult(())
     counts = torch.bincount(evidence.y, minlength=evidence.scores.shape[1])
-    loss = evidence.loss if isinstance(evidence.loss, AdjustedCrossEntropy) else None
     last = evidence.tail.layers[-1].weight
     weight, features = evidence.final[last], _read_by(last, evidence)
     if features is None or not counts.all() or weight.shape != (len(counts), features.shape[1]):

@@ -1,0 +1,63 @@
+"""The public names, by the modules that they are in: read by type checkers, and by `equipoise` at the first use."""
+
+from equipoise import data as data
+from equipoise import init as init
+from equipoise import losses as losses
+from equipoise import measure as measure
+from equipoise import networks as networks
+from equipoise import observers as observers
+from equipoise import optim as optim
+from equipoise import parametrize as parametrize
+from equipoise import sinks as sinks
+from equipoise import testing as testing
+from equipoise.checkpoint import analyze as analyze
+from equipoise.compression import compress as compress
+from equipoise.decomposition import Decomposition as Decomposition
+from equipoise.decomposition import decompose as decompose
+from equipoise.decomposition import sign_changes as sign_changes
+from equipoise.integrate import steppers as steppers
+from equipoise.integrate.goals import Flip as Flip
+from equipoise.integrate.goals import Growth as Growth
+from equipoise.integrate.goals import LogLoss as LogLoss
+from equipoise.integrate.goals import Separated as Separated
+from equipoise.integrate.goals import Steps as Steps
+from equipoise.integrate.loop import flow as flow
+from equipoise.integrate.loop import resume as resume
+from equipoise.integrate.run import Run as Run
+from equipoise.integrate.run import Status as Status
+from equipoise.integrate.sweep import sweep as sweep
+from equipoise.laws import acts_like as acts_like
+from equipoise.laws import invariances as invariances
+from equipoise.monitor import TrainingAlarm as TrainingAlarm
+from equipoise.monitor import watch as watch
+from equipoise.observers import Activity as Activity
+from equipoise.observers import Alignment as Alignment
+from equipoise.observers import Bottleneck as Bottleneck
+from equipoise.observers import ClassFeatures as ClassFeatures
+from equipoise.observers import DataAlignment as DataAlignment
+from equipoise.observers import Defect as Defect
+from equipoise.observers import Drift as Drift
+from equipoise.observers import GradientNorm as GradientNorm
+from equipoise.observers import Margin as Margin
+from equipoise.observers import NuclearRatio as NuclearRatio
+from equipoise.observers import Residual as Residual
+from equipoise.observers import Signs as Signs
+from equipoise.observers import Spectrum as Spectrum
+from equipoise.optim import CriticalPoint as CriticalPoint
+from equipoise.optim import minimise as minimise
+from equipoise.page.comparison import compare as compare
+from equipoise.page.report import report as report
+from equipoise.references import cite as cite
+from equipoise.runs import load as load
+from equipoise.stages import show_progress as show_progress
+from equipoise.theorems.certificate import Certificate as Certificate
+from equipoise.theorems.certificate import certify as certify
+from equipoise.theorems.checks.low_rank_tail import forecast as forecast
+from equipoise.theorems.checks.stability import limit_direction as limit_direction
+from equipoise.theorems.checks.stability import undecided_pairs as undecided_pairs
+from equipoise.transform import align as align
+from equipoise.transform import balance as balance
+
+__version__: str
+
+def __getattr__(name: str) -> object: ...
