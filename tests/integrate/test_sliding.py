@@ -224,12 +224,15 @@ def test_vertex_and_pair_laws_of_handwritten_digits_while_pairs_slide():
     assert float(drift[~agree].max()) > 1e-6
 
 
-def test_no_step_keeps_the_slopes_of_the_step_before_where_that_raises_the_loss():
+@pytest.mark.parametrize(
+    ("max_steps", "status"), [(40, "step_limit"), pytest.param(300, "stalled", marks=pytest.mark.slow)]
+)
+def test_no_step_keeps_the_slopes_of_the_step_before_where_that_raises_the_loss(max_steps, status):
     """Two narrow layers of ReLUs: a pair that has left its kink moves nothing by its old slope, and seems settled."""
     model, examples = eq.networks.mlp([20, 2, 2, 1], linear_tail=1, seed=1), eq.data.load("separable", n=40, seed=1)
-    run = eq.flow(model, examples, until=eq.LogLoss(-1000), max_steps=300)
+    run = eq.flow(model, examples, until=eq.LogLoss(-1000), max_steps=max_steps)
     steps = [record for record in run.records if record.quantity == "step_size"]
-    assert run.status == "stalled"
-    assert len(steps) > 100
+    assert run.status == status
+    assert len(steps) >= min(max_steps, 100)
     for before, after in pairwise(steps):  # a step may miss by what a second-order step neglects
         assert after.log_loss - before.log_loss < 2e-6 + 0.1 * after.value**2

@@ -6,7 +6,11 @@ import torch
 from equipoise.laws.check import run_backward
 from helpers.cases import CASES, case
 
-NAMES = [each.name for each in CASES]
+
+@pytest.fixture(scope="module", params=[each.name for each in CASES])
+def name(request):
+    """Each network of the zoo: all tests of one, then those of the next, so that one process derives its laws once."""
+    return request.param
 
 
 def after_backward(name, inputs):
@@ -29,14 +33,12 @@ def another(x, size):
     return torch.randint(int(x.max()) + 1, (size, *x.shape[1:])) if x.shape[0] != 2 else x
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_laws_are_those_of_theory(derived, name):
     laws = derived(name)
     assert tuple((law.kind, law.count) for law in laws) == case(name).laws
     assert len({law.name for law in laws}) == len(laws)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_every_use_of_every_parameter_is_read(derived, name):
     laws, model = derived(name), case(name).model()
     assert laws.coverage.complete
@@ -44,7 +46,6 @@ def test_every_use_of_every_parameter_is_read(derived, name):
     assert trained == set(laws.coverage.uses) - set(laws.coverage.frozen) - set(laws.coverage.unused)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_residuals_are_rounding_on_any_batch(derived, name):
     torch.manual_seed(1)
     batch = tuple(another(x, 7 if x.shape[0] != 6 else 6) for x in case(name).inputs())
@@ -53,7 +54,6 @@ def test_residuals_are_rounding_on_any_batch(derived, name):
         assert residual < (1e-14 if law.exact else 1e-2), law.name
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_a_step_changes_every_value_as_predicted(derived, name):
     torch.manual_seed(2)
     model = after_backward(name, case(name).inputs())

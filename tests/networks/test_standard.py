@@ -149,8 +149,7 @@ def test_senseless_convolutional_network(arguments, message):
         convnet((8, 8), width=4, **arguments)
 
 
-@pytest.mark.parametrize("linear_tail", [1, 2, 4])
-@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(("linear_tail", "outputs"), [(1, 1), (2, 3), (4, 1)])
 def test_balanced_weights_start_with_every_law_at_zero(linear_tail, outputs):
     model = mlp([6, 5, 7, 4, outputs], linear_tail, seed=1, scale=0.3, balanced=True)
     laws = invariances(model, torch.zeros(2, 6, dtype=torch.float64))
