@@ -17,8 +17,10 @@ __version__ = version("equipoise")
 
 # The public names are those of `__init__.pyi`, by the modules that it imports them from.
 _IMPORTS = ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8")).body
-_MODULE_OF = {alias.name: node.module for node in _IMPORTS if isinstance(node, ast.ImportFrom) for alias in node.names}
-__all__ = sorted(_MODULE_OF)
+_MODULE_OF = {
+    alias.name: str(node.module) for node in _IMPORTS if isinstance(node, ast.ImportFrom) for alias in node.names
+}
+__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll] - which reads the stub
 
 
 def __getattr__(name: str) -> object:

@@ -166,7 +166,7 @@ def _bracket(a: _Generator, b: _Generator, weights: Tensor) -> _Generator:
     """`[a, b] = (∂b) a - (∂a) b`."""
 
     def field(point: Tensor) -> Tensor:
-        value_b, left = jvp(b.field, (point,), (a.field(point),))
+        value_b, left = jvp(b.field, (point,), (a.field(point),))[:2]
         return left - jvp(a.field, (point,), (value_b,))[1]
 
     left, right = jvp(b.field, (weights,), (a.value,))[1], jvp(a.field, (weights,), (b.value,))[1]
