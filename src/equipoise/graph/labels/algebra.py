@@ -336,7 +336,8 @@ class Algebra:
                 if bool((compact(first.coordinates) == ZERO).any()):
                     first, rest = _first_moving(role, axis), role
                 copies = first.moved(lambda labels, like=rest.coordinates: labels.expand_as(like))
-                numbered = _pair(copies.fibres, rest.fibres).reshape(rest.fibres.shape)
+                pairs = _pair(copies.fibres.reshape(-1), rest.fibres.reshape(-1))
+                numbered = pairs.reshape(rest.fibres.shape)
                 self.agree(rest, Role(copies.coordinates, numbered), 1)
             role = first
         return role
