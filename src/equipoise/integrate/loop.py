@@ -28,6 +28,7 @@ from equipoise.integrate.recorder import Recorder
 from equipoise.integrate.run import Run, Status
 from equipoise.integrate.state import Progress, State, Step
 from equipoise.integrate.steppers import EntropicMidpoint, Stepper
+from equipoise.integrate.steppers.chebyshev import shorter
 from equipoise.integrate.termination import STALL_STEPS, Termination, instant, require_tail, unreached
 from equipoise.losses import Loss
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
@@ -291,7 +292,7 @@ class _Loop:
         if goal.tolerance is None or not begun > 0 >= distance(whole):
             return whole
         return locate_event(
-            again=lambda size: self.stepper.step(self.problem.objective, progress.state, size),
+            again=lambda size: shorter(self.stepper, self.problem.objective, progress.state, whole, size),
             sized=lambda taken: taken[1].planned,
             distance=distance,
             whole=whole,
