@@ -5,13 +5,16 @@
     python benchmarks/compress.py curves --model convnet --epochs 2 --kept convnet.pt --method torch-pruning
     python benchmarks/compress.py curves --model convnet --kept convnet.pt --method equipoise --settings 0.1
     python benchmarks/compress.py encoder --count 100 --method equipoise
+    python benchmarks/compress.py limit --examples 400
 
 `guarantee`: random networks, trained and untrained, compressed at random tolerances; counts predictions that changed
 and outputs that changed by more than was allowed, recomputed from the two models alone. `curves`: test accuracy against
 parameters, beside singular values of the weights alone, of whitened weights layer by layer, and (if installed) the
 channel pruning of torch-pruning by magnitude, all without training afterwards. `encoder`: parameters and latency of
-MiniLM at 1% and 5% change of its outputs on sentences of this repository's documentation. With `--method` one method
-alone is run, and `--kept` names a file that holds the trained network, so that a comparison may be run in parts.
+MiniLM at 1% and 5% change of its outputs on sentences of this repository's documentation. `limit`: the network of
+`equipoise demo`, and 784-512-512-512-512-1 on some of MNIST's zeros and ones, both at the end of their flows. With
+`--method` one method alone is run, and `--kept` names a file that holds the trained network, so that a comparison may
+be run in parts.
 """
 
 import argparse
@@ -215,7 +218,8 @@ def curves(kind: str, epochs: int, kept: Path | None, only: str | None, examples
         "torch-pruning": (0.1, 0.2, 0.3, 0.5, 0.7, 0.8),
     }
     for name, method in methods.items():
-        for setting in (chosen or settings[name]) if only in (None, name) else ():
+        asked = only in (None, name) or (only == "peers" and name != "equipoise")
+        for setting in (chosen or settings[name]) if asked else ():
             smaller = method(setting)
             if smaller is not None:
                 size = parameter_count(smaller)
@@ -223,6 +227,32 @@ def curves(kind: str, epochs: int, kept: Path | None, only: str | None, examples
                     f"  {name:26s} {setting:7g}  {size:9,} parameters  {accuracy(smaller, held, labels):.2%}",
                     flush=True,
                 )
+
+
+# ---- networks at the limit ----
+
+
+def limit(examples: int) -> None:
+    """Exact moves on networks at the end of their flows; what they keep on examples that took no part."""
+    cases = {
+        "demo": ("digits", 260, [64, 64, 64, 64, 64, 1], {"linear_tail": 3, "scale": 0.03}, -1e12),
+        "wide": ("mnist", examples, [784, 512, 512, 512, 512, 1], {"linear_tail": 3}, -1e6),
+    }
+    for name, (source, count, widths, recipe, depth) in cases.items():
+        X, y = eq.data.load(source, (0, 1))
+        order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
+        seen, unseen = order[:count], order[count:]
+        begun = time.process_time()
+        data = X[seen], y[seen]
+        run = eq.flow(eq.networks.mlp(widths, seed=0, **recipe), data, until=eq.LogLoss(depth), observe=[])
+        trained, begun = time.process_time() - begun, time.process_time()
+        small = eq.compress(run.model, data, holdout=(X[unseen], y[unseen]))
+        old, new = small.latency(1.0)
+        print(
+            f"{name}: log R = {run.log_loss:.3g} in {trained:.0f} s; {time.process_time() - begun:.1f} s\n{small}\n"
+            f"  held out, agreement {small.held_out and small.held_out.interval()}; latency {new / old:.3f}",
+            flush=True,
+        )
 
 
 # ---- a sentence encoder ----
@@ -291,14 +321,14 @@ def encoder(count: int, only: str | None) -> None:
 def main() -> int:
     """Run one of the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["guarantee", "curves", "encoder"])
+    parser.add_argument("what", choices=["guarantee", "curves", "encoder", "limit"])
     parser.add_argument("--count", type=int, default=500, help="networks, or sentences")
     parser.add_argument("--first", type=int, default=0, help="the first seed of the networks")
     parser.add_argument("--model", choices=["mlp", "convnet"], default="mlp")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--kept", type=Path, help="a file for the trained network")
-    parser.add_argument("--method", help="run this method alone")
-    parser.add_argument("--examples", type=int, default=10_000, help="training images that the curves are made from")
+    parser.add_argument("--method", help="run this method alone, or peers: all but equipoise")
+    parser.add_argument("--examples", type=int, default=10_000, help="training images that are used")
     parser.add_argument("--settings", type=float, nargs="*", default=[], help="of that method: tolerances, or shares")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -307,6 +337,8 @@ def main() -> int:
     if arguments.what == "curves":
         made = arguments.model, arguments.epochs, arguments.kept, arguments.method
         curves(*made, arguments.examples, arguments.settings)
+    elif arguments.what == "limit":
+        limit(arguments.examples)
     else:
         encoder(min(arguments.count, 200), arguments.method)
     return 0

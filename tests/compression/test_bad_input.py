@@ -29,6 +29,11 @@ def test_a_tolerance_is_a_number_from_zero_up(tolerance):
         ((torch.randn(6, 4), None), "expected inputs that the model takes"),
         (((X, X[:3]), None), "expected the same number of examples"),
         (("text", None), "expected inputs that are tensors"),
+        ((X.to("meta"), None), "expected dense inputs with values; found a tensor .* on meta"),
+        ((X.to_sparse(), None), r"expected dense inputs with values; found .* torch\.sparse_coo"),
+        ((X, Y.to("meta")), "expected class indices as y, a dense tensor"),
+        ((X, Y.cfloat()), r"expected class indices as y, a dense tensor of real numbers; found torch\.complex64"),
+        ((X, ["cat"] * 6), "expected class indices as y; found .*too many dimensions"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused(data, message):
@@ -45,6 +50,42 @@ def test_a_model_that_cannot_be_used_is_refused():
         eq.compress(nn.ReLU(), (X, None))
     with pytest.raises(InputError, match="one score, or one a class"):
         eq.compress(nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2))), (X, Y))
+
+
+class Calls(nn.Module):
+    """Two layers, and anything besides."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.a, self.b, self.then = nn.Linear(3, 8), nn.Linear(8, 2), forward
+
+    def forward(self, x):
+        return self.then(self.b(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 8, device="meta"), nn.Linear(8, 2)), "found 0.weight on the meta device"),
+        (nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 2)), "expected initialised parameters; found lazy 0.weight"),
+        (nn.Linear(3, 2, dtype=torch.cfloat), "expected real parameters; found weight of dtype"),
+        (torch.compile(nn.Linear(3, 2)), "expected a torch.nn.Module that is not compiled"),
+        (Calls(lambda x: x.sum()), "expected outputs with the examples along their first axis; found a single number"),
+        (Calls(lambda x: 1 / 0), "expected inputs that the model takes; found .*division by zero"),
+        (Calls(lambda x: x[:, [5]]), "expected inputs that the model takes; found IndexError"),
+        (Calls(lambda x: None), "expected a model that returns a tensor; found NoneType"),
+    ],
+    ids=["meta", "lazy", "complex", "compiled", "one number", "it raises", "an index", "nothing"],
+)
+def test_a_model_that_cannot_be_read_or_run_is_refused(model, message):
+    with pytest.raises(InputError, match=message):
+        eq.compress(model, (X, None), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_model_is_refused():
+    with pytest.raises(InputError, match="expected a model written in Python; found a ScriptModule"):
+        eq.compress(torch.jit.trace(nn.Linear(3, 2), X), (X, None))
 
 
 def test_a_model_too_small_is_returned_unchanged_and_says_so():

@@ -269,3 +269,16 @@ def test_parameters_that_are_no_floats_are_refused():
     model[0].weight = nn.Parameter(torch.ones(4, 3, dtype=torch.int8), requires_grad=False)
     with pytest.raises(InputError, match=r"found 0\.weight of dtype torch\.int8; use the model as it was before"):
         eq.balance(model, x(2, 3))
+
+
+def test_models_without_values_of_their_own_are_refused_and_those_of_zeros_are_balanced():
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
+    for verb in (lambda: eq.balance(lazy, x(2, 3)), lambda: eq.align(lazy, lazy, x(2, 3))):
+        with pytest.raises(InputError, match=r"expected initialised parameters; found lazy 0\.weight"):
+            verb()
+    zero = mlp(L(3, 4), nn.ReLU(), L(4, 2)).requires_grad_(True)
+    for parameter in zero.parameters():
+        nn.init.zeros_(parameter)
+    report = eq.balance(zero, x(2, 3)).report
+    assert report.balanced
+    assert [each.before for each in report.laws] == [0.0]

@@ -9,11 +9,14 @@ from cyclopts import Parameter
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import save_model
+from torch import nn
 
 import equipoise as eq
 from equipoise.cli.app import Json, Quiet, cell, line, require_page, require_writable, say, say_page, shown
 from equipoise.cli.factory import as_input, made_by, own_output
+from equipoise.errors import StoreError, one_line
 from equipoise.stages import show_progress
 from equipoise.transform import Aligned, Balanced
 
@@ -46,7 +49,7 @@ def balance(
     with working, own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
         balanced = eq.balance(subject.model, subject.inputs, objective, approximate)
     if out is not None:
-        save_model(balanced.model, str(out))
+        _save(balanced.model, out)
     if page is not None:
         eq.report(balanced, page)
     if json:
@@ -55,6 +58,13 @@ def balance(
         _show(balanced)
         say_page(page)
     return 0 if balanced.report.balanced else 1
+
+
+def _save(model: nn.Module, out: Path) -> None:
+    try:
+        save_model(model, str(out))
+    except (OSError, SafetensorError) as error:
+        raise StoreError(expected=f"to write {out}", found=one_line(error), remedy="choose another path") from None
 
 
 def _fields(balanced: Balanced, out: Path | None) -> dict[str, object]:
@@ -116,7 +126,7 @@ def align(
     with working, own_output(), as_input("a model that runs on its example inputs in float64", "run it by itself"):
         aligned = eq.align(subject.model, other.model, subject.inputs)
     if out is not None:
-        save_model(aligned.model, str(out))
+        _save(aligned.model, out)
     if page is not None:
         eq.report(aligned, page)
     if json:

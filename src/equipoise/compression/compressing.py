@@ -140,6 +140,8 @@ def compress(
     >>> small.parameters_before, small.parameters_after < 80, small.kept.changed
     (369, True, 0)
     """
+    if holdout is not None:  # before the work, and not after it
+        DataBatches.of(labelled(holdout)[0], batch_size)
     found = plan(model, data, tolerance, keep_predictions=keep_predictions, cost=cost, batch_size=batch_size)
     return apply(found, model, holdout)
 
@@ -202,13 +204,15 @@ class Compressed:
         examples = DataBatches.of(inputs, self.plan.examples.batch_size)
         return agreement(exporting.evaluating(self.original), exporting.evaluating(self.model), examples, labels)
 
+    @checked
     def radius(self, X: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
         """The distance from each example of the data within which the smaller model is the original, exactly.
 
         Up to there no neuron of the original crosses its kink.
 
         Raises:
-            InputError: where moves were not exact, and for a network that is not piecewise linear.
+            InputError: where moves were not exact, the network is not piecewise linear, or the inputs are of another
+                shape.
         """
         if not self.exact:
             raise InputError(
@@ -225,6 +229,7 @@ class Compressed:
             )
         return found
 
+    @checked
     def bound(self, X: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
         """A bound of `‖f'(x) - f(x)‖₁` at any inputs, from the weights alone (T10; Gonon et al. 2024).
 
@@ -232,8 +237,8 @@ class Compressed:
         it holds off the data, and grows with the depth.
 
         Raises:
-            InputError: where neurons were merged or heads left out, a weight changes its sign, or the network is not
-                piecewise linear.
+            InputError: where neurons were merged or heads left out, a weight changes its sign, the network is not
+                piecewise linear, or it does not take the inputs.
 
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))

@@ -41,6 +41,13 @@ class DataBatches:
                 found=f"{', '.join(map(str, counts))}",
                 remedy="check the first axis of X",
             )
+        hollow = next((leaf for leaf in leaves if leaf.is_meta or leaf.layout != torch.strided), None)
+        if hollow is not None:
+            raise InputError(
+                expected="dense inputs with values",
+                found=f"a tensor of layout {hollow.layout} on {hollow.device}",
+                remedy="pass X.to_dense(), with values",
+            )
         if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in leaves):
             raise InputError(expected="finite inputs", found="NaN or infinity in X", remedy="drop these examples")
         if batch_size < 1:
@@ -76,7 +83,7 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """The output of a model, its first tensor if there are several; raises `InputError` if it is none."""
     try:
         output = call_model(model, inputs)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the model itself may raise
         raise InputError(
             expected="inputs that the model takes", found=one_line(error), remedy="call model(X) by itself"
         ) from error
@@ -86,6 +93,12 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
             expected="a model that returns a tensor",
             found=type(output).__name__,
             remedy="wrap it in a module that does",
+        )
+    if tensors[0].ndim == 0:
+        raise InputError(
+            expected="outputs with the examples along their first axis",
+            found="a single number for all of them",
+            remedy="leave out the sum or mean over the batch",
         )
     return tensors[0]
 

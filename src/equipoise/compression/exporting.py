@@ -153,7 +153,14 @@ def to_onnx(model: nn.Module, examples: DataBatches, path: Path) -> float:
     arguments = (batch,) if isinstance(batch, Tensor) else () if keywords else tuple(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own libraries
-        torch.onnx.export(model, arguments, str(path), kwargs=keywords, dynamo=True, verbose=False, external_data=False)
+        try:
+            torch.onnx.export(
+                model, arguments, str(path), kwargs=keywords, dynamo=True, verbose=False, external_data=False
+            )
+        except OSError as error:
+            raise StoreError(
+                expected=f"to write {path}", found=error.strerror or str(error), remedy="choose another file"
+            ) from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
     values = [leaf.detach().cpu().numpy() for leaf in pytree.tree_leaves(batch)]

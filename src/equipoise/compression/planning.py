@@ -18,9 +18,9 @@ from equipoise.compression.layers import layer, parameter_count
 from equipoise.compression.selection import Channels, HiddenChannels, head_channels
 from equipoise.compression.structure import LAYERS, Hidden, hidden_layers, normalisations
 from equipoise.compression.verification import KeptChannels, OutputReference, classes_of, scores
-from equipoise.errors import CaptureError, InputError
+from equipoise.errors import CaptureError, InputError, one_line
 from equipoise.graph.capture import Captured, capture
-from equipoise.models import copied_model
+from equipoise.models import copied_model, require_readable, require_values
 from equipoise.stages import stage, staged
 
 ROUNDING = 1e-10  # relative change of the outputs in float64 above which a move was not exact
@@ -230,6 +230,7 @@ class Planner:
             if type(module) in LAYERS
             and isinstance(module, nn.Linear | nn.Conv2d)
             and getattr(module, "groups", 1) == 1
+            and module.weight.numel() > 0
             and all(owners[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
             and ("factorise", (name,)) not in self.settings.vetoed
         ]
@@ -318,7 +319,9 @@ def checked_tolerance(tolerance: float) -> float:
 
 
 def require_floating(model: nn.Module) -> None:
-    """Raises `InputError` for a model without parameters, of several dtypes, or whose weights are not finite."""
+    """Raises `InputError` for a model that cannot be read, without weights, of several dtypes, or not finite."""
+    require_readable(model)
+    require_values(model)
     floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in floating})
     if len(dtypes) != 1:
@@ -327,7 +330,7 @@ def require_floating(model: nn.Module) -> None:
             found=", ".join(dtypes) or "no parameters",
             remedy="call model.float()" if dtypes else "pass a model with weights",
         )
-    bad = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    bad = [name for name, parameter in model.named_parameters() if not bool(parameter.detach().isfinite().all())]
     if bad:
         raise InputError(
             expected="finite weights", found=f"NaN or infinity in {bad[0]}", remedy="load another checkpoint"
@@ -342,5 +345,16 @@ def labelled(data: object) -> tuple[Inputs, Tensor | None]:
         )
     inputs, labels = data
     if labels is not None and not isinstance(labels, Tensor):
-        labels = torch.as_tensor(labels)
+        try:
+            labels = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                expected="class indices as y", found=one_line(error), remedy="number the classes: 0, 1, …"
+            ) from error
+    if labels is not None and (labels.is_meta or labels.is_complex() or labels.layout != torch.strided):
+        raise InputError(
+            expected="class indices as y, a dense tensor of real numbers",
+            found=f"{labels.dtype} on {labels.device}, {labels.layout}",
+            remedy="pass y.long(), or y.to_dense()",
+        )
     return inputs, labels

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from equipoise.graph.capture import Captured
 from equipoise.graph.chain import LINEAR_MAPS, channel_axis, own_layer
@@ -51,7 +51,12 @@ def hidden_layers(model: nn.Module, captured: Captured) -> tuple[Hidden, ...]:
     [('0 → 2', 'rectified'), ('2 → 3', 'linear')]
     """
     modules = {node: name for node in captured.graph.nodes if (name := _module(node, model, captured)) is not None}
-    return tuple(hidden for node in modules if (hidden := _hidden(node, modules, captured)) is not None)
+    found = (_hidden(node, modules, captured) for node in modules)
+    return tuple(each for each in found if each is not None and all(map(Tensor.numel, _own(model, each.writer))))
+
+
+def _own(model: nn.Module, name: str) -> Iterator[Tensor]:
+    return model.get_submodule(name).parameters(recurse=False)
 
 
 def normalisations(model: nn.Module, captured: Captured) -> tuple[tuple[str, str], ...]:

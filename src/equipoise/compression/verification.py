@@ -110,7 +110,8 @@ class OutputReference:
         It is run batch by batch, and no further once the answer is no.
         """
         made = copied_model(model).to(self.outputs.dtype)
-        left, place = (self.tolerance * float(self.outputs.double().norm())) ** 2, 0
+        allowed, place = self.tolerance * float(self.outputs.double().norm()), 0
+        left = allowed * allowed
         try:
             for after in output_batches(made, self.examples):
                 before = self.outputs[place : place + len(after)]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from torch import nn
 
 from equipoise.arguments import checked
-from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs, capture
 from equipoise.graph.coverage import Coverage
 from equipoise.laws.check import LossLike, ignores_shift
@@ -16,6 +15,7 @@ from equipoise.laws.custom_ops import declared, functions_read_as_declared
 from equipoise.laws.derive import Between, DerivationOptions, derive
 from equipoise.laws.law import Law
 from equipoise.laws.self_test import self_test
+from equipoise.models import require_readable
 from equipoise.stages import stage
 
 
@@ -52,7 +52,7 @@ def invariances(
     layer1.weight → layer2.weight: vertex, 3 conserved
     layer2.weight → layer3.weight: linear, 3 conserved
     """
-    _refuse(model)
+    require_readable(model)
     if interfaces is not None:
         return Laws(tuple(interface.law(model) for interface in interfaces), Coverage({}))
     with functions_read_as_declared(), stage("capturing the model"):
@@ -96,22 +96,3 @@ def _dropped(laws: Sequence[Law], trained: Sequence[Law]) -> dict[str, tuple[str
     known = {name for law in laws for name in law.parameters}
     missing = {law.name: law.parameters for law in trained if law.statement not in kept}
     return {name: tuple(parameter for parameter in names if parameter not in known) for name, names in missing.items()}
-
-
-def _refuse(model: object) -> None:
-    """Say what cannot be read before anything is tried."""
-    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
-        raise InputError(
-            expected="a torch.nn.Module that is not compiled",
-            found=type(model).__name__,
-            remedy="pass the module inside (model._orig_mod of torch.compile)",
-        )
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(expected="initialised parameters", found=f"lazy {name}", remedy="run the model once first")
-        if parameter.is_complex():
-            raise InputError(
-                expected="real parameters",
-                found=f"{name} of dtype {parameter.dtype}",
-                remedy="write it as its real and imaginary parts",
-            )

@@ -256,7 +256,7 @@ def _size(name: str, before: Tensor, after: Tensor) -> WeightSize:
 
 def _rows(laws: Sequence[Law], given: Weights, weights: Weights) -> tuple[LawBalance, ...]:
     before, after = imbalance(laws, given), imbalance(laws, weights)
-    sizes = squared_norm(given), squared_norm(weights)
+    sizes = [squared_norm(each) or 1.0 for each in (given, weights)]  # 0/0 = 0
     return tuple(
         LawBalance(law.name, law.kind, law.count, before[law.name] / sizes[0], after[law.name] / sizes[1])
         for law in laws

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured, Inputs
-from equipoise.models import call_model, copied_model
+from equipoise.models import call_model, copied_model, require_readable, require_values
 from equipoise.transform.symmetry_action import Weights
 
 EXACT = 1e-9  # change of an output, relative to its largest entry, that rounding in float64 may make
@@ -95,19 +95,17 @@ class ModelFunction:
 
 
 def require_weights(model: nn.Module) -> None:
-    """Raise `InputError` for parameters without values, that are no floats, or not finite."""
-    for name, parameter in model.named_parameters() if isinstance(model, nn.Module) else ():
-        if parameter.is_meta:
-            raise InputError(
-                expected="weights with values", found=f"{name} on the meta device", remedy="load the weights first"
-            )
+    """Raise `InputError` for a model that cannot be read, and parameters without values, no floats, or not finite."""
+    require_readable(model)
+    require_values(model)
+    for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise InputError(
                 expected="floating parameters",
                 found=f"{name} of dtype {parameter.dtype}",
                 remedy="use the model as it was before it was quantised",
             )
-        if not bool(parameter.isfinite().all()):
+        if not bool(parameter.detach().isfinite().all()):
             raise InputError(
                 expected="finite weights",
                 found=f"NaN or infinity in {name}",
