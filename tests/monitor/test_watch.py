@@ -131,6 +131,33 @@ def test_gradients_changed_after_backward_are_a_note_and_no_alarm(first):
     assert f"note: {note}" in log.summary()
 
 
+def test_a_layer_that_is_put_into_evaluation_mode_is_read_again_and_no_alarm():
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    optimizer, steps = sgd(model), iter(range(1, 100))
+
+    def freeze():
+        if next(steps) == 5:
+            model[1].eval()
+
+    model.train()
+    with eq.watch(model, optimizer, every=2, quiet=True) as log:
+        train(model, optimizer, steps=10, before_step=freeze)
+        model.eval()  # what follows the training is none of it
+    assert log.alarms == []
+    (note,) = log.notes
+    assert note.startswith("step 6: 1 switched between training and evaluation mode")
+    laws = set(log.table().query("observer == 'residual' and quantity == 'residual'").groupby("place").step.max())
+    assert laws == {4, 10}  # the scale that the normalisation takes away; from then on the law of the two layers
+
+
+def test_parameters_without_a_shape_are_watched_from_the_first_forward_pass_on():
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = sgd(model)
+    with eq.watch(model, optimizer, quiet=True) as log:
+        train(model, optimizer, steps=3)
+    assert (log.alarms, log.notes, [law.name for law in log.laws]) == ([], [], ["0.weight → 2.weight"])
+
+
 def test_parameters_that_no_optimizer_holds_are_a_note_and_frozen_ones_are_not():
     model = network()
     optimizer = torch.optim.SGD([*model[0].parameters(), *model[3].parameters()], lr=0.01)

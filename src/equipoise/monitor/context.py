@@ -127,7 +127,7 @@ class ModelContext:
         self.parameters: dict[str, nn.Parameter] = own_parameters(self.model)  # by the model's own names
         self.revision = 0  # how often the model has been found to be another one
         self._structure = structure(self.model)
-        self._readings: dict[tuple[bool, ...], Laws | str] = {}
+        self._readings: dict[tuple[object, ...], Laws | str] = {}
         self.unfit = frozenset[str]()  # laws that were read from the model, and are not those of its training
         self.membership.announce(self.parameters)
 
@@ -148,12 +148,19 @@ class ModelContext:
         own = self.given and given is not None
         self.example = replace(given, precision=example.precision) if own and given else example
 
-    def refresh(self) -> str:
-        """Compare the model, part by part, with the one that was read; the differences in words, empty if none."""
+    def refresh(self, *, ended: bool = False) -> str:
+        """Compare the model, part by part, with the one that was read; the differences in words, empty if none.
+
+        Where the training has ended, the mode of the model is that of whatever comes next, and is left out.
+        """
         now = structure(self.model)
+        if ended:
+            before = self._structure
+            stays = lambda name: name in before and now[name].is_same(before[name]) and not now[name].is_parameter  # noqa: E731
+            now = {name: before[name] if stays(name) else part for name, part in now.items()}
         if now.keys() == self._structure.keys() and all(now[name] == part for name, part in self._structure.items()):
             return ""
-        differences = _differences(self._structure, now)
+        differences = _differences(self._structure, now, modes=bool(self._readings))
         if now.keys() != self._structure.keys() or not all(now[name].is_same(self._structure[name]) for name in now):
             self._readings.clear()
             self.unfit = frozenset()
@@ -180,8 +187,8 @@ class ModelContext:
 
     @property
     def _read(self) -> Laws | str:
-        """The laws, or why there are none; read once for each choice of what is trained."""
-        key = tuple(part.trained for part in self._structure.values())
+        """The laws, or why there are none; read once for each choice of what is trained, and in which mode."""
+        key = tuple(part.trained if part.is_parameter else part.shape for part in self._structure.values())
         if key not in self._readings:
             self._readings[key] = self._reading()
         return self._readings[key]
@@ -300,20 +307,29 @@ def _called(model: nn.Module) -> str:
     return f"{type(model).__name__}, called as a whole,"
 
 
-def _differences(before: Mapping[str, ModelPart], now: Mapping[str, ModelPart]) -> str:
-    """The changes that a user made to a model, by the names of its parts."""
+def _differences(before: Mapping[str, ModelPart], now: Mapping[str, ModelPart], modes: bool) -> str:
+    """The changes that a user made to a model, by the names of its parts; `modes`: also of modules to another mode."""
     both = [name for name in now if name in before]
     replaced = [name for name in both if not now[name].is_same(before[name])]
     modules = [name for name in replaced if not now[name].is_parameter]
     inside = lambda name: any(name.startswith(f"{each}.") or not each for each in modules)  # noqa: E731
     frozen = [name for name in both if before[name].trained and not now[name].trained and name not in replaced]
     unfrozen = [name for name in both if now[name].trained and not before[name].trained and name not in replaced]
+    switched = [name for name in both if modes and not now[name].is_parameter and now[name].shape != before[name].shape]
+    inner = {
+        name
+        for name in switched
+        if any(name != each and (not each or name.startswith(f"{each}.")) for each in switched)
+    }
     changes = {
         "replaced": [name or "the model" for name in replaced if not inside(name)],
         "added": [name for name in now if name not in before and not inside(name)],
         "removed": [name for name in before if name not in now and not inside(name)],
         "frozen": frozen,
         "trained from now on": unfrozen,
+        "switched between training and evaluation mode": [
+            name or "the model" for name in switched if name not in inner
+        ],
     }
     return "; ".join(f"{some(names)} {verb}" for verb, names in changes.items() if names)
 

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from equipoise.errors import one_line
@@ -196,8 +197,8 @@ class SnapshotTaker:
 
     def begin(self) -> None:
         """Keep the gradients of the first backward pass, where that is cheap."""
-        size = sum(parameter.numel() for parameter in self.model.parameters.values())
-        if size <= SMALL:
+        parameters = self.model.parameters.values()
+        if not any(map(is_lazy, parameters)) and sum(parameter.numel() for parameter in parameters) <= SMALL:
             self._safely(self._arm)
 
     def refuse(self, reason: str) -> None:
@@ -292,7 +293,7 @@ class SnapshotTaker:
         final = optimizer is None
         setup = self.taken == 0 or final
         if final:
-            self._refresh(step)
+            self._refresh(step, ended=True)
         with self.meter.timed(setup):
             context = self._prepared()
             self.taken += 1
@@ -329,9 +330,9 @@ class SnapshotTaker:
         self.observers.restart()
         return True
 
-    def _refresh(self, step: int) -> None:
+    def _refresh(self, step: int, *, ended: bool = False) -> None:
         """Begin anew where parts of the model have changed."""
-        changes = self.model.refresh()
+        changes = self.model.refresh(ended=ended)
         if changes:
             self.sink.note(step, f"{changes}: what can be is read again, and drift counts from here")
         if self.model.group.any(bool(changes)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from equipoise.errors import InputError
 
@@ -106,7 +107,7 @@ class ModelPart:
 
     it: nn.Module | nn.Parameter
     trained: bool = False
-    shape: tuple[object, ...] = ()  # and the dtype
+    shape: tuple[object, ...] = ()  # and the dtype; of a module, whether it is in training mode
 
     @property
     def is_parameter(self) -> bool:
@@ -139,10 +140,11 @@ def structure(model: nn.Module) -> dict[str, ModelPart]:
 
 def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, ModelPart]]:
     module = unwrapped(module)
-    yield prefix.removesuffix("."), ModelPart(module)
+    yield prefix.removesuffix("."), ModelPart(module, shape=(module.training,))
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            yield prefix + name, ModelPart(parameter, parameter.requires_grad, (parameter.dtype, *parameter.shape))
+            shape = () if is_lazy(parameter) else (parameter.dtype, *parameter.shape)
+            yield prefix + name, ModelPart(parameter, parameter.requires_grad, shape)
     for name, child in module._modules.items():
         if child is not None:
             yield from _parts(child, f"{prefix}{name}.")
