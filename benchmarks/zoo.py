@@ -36,7 +36,12 @@ from equipoise.laws import Law, Laws
 from equipoise.monitor.log import Log
 from helpers.null_space import InDouble, NoGap, null_space
 
-FAMILIES = {"torch": "plain", "torch_geometric": "geometric", "transformers": "huggingface"}  # and their modules
+FAMILIES = {
+    "torch": "plain",
+    "operations": "operations",
+    "torch_geometric": "geometric",
+    "transformers": "huggingface",
+}  # and their modules
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 WIDTH, NARROW = 8, 4  # of the copy that is derived, and of that whose null space is solved for
 LARGEST = 2600  # parameters of a copy whose null space is solved for
@@ -183,6 +188,7 @@ class Watched:
     trained: str = ""  # why the training itself failed
     unable: str = ""  # and why it does without eq.watch, too
     seconds: float = 0.0
+    steps: int = 20
 
     @property
     def good(self) -> bool:
@@ -193,19 +199,20 @@ STEPS = 20
 WAYS = ("float32", "autocast", "accelerate")
 
 
-def watched(architecture: Architecture) -> Iterator[Watched]:
-    """Twenty steps of SGD under `eq.watch`, in each way of computing."""
+def watched(architecture: Architecture, ways: Sequence[str] = WAYS, steps: int = STEPS) -> Iterator[Watched]:
+    """Some steps of SGD under `eq.watch`, in each way of computing."""
     model, inputs = architecture.model(WIDTH).float(), _single(architecture.arguments(WIDTH))
     expected, refused = [], ""
     try:
         expected = [law.name for law in eq.invariances(model, inputs)]
     except EquipoiseError as error:
         refused = str(error)
-    for way in WAYS:
-        row, began = Watched(architecture.name, way, len(expected), refused), time.perf_counter()
+    for way in ways:
+        row = Watched(architecture.name, way, len(expected), refused, steps=steps)
+        began = time.perf_counter()
         try:
             with deadline(SECONDS):
-                log = train(architecture, way)
+                log = train(architecture, way, steps)
         except Exception as error:
             row.unable = _unable(architecture, way)
             row.trained = "" if row.unable else _failure(error)
@@ -336,6 +343,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="architectures or families; all of them if none is named")
     parser.add_argument("--watch", action="store_true", help="train each under eq.watch")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each training under --watch")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of computing under --watch")
     parser.add_argument("--no-null", action="store_true", help="without the null space")
     parser.add_argument("--json", type=Path, help="write all that was found here")
     parser.add_argument("--page", type=Path, nargs="+", help="rewrite docs/zoo.md from files that --json wrote")
@@ -349,7 +358,7 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if options.watch:
-                rows: list[Any] = list(watched(architecture))
+                rows: list[Any] = list(watched(architecture, options.ways, options.steps))
             else:
                 rows = [guarded(architecture, lambda each: examine(each, null=not options.no_null))]
         for row in rows:

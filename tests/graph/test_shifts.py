@@ -190,6 +190,56 @@ USES = {
 }
 
 
+READ = {  # weights whose input has elements that depend on each other
+    "behind a norm without gain": (lambda: Net(lambda m, x: (norm(x) @ m.w).tanh(), w=(WIDTH, 3)), noise(5, WIDTH)),
+    "behind one of each head": (
+        lambda: Net(lambda m, x: m.f(norm(x.unflatten(-1, (2, WIDTH))).flatten(1)).tanh(), {"f": L(8, 3)}),
+        noise(5, 8),
+    ),
+    "behind a group norm": (
+        lambda: nn.Sequential(nn.GroupNorm(2, 4, affine=False), nn.Flatten(), L(8, 3), nn.Tanh()),
+        noise(5, 4, 2),
+    ),
+    "centred by hand": (
+        lambda: nn.Sequential(Net(lambda m, x: 2 * (x - x.mean(-1, True))), L(4, 3), nn.Tanh()),
+        noise(5, 4),
+    ),
+    "by an einsum of three axes": (
+        lambda: Net(lambda m, x: torch.einsum("bi,ohi->boh", norm(x), m.w).tanh(), w=(3, 2, WIDTH)),
+        noise(5, WIDTH),
+    ),
+    "by a part of a weight": (
+        lambda: Net(lambda m, x: (norm(x) @ m.w[:2].T).tanh() + (x.exp() @ m.w[2:].T).tanh(), w=(4, WIDTH)),
+        noise(5, WIDTH),
+    ),
+    "twice by one weight": (
+        lambda: Net(lambda m, x: (norm((norm(x) @ m.w).tanh()) @ m.w).tanh(), w=(WIDTH, WIDTH)),
+        noise(5, WIDTH),
+    ),
+    "twice by one weight, once seen": (
+        lambda: Net(lambda m, x: (norm((x @ m.w).tanh()) @ m.w).tanh(), w=(WIDTH, WIDTH)),
+        noise(5, WIDTH),
+    ),
+    "beside their difference": (
+        lambda: Net(lambda m, x: m.f(torch.cat([y := x.sin(), z := x.exp(), y - z], -1)).tanh(), {"f": L(6, 3)}),
+        X,
+    ),
+    "added to a neighbour": (lambda: Net(lambda m, x: m.f(x + x.roll(1, -1)).tanh(), {"f": L(4, 3)}), noise(5, 4)),
+    "copied": (lambda: Net(lambda m, x: m.f(x.repeat(1, 2)).tanh(), {"f": L(4, 3)}), X),
+    "a pool taken off": (
+        lambda: Net(
+            lambda m, x: (F.avg_pool1d(y := m.n(x), 3, 1, 1, count_include_pad=False) - y).tanh(),
+            {"n": nn.GroupNorm(1, 2)},
+        ),
+        noise(2, 2, 6),
+    ),
+    "a pool that counts its padding": (
+        lambda: Net(lambda m, x: (F.avg_pool1d(y := m.n(x), 3, 1, 1) - y).tanh(), {"n": nn.GroupNorm(1, 2)}),
+        noise(2, 2, 6),
+    ),
+}
+
+
 class Twice(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -199,10 +249,10 @@ class Twice(nn.Module):
         return self.inner(x, x.tanh())
 
 
-@pytest.mark.parametrize("name", [*SPELLINGS, *USES])
+@pytest.mark.parametrize("name", [*SPELLINGS, *USES, *READ])
 def test_as_many_as_there_are_and_each_holds(name):
     torch.manual_seed(0)
-    build, inputs = {**SPELLINGS, **USES}[name]
+    build, inputs = {**SPELLINGS, **USES, **READ}[name]
     model, data = build().double(), inputs()
     laws = [law for law in invariances(model, data) if law.kind == "shift"]
     assert laws or name in USES  # every spelling has some
@@ -216,3 +266,18 @@ def test_as_many_as_there_are_and_each_holds(name):
 def test_the_row_of_the_padding_does_not_move_with_the_others():
     model = nn.Sequential(nn.Embedding(3, 2, padding_idx=0), nn.BatchNorm1d(2)).double()
     assert not [law for law in invariances(model, tokens(6)()) if law.kind == "shift"]
+
+
+def test_what_is_computed_in_less_precision_is_no_further_centred_than_that():
+    model = Net(lambda m, x: (norm(x).bfloat16().to(x.dtype) @ m.w).tanh(), w=(WIDTH, 3)).double()
+    (law,) = invariances(model, noise(5, WIDTH)())
+    assert (law.name, law.precision) == ("shift of w along its input", torch.bfloat16)
+
+
+@pytest.mark.parametrize("vector", [lambda x: x.softmax(-1), lambda x: torch.cat([x, torch.ones(5, 1)], -1)])
+def test_what_sums_to_one_is_exchanged_with_the_bias(vector):
+    model = Net(lambda m, x: m.f(vector(x)).tanh(), {"f": L(vector(torch.ones(5, 4)).shape[1], 3)}).double()
+    laws = invariances(model, noise(5, 4)())
+    assert not laws
+    assert laws.coverage.exchanges == (("f.weight", "f.bias"),)
+    assert linear_laws(model, noise(5, 4)()) == 3

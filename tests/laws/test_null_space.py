@@ -74,6 +74,48 @@ def test_what_is_missing_has_a_line_in_the_coverage():
     assert " with ".join(biases) in str(laws.coverage)
 
 
+def test_rows_of_a_table_that_are_normalised_scale_each_by_itself():
+    """The null space has a generator for each row; a head of the same table sees its rows."""
+
+    class Words(nn.Module):
+        def __init__(self, *, tied):
+            super().__init__()
+            self.words, self.norm, self.out, self.tied = nn.Embedding(3, 4), nn.LayerNorm(4, 0.0), nn.Linear(4, 3), tied
+
+        def forward(self, tokens):
+            h = self.out(self.norm(self.words(tokens)))
+            return h.tanh() @ self.words.weight[:, :3] if self.tied else h.tanh()
+
+    words = lambda: (torch.randint(3, (2, 5)),)  # noqa: E731
+    model = Words(tied=False).double()
+    laws = invariances(model, words())
+    assert ("scale of words.weight", "vertex", 3) in [(law.name, law.kind, law.count) for law in laws]
+    assert verdict(model, words, laws).complete
+    assert "scale of words.weight" not in [law.name for law in invariances(Words(tied=True).double(), words())]
+
+
+def test_states_of_a_scan_scale_each_by_itself():
+    """A scan begins with zeros, which move with anything; what each state is fed and read by are opposite."""
+
+    class Scan(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inward, self.outward, self.decay = (nn.Linear(2, 3, bias=False) for _ in range(3))
+
+        def forward(self, x):
+            inward, outward, decay = self.inward(x), self.outward(x.exp()), torch.sigmoid(self.decay(x))
+            state, found = torch.zeros(len(x), 3, dtype=x.dtype), []
+            for place in range(x.shape[1]):
+                state = decay[:, place] * state + inward[:, place]
+                found.append((state * outward[:, place]).sum(-1))
+            return torch.stack(found, 1)
+
+    model = Scan().double()
+    laws = invariances(model, noise(2, 3, 2)())
+    assert [(law.name, law.kind, law.count) for law in laws] == [("inward.weight → outward.weight", "vertex", 3)]
+    assert verdict(model, noise(2, 3, 2), laws).complete
+
+
 def test_the_keys_of_one_layer_for_queries_keys_and_values():
     """A part of a layer that is split has the shift laws of a layer of its own."""
 

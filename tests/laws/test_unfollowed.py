@@ -143,3 +143,105 @@ def test_parts_of_one_weight_that_read_different_vectors_have_a_line():
     x = torch.randn(5, 2, 3).double()
     (line,) = invariances(Crossed().double(), (x, 2 * x)).coverage.unfollowed
     assert line.parameters == ("attention.in_proj_weight",)
+
+
+def named_in_lines(model, *inputs):
+    """The operations that are not followed, and the parameters of each."""
+    found = invariances(model.double(), inputs).coverage.unfollowed
+    return [(each.operation, set(each.parameters)) for each in found]
+
+
+class Skipped(nn.Module):
+    """`(W + I) x` between linear layers: the laws are those of the sum."""
+
+    def __init__(self, skip):
+        super().__init__()
+        self.into, self.body, self.out, self.skip = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2), skip
+
+    def forward(self, x):
+        return self.out(self.skip(self.into(x), self.body))
+
+
+@pytest.mark.parametrize(
+    ("skip", "operation"),
+    [
+        (lambda h, body: h + body(h), "add"),
+        (lambda h, body: body(h) - 0.5 * h, "sub"),
+        (lambda h, body: torch.addmm(h, h, body.weight, alpha=0.1), "addmm"),
+        (lambda h, body: h + body(h.tanh()), ""),
+    ],
+)
+def test_a_skip_around_a_linear_map_has_a_line(skip, operation):
+    lines = named_in_lines(Skipped(skip), torch.randn(5, 3).double())
+    assert [name for name, _ in lines] == [operation] * bool(operation)
+    assert all({"into.weight", "body.weight"} <= parameters for _, parameters in lines)
+
+
+class Joined(nn.Module):
+    """Two vectors side by side, normalised together: both may be shifted, neither by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return F.layer_norm(torch.cat([self.a(x), self.b(x.exp())], -1), (8,))
+
+
+def test_parts_that_may_be_shifted_together_only_have_a_line():
+    names = {"a.weight", "a.bias", "b.weight", "b.bias"}
+    assert ("cat", names) in named_in_lines(Joined(), torch.randn(5, 3).double())
+
+
+class Tokens(nn.Module):
+    """A token before what is read, and positions on both."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.into, self.token = nn.Linear(3, 4, bias=bias), nn.Parameter(torch.randn(4))
+        self.places, self.out = nn.Embedding(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        beside = torch.cat([self.token.expand(len(x), 1, 4), self.into(x)], 1)
+        return self.out(torch.tanh(beside + self.places(torch.arange(6))))
+
+
+def test_a_token_and_its_position_have_a_line_where_no_bias_has():
+    x = torch.randn(2, 5, 3).double()
+    (line,) = named_in_lines(Tokens(bias=False), x)
+    assert line == ("add", {"token", "places.weight"})
+    with_bias = invariances(Tokens(bias=True).double(), x).coverage
+    assert with_bias.unfollowed == ()
+    assert with_bias.exchanges == (("into.bias", "token", "places.weight"),)
+
+
+class Retrieved(nn.Module):
+    """Values that are mixed by the data before their norm is taken: rotations of theirs have no effect."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(F.normalize(torch.sigmoid(x @ x.mT) @ self.value(x), dim=-1))
+
+
+def test_rotations_of_mixed_values_have_a_line():
+    lines = named_in_lines(Retrieved(), torch.randn(2, 5, 3).double())
+    assert any("value.weight" in parameters for _, parameters in lines)
+
+
+class Turned(nn.Module):
+    """As `Conv1D` of GPT-2, but for the transpose, that a weight is multiplied by."""
+
+    def __init__(self):
+        super().__init__()
+        self.inward, self.outward = nn.Linear(3, 4, bias=False), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = x @ self.inward.weight.T
+        return self.outward(h + h.roll(1, -1))
+
+
+def test_a_weight_that_is_turned_before_it_multiplies_is_named():
+    assert named_in_lines(Turned(), torch.randn(5, 3).double()) == [("add", {"inward.weight"})]

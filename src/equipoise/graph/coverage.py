@@ -74,6 +74,10 @@ class Coverage:
         lost = tuple(name for name in self.uses if name not in named and name not in self.frozen)
         return replace(self, in_no_law=lost)
 
+    def exchanging(self, groups: Collection[tuple[str, ...]]) -> "Coverage":
+        """The same, with more groups of parameters whose shifts cancel."""
+        return replace(self, exchanges=(*self.exchanges, *groups))
+
     @property
     def complete(self) -> bool:
         """Whether the symmetry of every operation is declared."""
@@ -107,17 +111,17 @@ def coverage(propagation: SymmetryPropagation) -> Coverage:
     >>> print(coverage(SymmetryPropagation(capture(nn.Linear(2, 1), torch.ones(2, 2)))))
     2 uses of 2 parameters seen
     """
-    captured = propagation.captured
+    captured, groups = propagation.captured, exchanges(propagation)
     users = {node.name: tuple(user.name for user in node.users) for node in captured.graph.find_nodes(op="placeholder")}
     uses = {name: users[placeholder] for placeholder, name in captured.parameters.items()}
     return Coverage(
         uses={name: nodes for name, nodes in uses.items() if nodes},
         unmatched=tuple(propagation.unmatched),
-        unfollowed=unfollowed(propagation),
+        unfollowed=unfollowed(propagation, groups),
         unused=tuple(name for name, nodes in uses.items() if not nodes),
         frozen=tuple(name for name in uses if name in propagation.frozen),
         lawless=dict(Counter(_lawless(propagation))),
-        exchanges=exchanges(propagation),
+        exchanges=groups,
     )
 
 
@@ -131,8 +135,8 @@ def _lawless(propagation: SymmetryPropagation) -> Iterator[str]:
 # What is read, but not followed ------------------------------------------------------------------------------------
 
 
-def unfollowed(propagation: SymmetryPropagation) -> tuple[Unfollowed, ...]:
-    """The places at which something may be lost, in the order of the graph.
+def unfollowed(propagation: SymmetryPropagation, groups: Collection[tuple[str, ...]] = ()) -> tuple[Unfollowed, ...]:
+    """The places at which something may be lost, in the order of the graph, beside shifts exchanged within `groups`.
 
     >>> import torch
     >>> from torch import nn
@@ -148,10 +152,10 @@ def unfollowed(propagation: SymmetryPropagation) -> tuple[Unfollowed, ...]:
     >>> lost.operation, lost.parameters
     ('add', ('a.weight',))
     """
-    return tuple(_noted(propagation))
+    return tuple(_noted(propagation, groups))
 
 
-def _noted(propagation: SymmetryPropagation) -> Iterator[Unfollowed]:
+def _noted(propagation: SymmetryPropagation, groups: Collection[tuple[str, ...]]) -> Iterator[Unfollowed]:
     algebra, read = propagation.algebra, {each.node for each in propagation.unmatched}
     for node in propagation.captured.graph.nodes:
         parameter = propagation.captured.parameters.get(node.name)
@@ -164,10 +168,100 @@ def _noted(propagation: SymmetryPropagation) -> Iterator[Unfollowed]:
             or (node.name in algebra.turnable and _turns(node, propagation))
         )
         parameters = propagation.upstream(node) if lost and node.name not in read else ()
+        if lost and not parameters and node.name not in read and node.name not in propagation.unshifted:
+            parameters = _behind(node, propagation)
+        parameters = parameters or _skip(node, propagation) or _rows_of_tokens(node, propagation, groups)
         if operation_name(node.target) == "exp" and (weighed := _softmax_over_data(node)):
             parameters = tuple(dict.fromkeys(name for each in (node, *weighed) for name in propagation.upstream(each)))
         if parameters:
             yield Unfollowed(node.name, operation_name(node.target), parameters)
+
+
+def _behind(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
+    """The parameters that a node is computed from, through products of data with each other too."""
+    sources = [source for source in node.all_input_nodes if operator_of(source).is_a(Trait.PRODUCT)]
+    queue, seen = sources or list(node.all_input_nodes), set()
+    found: dict[str, None] = {}
+    while queue:
+        current = queue.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if operator_of(current).is_a(Trait.PRODUCT):
+            own = dict.fromkeys(name for each in current.all_input_nodes for name in propagation.upstream(each))
+            found |= own
+        queue += [] if operator_of(current).is_a(Trait.PRODUCT) else current.all_input_nodes
+    return tuple(found)
+
+
+def _skip(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
+    """Parameters around a sum of a vector and a trained linear map of it: `W + I`, whose laws are not of `W` alone."""
+    name = operation_name(node.target)
+    if name == "addmm":
+        vectors, products = [_unmoved(node.args[0])], [node]
+    elif name in ("add", "sub"):
+        vectors = [_unmoved(argument) for argument in node.args[:2]]
+        products = [each for each in vectors if isinstance(each, fx.Node)]
+    else:
+        return ()
+    for product in products:
+        operator = operator_of(product)
+        factors = product.all_input_nodes
+        trained = [each for each in factors if _made_of_weights(propagation, each)]
+        read = [_unmoved(each) for each in factors if each not in trained]
+        mapped = operator.is_a(Trait.PRODUCT | Trait.CONVOLUTION) and trained
+        if mapped and any(vector in read for vector in vectors if isinstance(vector, fx.Node)):
+            return tuple(dict.fromkeys([*propagation.upstream(node), *propagation.upstream(product)]))
+    return ()
+
+
+def _rows_of_tokens(
+    node: fx.Node, propagation: SymmetryPropagation, groups: Collection[tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Parameters set beside data, as a class token, to which positions add a row that nothing else reads."""
+    if operation_name(node.target) != "add":
+        return ()
+    for joined, other in (node.args[:2], node.args[1::-1]):
+        parts = _parts(_unmoved(joined)) if _rows(other, propagation) else []
+        tokens = [part for part in parts if _made_of_weights(propagation, part)]
+        beside = len(tokens) < len(parts)
+        sources = [*tokens, *([other] if isinstance(other, fx.Node) else [])]
+        names = tuple(dict.fromkeys(name for each in sources for name in _parameters_of(each, propagation)))
+        trained = [name for name in names if name not in propagation.frozen]
+        if tokens and beside and len(trained) > 1 and not any(set(names) <= set(group) for group in groups):
+            return names
+    return ()
+
+
+def _parts(argument: object) -> list[fx.Node]:
+    """Tensors side by side."""
+    first = argument.args[:1] if isinstance(argument, fx.Node) else ()
+    return [part for each in first if isinstance(each, (list, tuple)) for part in each if isinstance(part, fx.Node)]
+
+
+def _rows(argument: object, propagation: SymmetryPropagation) -> bool:
+    """Whether a value is made of weights alone, or of rows of a table at places that are known."""
+    if not isinstance(argument, fx.Node):
+        return False
+    places = [propagation.signals[each] for each in argument.all_input_nodes[1:2]]
+    known = any(isinstance(each, Signal) and each.value is not None for each in places)
+    return _made_of_weights(propagation, argument) or (operator_of(argument).is_a(Trait.TABLE) and known)
+
+
+def _parameters_of(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
+    """The parameters that a value is made of."""
+    own = propagation.captured.parameters.get(node.name)
+    return (own,) if own is not None else propagation.upstream(node)
+
+
+def _unmoved(argument: object) -> object:
+    """What a value is computed from by moving its elements, and multiplying all by one number."""
+    while isinstance(argument, fx.Node) and argument.op == "call_function":
+        scaled = operation_name(argument.target) in ("mul", "div") and len(argument.all_input_nodes) == 1
+        if not (scaled or operator_of(argument).movement is Movement.ORDERED):
+            break
+        argument = argument.all_input_nodes[0]
+    return argument
 
 
 def _cut_up(node: fx.Node) -> fx.Node | None:

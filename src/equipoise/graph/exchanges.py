@@ -3,7 +3,8 @@
 The pass goes forwards. For every tensor it keeps by how much its parts move if parameters are shifted by a constant,
 one rate for each of them: `u_a + u_b` for `a + b`. What reads such a tensor otherwise than by moving, adding or scaling
 it sees the shift, so that the rates must cancel there. Rates that need not all be zero are linear laws, such as
-the difference of two biases of one sum; they are named, not derived.
+the difference of two biases of one sum; they are named, not derived. So are those of shifts of all elements by one
+number, which a normalisation on the way does not see.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ from scipy.sparse.csgraph import connected_components
 from torch import fx
 from torch.fx.node import Argument
 
+from equipoise.graph.labels.shift_groups import dense
 from equipoise.graph.ops import operator_of
 from equipoise.graph.ops.operator import Trait
 from equipoise.graph.ops.rules import STILL, Exchanged, Parts, Rates
+from equipoise.graph.ops.site import Site
 from equipoise.graph.propagate import SymmetryPropagation
 
 LARGEST = 600  # parameters that are added to each other, one way or another
@@ -39,12 +42,22 @@ def exchanges(propagation: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
     """
     seen, pairs = _seen(propagation)
     groups = [*_cancelling(_pruned(seen)), *pairs]
+    uniform, _ = _seen(propagation, uniform=True)
+    groups += [group for group in _cancelling(_pruned(uniform)) if len(group) > 1]
     order = {name: place for place, name in enumerate(propagation.captured.parameters.values())}
-    return tuple(sorted({tuple(sorted(group, key=order.__getitem__)) for group in groups}, key=lambda g: order[g[0]]))
+    return tuple(
+        sorted(
+            {tuple(sorted(group, key=order.__getitem__)) for group in groups},
+            key=lambda group: [order[name] for name in group],
+        )
+    )
 
 
-def _seen(propagation: SymmetryPropagation) -> tuple[list[Rates], list[tuple[str, ...]]]:
-    """The rates of every tensor whose shift is seen, and the pairs of biases of recurrent layers."""
+def _seen(propagation: SymmetryPropagation, *, uniform: bool = False) -> tuple[list[Rates], list[tuple[str, ...]]]:
+    """The rates of every tensor whose shift is seen, and the pairs of biases of recurrent layers.
+
+    A `uniform` shift is one of all elements by the same number.
+    """
     moves: dict[fx.Node, Parts] = {}
     seen: list[Parts] = []
     pairs: list[tuple[str, ...]] = []
@@ -57,7 +70,8 @@ def _seen(propagation: SymmetryPropagation) -> tuple[list[Rates], list[tuple[str
             seen += [moves[source] for source in node.all_input_nodes if _two(propagation, source)]
         elif node.op == "call_function":
             moves[node], read = _through(node, moves)
-            seen += [moves.get(source, STILL) for source in read]
+            ignoring = _ignoring(node, propagation) if uniform else set()
+            seen += [moves.get(source, STILL) for source in read if source not in ignoring]
         moves.setdefault(node, STILL)
     seen += [moves[node] for node in propagation.captured.output]
     return [rates for parts in seen for rates in parts if rates], pairs
@@ -75,6 +89,14 @@ def _biases(node: fx.Node, propagation: SymmetryPropagation) -> Iterator[tuple[s
     yield from (
         tuple(pair) for pair in zip(names[::2], names[1::2], strict=False) if not set(pair) & set(propagation.frozen)
     )
+
+
+def _ignoring(node: fx.Node, propagation: SymmetryPropagation) -> set[fx.Node]:
+    """The arguments whose shift by one number an operation ignores."""
+    rule, site = operator_of(node).ignores, Site(node, propagation.signals, propagation.through_detach)
+    found = [] if rule is None or node in propagation.unread else list(rule(site))
+    labels = ((source, dense(groups, site.shape_of(source))) for source, groups in found)
+    return {source for source, groups in labels if groups is not None and bool((groups >= 0).all())}
 
 
 def _through(node: fx.Node, moves: Mapping[fx.Node, Parts]) -> Exchanged:

@@ -92,7 +92,8 @@ class Member:
     @cached_property
     def places(self) -> slice | Int64[Tensor, " slices"]:
         """The index in a row: a slice where it runs through one stretch without gaps."""
-        flat = self.index.reshape(-1)
+        with torch.inference_mode(False):  # it is kept, and may be differentiated through later
+            flat = self.index.reshape(-1)
         run = bool((flat[1:] - flat[:-1] == 1).all())
         return slice(int(flat[0]), int(flat[-1]) + 1) if run else flat
 

@@ -17,7 +17,7 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops import operation_name, operator_of
 from equipoise.graph.ops.contraction import dot, dotted, einsum_terms
-from equipoise.graph.ops.operator import SymmetryRule, Trait
+from equipoise.graph.ops.operator import Movement, SymmetryRule, Trait
 from equipoise.graph.ops.pointwise import FLOOR, TINY
 from equipoise.graph.ops.site import Unreadable
 from equipoise.stages import staged
@@ -26,6 +26,7 @@ Reference: TypeAlias = Callable[..., object]
 Value: TypeAlias = object
 """A signal, several of them, or what is no tensor."""
 
+EPS = 1e-5  # of a normalisation that names none
 BATCH = 2  # the size that a free batch dimension is read with
 _MAP = Trait.PRODUCT | Trait.TABLE
 _ENTERED = frozenset({"mul", "add", "cat", "_weight_norm"})  # through which a parameter is followed to a linear map
@@ -129,6 +130,8 @@ class SymmetryPropagation:
         if known.is_a(Trait.TOTAL) and node.args[0] in self._products:
             left, right = self._products[node.args[0]]
             return dot(self.algebra, left, right, *summed(node))
+        if name == "embedding":
+            args = (self._rows_apart(node, args[0]), *args[1:])
         found, reason = self._read(known.symmetry, node, args, kwargs)
         if found is not None:
             return found
@@ -242,11 +245,41 @@ class SymmetryPropagation:
 
     def upstream(self, node: fx.Node) -> tuple[str, ...]:
         """The parameters that the arguments of a node are computed from without another linear map in between."""
-        return upstream(self.captured, node)
+        return upstream(self.captured, node, self._of_weights)
+
+    def _of_weights(self, node: fx.Node) -> bool:
+        signal = self.signals.get(node)
+        return isinstance(signal, Signal) and bool(signal.weights)
+
+    def _rows_apart(self, node: fx.Node, table: Signal) -> Signal:
+        """A table whose rows are only ever normalised, each by itself: their scales have no effect.
+
+        The common scale of all rows is then no law of its own, where a gain follows.
+        """
+        readers = [reader for user in node.all_input_nodes[0].users for reader in _readers_of_rows(user)]
+        rows = [role for role in table.roles if role.varies(0)]
+        if not rows or not all(_normalises(reader) for reader in readers):
+            return table
+        others = [role for role in table.roles if not role.varies(0)]
+        self.algebra.diagonal(table.with_roles(rows))
+        for norm in readers:
+            eps = operator_of(norm).eps
+            given = norm.args[eps.place] if eps is not None and len(norm.args) > eps.place else None
+            self.algebra.place = norm.name
+            self.algebra.absorb(rows[0], given if isinstance(given, (int, float)) else EPS)
+            for role in others if len(norm.all_input_nodes) > 1 else ():
+                self.algebra.pin(role)
+        self.algebra.place = node.name
+        return table.with_roles(others)
 
 
-def upstream(captured: Captured, node: fx.Node) -> tuple[str, ...]:
-    """The parameters that the arguments of a node are computed from without another linear map in between."""
+def upstream(
+    captured: Captured, node: fx.Node, of_weights: Callable[[fx.Node], bool] = lambda node: False
+) -> tuple[str, ...]:
+    """The parameters that the arguments of a node are computed from without another linear map in between.
+
+    Through a linear map go what it reads straight from the inputs, and what `of_weights` says is computed from weights.
+    """
     found, queue, seen = [], list(node.all_input_nodes), set()
     while queue:
         current = queue.pop()
@@ -256,10 +289,32 @@ def upstream(captured: Captured, node: fx.Node) -> tuple[str, ...]:
         if current.name in captured.parameters:
             found.append(captured.parameters[current.name])
         elif operator_of(current).is_a(_MAP):
-            queue += [n for n in current.all_input_nodes if n.op == "placeholder"]
+            queue += [n for n in current.all_input_nodes if n.op == "placeholder" or of_weights(n)]
         else:
             queue += current.all_input_nodes
     return tuple(dict.fromkeys(reversed(found)))
+
+
+def _readers_of_rows(node: fx.Node) -> Iterator[fx.Node]:
+    """What reads rows that a table is asked for, through operations that leave each of them whole; else the node."""
+    if not operator_of(node).is_a(Trait.TABLE) or len(node.args) > 2:  # with padding, some row has no gradient
+        yield node
+        return
+    queue, width = list(node.users), node.meta["val"].shape[-1]
+    while queue:
+        user = queue.pop()
+        operator, value = operator_of(user), user.meta.get("val")
+        whole = operator.movement in (Movement.ORDERED, Movement.DROPPED) or operator.is_a(Trait.CASTING)
+        if whole and isinstance(value, Tensor) and value.ndim > 1 and value.shape[-1] == width:
+            queue += user.users
+        elif not operator.is_a(Trait.SHAPE_ONLY):
+            yield user
+
+
+def _normalises(node: fx.Node) -> bool:
+    """Whether a node normalises each row by itself."""
+    axes: Any = node.args[1] if operator_of(node).is_a(Trait.SLICEWISE) else ()
+    return len(axes) == 1
 
 
 def summed(node: fx.Node) -> tuple[list[int], bool]:

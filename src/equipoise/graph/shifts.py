@@ -3,22 +3,33 @@
 The pass goes backwards. For every tensor it keeps *shift groups*: a label for each element, `SEEN` for elements that
 may not be moved. Adding any constant to all elements of one group changes no output. A parameter that only writes into
 such groups has a law that is linear in the weights: its sum over a group is constant (docs/theory.md, T1).
+
+A weight that reads a vector which always sums to zero, as that of a LayerNorm without gain, sees as little of a common
+shift of a row: for that the tensors it reads are written as combinations of what nothing is known of.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 
+import numpy as np
 import torch
+from numpy import ndarray
+from scipy.sparse import csr_array
 from torch import Tensor, fx
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from equipoise.graph.interface import Member
+from equipoise.graph.labels.relations import LARGEST, ONE, Combinations, Relation, balanced, relations
 from equipoise.graph.labels.shift_groups import SEEN, Groups, Rows, along, common
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops import operation_name, operator_of
 from equipoise.graph.ops.operator import Movement, Sources, Trait
-from equipoise.graph.ops.site import Site, Unreadable
+from equipoise.graph.ops.site import Site, Unreadable, element_numbers
 from equipoise.graph.precision import narrow_nodes, narrowest
 from equipoise.graph.propagate import SymmetryPropagation
 
@@ -53,10 +64,13 @@ def find_shifts(propagation: SymmetryPropagation, *, softmax: bool = False) -> l
             found[name] = [replace(member, precision=below[node]) for member in members]
         elif node.op == "call_function" and not operator_of(node).is_a(Trait.SPLITTING):
             _note(node, propagation, uses)
-            for source, groups in _sources(
-                Site(node, propagation.signals, propagation.through_detach), propagation, common(uses, shape)
-            ):
+            whole = common(uses, shape)
+            sources = list(_sources(Site(node, propagation.signals, propagation.through_detach), propagation, whole))
+            for source, groups in sources:
                 seen.setdefault(source, {})[node] = groups if _reads(node, source) <= 1 else None
+            joins = any(isinstance(argument, (list, tuple)) for argument in node.args[:1])
+            if joins and _touched(whole) and not any(_touched(groups) for _, groups in sources):
+                propagation.unshifted.add(node.name)  # parts that may be shifted together, none by itself
     return [member for name in propagation.captured.parameters.values() for member in found.get(name, ())]
 
 
@@ -145,3 +159,268 @@ def _sources(site: Site, propagation: SymmetryPropagation, groups: Groups | Rows
     if groups is not None and operator.shift is not None and (operator.shifts_and_ignores or not ignored):
         with suppress(Unreadable):  # all is seen
             yield from list(operator.shift(site, groups))
+
+
+# What a weight reads ------------------------------------------------------------------------------------------------
+
+MOST = 64  # operations through which a tensor is followed
+NUMBERED = 2**24  # elements of a weight, where it is moved before it multiplies
+
+
+@dataclass(frozen=True)
+class InputShift:
+    """Shifts of a weight along which the vector that it reads is zero, or, given a bias to take it back, constant."""
+
+    member: Member
+    bias: str = ""
+
+
+def find_input_shifts(propagation: SymmetryPropagation) -> list[InputShift]:
+    """Weights that read vectors whose elements depend on each other linearly: each row may be shifted.
+
+    >>> from torch import nn
+    >>> from equipoise.graph.capture import capture
+    >>> model = nn.Sequential(nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 3, bias=False))
+    >>> [shift.member.index.shape for shift in find_input_shifts(SymmetryPropagation(capture(model, torch.ones(2, 4))))]
+    [torch.Size([1, 1, 4])]
+    """
+    inputs = _Inputs(propagation)
+    narrow = narrow_nodes(propagation.captured.graph, propagation.captured.parameters)
+    found: list[InputShift] = []
+    for node in propagation.captured.graph.find_nodes(op="placeholder"):
+        name = propagation.captured.parameters.get(node.name)
+        if name is None or name in propagation.frozen:
+            continue
+        for readings in _alike(_readings(node, inputs)):
+            dtype = narrowest(*(narrow.get(each) for reading in readings for each in inputs.cone(reading)))
+            found += [
+                InputShift(_shifted(name, _shape(propagation, node), readings[0], group, dtype), bias)
+                for group, bias in inputs.relations(readings)
+            ]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """A product that reads a vector by a weight, both as the axes of an `einsum`."""
+
+    node: fx.Node
+    weight: fx.Node  # the parameter, or what it is moved to
+    vector: fx.Node
+    terms: tuple[str, str]  # of the weight and of the vector
+    inner: tuple[str, ...]  # axes that are summed over
+    numbers: Tensor | None = None  # of the parameter's elements, where the weight is not itself one
+
+    @property
+    def rows(self) -> ndarray:
+        """The numbers of the parameter's elements: a row for each element of the result."""
+        assert self.numbers is not None
+        return _rows(self.numbers, self.terms[0], self.inner)
+
+    def elements(self, shape: Sequence[int]) -> ndarray:
+        """The numbers of the vector's elements: a row for each vector."""
+        return _rows(element_numbers(shape), self.terms[1], self.inner)
+
+
+def _rows(numbers: Tensor, term: str, inner: Sequence[str]) -> ndarray:
+    """Numbers with the axes that are summed over together, last."""
+    order = [*(axis for axis in term if axis not in inner), *inner]
+    width = math.prod(numbers.shape[term.index(axis)] for axis in inner)
+    return numbers.permute([term.index(axis) for axis in order]).reshape(-1, width).numpy()
+
+
+def _shifted(
+    name: str, shape: tuple[int, ...], reading: _Reading, group: Sequence[Relation], precision: torch.dtype | None
+) -> Member:
+    """The rows of a weight, by relations of one kind between what they read."""
+    weights = torch.from_numpy(group[0].weights)[:, None]
+    directions = None if bool((weights == 1).all()) else weights
+    if reading.numbers is None:  # along axes of the parameter
+        index = torch.from_numpy(np.stack([relation.entries for relation in group]))[:, None]
+        axes = tuple(reading.terms[0].index(axis) for axis in reading.inner)
+        return Member(name, shape, axes, index, 1.0, directions, precision)
+    rows = reading.rows
+    index = torch.from_numpy(np.concatenate([rows[:, relation.entries] for relation in group]))[:, None]
+    return Member(name, shape, tuple(range(len(shape))), index, 1.0, directions, precision)
+
+
+def _readings(parameter: fx.Node, inputs: "_Inputs") -> list[_Reading]:
+    """Every use of a parameter, followed through operations that only move it; none if one is of another kind."""
+    propagation, found, queue = inputs.propagation, [], [parameter]
+    while queue:
+        node = queue.pop()
+        for user in _readers_of(node, propagation):
+            reading = _reading(Site(user, propagation.signals), node)
+            if operator_of(user).moves and user.args[0] is node:
+                queue.append(user)
+            elif reading is None:
+                return []
+            else:
+                found.append(reading)
+    if not any(map(inputs.promising, found)):
+        return []
+    if [reading.weight for reading in found] == [parameter]:
+        return found
+    if math.prod(_shape(propagation, parameter)) > NUMBERED:
+        propagation.unshifted.update(reading.node.name for reading in found)
+        return []
+    numbers = _numbered(parameter, propagation)
+    numbered = [replace(reading, numbers=numbers.get(reading.weight)) for reading in found]
+    return numbered if all(reading.numbers is not None for reading in numbered) else []
+
+
+def _numbered(parameter: fx.Node, propagation: SymmetryPropagation) -> dict[fx.Node, Tensor]:
+    """The numbers of a parameter's elements in every tensor that it is moved to; without those that data choose."""
+    moved: dict[fx.Node, Tensor | Sequence[Tensor]] = {parameter: element_numbers(_shape(propagation, parameter))}
+    queue = [parameter]
+    while queue:
+        node = queue.pop()
+        for user in _readers_of(node, propagation):
+            if operator_of(user).moves and user.args[0] is node:
+                with suppress(Unreadable):
+                    moved[user] = _moved(Site(user, propagation.signals), moved[node])
+                    queue.append(user)
+    return {node: numbers for node, numbers in moved.items() if isinstance(numbers, Tensor)}
+
+
+def _moved(site: Site, numbers: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    """Element numbers after an operation that only moves elements."""
+    if operator_of(site.node).is_a(Trait.CASTING):
+        return numbers
+    if operation_name(site.node.target) == "getitem":
+        return numbers[site.integer(1)]
+    return site.node.target(numbers, *site.plain(site.args[1:]))  # pyright: ignore[reportCallIssue]
+
+
+def _readers_of(node: fx.Node, propagation: SymmetryPropagation) -> Iterator[fx.Node]:
+    """The nodes that read a value and pass a gradient on."""
+    for user in node.users:
+        stops = operation_name(user.target) == "detach" and not propagation.through_detach
+        if not stops and not operator_of(user).is_a(Trait.SHAPE_ONLY):
+            yield user
+
+
+def _reading(site: Site, weight: fx.Node) -> _Reading | None:
+    """A product of a weight and one other tensor, if all that is summed over has both."""
+    contraction = operator_of(site.node).contraction
+    factors = [] if contraction is None else pytree.tree_leaves(site.args[contraction.factors])
+    if contraction is None or len(factors) != 2 or factors.count(weight) != 1:
+        return None
+    terms, output = contraction.terms(site, [site.shape_of(factor) for factor in factors])
+    own = factors.index(weight)
+    mine, other = terms[own], terms[1 - own]
+    inner = tuple(axis for axis in mine if axis not in output)
+    repeated = any(len(set(term)) < len(term) for term in terms)
+    apart = {axis for axis in mine + other if (axis in mine) == (axis in other)} != set(inner)
+    return (
+        None if repeated or apart or not inner else _Reading(site.node, weight, factors[1 - own], (mine, other), inner)
+    )
+
+
+def _alike(readings: Sequence[_Reading]) -> Iterator[list[_Reading]]:
+    """Readings by the same rows of a parameter; nothing where rows overlap in part."""
+    if any(reading.numbers is None for reading in readings):
+        yield list(readings)
+        return
+    groups: defaultdict[bytes, list[_Reading]] = defaultdict(list)
+    for reading in readings:
+        rows = reading.rows
+        groups[np.asarray(rows.shape).tobytes() + rows.tobytes()].append(reading)
+    entries = [np.unique(group[0].rows) for group in groups.values()]
+    if sum(map(len, entries)) == len(np.unique(np.concatenate([*entries, np.zeros(0, np.int64)]))):
+        yield from groups.values()
+
+
+@dataclass
+class _Inputs:
+    """Tensors as combinations of atoms, each computed once."""
+
+    propagation: SymmetryPropagation
+    known: dict[fx.Node, Combinations] = field(default_factory=dict)
+    atoms: Iterator[int] = field(default_factory=lambda: count(ONE + 1))
+
+    def cone(self, reading: _Reading) -> list[fx.Node]:
+        """The product, and the nodes whose combination its vector is, each as often as it is read."""
+        found, queue = [reading.node], [reading.vector]
+        while queue and len(found) <= MOST:
+            node, operator = (each := queue.pop()), operator_of(each)
+            known = node in found or self._value(node) is not None
+            found.append(node)
+            queue += node.all_input_nodes if operator.combination and not operator.balance and not known else []
+        return found
+
+    def _value(self, node: fx.Node) -> Tensor | None:
+        return Site(node, self.propagation.signals).value(node)
+
+    def promising(self, reading: _Reading) -> bool:
+        """Whether elements of a vector may depend on each other: not if it is of different tensors, moved and added."""
+        cone = self.cone(reading)[1:]
+        tied = len(set(cone)) < len(cone) or any(
+            operator_of(node).balance or operator_of(node).movement is Movement.COPIED or self._value(node) is not None
+            for node in cone
+        )
+        return tied and len(cone) < MOST and math.prod(_shape(self.propagation, reading.vector)) <= LARGEST
+
+    def relations(self, readings: Sequence[_Reading]) -> Iterator[tuple[list[Relation], str]]:
+        """Relations in what all of these read, by kind; those whose constant a bias can take back with its name."""
+        if not all(map(self.promising, readings)):
+            return
+        rows = [
+            (self.of(reading.vector), reading.elements(_shape(self.propagation, reading.vector)))
+            for reading in readings
+        ]
+        plain = relations(rows) if rows else []
+        kinds: defaultdict[bytes, list[Relation]] = defaultdict(list)
+        for relation in plain:
+            kinds[relation.weights.tobytes()].append(relation)
+        yield from ((group, "") for group in kinds.values())
+        bias = self._bias(readings)
+        if bias is not None and len(constant := relations(rows, constant=True)) > len(plain):
+            yield constant[:1], bias
+
+    def _bias(self, readings: Sequence[_Reading]) -> str | None:
+        """The trained bias that is added to a product, where it is used nowhere else."""
+        contraction = operator_of(readings[0].node).contraction if len(readings) == 1 else None
+        if contraction is None or contraction.bias is None:
+            return None
+        bias = Site(readings[0].node, self.propagation.signals).tensor(contraction.bias)
+        name = None if bias is None or len(bias.users) > 1 else self.propagation.captured.parameters.get(bias.name)
+        return None if name in self.propagation.frozen else name
+
+    def of(self, node: fx.Node) -> Combinations:
+        """The elements of a tensor."""
+        if node not in self.known:
+            with suppress(Unreadable):
+                self.known[node] = self._combined(Site(node, self.propagation.signals))
+        if node not in self.known:
+            self.known[node] = self._free(math.prod(_shape(self.propagation, node)))
+        return self.known[node]
+
+    def _combined(self, site: Site) -> Combinations:
+        operator, size = operator_of(site.node), math.prod(site.shape)
+        value = site.value(site.node)
+        if value is not None and not value.is_complex():
+            return _one().through(csr_array(value.double().reshape(-1, 1).numpy()))
+        if operator.balance is not None and (slices := operator.balance(site)) is not None:
+            return self._free(size, one=True).through(balanced(*slices))
+        if operator.combination is None or site.node.op != "call_function" or size > LARGEST:
+            raise Unreadable("nothing is known of it")
+        summands = [
+            (_one() if source is None else self.of(source)).through(matrix)
+            for source, matrix in operator.combination(site)
+        ]
+        if not summands:
+            raise Unreadable("nothing is known of it")
+        total, *others = summands
+        for other in others:
+            total = total.plus(other)
+        return total
+
+    def _free(self, size: int, *, one: bool = False) -> Combinations:
+        own = np.array([next(self.atoms) for _ in range(size)], np.int64)
+        return Combinations.free(np.append(own, ONE) if one else own)
+
+
+def _one() -> Combinations:
+    """The number one."""
+    return Combinations.free(np.array([ONE]))

@@ -12,7 +12,7 @@ from equipoise.graph.capture import Captured
 from equipoise.graph.coverage import Coverage, coverage
 from equipoise.graph.interface import Interface, Member, find_interfaces
 from equipoise.graph.propagate import SymmetryPropagation
-from equipoise.graph.shifts import find_shifts
+from equipoise.graph.shifts import InputShift, find_input_shifts, find_shifts
 from equipoise.laws.commutant import Antisymmetric, Blocks, Commutant, ComplexPlanes, Diagonal, Full, Scalar, Shift
 from equipoise.laws.law import Law, Parameters
 
@@ -31,21 +31,30 @@ class DerivationOptions:
 def derive(captured: Captured, options: DerivationOptions) -> tuple[list[Law], Coverage]:
     """Every law of a captured model, and the coverage that proves none was guessed."""
     walk = SymmetryPropagation(captured, options.frozen, options.patterns, options.references, options.through_detach)
-    laws = [*laws_of(find_interfaces(walk)), *_shift_laws(find_shifts(walk, softmax=options.softmax))]
-    return laws, coverage(walk).beside({name for law in laws for name in law.parameters})
+    shifts = find_input_shifts(walk)
+    laws = [
+        *laws_of(find_interfaces(walk)),
+        *_shift_laws(find_shifts(walk, softmax=options.softmax)),
+        *_input_shift_laws(shifts),
+    ]
+    exchanged = [(shift.member.parameter, shift.bias) for shift in shifts if shift.bias]
+    return laws, coverage(walk).beside({name for law in laws for name in law.parameters}).exchanging(exchanged)
 
 
 def laws_of(interfaces: Iterable[Interface]) -> list[Law]:
     """A law for each interface, under a name of its own."""
     interfaces = list(interfaces)
-    names = [_name(interface) for interface in interfaces]
-    repeated, seen = Counter(names), Counter[str]()
-    laws = []
-    for name, interface in zip(names, interfaces, strict=True):
+    names = _apart([_name(interface) for interface in interfaces])
+    return [Law(name, each, commutant_of(each)) for name, each in zip(names, interfaces, strict=True)]
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """Names, numbered where they repeat."""
+    repeated, seen, found = Counter(names), Counter[str](), []
+    for name in names:
         seen[name] += 1
-        unique = name if repeated[name] == 1 else f"{name} #{seen[name]}"
-        laws.append(Law(unique, interface, commutant_of(interface)))
-    return laws
+        found.append(name if repeated[name] == 1 else f"{name} #{seen[name]}")
+    return found
 
 
 def commutant_of(interface: Interface) -> Commutant:
@@ -88,6 +97,17 @@ def _shift_laws(members: Iterable[Member]) -> list[Law]:
         columns = sum(_columns(member) for member in group)
         name = f"shift of {' + '.join(member.label for member in group)}"
         laws.append(Law(name, Interface(tuple(group), blocks, width), Shift(blocks, width, columns)))
+    return laws
+
+
+def _input_shift_laws(shifts: Iterable[InputShift]) -> list[Law]:
+    """A law for each weight and kind of relation between what it reads."""
+    members = [shift.member for shift in shifts if not shift.bias]
+    names = _apart([f"shift of {member.label} along its input" for member in members])
+    laws = []
+    for name, member in zip(names, members, strict=True):
+        blocks, _, width = member.index.shape
+        laws.append(Law(name, Interface((member,), blocks, width), Shift(blocks, width, _columns(member))))
     return laws
 
 

@@ -170,7 +170,7 @@ _REASONS = {
     "antisymmetric": "the same weight stands on both sides: only rotations are left, an identity between gradients",
     "product": "each part of the vector may be acted on by itself, as the map there allows",
     "intersection": "what commutes with every map that the vector meets may act",
-    "shift": "its readers ignore a common shift, so the gradient sums to zero over each group",
+    "shift": "its readers ignore a common shift, or what it reads sums to zero: so does the gradient over each group",
 }
 _SOURCES = {
     "linear": "Du, Hu & Lee 2018 (du2018algorithmic)",

@@ -1,8 +1,10 @@
 """Softmax, and attention: scores rest but for a shift of all of them, the values pass through."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+from numpy import ndarray
 from torch import Tensor, fx
 from torch.nn import functional as F
 
@@ -13,7 +15,7 @@ from equipoise.graph.ops import rules
 from equipoise.graph.ops.contraction import matmul
 from equipoise.graph.ops.operator import IgnoringRule, Operator, Regularity, Sources, Trait, declare
 from equipoise.graph.ops.pointwise import ignored_by_centring, lawless
-from equipoise.graph.ops.site import Site
+from equipoise.graph.ops.site import Site, element_numbers
 
 
 def attention(
@@ -96,6 +98,16 @@ def _shift_in_common(site: Site, groups: Groups | Rows) -> Sources:
         yield source, kept.expand(shape)
 
 
+# Balances -------------------------------------------------------------------------------------------------------------
+
+
+def _shares(site: Site) -> tuple[ndarray, float]:
+    """Probabilities sum to one."""
+    axis = site.integer(1) % max(len(site.shape), 1)
+    numbers = element_numbers(site.shape).movedim(axis, -1)
+    return numbers.reshape(-1, site.shape[axis]).numpy(), 1.0
+
+
 # Declarations ---------------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +121,8 @@ _SOFTMAX = Operator(
     regularity=Regularity.SMOOTH,
     traits=Trait.RESTING,
 )
-declare("softmax _softmax log_softmax _log_softmax", _SOFTMAX)
+declare("softmax _softmax", replace(_SOFTMAX, balance=_shares))
+declare("log_softmax _log_softmax", _SOFTMAX)
 declare("_safe_softmax", Operator(regularity=Regularity.SMOOTH))
 declare(
     "logsumexp",

@@ -1,7 +1,7 @@
 """Linear maps, convolutions and matrix products: generators of what is summed over cancel, the others pass on."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from string import ascii_lowercase, ascii_uppercase
 from typing import TypeAlias
@@ -14,11 +14,9 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.shift_groups import LETTERS, Groups, Rows, broadcast_terms, contracted, dense, spread
 from equipoise.graph.labels.signal import Role, Signal, is_zero, reshaped
 from equipoise.graph.ops import rules
-from equipoise.graph.ops.operator import Operator, Regularity, ShiftRule, Sources, Trait, declare
+from equipoise.graph.ops.operator import Contraction, Operator, Regularity, Shape, ShiftRule, Sources, Trait, declare
 from equipoise.graph.ops.pointwise import add
 from equipoise.graph.ops.site import Site
-
-Shape: TypeAlias = tuple[int, ...]
 
 # Symmetries -----------------------------------------------------------------------------------------------------------
 
@@ -286,20 +284,18 @@ def tensordot(algebra: Algebra, left: Signal, right: Signal, over: Sequence[int]
 # Shifts ---------------------------------------------------------------------------------------------------------------
 
 Spelled: TypeAlias = tuple[list[str], str]
-Spelling: TypeAlias = Callable[[Site, list[Shape]], Spelled]
-"""A product as an `einsum`: the axes of each factor and of the result, one letter each."""
 
 
-def _shift_of_product(spelling: Spelling, factors: slice = slice(0, 2), bias: int | None = 2) -> ShiftRule:
+def _shift_of_product(contraction: Contraction) -> ShiftRule:
     """Rows of a factor may be shifted where every row of the result allows it; a bias moves as the result does."""
 
     def rule(site: Site, groups: Groups | Rows) -> Sources:
-        sources = [each for each in pytree.tree_leaves(site.args[factors]) if isinstance(each, fx.Node)]
+        sources = [each for each in pytree.tree_leaves(site.args[contraction.factors]) if isinstance(each, fx.Node)]
         shapes, labels = [site.shape_of(source) for source in sources], dense(groups, site.shape)
         if labels is None:
             return
-        yield from zip(sources, contracted(labels, *spelling(site, shapes), shapes), strict=True)
-        summand = None if bias is None else site.tensor(bias)
+        yield from zip(sources, contracted(labels, *contraction.terms(site, shapes), shapes), strict=True)
+        summand = None if contraction.bias is None else site.tensor(contraction.bias)
         if summand is not None:
             yield summand, spread(labels, site.shape_of(summand), site.shape)
 
@@ -346,41 +342,48 @@ def _of_bilinear(node: fx.Node, of: rules.Degrees) -> rules.Degree:
 
 # Declarations ---------------------------------------------------------------------------------------------------------
 
-_PRODUCT = Operator(degree=rules.multiplied, regularity=Regularity.LINEAR, traits=Trait.PRODUCT)
+
+def _contracting(contraction: Contraction) -> Operator:
+    return Operator(
+        shift=_shift_of_product(contraction),
+        contraction=contraction,
+        degree=rules.multiplied,
+        regularity=Regularity.LINEAR,
+        traits=Trait.PRODUCT,
+    )
+
+
 declare(
     "linear",
     replace(
-        _PRODUCT,
+        _contracting(Contraction(_linear_terms)),
         symmetry=linear,
-        shift=_shift_of_product(_linear_terms),
         exchange=rules.added_last(2),
         lift=rules.lifted_map,
     ),
 )
-_MATRICES = replace(_PRODUCT, symmetry=matmul, shift=_shift_of_product(_matrix_terms, bias=None))
+_MATRICES = replace(_contracting(Contraction(_matrix_terms, bias=None)), symmetry=matmul)
 declare("matmul mm bmm", replace(_MATRICES, lift=rules.lifted_map))
 declare("mv dot", _MATRICES)
 declare(
     "addmm baddbmm addmv",
     replace(
-        _PRODUCT,
+        _contracting(Contraction(_matrix_terms, slice(1, 3), bias=0)),
         symmetry=addmm,
-        shift=_shift_of_product(_matrix_terms, slice(1, 3), bias=0),
         exchange=rules.added_first,
         degree=rules.multiplied_and_added,
     ),
 )
 declare(
     "einsum",
-    replace(_PRODUCT, symmetry=einsum, shift=_shift_of_product(_einsum_terms, slice(1, 2), None), degree=_of_einsum),
+    replace(_contracting(Contraction(_einsum_terms, slice(1, 2), None)), symmetry=einsum, degree=_of_einsum),
 )
-declare("tensordot", replace(_PRODUCT, symmetry=tensordot, shift=_shift_of_product(_tensordot_terms, bias=None)))
+declare("tensordot", replace(_contracting(Contraction(_tensordot_terms, bias=None)), symmetry=tensordot))
 declare(
     "bilinear",
     replace(
-        _PRODUCT,
+        _contracting(Contraction(_bilinear_terms, slice(0, 3), bias=3)),
         symmetry=bilinear,
-        shift=_shift_of_product(_bilinear_terms, slice(0, 3), bias=3),
         exchange=rules.added_last(3),
         degree=_of_bilinear,
     ),

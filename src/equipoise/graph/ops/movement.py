@@ -1,14 +1,17 @@
 """Operations that only move elements, or convert them: labels are moved by the operation itself."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.relations import selection
 from equipoise.graph.labels.shift_groups import Groups, Rows, dense, pull, spread
 from equipoise.graph.labels.signal import ZERO, Role, Signal, blank, is_zero, reshaped
 from equipoise.graph.ops import rules
@@ -17,6 +20,7 @@ from equipoise.graph.ops.operator import (
     Operator,
     Regularity,
     Sources,
+    Summands,
     SymmetryRule,
     Trait,
     declare,
@@ -300,6 +304,58 @@ def _shift_of_padded(site: Site, groups: Groups | Rows) -> Sources:
         yield source, pull(labels, torch.constant_pad_nd(element_numbers(shape), site.integers(1), -1), shape)
 
 
+# Combinations ---------------------------------------------------------------------------------------------------------
+
+
+def _size(site: Site, node: fx.Node) -> int:
+    return math.prod(site.shape_of(node))
+
+
+def _moved_elements(site: Site) -> Summands:
+    source = site.source()
+    yield source, selection(_numbers(site).reshape(-1).numpy(), _size(site, source))
+
+
+def same_elements(site: Site) -> Summands:
+    """Each element of the first argument at its place."""
+    source, numbers = site.source(), np.arange(math.prod(site.shape))
+    if site.node.meta["val"].is_floating_point():
+        yield source, selection(numbers, _size(site, source))
+
+
+def _negated_elements(site: Site) -> Summands:
+    for source, matrix in same_elements(site):
+        yield source, -matrix
+
+
+def _elements_of_part(site: Site) -> Summands:
+    source, place = site.source(), site.integer(1)
+    if operator_of(source).is_a(Trait.SPLITTING):
+        split = replace(site, node=source)
+        numbers = _part_numbers(split)[place].reshape(-1).numpy()
+        yield split.source(), selection(numbers, _size(site, split.source()))
+
+
+def _joined_elements(site: Site) -> Summands:
+    parts = [part for part in pytree.tree_leaves(site.args[0]) if isinstance(part, fx.Node)]
+    for place, part in enumerate(parts):
+        numbers = [torch.full(site.shape_of(other), -1) for other in parts]
+        numbers[place] = element_numbers(site.shape_of(part))
+        joined = site.node.target(numbers, *site.args[1:])  # pyright: ignore[reportCallIssue]
+        yield part, selection(joined.reshape(-1).numpy(), _size(site, part))
+
+
+def _padded_elements(site: Site) -> Summands:
+    """Zeros around."""
+    source, filling = site.source(), [*site.args[2:], *site.node.kwargs.values()]
+    if all(each in ("constant", 0, None) for each in filling):
+        numbers = torch.constant_pad_nd(element_numbers(site.shape_of(source)), site.integers(1), -1)
+        yield source, selection(numbers.reshape(-1).numpy(), _size(site, source))
+
+
+# Degrees --------------------------------------------------------------------------------------------------------------
+
+
 def _of_padded(node: fx.Node, of: rules.Degrees) -> rules.Degree:
     """Zeros around have every degree, other numbers 0."""
     filling = next((each for each in (*node.args[2:], *node.kwargs.values()) if isinstance(each, (int, float))), 0)
@@ -317,7 +373,13 @@ def _lifted_negative(
 
 # Declarations ---------------------------------------------------------------------------------------------------------
 
-_MOVING = Operator(exchange=rules.passed, degree=rules.kept, regularity=Regularity.MOVES, lift=rules.lifted_moves)
+_MOVING = Operator(
+    exchange=rules.passed,
+    combination=_moved_elements,
+    degree=rules.kept,
+    regularity=Regularity.MOVES,
+    lift=rules.lifted_moves,
+)
 
 
 def _declare_movements(names: str, movement: Movement, operator: Operator) -> None:
@@ -325,7 +387,7 @@ def _declare_movements(names: str, movement: Movement, operator: Operator) -> No
         declare(name, replace(operator, symmetry=_moves(name, movement), movement=movement))
 
 
-_ORDERED = replace(_MOVING, shift=shift_of_same_order, movement=Movement.ORDERED)
+_ORDERED = replace(_MOVING, shift=shift_of_same_order, combination=same_elements, movement=Movement.ORDERED)
 declare("view _unsafe_view reshape", replace(_ORDERED, symmetry=_viewed))
 _declare_movements("flatten unflatten unsqueeze squeeze view_as lift_fresh_copy contiguous", Movement.ORDERED, _ORDERED)
 _declare_movements("clone alias", Movement.ORDERED, replace(_ORDERED, traits=Trait.CHANNELWISE))
@@ -336,9 +398,12 @@ _declare_movements("t transpose permute movedim swapaxes numpy_T mT", Movement.T
 _ELSEWHERE = replace(_MOVING, shift=_shift_of_moved)
 _declare_movements("flip roll pixel_shuffle pixel_unshuffle detach_", Movement.KEPT, _ELSEWHERE)
 _declare_movements("select slice narrow diagonal", Movement.DROPPED, _ELSEWHERE)
-_SPLIT = replace(_ELSEWHERE, shift=None, traits=Trait.SPLITTING)
+_SPLIT = replace(_ELSEWHERE, shift=None, combination=None, traits=Trait.SPLITTING)
 _declare_movements("split split_with_sizes chunk unbind tensor_split unsafe_split", Movement.DROPPED, _SPLIT)
-declare("getitem", replace(_MOVING, movement=Movement.DROPPED, shift=_shift_of_part))
+declare(
+    "getitem",
+    replace(_MOVING, movement=Movement.DROPPED, shift=_shift_of_part, combination=_elements_of_part),
+)
 _declare_movements("repeat repeat_interleave tile unfold", Movement.COPIED, _ELSEWHERE)
 for _name in ("expand", "expand_as"):
     declare(
@@ -351,6 +416,7 @@ declare(
         symmetry=cast,
         shift=shift_of_same_order,
         exchange=rules.negated_rates,
+        combination=_negated_elements,
         degree=rules.kept,
         regularity=Regularity.LINEAR,
         lift=_lifted_negative,
@@ -367,12 +433,24 @@ declare("real imag", replace(_COMPLEX, symmetry=cast))
 declare("view_as_complex", replace(_COMPLEX, symmetry=as_complex))
 declare("view_as_real", replace(_COMPLEX, symmetry=as_real))
 
-_JOINED = replace(_MOVING, shift=_shift_of_joined, exchange=rules.joined_rates, degree=rules.joined)
+_JOINED = replace(
+    _MOVING,
+    shift=_shift_of_joined,
+    exchange=rules.joined_rates,
+    combination=_joined_elements,
+    degree=rules.joined,
+)
 declare("cat", replace(_JOINED, symmetry=join, lift=rules.lifted_join))
 declare("stack", replace(_JOINED, symmetry=stack, lift=rules.lifted_join))
 declare(
     "pad constant_pad_nd",
-    Operator(symmetry=pad, shift=_shift_of_padded, degree=_of_padded, regularity=Regularity.MOVES),
+    Operator(
+        symmetry=pad,
+        shift=_shift_of_padded,
+        combination=_padded_elements,
+        degree=_of_padded,
+        regularity=Regularity.MOVES,
+    ),
 )
 declare("upsample_nearest2d", Operator(symmetry=upsample, degree=rules.kept, regularity=Regularity.LINEAR))
 declare("upsample_nearest1d upsample_nearest3d", Operator(symmetry=upsample, degree=rules.kept))

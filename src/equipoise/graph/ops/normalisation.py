@@ -1,9 +1,11 @@
 """Normalisations: they absorb the scale of what they read (exactly only for `eps = 0`); their gain is a producer."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from numpy import ndarray
 from torch import Tensor, fx
 
 from equipoise.graph.labels.algebra import Algebra
@@ -18,10 +20,11 @@ from equipoise.graph.ops.operator import (
     ShiftRule,
     Sources,
     SymmetryRule,
+    Trait,
     declare,
 )
 from equipoise.graph.ops.pointwise import add, multiply
-from equipoise.graph.ops.site import Site
+from equipoise.graph.ops.site import Site, element_numbers
 
 # Symmetries -----------------------------------------------------------------------------------------------------------
 
@@ -171,6 +174,23 @@ def _shift_of_bias(place: int, *, by_channel: bool) -> ShiftRule:
     return rule
 
 
+# Balances -------------------------------------------------------------------------------------------------------------
+
+
+def _centred_over_last_axes(site: Site) -> tuple[ndarray, float] | None:
+    """Without gain and bias each slice sums to zero."""
+    if site.tensor(2) is not None or site.tensor(3) is not None:
+        return None
+    width = math.prod(site.integers(1))
+    return element_numbers(site.shape).reshape(-1, width).numpy(), 0.0
+
+
+def _centred_in_groups(site: Site) -> tuple[ndarray, float] | None:
+    if site.tensor(2) is not None or site.tensor(3) is not None:
+        return None
+    return element_numbers(site.shape).reshape(site.shape[0] * site.integer(1), -1).numpy(), 0.0
+
+
 # The operations with another eps --------------------------------------------------------------------------------------
 
 
@@ -246,13 +266,20 @@ _LAYER_NORM = Operator(
     shift=_shift_of_bias(3, by_channel=False),
     shifts_and_ignores=True,
     exchange=rules.added_last(3),
+    balance=_centred_over_last_axes,
     degree=rules.normalised(2, 3, 4),
     regularity=Regularity.SMOOTH,
     eps=Eps(4, (None, None), _layer_norm_with),
+    traits=Trait.SLICEWISE,
 )
 declare("layer_norm", _LAYER_NORM)
 declare("native_layer_norm", replace(_LAYER_NORM, eps=Eps(4, (None, None))))
-_RMS_NORM = Operator(symmetry=rms_norm, degree=rules.normalised(2, None, 3), regularity=Regularity.SMOOTH)
+_RMS_NORM = Operator(
+    symmetry=rms_norm,
+    degree=rules.normalised(2, None, 3),
+    regularity=Regularity.SMOOTH,
+    traits=Trait.SLICEWISE,
+)
 declare("rms_norm", replace(_RMS_NORM, eps=Eps(3, (None,), _rms_norm_with)))
 declare("_fused_rms_norm", replace(_RMS_NORM, eps=Eps(3, (None,))))
 declare(
@@ -263,6 +290,7 @@ declare(
         shift=_shift_of_bias(3, by_channel=True),
         shifts_and_ignores=True,
         exchange=rules.added_last(3),
+        balance=_centred_in_groups,
         degree=rules.normalised(2, 3, 4),
         regularity=Regularity.SMOOTH,
         eps=Eps(4, (None, None), _group_norm_with, _groups),

@@ -11,6 +11,8 @@ from enum import Enum, Flag, auto
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
+from numpy import ndarray
+from scipy.sparse import csr_array
 from torch import Tensor, fx
 
 from equipoise.graph.labels.algebra import Algebra
@@ -63,6 +65,7 @@ class Trait(Flag):
     SPLITTING = auto()  # returns several parts of what it reads
     PICKING = auto()  # entries at places given by a tensor
     CASTING = auto()  # the same numbers, in another type or with another sign
+    SLICEWISE = auto()  # normalises each slice along the last axes by itself
     RECURRENT = auto()  # layers with two biases of which only the sum is used
 
 
@@ -75,6 +78,28 @@ IgnoringRule: TypeAlias = Callable[[Site], Sources]
 
 ShiftRule: TypeAlias = Callable[[Site, Groups | Rows], Sources]
 """Groups of the arguments, from groups of the result whose shift no reader sees."""
+
+
+Summands: TypeAlias = Iterator[tuple[fx.Node | None, csr_array]]
+CombinationRule: TypeAlias = Callable[[Site], Summands]
+"""Matrices by which the elements of the result are combined of those of the arguments; of the number one for None."""
+
+BalanceRule: TypeAlias = Callable[[Site], "tuple[ndarray, float] | None"]
+"""The numbers of elements of the result, slice by slice, that sum to one number whatever the data; and that number."""
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A product as an `einsum`: `terms` gives the axes of each factor and of the result, one letter each.
+
+    `factors` says which arguments they are, `bias` which one is added.
+    """
+
+    terms: Callable[[Site, list[Shape]], tuple[list[str], str]]
+    factors: slice = field(default_factory=lambda: slice(0, 2))
+    bias: int | None = 2
 
 
 @runtime_checkable
@@ -115,6 +140,9 @@ class Operator:
         shift: From the shifts of its result that no reader sees, those of its arguments.
         shifts_and_ignores: Whether `shift` counts where something is ignored already.
         exchange: By how much its result moves if parameters are shifted by constants.
+        combination: The result as a linear combination of the arguments, with constant coefficients.
+        balance: Slices of the result whose sum the data cannot change.
+        contraction: The product that it computes.
         degree: The degree of its result in the weights, from those of its arguments.
         regularity: How the result depends on what is read.
         movement: What it does to the copies of elements, if it only moves these.
@@ -132,6 +160,9 @@ class Operator:
     shift: ShiftRule | None = None
     shifts_and_ignores: bool = False
     exchange: ExchangeRule | None = None
+    combination: CombinationRule | None = None
+    balance: BalanceRule | None = None
+    contraction: Contraction | None = None
     degree: DegreeRule | None = None
     regularity: Regularity | None = None
     movement: Movement | None = None

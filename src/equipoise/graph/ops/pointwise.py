@@ -1,24 +1,30 @@
 """Operations on each element by itself: piecewise linear, powers, sums, products, and those with no symmetry."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array, diags_array
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
 from equipoise.graph.labels.algebra import Algebra
+from equipoise.graph.labels.relations import selection
 from equipoise.graph.labels.shift_groups import Groups, Rows, along, broadcast_terms, contracted, dense, spread
 from equipoise.graph.labels.signal import ZERO, Signal, blank, is_zero
 from equipoise.graph.ops import rules
 from equipoise.graph.ops.operator import (
     OPERATORS,
+    CombinationRule,
     Eps,
     Operator,
     Regularity,
     Sources,
+    Summands,
     Trait,
     declare,
     moving,
@@ -26,7 +32,7 @@ from equipoise.graph.ops.operator import (
     operator_of,
     rest,
 )
-from equipoise.graph.ops.site import Site
+from equipoise.graph.ops.site import Site, Unreadable, element_numbers
 from equipoise.graph.piecewise import ParametricRectifier, Piecewise, Rectifier
 
 TINY = 1e-2  # constants below this, added under a square root, are read as an `eps`
@@ -117,6 +123,9 @@ def multiply(algebra: Algebra, left: Signal, right: Term) -> Signal:
     """Generators add; a number changes nothing."""
     if not isinstance(right, Signal):
         return left.with_roles([algebra.renewed(role) for role in left.roles])
+    if is_zero(left) or is_zero(right):
+        shape = tuple(torch.broadcast_shapes(left.shape, right.shape))
+        return Signal(shape, value=torch.zeros(()).expand(shape))
     return algebra.product(left, right)
 
 
@@ -192,21 +201,31 @@ def quotient_added(algebra: Algebra, signal: Signal, left: Signal, right: Signal
 
 
 def ignored_by_centring(site: Site) -> Sources:
-    """`x - mean(x)` or `x - max(x)`, written by hand: both nodes together ignore a shift."""
-    centre = site.node if operator_of(site.node).is_a(Trait.CENTRE) else _undetached(site.tensor(1))
-    if centre is None or not operator_of(centre).is_a(Trait.CENTRE) or len(centre.args) < 3:
-        return
-    whole = replace(site, node=centre)
-    source = whole.source()
-    readers = [reader for user in centre.users for reader in _detached_readers(user, site)]
-    centred = [user for user in readers if operation_name(user.target) == "sub" and user.args[0] is source]
-    if centre.args[2] and len(centred) == len(readers):
-        yield source, along(site.shape_of(source), whole.integers(1))
+    """`x - mean(x)`, `x - max(x)` or `x - pool(x)`, written by hand: both nodes together ignore a shift."""
+    centres = [site.node] if operator_of(site.node).is_a(Trait.CENTRE) else map(_undetached, site.tensors())
+    for centre in centres:
+        whole = replace(site, node=centre)
+        axes = _axes_of_centre(whole) if operator_of(centre).is_a(Trait.CENTRE) else None
+        if axes is None:
+            continue
+        source = whole.source()
+        readers = [reader for user in centre.users for reader in _detached_readers(user, site)]
+        if all(operation_name(reader.target) == "sub" and source in reader.args[:2] for reader in readers):
+            yield source, along(site.shape_of(source), axes)
 
 
-def _undetached(node: fx.Node | None) -> fx.Node | None:
-    detached = node is not None and operation_name(node.target) == "detach"
-    return node.all_input_nodes[0] if node is not None and detached else node
+def _axes_of_centre(site: Site) -> Sequence[int] | None:
+    """The axes along which a common shift moves a mean, a maximum or a pool by as much; None if it does not."""
+    if operator_of(site.node).is_a(Trait.POOLING):
+        counted, divisor = (*site.args[5:7], *(True, None)[len(site.args[5:7]) :])
+        same = site.shape == site.shape_of(site.source()) and divisor is None
+        same = same and not (counted and any(site.integers(3)))
+        return range(-len(site.integers(1)), 0) if same else None
+    return site.integers(1) if len(site.args) > 2 and site.args[2] else None
+
+
+def _undetached(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0] if operation_name(node.target) == "detach" else node
 
 
 def _detached_readers(node: fx.Node, site: Site) -> list[fx.Node]:
@@ -282,6 +301,52 @@ def _idle(site: Site, groups: Groups | Rows) -> Sources:
     """Dropout that is off."""
     if not site.args[2] or site.args[1] == 0:
         yield site.source(), groups
+
+
+# Combinations ---------------------------------------------------------------------------------------------------------
+
+
+def _broadcast_elements(site: Site, source: fx.Node) -> csr_array:
+    shape = site.shape_of(source)
+    return selection(element_numbers(shape).expand(site.shape).reshape(-1).numpy(), math.prod(shape))
+
+
+def _summed_elements(sign: float) -> CombinationRule:
+    """`a + sign · alpha · b`."""
+
+    def rule(site: Site) -> Summands:
+        factors = (1.0, sign * float(site.node.kwargs.get("alpha", 1)))  # pyright: ignore[reportArgumentType]
+        for argument, factor in zip(site.args[:2], factors, strict=True):
+            if isinstance(argument, fx.Node):
+                yield argument, factor * _broadcast_elements(site, argument)
+            else:
+                yield None, csr_array(np.full((math.prod(site.shape), 1), factor * float(argument)))  # pyright: ignore[reportArgumentType]
+
+    return rule
+
+
+def _scaled_elements(power: int) -> CombinationRule:
+    """`a · b^power` for a number, or a tensor that depends on neither inputs nor parameters."""
+
+    def rule(site: Site) -> Summands:
+        if len(site.args) != 2 or site.node.kwargs:
+            raise Unreadable("rounded")
+        source, factor = site.args
+        if isinstance(factor, fx.Node) and site.value(factor) is None and power == 1:
+            source, factor = factor, source
+        value = site.value(factor) if isinstance(factor, fx.Node) else torch.tensor(factor, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
+        if value is None or not isinstance(source, fx.Node):
+            raise Unreadable("by the data")
+        scales = value.double().expand(site.shape).reshape(-1).numpy() ** float(power)
+        yield source, csr_array(diags_array(scales) @ _broadcast_elements(site, source))
+
+    return rule
+
+
+def _idle_elements(site: Site) -> Summands:
+    """Dropout that is off."""
+    if not site.args[2] or site.args[1] == 0:
+        yield site.source(), _broadcast_elements(site, site.source())
 
 
 # Exchanges of shifts --------------------------------------------------------------------------------------------------
@@ -504,6 +569,7 @@ _DROPOUT = Operator(
     symmetry=dropout,
     shift=_idle,
     exchange=rules.passed,
+    combination=_idle_elements,
     degree=rules.kept,
     regularity=Regularity.MOVES,
     draws=lambda node: len(node.args) < 3 or node.args[2] is not False,
@@ -511,8 +577,11 @@ _DROPOUT = Operator(
 )
 declare("dropout", _DROPOUT)
 declare("feature_dropout", replace(_DROPOUT, traits=Trait.CASTING))
-declare("alpha_dropout", replace(_DROPOUT, symmetry=None, shift=None, exchange=None, degree=None, traits=Trait.NONE))
-declare("native_dropout", replace(_DROPOUT, shift=None, draws=lambda node: True))
+declare(
+    "alpha_dropout",
+    replace(_DROPOUT, symmetry=None, shift=None, exchange=None, combination=None, degree=None, traits=Trait.NONE),
+)
+declare("native_dropout", replace(_DROPOUT, shift=None, combination=None, draws=lambda node: True))
 _DRAWN = Operator(draws=lambda node: True)
 declare("rand randn randint normal", _DRAWN)
 declare("bernoulli", replace(_DRAWN, symmetry=filled))
@@ -537,17 +606,28 @@ _SUM = Operator(
     symmetry=add,
     shift=shift_of_sum,
     exchange=rules.added_rates(1.0),
+    combination=_summed_elements(1.0),
     degree=rules.terms(0, 1),
     regularity=Regularity.LINEAR,
     lift=_lifted_sum,
 )
 declare("add", replace(_SUM, eps=Eps(1, compute=_eps_times)))
-declare("sub", replace(_SUM, ignores=ignored_by_centring, exchange=rules.added_rates(-1.0), lift=_lifted_difference))
+declare(
+    "sub",
+    replace(
+        _SUM,
+        ignores=ignored_by_centring,
+        exchange=rules.added_rates(-1.0),
+        combination=_summed_elements(-1.0),
+        lift=_lifted_difference,
+    ),
+)
 declare("rsub", Operator(symmetry=add, regularity=Regularity.LINEAR, degree=rules.terms(0, 1)))
 _PRODUCT = Operator(
     symmetry=multiply,
     shift=shift_of_product,
     exchange=rules.multiplied_rates(1),
+    combination=_scaled_elements(1),
     degree=rules.multiplied,
     regularity=Regularity.LINEAR,
     lift=_lifted_product,
@@ -560,6 +640,7 @@ declare(
         symmetry=divide,
         shift=shift_of_quotient,
         exchange=rules.multiplied_rates(-1),
+        combination=_scaled_elements(-1),
         degree=rules.divided,
         lift=_lifted_quotient,
     ),

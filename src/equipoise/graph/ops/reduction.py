@@ -1,11 +1,14 @@
 """Sums, means, maxima and pools: what is reduced must move alike."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, fx
 from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
@@ -15,7 +18,16 @@ from equipoise.graph.labels.shift_groups import Groups, Rows, along, dense
 from equipoise.graph.labels.signal import ZERO, Role, Signal
 from equipoise.graph.ops import rules
 from equipoise.graph.ops.movement import Moved
-from equipoise.graph.ops.operator import OPERATORS, Operator, Regularity, Sources, Trait, declare
+from equipoise.graph.ops.operator import (
+    OPERATORS,
+    CombinationRule,
+    Operator,
+    Regularity,
+    Sources,
+    Summands,
+    Trait,
+    declare,
+)
 from equipoise.graph.ops.pointwise import add, ignored_by_centring, larger_of, smaller_of
 from equipoise.graph.ops.site import Site, element_numbers
 from equipoise.graph.piecewise import Largest, Piecewise, Pooled
@@ -272,6 +284,26 @@ def _shift_of_total(site: Site, groups: Groups | Rows) -> Sources:
         yield source, torch.where(kept >= 0, kept * summand.numel() + summand, kept)
 
 
+# Combinations ---------------------------------------------------------------------------------------------------------
+
+
+def _totals(*, mean: bool) -> CombinationRule:
+    """Sums over axes, or means."""
+
+    def rule(site: Site) -> Summands:
+        source = site.source()
+        shape = site.shape_of(source)
+        axes = [axis % len(shape) for axis in site.integers(1) or range(len(shape))]
+        kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
+        total = element_numbers(kept).expand(shape).reshape(-1).numpy()
+        count = math.prod(shape)
+        share = math.prod(kept) / count if mean else 1.0
+        matrix = csr_array((np.full(count, share), (total, np.arange(count))), shape=(math.prod(kept), count))
+        yield source, matrix
+
+    return rule
+
+
 # Degrees --------------------------------------------------------------------------------------------------------------
 
 
@@ -374,13 +406,14 @@ _TOTAL = Operator(
     regularity=Regularity.LINEAR,
     traits=Trait.TOTAL,
 )
-declare("sum", replace(_TOTAL, lift=rules.lifted_moves))
+declare("sum", replace(_TOTAL, combination=_totals(mean=False), lift=rules.lifted_moves))
 declare(
     "mean",
     replace(
         _TOTAL,
         ignores=ignored_by_centring,
         exchange=rules.passed,
+        combination=_totals(mean=True),
         lift=_lifted_mean,
         traits=Trait.TOTAL | Trait.CENTRE,
     ),
@@ -431,9 +464,18 @@ declare(
     "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
     Operator(symmetry=max_pool, degree=rules.kept),
 )
-_AVERAGE_POOL = Operator(symmetry=average_pool, degree=rules.kept, regularity=Regularity.LINEAR, traits=Trait.POOLING)
+_AVERAGE_POOL = Operator(
+    symmetry=average_pool,
+    ignores=ignored_by_centring,
+    degree=rules.kept,
+    regularity=Regularity.LINEAR,
+    traits=Trait.POOLING | Trait.CENTRE,
+)
 declare("avg_pool1d avg_pool3d", _AVERAGE_POOL)
-declare("avg_pool2d", replace(_AVERAGE_POOL, lift=_lifted_average, traits=Trait.POOLING | Trait.CHANNELWISE))
+declare(
+    "avg_pool2d",
+    replace(_AVERAGE_POOL, lift=_lifted_average, traits=_AVERAGE_POOL.traits | Trait.CHANNELWISE),
+)
 _ADAPTIVE = Operator(symmetry=adaptive_average, degree=rules.kept, regularity=Regularity.LINEAR, traits=Trait.POOLING)
 declare("adaptive_avg_pool1d adaptive_avg_pool3d _adaptive_avg_pool2d", _ADAPTIVE)
 declare("adaptive_avg_pool2d", replace(_ADAPTIVE, lift=_lifted_global_average))

@@ -224,10 +224,12 @@ class BlockLaws:
     laws: tuple[Law, ...]
 
     def parts(self, weights: Named, gradients: Named | None) -> list[Tensor]:
-        """Sums that are linear in the weights: reduced over processes before products are formed."""
+        """Sums that are linear in the weights, or squares: reduced over processes before products are formed."""
         sides = (weights,) if gradients is None else (weights, gradients)
         found = [part for side in sides for law in self.laws for part in _linear_parts(law, side)]
-        return found if gradients is None or not any(map(is_shift, self.laws)) else [*found, square_of_all(gradients)]
+        shifts = [law for law in self.laws if is_shift(law)]
+        squares = [_square_of_summands(law, weights) for law in shifts]
+        return [*found, *squares, *([] if gradients is None or not shifts else [square_of_all(gradients)])]
 
     def figures(self, parts: Sequence[Tensor], gradients: bool) -> Figures:
         """Figures of the laws, from the sums of all processes."""
@@ -237,12 +239,14 @@ class BlockLaws:
         values = np.stack([on_host([_value(*pair) for pair in side]) for side in each])
         norms = [on_host([torch.linalg.vector_norm(part) for law in side for part in law]) for side in sides]
         sizes = _totals(self.laws, norms[0] ** 2)
+        shifts = np.array([is_shift(law) for law in self.laws])
+        sizes[shifts] = [float(next(whole)) ** 0.5 for _ in range(int(shifts.sum()))]
         if not gradients:
             return Figures(values, sizes, None, None)
         identities = on_host([moments_norm(law, *pair) for law, *pair in zip(self.laws, *sides, strict=True)])
         scales = _totals(self.laws, norms[0] * norms[1])
         for square in whole:
-            scales[[is_shift(law) for law in self.laws]] = float(square) ** 0.5
+            scales[shifts] = float(square) ** 0.5
         return Figures(values, sizes, identities, scales)
 
 
@@ -259,6 +263,12 @@ def is_shift(law: Law) -> bool:
 def _linear_parts(law: Law, tensors: Named) -> list[Tensor]:
     slices = wide_slices(law, tensors)
     return [law.commutant.moments(slices, slices, law.degrees)] if is_shift(law) else slices
+
+
+def _square_of_summands(law: Law, tensors: Named) -> Tensor:
+    """The square of a bound on `Σ |w|` over the groups of a shift, by which its sums are rounded."""
+    squares = [torch.linalg.vector_norm(part).square() for part in wide_slices(law, tensors)]
+    return law.interface.width * torch.stack(squares).sum()
 
 
 def _count(law: Law) -> int:

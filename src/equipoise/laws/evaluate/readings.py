@@ -64,7 +64,8 @@ class LawReadings:
         layout: the laws, and where the numbers of each are in `values`.
         dtypes: by law, the narrowest dtype of its weights.
         values: the conserved quantities `C` (T2), flat, each in the shape of its sketch if it has one.
-        sizes: by law, `Σ |degree| ‖W‖²` over what is seen of it, the scale of its rounding.
+        sizes: by law, `Σ |degree| ‖W‖²` over what is seen of it, the scale of its rounding; for a shift, a bound on
+            the norm of `Σ |w|` over each group.
         identities: with gradients, by law, the norm of the identity of T1.
         scales: with gradients, by law, `Σ |degree| ‖W‖ ‖G‖`; for a shift, the norm of all gradients.
         of_gradients: with gradients, the values at the gradients in place of the weights.
