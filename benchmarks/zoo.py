@@ -370,8 +370,10 @@ def main() -> None:
 
 
 def summary_of_watch(rows: Sequence[Watched]) -> str:
+    kinds = Counter((row.way, row.steps) for row in rows)
+    ways = ", ".join(f"{count} of {steps} steps ({way})" for (way, steps), count in kinds.items())
     return (
-        f"{len(rows)} trainings of {len({row.name for row in rows})} architectures, of which "
+        f"{len(rows)} trainings, {ways}, of {len({row.name for row in rows})} architectures, of which "
         f"{len({row.name for row in rows if row.refused})} cannot be read: "
         f"{sum(bool(row.absent or row.added) for row in rows)} with other laws than `eq.invariances`, "
         f"{sum(bool(row.alarms) for row in rows)} with an alarm, {sum(bool(row.notes) for row in rows)} with a note, "

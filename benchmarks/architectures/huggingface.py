@@ -297,7 +297,8 @@ _DECODERS = (
     _entry("Cohere", "CohereConfig", _decoder),
     _entry("Granite", "GraniteConfig", _decoder),
     _entry("StarCoder2", "Starcoder2Config", _decoder),
-    _entry("Persimmon", "PersimmonConfig", _decoder, num_key_value_heads=None),
+    # a LayerNorm of two dimensions of a head leaves their signs only
+    _entry("Persimmon", "PersimmonConfig", _decoder, num_key_value_heads=None, num_attention_heads=1),
     _entry("GLM", "GlmConfig", _decoder, head_dim=lambda w: w // 2),
     _entry("Helium", "HeliumConfig", _decoder, head_dim=lambda w: w // 2),
     _entry("SmolLM3", "SmolLM3Config", _decoder),

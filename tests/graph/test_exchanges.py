@@ -103,3 +103,31 @@ def test_biases_of_normalisations():
             return self.c(F.relu(self.a(x) + self.b(x * x)))
 
     assert found(Sum(), torch.ones(2, 2, 3, 3)) == (("a.bias", "b.bias"),)
+
+
+class Stream(nn.Module):
+    """A stream that begins with a bias, to which a normalised branch adds another, and that is read as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b, self.c = nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.c(torch.tanh(x + self.b(self.n(x).tanh())))
+
+
+def test_a_shift_that_a_normalisation_does_not_see():
+    assert found(Stream(), torch.ones(3, 2)) == (("a.bias", "b.bias"),)
+
+
+def test_parts_that_are_normalised_together_are_shifted_together():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def forward(self, x):
+            return F.layer_norm(torch.cat([self.a(x), self.b(x.exp())], -1), (6,))
+
+    assert found(Joined(), torch.ones(4, 2)) == (("a.bias", "b.bias"),)

@@ -18,7 +18,7 @@ from torch.fx.node import Argument
 from equipoise.graph.labels.shift_groups import dense
 from equipoise.graph.ops import operator_of
 from equipoise.graph.ops.operator import Trait
-from equipoise.graph.ops.rules import STILL, Exchanged, Parts, Rates
+from equipoise.graph.ops.rules import STILL, Exchanged, Parts, Rates, added
 from equipoise.graph.ops.site import Site
 from equipoise.graph.propagate import SymmetryPropagation
 
@@ -70,8 +70,9 @@ def _seen(propagation: SymmetryPropagation, *, uniform: bool = False) -> tuple[l
             seen += [moves[source] for source in node.all_input_nodes if _two(propagation, source)]
         elif node.op == "call_function":
             moves[node], read = _through(node, moves)
-            ignoring = _ignoring(node, propagation) if uniform else set()
-            seen += [moves.get(source, STILL) for source in read if source not in ignoring]
+            moving = [source for source in read if moves.get(source, STILL) != STILL]
+            ignoring = _ignoring(node, propagation) if uniform and moving else set()
+            seen += [_apart(moves[source]) if source in ignoring else moves[source] for source in moving]
         moves.setdefault(node, STILL)
     seen += [moves[node] for node in propagation.captured.output]
     return [rates for parts in seen for rates in parts if rates], pairs
@@ -89,6 +90,11 @@ def _biases(node: fx.Node, propagation: SymmetryPropagation) -> Iterator[tuple[s
     yield from (
         tuple(pair) for pair in zip(names[::2], names[1::2], strict=False) if not set(pair) & set(propagation.frozen)
     )
+
+
+def _apart(parts: Parts) -> Parts:
+    """By how much parts of a tensor move apart."""
+    return tuple(rates for part in parts[1:] for rates in added(parts[:1], (part,), -1.0))
 
 
 def _ignoring(node: fx.Node, propagation: SymmetryPropagation) -> set[fx.Node]:
