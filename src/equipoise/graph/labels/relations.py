@@ -57,8 +57,8 @@ def _merged(matrix: csr_array, atoms: ndarray) -> Combinations:
     terms = coo_array(matrix)
     terms.sum_duplicates()
     kept = np.abs(terms.data) > EXACT
-    row, column = (np.asarray(side)[kept].astype(np.int64) for side in terms.coords)
-    return Combinations(int(matrix.shape[0]), row, atoms[column], np.asarray(terms.data, np.float64)[kept])
+    row, column = (np.asarray(side, np.int64)[kept] for side in (terms.row, terms.col))
+    return Combinations(len(matrix.indptr) - 1, row, atoms[column], np.asarray(terms.data, np.float64)[kept])
 
 
 def selection(numbers: Int64[ndarray, " n"], elements: int) -> csr_array:
