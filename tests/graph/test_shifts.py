@@ -281,3 +281,13 @@ def test_what_sums_to_one_is_exchanged_with_the_bias(vector):
     assert not laws
     assert laws.coverage.exchanges == (("f.weight", "f.bias"),)
     assert linear_laws(model, noise(5, 4)()) == 3
+
+
+def test_columns_that_depend_on_each_other_nearly_are_no_relation():
+    """As those of sinusoids of few positions do, to ten digits."""
+
+    def forward(model, x):
+        place = torch.arange(1, 6, dtype=x.dtype)
+        return (torch.stack([place, place + 1e-10 * place**2], -1) @ model.w * x).tanh()
+
+    assert not list(invariances(Net(forward, w=(2, 3)).double(), noise(5, 3)(), verify=False))

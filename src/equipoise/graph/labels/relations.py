@@ -18,7 +18,8 @@ from equipoise.graph.labels.ragged import joined
 ONE = 0  # the atom that is the number one
 LARGEST = 2**18  # elements of a tensor that are written as combinations of atoms
 SOLVED = 128  # entries tied to each other for which all relations are solved for; of more only the sum is tried
-EXACT = 1e-9
+EXACT = 1e-9  # entries below this are zero, by elimination
+ROUNDING = 1e-14  # of a sum of terms, over that of their magnitudes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Combinations:
 def _merged(matrix: csr_array, atoms: ndarray) -> Combinations:
     terms = coo_array(matrix)
     terms.sum_duplicates()
-    kept = np.abs(terms.data) > EXACT
+    kept = np.abs(terms.data) > ROUNDING
     row, column = (np.asarray(side, np.int64)[kept] for side in (terms.row, terms.col))
     return Combinations(len(matrix.indptr) - 1, row, atoms[column], np.asarray(terms.data, np.float64)[kept])
 
@@ -141,15 +142,22 @@ def _solutions(row: ndarray, entry: ndarray, value: ndarray, width: int) -> Iter
     for number in np.unique(component[count:]):
         entries = np.flatnonzero(component[count:] == number)
         own = equations[np.flatnonzero(component[:count] == number)][:, entries]
-        if len(entries) > SOLVED:
-            if np.abs(own @ np.ones(len(entries))).max(initial=0.0) < EXACT:
-                yield Relation(entries, np.ones(len(entries)))
-        else:
-            yield from (Relation(entries[np.abs(n) > EXACT], n[np.abs(n) > EXACT]) for n in _kernel(own.toarray()))
+        candidates = [np.ones(len(entries))] if len(entries) > SOLVED else _kernel(own.toarray())
+        found = (_exactly(own, candidate) for candidate in candidates)
+        yield from (Relation(entries[n != 0], n[n != 0]) for n in found if n is not None)
+
+
+def _exactly(equations: csr_array, vector: Float64[ndarray, " width"]) -> ndarray | None:
+    """A null vector, in simple numbers where these are one; None where it is one nearly, as of smooth constants."""
+    for tried in (vector.round(12), np.where(np.abs(vector) > EXACT, vector, 0.0)):
+        scale = abs(equations) @ np.abs(tried)
+        if (np.abs(equations @ tried) <= ROUNDING * scale).all():
+            return tried
+    return None
 
 
 def _kernel(matrix: Float64[ndarray, "equations width"]) -> list[ndarray]:
-    """A basis of the null space in reduced echelon form: entries that are simple numbers stay so."""
+    """A basis of what equations send to zero, or nearly so, in reduced echelon form: simple numbers stay simple."""
     matrix, pivots, row = np.unique(matrix, axis=0), [], 0
     for column in range(matrix.shape[1]):
         if row == len(matrix):
@@ -166,5 +174,5 @@ def _kernel(matrix: Float64[ndarray, "equations width"]) -> list[ndarray]:
     for free in sorted(set(range(matrix.shape[1])) - set(pivots)):
         vector = np.zeros(matrix.shape[1])
         vector[free], vector[pivots] = 1.0, -matrix[: len(pivots), free]
-        found.append(vector.round(12))
+        found.append(vector)
     return found
