@@ -212,7 +212,7 @@ def test_a_token_and_its_position_have_a_line_where_no_bias_has():
     assert line == ("add", {"token", "places.weight"})
     with_bias = invariances(Tokens(bias=True).double(), x).coverage
     assert with_bias.unfollowed == ()
-    assert with_bias.exchanges == (("into.bias", "token", "places.weight"),)
+    assert with_bias.exchanges == (("token", "into.bias", "places.weight"),)
 
 
 class Retrieved(nn.Module):

@@ -400,7 +400,7 @@ class _Inputs:
         operator, size = operator_of(site.node), math.prod(site.shape)
         value = site.value(site.node)
         if value is not None and not value.is_complex():
-            return _one().through(csr_array(value.double().reshape(-1, 1).numpy()))
+            return _one().through(csr_array(value.detach().double().reshape(-1, 1).numpy()))
         if operator.balance is not None and (slices := operator.balance(site)) is not None:
             return self._free(size, one=True).through(balanced(*slices))
         if operator.combination is None or site.node.op != "call_function" or size > LARGEST:

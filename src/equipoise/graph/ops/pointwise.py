@@ -337,7 +337,7 @@ def _scaled_elements(power: int) -> CombinationRule:
         value = site.value(factor) if isinstance(factor, fx.Node) else torch.tensor(factor, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
         if value is None or not isinstance(source, fx.Node):
             raise Unreadable("by the data")
-        scales = value.double().expand(site.shape).reshape(-1).numpy() ** float(power)
+        scales = value.detach().double().expand(site.shape).reshape(-1).numpy() ** float(power)
         yield source, csr_array(diags_array(scales) @ _broadcast_elements(site, source))
 
     return rule
