@@ -132,3 +132,15 @@ def test_parts_that_are_normalised_together_are_shifted_together():
             return F.layer_norm(torch.cat([self.a(x), self.b(x.exp())], -1), (6,))
 
     assert found(Joined(), torch.ones(4, 2)) == (("a.bias", "b.bias"),)
+
+
+def test_what_shift_laws_state_of_each_part_is_no_exchange():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.token, self.n = nn.Linear(2, 3), nn.Parameter(torch.randn(1, 3)), nn.LayerNorm(3)
+
+        def forward(self, x):
+            return self.n(torch.cat([self.token, self.a(x)])).exp()
+
+    assert found(Rows(), torch.ones(4, 2)) == ()

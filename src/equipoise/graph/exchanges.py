@@ -7,6 +7,8 @@ the difference of two biases of one sum; they are named, not derived. So are tho
 number, which a normalisation on the way does not see.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -21,6 +23,7 @@ from equipoise.graph.ops.operator import Trait
 from equipoise.graph.ops.rules import STILL, Exchanged, Parts, Rates, added
 from equipoise.graph.ops.site import Site
 from equipoise.graph.propagate import SymmetryPropagation
+from equipoise.graph.shifts import find_shifts
 
 LARGEST = 600  # parameters that are added to each other, one way or another
 
@@ -42,8 +45,9 @@ def exchanges(propagation: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
     """
     seen, pairs = _seen(propagation)
     groups = [*_cancelling(_pruned(seen)), *pairs]
-    uniform, _ = _seen(propagation, uniform=True)
-    groups += [group for group in _cancelling(_pruned(uniform)) if len(group) > 1]
+    uniform = [group for group in _cancelling(_pruned(_seen(propagation, uniform=True)[0])) if len(group) > 1]
+    stated = _shifted_alone(propagation) if uniform else set()
+    groups += [group for group in uniform if not stated.issuperset(group)]
     order = {name: place for place, name in enumerate(propagation.captured.parameters.values())}
     return tuple(
         sorted(
@@ -51,6 +55,16 @@ def exchanges(propagation: SymmetryPropagation) -> tuple[tuple[str, ...], ...]:
             key=lambda group: [order[name] for name in group],
         )
     )
+
+
+def _shifted_alone(propagation: SymmetryPropagation) -> set[str]:
+    """Parameters of which shift laws state already that nothing sees a shift of all elements by one number."""
+    moved: Counter[str] = Counter()
+    whole: dict[str, int] = {}
+    for member in find_shifts(propagation):
+        moved[member.parameter] += member.index.numel()
+        whole[member.parameter] = math.prod(member.view[axis] for axis in member.axes)
+    return {name for name, size in whole.items() if moved[name] == size}
 
 
 def _seen(propagation: SymmetryPropagation, *, uniform: bool = False) -> tuple[list[Rates], list[tuple[str, ...]]]:
