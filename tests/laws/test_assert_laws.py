@@ -89,3 +89,60 @@ def test_all_members_of_the_one_law_that_fails_are_named(model):
         AssertionError, match=r"1 of 3 laws fail; suspect the gradient of f\.bias, then of o\.weight, f\.weight"
     ):
         assert_laws(model.double(), TOKENS, backward=exchanged)
+
+
+class Moved(Normed):
+    """Rows are left out, in another shape, normalised twice; some are never read."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.n = norm
+
+    def forward(self, tokens):
+        rows = self.e(tokens % 4)
+        return self.o(F.relu(self.f(self.n(rows)))).sum() + self.f(self.n(rows[:, 1:].flatten(0, 1))).exp().sum()
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(6, eps=1e-2), nn.LayerNorm(6, eps=1e-2)])
+def test_an_eps_is_taken_off_each_row_of_a_table(norm):
+    torch.manual_seed(0)
+    model = Moved(norm).double()
+    laws = invariances(model, TOKENS)
+    (law,) = (law for law in laws if law.name == "scale of e.weight")
+    assert law.count == 9
+    defects = laws.defects(model, TOKENS)
+    assert defects[law.name].count_nonzero() == 4
+    assert laws.check(model, TOKENS).passed
+    with pytest.raises(AssertionError, match=r"suspect the gradient of e\.weight"):
+        assert_laws(model, TOKENS, backward=lambda twin: turned(twin, model))
+
+
+def turned(twin, model):
+    """A gradient of which one row is along the row, by more than the eps adds (of which a part may be others')."""
+    twin(TOKENS).square().sum().backward()
+    twin.e.weight.grad[2] += 100 * model.e.weight.detach()[2]
+
+
+def test_large_outputs_leave_gradients_to_judge():
+    """Without a loss, what is differentiated must not saturate."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.RMSNorm(4, eps=1e-2), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        model[2].bias.fill_(1e3)
+    x = torch.randn(5, 3).double()
+    defects = invariances(model, x).defects(model, x)
+    assert float(defects["scale of 0.weight"].norm()) > 0
+
+
+def test_outputs_that_are_opposite_do_not_cancel():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Sequential(nn.Linear(3, 4), nn.RMSNorm(4, eps=1e-2), nn.Linear(4, 2))
+
+        def forward(self, x):
+            return (y := self.f(x)), -y
+
+    torch.manual_seed(0)
+    model, x = Twice().double(), torch.randn(5, 3).double()
+    assert float(invariances(model, x).defects(model, x)["scale of f.0.weight"].norm()) > 1e-6

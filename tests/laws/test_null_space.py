@@ -8,6 +8,7 @@ from architectures.entry import call
 from architectures.plain import ENTRIES
 from equipoise.laws import invariances
 from helpers.cases import noise
+from helpers.independence import dependent
 from helpers.null_space import null_space
 
 SAMPLE = ("MLP, linear tail", "MLP, softmax output", "Autoencoder, tied, linear", "ReGLU", "CReLU", "Squared ReLU")
@@ -92,6 +93,20 @@ def test_rows_of_a_table_that_are_normalised_scale_each_by_itself():
     assert ("scale of words.weight", "vertex", 3) in [(law.name, law.kind, law.count) for law in laws]
     assert verdict(model, words, laws).complete
     assert "scale of words.weight" not in [law.name for law in invariances(Words(tied=True).double(), words())]
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_the_scale_of_a_table_follows_from_those_of_its_rows(norm):
+    """Also where no gain pins what follows; rotations of rows are named."""
+    model = chain(nn.Embedding(3, 4), norm(4, 0.0, elementwise_affine=False), nn.Linear(4, 2), nn.Tanh())
+    words = lambda: (torch.randint(3, (2, 5)),)  # noqa: E731
+    laws = invariances(model, words())
+    assert [(law.kind, law.count) for law in laws if law.name.startswith("scale")] == [("vertex", 3)]
+    assert dependent(laws, model) == 0
+    found = verdict(model, words, laws)
+    assert (found.linear, found.conserved, found.false) == (0, 0, ())
+    assert {name.removeprefix("+") for names in found.moved for name in names} <= {"0.weight", "2.weight"}
+    assert [line.parameters for line in laws.coverage.unfollowed] == [("0.weight",)]
 
 
 def test_states_of_a_scan_scale_each_by_itself():

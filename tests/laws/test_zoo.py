@@ -5,6 +5,7 @@ import torch
 
 from equipoise.laws.check import run_backward
 from helpers.cases import CASES, case
+from helpers.independence import dependent
 
 
 @pytest.fixture(scope="module", params=[each.name for each in CASES])
@@ -37,6 +38,10 @@ def test_laws_are_those_of_theory(derived, name):
     laws = derived(name)
     assert tuple((law.kind, law.count) for law in laws) == case(name).laws
     assert len({law.name for law in laws}) == len(laws)
+
+
+def test_no_quantity_follows_from_others(derived, name):
+    assert dependent(derived(name), case(name).model()) == 0
 
 
 def test_every_use_of_every_parameter_is_read(derived, name):

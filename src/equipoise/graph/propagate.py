@@ -254,7 +254,7 @@ class SymmetryPropagation:
     def _rows_apart(self, node: fx.Node, table: Signal) -> Signal:
         """A table whose rows are only ever normalised, each by itself: their scales have no effect.
 
-        The common scale of all rows is then no law of its own, where a gain follows.
+        The common scale of all rows follows from these, and is no law of its own.
         """
         readers = [reader for user in node.all_input_nodes[0].users for reader in _readers_of_rows(user)]
         rows = [role for role in table.roles if role.varies(0)]
@@ -267,10 +267,12 @@ class SymmetryPropagation:
             given = norm.args[eps.place] if eps is not None and len(norm.args) > eps.place else None
             self.algebra.place = norm.name
             self.algebra.absorb(rows[0], given if isinstance(given, (int, float)) else EPS)
-            for role in others if len(norm.all_input_nodes) > 1 else ():
-                self.algebra.pin(role)
+            if len(norm.all_input_nodes) == 1:  # without a gain
+                self.algebra.turns(table.with_roles(others), [1])
         self.algebra.place = node.name
-        return table.with_roles(others)
+        for role in others:
+            self.algebra.pin(role)
+        return Signal(table.shape, (), table.value, table.weights)
 
 
 def upstream(

@@ -331,12 +331,16 @@ def ignores_shift(loss: LossLike) -> bool:
 
 
 def _random_combination(output: object) -> Tensor:
-    """A scalar that depends on every element of every floating output, the same at each call."""
+    """A linear combination of every element of every floating output, the same at each call.
+
+    Nothing that saturates: outputs of any size leave gradients to judge.
+    """
     leaves = [leaf for leaf in pytree.tree_leaves(_plain(output)) if isinstance(leaf, Tensor) and leaf.requires_grad]
     total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
+    generator = torch.Generator().manual_seed(0)
     for leaf in leaves:
-        weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        total = total + (leaf.tanh() * weights.to(leaf)).sum()
+        weights = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        total = total + (leaf * weights.to(leaf)).sum()
     return total
 
 
