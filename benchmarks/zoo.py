@@ -34,6 +34,7 @@ from architectures.entry import Architecture, Inputs, call
 from equipoise.errors import EquipoiseError
 from equipoise.laws import Law, Laws
 from equipoise.monitor.log import Log
+from helpers.independence import dependent
 from helpers.null_space import InDouble, NoGap, null_space
 
 FAMILIES = {
@@ -45,6 +46,7 @@ FAMILIES = {
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 WIDTH, NARROW = 8, 4  # of the copy that is derived, and of that whose null space is solved for
 LARGEST = 2600  # parameters of a copy whose null space is solved for
+COUNTED = 250  # quantities at most that are asked whether they follow from each other
 SECONDS = 120  # for one architecture
 
 
@@ -58,6 +60,7 @@ class Row:
     refused: str = ""
     laws: int = 0
     conserved: int = 0
+    dependent: int = 0  # of these, how many follow from others
     share: float = 0.0
     residual: float = 0.0
     softened: float = 0.0
@@ -82,6 +85,7 @@ def examine(architecture: Architecture, *, null: bool = True) -> Row:
         return row
     row.seconds = time.perf_counter() - began
     row.laws, row.conserved, row.coverage = len(laws), laws.conserved, str(laws.coverage)
+    row.dependent = dependent(laws, model) if laws.conserved <= COUNTED else 0
     row.share = share(laws, model)
     row.residual, row.softened = residuals(architecture, laws, model)
     row.false = [law.name for law in laws if law.exact and law_residual(law, model) > 1e-12]
@@ -315,7 +319,8 @@ def summary(rows: Iterable[Row]) -> str:
     read = [row for row in rows if not row.refused]
     judged = [row for row in read if "generators" in row.null]
     return (
-        f"{len(rows)} architectures, {len(read)} read; {sum(row.laws for row in read)} laws; "
+        f"{len(rows)} architectures, {len(read)} read; {sum(row.laws for row in read)} laws, of whose quantities "
+        f"{sum(row.dependent for row in read)} follow from others; "
         f"{sum(len(row.false) for row in read)} false, and some dropped as false by the self-test in "
         f"{sum('dropped as false' in row.coverage for row in read)}; "
         f"{sum(bool(row.check) for row in read)} checks of right gradients failed; null space solved for "
@@ -407,6 +412,8 @@ def _tell(row: Row) -> None:
         f"softened {row.softened:.0e}, {row.seconds:.1f} s | {row.null}",
         flush=True,
     )
+    if row.dependent:
+        print(f"      dependent: {row.dependent}", flush=True)
     for label in ("false", "missing", "unsaid"):
         for line in getattr(row, label):
             print(f"      {label}: {line}", flush=True)
