@@ -38,7 +38,7 @@ def defects(
     tables = {law.name: _unit_of_row(law) for law in known if _by_row(law, captured, nodes)}
     like = next(iter(parameters.values()))
     logarithms = {law.name: like.new_zeros(law.interface.blocks).requires_grad_() for law in known}
-    passing: dict[str, list[Tensor]] = defaultdict(list)
+    passing: dict[str, list[str]] = defaultdict(list)
     for law in known:
         for place, _ in law.interface.breaks:
             passing[place].append(law.name)
