@@ -45,7 +45,8 @@ def panel(axes: Axes, found: pd.DataFrame, title: str, theme: str) -> None:
                 label, (passed[0], 0.02), xycoords=("data", "axes fraction"), xytext=(3, 0), fontsize=8,
                 textcoords="offset points", color=colours["quiet"],
             )  # fmt: skip
-    axes.set(title=title, xlabel="growth of the weights, log(‖w‖ / ‖w₀‖)", yscale="log", xlim=(0, 1.12 * found.index.max()))
+    axes.set(title=title, xlabel="growth of the weights, log(‖w‖ / ‖w₀‖)", yscale="log")
+    axes.set_xlim(0, 1.12 * found.index.max())
     axes.spines[["top", "right"]].set_visible(False)
 
 
