@@ -15,9 +15,12 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pictures import FOLDER, INKS, axes_ink
 
 from equipoise.store import Store
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pictures import FOLDER, INKS, axes_ink
 
 NAMES = ("layer 1, ReLU", "layer 2, linear", "layer 3, linear", "layer 4, linear")
 SHADES = ("relu", "linear", "linear", "linear")

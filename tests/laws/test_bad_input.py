@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from equipoise.errors import CaptureError, InputError
 from equipoise.graph.export.program import arguments  # the public functions' signatures are checked while tests run
 from equipoise.laws import Between, Diagonal, invariances
-from equipoise.laws.reading import _refuse
+from equipoise.models import require_readable
 from helpers.cases import LowRank
 
 
@@ -80,7 +80,7 @@ def test_inputs_of_another_kind(inputs):
 
 
 def test_models_of_another_kind():
-    refused("found function", lambda: _refuse(lambda x: x))
+    refused("found function", lambda: require_readable(lambda x: x))
     refused("_orig_mod", lambda: invariances(torch.compile(relu()), X))
     refused("lazy 0.weight", lambda: invariances(nn.Sequential(nn.LazyLinear(3)), X))
     refused("torch.complex64", lambda: invariances(nn.Linear(2, 2, dtype=torch.complex64), torch.ones(2, 2)))

@@ -56,7 +56,7 @@ GPT = Network("gpt", lambda: case("gpt").build(), case("gpt").inputs, 0)
 ODD = Network("odd", Odd, case("relu").inputs, 0)
 FOUND = {  # parts of the group, by kind: permutations, heads, rotations, signs
     "folded convnet": (4, 0, 3, 0),
-    "transformer without norms": (1, 2, 5, 2),
+    "transformer without norms": (1, 2, 6, 2),
     "mixed": (4, 0, 5, 2),
     "recurrent": (2, 0, 0, 1),
     "geometric": (2, 0, 0, 0),

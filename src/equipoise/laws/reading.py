@@ -47,6 +47,7 @@ def invariances(
 
     Raises `CaptureError` if the model cannot be read, `InputError` for complex parameters.
 
+    >>> import torch
     >>> from equipoise.networks import mlp
     >>> print(invariances(mlp([4, 3, 2, 1], linear_tail=2), torch.ones(5, 4).double()))
     layer1.weight → layer2.weight: vertex, 3 conserved
