@@ -146,7 +146,7 @@ class _Draws:
             with InDouble():
                 outputs = self.outputs(self.model, self.inputs(drawn))
             found = self._pulled(outputs)
-            norm = torch.stack([g.flatten(1).norm(dim=1) for g in found]).norm(dim=0).clamp(min=1e-300)
+            norm = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in found]).norm(dim=0).clamp(min=1e-300)
             if not norm.max() < LARGEST:  # a normalised channel without variance, and no `eps`
                 continue
             for (name, parameter), gradient in zip(self.trained.items(), found, strict=True):
@@ -267,7 +267,7 @@ class _Basis:
     def values(self, weights: Named, gradients: Named, *, shifts: bool = True) -> Tensor:
         """A row for each pair, a column for each unknown; without `shifts` zeros in their place."""
         columns = [_all_products(weights[name], gradients[name]) @ part for name, part in self.parts.items()]
-        shifted = [gradients[name].flatten(1)[:, self.alive[name].flatten()] for name in self.parts]
+        shifted = [gradients[name].reshape(len(gradients[name]), -1)[:, self.alive[name].flatten()] for name in self.parts]
         columns += shifted if shifts else [torch.zeros_like(g) for g in shifted]
         if self.beyond.numel():
             columns.append(_identities(self.laws, weights, gradients) @ self.beyond)
