@@ -13,8 +13,8 @@ test: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test-fast: $(VENV)/.test  # without the long tests, and with one case of each long family: under two minutes
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow and not long'
+test-fast: $(VENV)/.test  # without the long tests and doctests, annotations unchecked, one case of each long family
+	UNCHECKED=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow and not long' tests
 
 test-slow: $(VENV)/.test  # what `make test` shows by a sample, and longer experiments
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow

@@ -1,5 +1,6 @@
 """Annotated shapes are checked while the tests run: jaxtyping reads the signatures, beartype enforces them."""
 
+import os
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,8 @@ CHECKED = [
 FLOWER = ["src/equipoise/integrations/flower.py", "tests/helpers/flower_simulation.py"]
 collect_ignore = [] if find_spec("flwr") else FLOWER
 
-install_import_hook([f"equipoise.{room}" for room in CHECKED], "beartype.beartype")
+if "UNCHECKED" not in os.environ:  # `make test-fast` leaves it to `make test`
+    install_import_hook([f"equipoise.{room}" for room in CHECKED], "beartype.beartype")
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("equipoise", deadline=None, derandomize=True)
