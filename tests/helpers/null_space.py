@@ -267,7 +267,9 @@ class _Basis:
     def values(self, weights: Named, gradients: Named, *, shifts: bool = True) -> Tensor:
         """A row for each pair, a column for each unknown; without `shifts` zeros in their place."""
         columns = [_all_products(weights[name], gradients[name]) @ part for name, part in self.parts.items()]
-        shifted = [gradients[name].reshape(len(gradients[name]), -1)[:, self.alive[name].flatten()] for name in self.parts]
+        shifted = [
+            gradients[name].reshape(len(gradients[name]), -1)[:, self.alive[name].flatten()] for name in self.parts
+        ]
         columns += shifted if shifts else [torch.zeros_like(g) for g in shifted]
         if self.beyond.numel():
             columns.append(_identities(self.laws, weights, gradients) @ self.beyond)
