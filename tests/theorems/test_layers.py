@@ -120,7 +120,7 @@ def pooled_to_one_place():
     return model, on_positive(data.load("separable", n=8, d=4, seed=0))
 
 
-DEPTHS = {dense_skip: -1e4, pooled_to_one_place: -1e3}  # where the bound from the start says something
+DEPTHS = {dense_skip: -1e5, pooled_to_one_place: -1e3}  # where the bound from the start says something
 
 
 @cache
@@ -187,7 +187,7 @@ def test_rank_by_patterns_is_certified_from_the_start_of_the_run(deep):
     (claim,) = of_theorem(certificate, "T4.3")
     assert certificate.holds
     assert claim.holds
-    assert 0 < claim.measured <= claim.bound < 0.4
+    assert 0 < claim.measured <= claim.bound < 0.2
     assert certificate.recheck(deep).holds
 
 
