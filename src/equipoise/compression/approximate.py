@@ -27,7 +27,7 @@ from equipoise.stages import stage, staged
 
 PROBES = 1024  # examples on which gains are measured, and prices are searched first
 BISECTIONS = 16
-CLOSE = 0.01  # of logarithms of prices that need not be told apart on all examples
+CLOSE = 0.01  # of logarithms of prices, to which they are settled on all examples
 STRIDE = 0.08  # between logarithms of the first prices that are tried there
 
 Accept = Callable[[nn.Module], bool]

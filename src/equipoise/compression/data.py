@@ -62,7 +62,7 @@ class DataBatches:
         return DataBatches(pytree.tree_map(lambda leaf: leaf[:count], self.inputs), self.batch_size)
 
     def spread(self, count: int) -> "DataBatches":
-        """So many examples at even distances, all of them if there are no more: data may be sorted by class."""
+        """This number of examples at even distances, all of them if there are no more: data may be sorted by class."""
         if len(self) <= count:
             return self
         places = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
@@ -83,7 +83,7 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """The output of a model, its first tensor if there are several; raises `InputError` if it is none."""
     try:
         output = call_model(model, inputs)
-    except Exception as error:  # whatever the model itself may raise
+    except Exception as error:  # of any kind that the model itself may raise
         raise InputError(
             expected="inputs that the model takes", found=one_line(error), remedy="call model(X) by itself"
         ) from error

@@ -188,9 +188,9 @@ def _behind(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
             continue
         seen.add(current)
         if operator_of(current).is_a(Trait.PRODUCT):
-            own = dict.fromkeys(name for each in current.all_input_nodes for name in propagation.upstream(each))
-            found |= own
-        queue += [] if operator_of(current).is_a(Trait.PRODUCT) else current.all_input_nodes
+            found |= dict.fromkeys(name for each in current.all_input_nodes for name in propagation.upstream(each))
+        else:
+            queue += current.all_input_nodes
     return tuple(found)
 
 
@@ -255,7 +255,7 @@ def _parameters_of(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str
 
 
 def _unmoved(argument: object) -> object:
-    """What a value is computed from by moving its elements, and multiplying all by one number."""
+    """The source of a value that only has its elements moved, and all multiplied by one number."""
     while isinstance(argument, fx.Node) and argument.op == "call_function":
         scaled = operation_name(argument.target) in ("mul", "div") and len(argument.all_input_nodes) == 1
         if not (scaled or operator_of(argument).movement is Movement.ORDERED):

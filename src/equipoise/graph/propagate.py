@@ -298,7 +298,7 @@ def upstream(
 
 
 def _readers_of_rows(node: fx.Node) -> Iterator[fx.Node]:
-    """What reads rows that a table is asked for, through operations that leave each of them whole; else the node."""
+    """The reader of rows that a table is asked for, through operations that leave each of them whole; else the node."""
     if not operator_of(node).is_a(Trait.TABLE) or len(node.args) > 2:  # with padding, some row has no gradient
         yield node
         return

@@ -151,7 +151,7 @@ class ModelContext:
     def refresh(self, *, ended: bool = False) -> str:
         """Compare the model, part by part, with the one that was read; the differences in words, empty if none.
 
-        Where the training has ended, the mode of the model is that of whatever comes next, and is left out.
+        Where the training has ended, the mode of the model is that of what comes next, and is left out.
         """
         now = structure(self.model)
         if ended:
@@ -315,21 +315,15 @@ def _differences(before: Mapping[str, ModelPart], now: Mapping[str, ModelPart], 
     inside = lambda name: any(name.startswith(f"{each}.") or not each for each in modules)  # noqa: E731
     frozen = [name for name in both if before[name].trained and not now[name].trained and name not in replaced]
     unfrozen = [name for name in both if now[name].trained and not before[name].trained and name not in replaced]
-    switched = [name for name in both if modes and not now[name].is_parameter and now[name].shape != before[name].shape]
-    inner = {
-        name
-        for name in switched
-        if any(name != each and (not each or name.startswith(f"{each}.")) for each in switched)
-    }
+    switched = {name for name in both if modes and not now[name].is_parameter and now[name].shape != before[name].shape}
+    outermost = [name for name in both if name in switched and (not name or name.rpartition(".")[0] not in switched)]
     changes = {
         "replaced": [name or "the model" for name in replaced if not inside(name)],
         "added": [name for name in now if name not in before and not inside(name)],
         "removed": [name for name in before if name not in now and not inside(name)],
         "frozen": frozen,
         "trained from now on": unfrozen,
-        "switched between training and evaluation mode": [
-            name or "the model" for name in switched if name not in inner
-        ],
+        "switched between training and evaluation mode": [name or "the model" for name in outermost],
     }
     return "; ".join(f"{some(names)} {verb}" for verb, names in changes.items() if names)
 

@@ -260,7 +260,7 @@ def _require_quick(config: Json, modules: Collection[str]) -> None:
 
 
 def _most_steps(pattern: str, length: int) -> float:
-    """At most so many ways to compare an expression with a name: Python tries them all, where none fits.
+    """A bound on the number of ways to compare an expression with a name: Python tries them all, where none fits.
 
     >>> _most_steps("q_proj", 40), _most_steps("layers[.](0|1).q_proj", 40), _most_steps("(a+)+", 40)
     (40.0, 80.0, inf)

@@ -70,7 +70,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def frugal(text: str) -> str:
-    """The text of JSON, unless it has so many lists and objects that they would take far more memory than the text."""
+    """The text of JSON, unless its lists and objects would take far more memory than the text."""
     containers = text.count("[") + text.count("{")
     if containers > len(text) // _TEXT_A_CONTAINER + _FEW:
         raise ValueError(f"{containers} lists and objects in {len(text)} characters")

@@ -43,7 +43,7 @@ _DTYPES = {
 
 
 class _Described(NamedTuple):
-    """What the header says of a tensor; `start` is where its numbers begin, from the end of the header."""
+    """The entry of the header for a tensor; `start` is where its numbers begin, from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]

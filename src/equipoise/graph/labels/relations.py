@@ -24,7 +24,7 @@ ROUNDING = 1e-14  # of a sum of terms, over that of their magnitudes
 
 @dataclass(frozen=True, eq=False)
 class Combinations:
-    """`element[row] = Σ value · atom`, for so many elements; each pair of element and atom once."""
+    """`element[row] = Σ value · atom`, for a number of elements; each pair of element and atom once."""
 
     elements: int
     row: Int64[ndarray, " terms"]
@@ -94,7 +94,7 @@ def balanced(slices: Int64[ndarray, "slices width"], total: float) -> csr_array:
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """`Σ weights · x[entries]` is zero, or a constant, whatever the data."""
+    """`Σ weights · x[entries]` is zero, or a constant, for all data."""
 
     entries: Int64[ndarray, " n"]
     weights: Float64[ndarray, " n"]

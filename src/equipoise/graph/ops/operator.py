@@ -85,7 +85,7 @@ CombinationRule: TypeAlias = Callable[[Site], Summands]
 """Matrices by which the elements of the result are combined of those of the arguments; of the number one for None."""
 
 BalanceRule: TypeAlias = Callable[[Site], "tuple[ndarray, float] | None"]
-"""The numbers of elements of the result, slice by slice, that sum to one number whatever the data; and that number."""
+"""The numbers of elements of the result, slice by slice, that sum to one number for all data; and that number."""
 
 Shape: TypeAlias = tuple[int, ...]
 

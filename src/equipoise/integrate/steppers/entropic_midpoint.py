@@ -99,23 +99,18 @@ class EntropicMidpoint:
         if not may_be_explicit(objective, self.explicit):
             return self._implicit(objective, state, StepPredictor.at(objective, state), max_size)
         predictor = cache(lambda: StepPredictor.at(objective, state))
-        if not next_is_explicit(state, lambda: self._expected(objective, state, predictor())):
-            iteration = self._iteration(objective, state, predictor())
+        iteration = cache(lambda: self._iteration(objective, state, predictor()))
+        if not next_is_explicit(state, lambda: 0.0 if margins_at_rest(predictor(), self.step_size) else iteration()[0]):
             taken = self._implicit(objective, state, predictor(), max_size, state.costs.get(ROUTE, math.inf))
             if taken is not None:
-                return after_implicit(taken, state, objective, *iteration)
-            state = after_refusal(state, iteration[0])
+                return after_implicit(taken, state, objective, *iteration())
+            state = after_refusal(state, iteration()[0])
         taken = stabilised_step(objective, state, self.rtol, self.step_size, self.smallest, max_size)
         if taken is not None:
             return after_explicit(taken)
         state = without_explicit(state)
         taken = self._implicit(objective, state, predictor(), max_size)
-        return taken and after_implicit(taken, state, objective, *self._iteration(objective, state, predictor()))
-
-    def _expected(self, objective: Objective, state: State, predictor: StepPredictor) -> float:
-        """The operations of an iteration of the next implicit step over its size; none at a saddle, which it leaves."""
-        leaves = margins_at_rest(predictor, self.step_size)
-        return 0.0 if leaves else self._iteration(objective, state, predictor)[0]
+        return taken and after_implicit(taken, state, objective, *iteration())
 
     def _iteration(self, objective: Objective, state: State, predictor: StepPredictor) -> tuple[float, float]:
         """The operations of an iteration of the next implicit step over its size, and the share of its pass in them."""
