@@ -1,5 +1,7 @@
 """Where float64 and float32 end: a network whose flow is known in 40 digits at any depth."""
 
+import math
+
 import mpmath
 import pytest
 import torch
@@ -83,3 +85,20 @@ def test_above_the_floor_nothing_is_said():
     run = eq.flow(*problem(), until=eq.LogLoss(-1e14), stepper=eq.steppers.EntropicMidpoint(step_size=0.2), observe=[])
     assert run.status == "reached"
     assert run.reason is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [pytest.param(torch.float32, 1e6, marks=pytest.mark.slow), (torch.float64, 1e74)]
+)
+def test_a_flow_ends_before_its_numbers_overflow(dtype, scale):
+    data, network = eq.data.load("separable", n=6, d=4), eq.networks.mlp([4, 3, 2, 1], linear_tail=3, seed=0)
+    separating = eq.flow(network, data, until=eq.LogLoss(-3.0), observe=[]).model
+    with torch.no_grad():
+        for parameter in separating.parameters():
+            parameter.mul_(scale)
+    stepper = eq.steppers.EntropicMidpoint(step_size=1.0)
+    run = eq.flow(separating, data, until=eq.Steps(200), stepper=stepper, dtype=dtype, observe=[eq.Margin()])
+    assert run.status == "overflow"
+    assert "its products would be infinite" in run.reason
+    assert run.steps > 1
+    assert run.table().value.abs().max() < math.inf

@@ -109,6 +109,21 @@ def test_a_sketch_sees_a_wrong_gradient_and_the_size_of_a_drift(trained):
     assert sum(seen) / len(seen) == pytest.approx(true**2, rel=0.15)  # unbiased in the square
 
 
+def test_a_shift_whose_summands_have_signs_is_no_sketch():
+    class Mixed(nn.Module):
+        def forward(self, x):
+            return torch.cat([a := x.tanh(), b := x.sin(), a - b], -1)
+
+    model = nn.Sequential(nn.Linear(3, 4), Mixed(), nn.Linear(12, 5), nn.GELU(), nn.Linear(5, 2)).double()
+    laws = invariances(model, torch.ones(5, 3).double())
+    (law,) = (law for law in laws if law.interface.members[0].directions is not None)
+    readings = LawPlan(laws, sketch=2)(named(model))
+    number = [each.name for each in laws].index(law.name)
+    assert not sketched(readings.laws[number])
+    norm = readings.layout.norms(readings.values)[number]
+    assert norm == pytest.approx(float(law.value(model).norm()), rel=1e-14)
+
+
 def test_a_sketch_of_residuals_is_unbiased_in_the_square(derived):
     laws, weights = derived("linear tail"), named(case("linear tail").model())
     wrong = random_like(weights, seed=5)

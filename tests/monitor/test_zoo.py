@@ -6,7 +6,7 @@ import equipoise as eq
 import zoo
 
 pytest.importorskip("accelerate")
-SAMPLE = ("MLP, LayerNorm", "SwiGLU")
+SAMPLE = ("MLP, LayerNorm", "SwiGLU", "reader of a difference")
 
 
 def assert_as_it_should_be(architecture):

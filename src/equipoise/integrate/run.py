@@ -48,6 +48,7 @@ class Status(StrEnum):
     stalled = "stalled"
     not_separable = "not_separable"
     step_limit = "step_limit"
+    overflow = "overflow"
 
     @property
     def remedy(self) -> str:
@@ -73,6 +74,7 @@ _ENDINGS = {
     Status.stalled: "the flow stalled",
     Status.not_separable: "no weights can fit the data",
     Status.step_limit: "the flow came to its limit of steps",
+    Status.overflow: "the flow left the range of its precision",
 }
 
 _REMEDIES = {
@@ -83,6 +85,7 @@ _REMEDIES = {
     "or try another seed",
     Status.not_separable: "no weights can fit these data; remove contradictory examples, or add an activation",
     Status.step_limit: "the goal lies further; raise max_steps, or resume the run",
+    Status.overflow: "squares of the gradients would overflow; all before is right: choose a goal that lies nearer",
 }
 
 

@@ -34,6 +34,7 @@ _DOUBLED = 2.0
 _ALIGNED = 0.1  # `‖Σ f_i ∇m_i‖` over `(Σ ‖f_i ∇m_i‖²)^½`, from which the per-example gradients do not cancel
 _LIVE = 1e-6  # weight of the examples with a gradient, below which they have been learnt and only dead ones remain
 _LISTED = 10  # examples
+_HEADROOM = 1e-4  # of the square root of the largest number, which gradients may reach
 _SHALLOW = -60.0  # log R below which a loss without an exponential tail is zero in float64
 
 
@@ -57,6 +58,8 @@ class Termination:
             return Status.precision_floor if now.state.temperature > 1 else Status.reached
         if now.step >= self.max_steps:
             return Status.step_limit
+        if overflowing(now.state):
+            return Status.overflow
         return Status.stalled if self._flat(now) and not escaping(now.slopes) and not self._leaving(now) else None
 
     def _flat(self, now: Progress) -> bool:
@@ -83,6 +86,8 @@ class Termination:
             return why_stalled(self.problem, state)
         if status == Status.precision_floor:
             return why_unresolved(self.problem, state.evaluation)
+        if status == Status.overflow:
+            return why_overflowing(state)
         return why_not_separable(self.problem) if status == Status.not_separable else None
 
 
@@ -255,6 +260,24 @@ def _largest_ritz(times: Callable[[Tensor], Tensor], start: Tensor) -> float:
 
 
 # ---- precision ----
+
+
+def overflowing(state: State) -> bool:
+    """Whether products of gradients, as in the kernel `J Jᵀ`, are about to leave the range of the precision.
+
+    `10⁸` is left for the sums in them, and for examples whose gradients are longer than `‖∇ log R‖`.
+    """
+    return state.gradient_norm > _HEADROOM * math.sqrt(torch.finfo(state.weights.dtype).max)
+
+
+def why_overflowing(state: State) -> str:
+    """The length of the gradient beside the range of the precision, in words."""
+    dtype = state.weights.dtype
+    name, largest = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+    return (
+        f"the gradient has the norm {state.gradient_norm:.1e}, and {name} holds numbers up to {largest:.1e}: "
+        "its products would be infinite"
+    )
 
 
 def why_unresolved(problem: Problem, at: MarginEvaluation) -> str:

@@ -131,6 +131,7 @@ _ENDS = {
     "stalled": "It stalled, short of its goal,",
     "not_separable": "It stopped because no weights can fit the data,",
     "step_limit": "It came to the limit of steps, short of its goal,",
+    "overflow": "It left the range of its precision, short of its goal,",
 }
 
 

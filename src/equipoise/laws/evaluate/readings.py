@@ -126,8 +126,8 @@ def step_factors(law: Law, rate: float, decay: float) -> tuple[float, float]:
 
 
 def sketched(law: Law) -> bool:
-    """Whether a law is seen through directions."""
-    return law.interface.members[0].directions is not None
+    """Whether a law is seen through random directions; those of a shift are the signs of what it adds up."""
+    return not is_shift(law) and law.interface.members[0].directions is not None
 
 
 def _tensor(numbers: np.ndarray, law: Law, like: Named) -> Tensor:
