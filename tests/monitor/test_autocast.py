@@ -45,6 +45,20 @@ class Batched(nn.Module):
         return self.head(F.relu(torch.einsum("bwi,bi->bw", weights, x)))
 
 
+class Attending(nn.Module):
+    """Products by `einsum` of values under autocast with a softmax in the dtype that its scores had."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)
+        self.out = nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x):
+        scores = torch.einsum("id,jd->ij", self.query(x), self.key(x))
+        weights = scores.float().softmax(-1, dtype=scores.dtype)
+        return torch.einsum("ij,jd,od->io", weights, self.value(x), self.out)
+
+
 def within_autocast(model):
     """As accelerate prepares a model: autocast around its `forward`, and its outputs in float32."""
     inner = model.forward
@@ -57,7 +71,7 @@ def within_autocast(model):
     return model
 
 
-@pytest.mark.parametrize("kind", [Projected, Contracted, pytest.param(Batched, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [Projected, Contracted, Attending, pytest.param(Batched, marks=pytest.mark.slow)])
 def test_laws_are_those_without_autocast(kind):
     plain, cast = invariances(kind(), X), read_laws(within_autocast(kind()), X)
     assert len(plain) > 0

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
+_HALF = frozenset({torch.float16, torch.bfloat16})
 _GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
 
 
@@ -38,6 +40,27 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
         user.replace_all_uses_with(results[user.args[1]])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
+
+
+def widen_autocast(module: fx.GraphModule) -> None:
+    """Cast to float32 where a model casts to half precision under autocast, as to the dtype of another value there.
+
+    Without autocast, that value is in float32, and no product takes two dtypes.
+    """
+    for body in [part for part in module.modules() if isinstance(part, fx.GraphModule)]:
+        for region in body.graph.nodes:
+            if str(region.target) == "wrap_with_autocast":
+                (own,) = (str(each.target) for each in region.all_input_nodes if each.op == "get_attr")
+                _widen(getattr(body, own))
+
+
+def _widen(body: fx.GraphModule) -> None:
+    wide = lambda leaf: torch.float32 if leaf in _HALF else leaf  # noqa: E731
+    for inner in [part for part in body.modules() if isinstance(part, fx.GraphModule)]:
+        for node in inner.graph.nodes:
+            if not guards(node):
+                node.args, node.kwargs = (pytree.tree_map_only(torch.dtype, wide, x) for x in (node.args, node.kwargs))
+        inner.recompile()
 
 
 def cut_off(module: fx.GraphModule) -> None:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from equipoise.errors import CaptureError, InputError, one_line
 from equipoise.graph.export.functional import make_functional
-from equipoise.graph.export.passes import cut_off, guards, inline_regions, placeholders, strip_guards
+from equipoise.graph.export.passes import cut_off, guards, inline_regions, placeholders, strip_guards, widen_autocast
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 Arguments: TypeAlias = tuple[Any, ...]
@@ -186,7 +186,7 @@ def _with_free_batch(model: nn.Module, decompositions: Decompositions, args: Arg
 
 
 def _decomposed(program: torch.export.ExportedProgram, decompositions: Decompositions) -> torch.export.ExportedProgram:
-    """Read operations that torch cannot decompose under autocast, such as einsum, as without it.
+    """Read operations that torch cannot decompose under autocast, such as einsum, as without it, in float32.
 
     What strict export knows of its inputs is forgotten: checks of it mix up keywords, and are no part of the model.
     """
@@ -197,6 +197,7 @@ def _decomposed(program: torch.export.ExportedProgram, decompositions: Decomposi
         module = program.graph_module
         if not _autocasts(module):
             raise
+        widen_autocast(module)
         inline_regions(module)
         strip_guards(module.graph)
         module.recompile()
