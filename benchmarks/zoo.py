@@ -168,7 +168,8 @@ def without_eps(model: nn.Module) -> nn.Module:
     """Normalisations without their `eps`, as far as they keep it in an attribute (torch refuses zero for BatchNorm)."""
     for module in model.modules():
         for name in ("eps", "variance_epsilon", "epsilon"):
-            if isinstance(getattr(module, name, None), float):
+            own = getattr(module, name, None)
+            if isinstance(own, float) or (own is None and isinstance(module, nn.RMSNorm)):  # None: that of the dtype
                 setattr(module, name, 1e-300 if "BatchNorm" in type(module).__name__ else 0.0)
     return model
 

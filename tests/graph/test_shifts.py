@@ -190,6 +190,16 @@ USES = {
 }
 
 
+def pooled(combined):
+    """What is made of the data, of a group norm of it, and of a pool of that."""
+
+    def forward(m, x):
+        y = m.n(x)
+        return combined(x, y, F.avg_pool1d(y, 3, 1, 1, count_include_pad=False)).tanh()
+
+    return Net(forward, {"n": nn.GroupNorm(1, 2)})
+
+
 READ = {  # weights whose input has elements that depend on each other
     "behind a norm without gain": (lambda: Net(lambda m, x: (norm(x) @ m.w).tanh(), w=(WIDTH, 3)), noise(5, WIDTH)),
     "behind one of each head": (
@@ -233,6 +243,11 @@ READ = {  # weights whose input has elements that depend on each other
         ),
         noise(2, 2, 6),
     ),
+    "a pool taken off after a sum": (lambda: pooled(lambda x, y, pool: x + pool - y), noise(2, 2, 6)),
+    "taken off a sum with its pool": (lambda: pooled(lambda x, y, pool: y - (x.exp() + (pool + x))), noise(2, 2, 6)),
+    "two pools of it": (lambda: pooled(lambda x, y, pool: x + pool + pool.clone() - y), noise(2, 2, 6)),
+    "a pool that is added": (lambda: pooled(lambda x, y, pool: x + pool + y), noise(2, 2, 6)),
+    "a pool taken off twice": (lambda: pooled(lambda x, y, pool: torch.sub(x + pool, y, alpha=2)), noise(2, 2, 6)),
     "a pool that counts its padding": (
         lambda: Net(lambda m, x: (F.avg_pool1d(y := m.n(x), 3, 1, 1) - y).tanh(), {"n": nn.GroupNorm(1, 2)}),
         noise(2, 2, 6),

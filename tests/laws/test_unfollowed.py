@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from architectures.plain import ENTRIES
 from equipoise.laws import invariances
@@ -76,6 +77,8 @@ class Between(nn.Module):
         (lambda h: F.layer_norm(h, (4,)).relu(), []),
         (lambda h: F.normalize(h, dim=-1).relu(), []),
         (lambda h: h * torch.arange(4.0), []),
+        (parametrizations.weight_norm(nn.Linear(4, 5)), ["_weight_norm"]),  # rotations of what only a normed map reads
+        (nn.Sequential(nn.ReLU(), parametrizations.weight_norm(nn.Linear(4, 5))), []),
     ],
 )
 def test_the_line_names_the_operation(operation, lost):

@@ -170,7 +170,8 @@ def _noted(propagation: SymmetryPropagation, groups: Collection[tuple[str, ...]]
         parameters = propagation.upstream(node) if lost and node.name not in read else ()
         if lost and not parameters and node.name not in read and node.name not in propagation.unshifted:
             parameters = _behind(node, propagation)
-        parameters = parameters or _skip(node, propagation) or _rows_of_tokens(node, propagation, groups)
+        parameters = parameters or _skip(node, propagation) or _normed_map(node, propagation)
+        parameters = parameters or _rows_of_tokens(node, propagation, groups)
         if operation_name(node.target) == "exp" and (weighed := _softmax_over_data(node)):
             parameters = tuple(dict.fromkeys(name for each in (node, *weighed) for name in propagation.upstream(each)))
         if parameters:
@@ -192,6 +193,22 @@ def _behind(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
         else:
             queue += current.all_input_nodes
     return tuple(found)
+
+
+def _normed_map(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
+    """Parameters of a linear map whose vectors only a map of normed weight reads: rotations leave its norms alone."""
+    if operation_name(node.target) not in ("_weight_norm", "_weight_norm_interface"):
+        return ()
+    linear = Trait.PRODUCT | Trait.CONVOLUTION
+    for reader in _after(node):
+        for source in reader.all_input_nodes if operator_of(reader).is_a(linear) else ():
+            vector = _unmoved(source)
+            if not isinstance(vector, fx.Node) or not operator_of(vector).is_a(linear):
+                continue
+            trained = propagation.upstream(vector)
+            if trained and all(operator_of(each).is_a(linear) for each in _after(vector)):
+                return tuple(dict.fromkeys([*trained, *propagation.upstream(node)]))
+    return ()
 
 
 def _skip(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:

@@ -201,17 +201,41 @@ def quotient_added(algebra: Algebra, signal: Signal, left: Signal, right: Signal
 
 
 def ignored_by_centring(site: Site) -> Sources:
-    """`x - mean(x)`, `x - max(x)` or `x - pool(x)`, written by hand: both nodes together ignore a shift."""
-    centres = [site.node] if operator_of(site.node).is_a(Trait.CENTRE) else map(_undetached, site.tensors())
-    for centre in centres:
+    """`x - mean(x)`, `x - max(x)` or `y + pool(x) - x`, written by hand: both nodes together ignore a shift."""
+    own = operator_of(site.node).is_a(Trait.CENTRE)
+    for centre in [site.node] if own else [each for tensor in site.tensors() for each in _summands(tensor)]:
         whole = replace(site, node=centre)
         axes = _axes_of_centre(whole) if operator_of(centre).is_a(Trait.CENTRE) else None
         if axes is None:
             continue
         source = whole.source()
-        readers = [reader for user in centre.users for reader in _detached_readers(user, site)]
-        if all(operation_name(reader.target) == "sub" and source in reader.args[:2] for reader in readers):
+        if source in site.node.all_input_nodes and _subtracted(centre, source, site):
             yield source, along(site.shape_of(source), axes)
+
+
+def _summands(node: fx.Node) -> Iterator[fx.Node]:
+    """A value, and those that it is the sum of."""
+    node = _undetached(node)
+    yield node
+    if operation_name(node.target) == "add":
+        yield from (each for argument in node.all_input_nodes for each in _summands(argument))
+
+
+def _subtracted(value: fx.Node, source: fx.Node, site: Site) -> bool:
+    """Whether all readers of a value subtract the source from it, or it from the source, some after adding others."""
+    for reader in [each for user in value.users for each in _detached_readers(user, site)]:
+        name = operation_name(reader.target)
+        adds = name == "add" and len(reader.args) == 2 and not reader.kwargs
+        if not (_subtracts(reader, source) if name == "sub" else adds and _subtracted(reader, source, site)):
+            return False
+    return True
+
+
+def _subtracts(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a difference is one between a value and a sum in which one mean, maximum or pool of it occurs."""
+    parts = [each for argument in node.all_input_nodes for each in _summands(argument)]
+    centres = [each for each in parts if operator_of(each).is_a(Trait.CENTRE) and source in each.all_input_nodes[:1]]
+    return len(node.args) == 2 and not node.kwargs and source in node.args and len(centres) == 1
 
 
 def _axes_of_centre(site: Site) -> Sequence[int] | None:
