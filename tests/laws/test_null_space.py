@@ -51,6 +51,32 @@ def test_a_false_law_is_named_and_a_missing_one_told():
     assert (found.generators, found.false, found.conserved, found.identities) == (9, (), 3, 3)
 
 
+class Biased(nn.Module):
+    """Scores with a bias for each component of each head, whose rows and whose columns may be scaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.place = (nn.Linear(3, 8, bias=False) for _ in range(3))
+        self.of_key, self.of_place = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x, t):
+        query, key, place = self.query(x), self.key(x).unflatten(-1, (2, 4)), self.place(t).unflatten(-1, (2, 4))
+        query = query.unflatten(-1, (2, 4))
+        scores = torch.einsum("bhd,bhd->bh", query + self.of_key, key)
+        return (scores + torch.einsum("bhd,bhd->bh", query + self.of_place, place)).sin()
+
+
+def test_no_quantity_is_counted_twice_where_rows_and_columns_are_scaled():
+    model, inputs = Biased().double(), lambda: (torch.randn(6, 3).double(), torch.randn(6, 3).double())
+    laws = invariances(model, inputs())
+    assert dependent(laws, model) == 0
+    assert laws.conserved == 5  # of four columns and two heads, whose sums are the same
+    assert verdict(model, inputs, laws).false == ()
+    assert {"query.weight", "of_key", "of_place"} == {
+        name for each in laws.coverage.unfollowed for name in each.parameters
+    }
+
+
 def examined(name):
     """An architecture of the zoo: its laws, and the verdict on them."""
     architecture = next(each for each in ENTRIES if each.name == name)

@@ -14,6 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from equipoise.graph.constraints import STILL, FreeGenerators
+from equipoise.graph.labels.independence import independent
 from equipoise.graph.labels.positions import Positions
 from equipoise.graph.labels.ragged import alike, joined, numbered
 from equipoise.graph.precision import moved_in, narrow_nodes, narrowest
@@ -178,39 +179,17 @@ def _members(
 def _stated(
     propagation: SymmetryPropagation, solution: FreeGenerators, positions: Positions, leaves: Sequence[Leaf]
 ) -> Bool[ndarray, " blocks"]:
-    """Whether a block has a law worth stating: it moves something that an operation reads, or is antisymmetric."""
+    """Whether a block has a law worth stating: it moves what an operation reads, and its quantity is its own."""
     absorbed = [absorbed.coordinates for absorbed in propagation.algebra.absorbed]
     read = np.zeros(len(solution.root), bool)
     read[solution.root[np.concatenate([propagation.algebra.symmetry.related(), *absorbed])]] = True
     stated = solution.skew.copy()
     stated[solution.block[read[solution.member]]] = True
     stated &= positions.slots > 0
-    shapes, first = np.unique(positions.shape, return_index=True)
-    for shape, block in zip(shapes.tolist(), first.tolist(), strict=True):
-        if solution.width[block] == 1 and _may_idle(leaves, positions, block):
-            alike = np.flatnonzero(positions.shape == shape)
-            stated[[each for each in alike.tolist() if _idle(leaves, positions, each)]] = False
+    rates = np.flatnonzero(stated & (solution.width == 1))
+    stated[rates] = False
+    stated[independent(leaves, positions, rates)] = True
     return stated
-
-
-def _may_idle(leaves: Sequence[Leaf], positions: Positions, block: int) -> bool:
-    """Whether the rates on every parameter are of both signs."""
-    roles: dict[str, set[bool]] = defaultdict(set)
-    for number, rate, _ in positions.roles(block):
-        roles[leaves[number].parameter].add(rate > 0)
-    return bool(roles) and all(len(signs) == 2 for signs in roles.values())
-
-
-def _idle(leaves: Sequence[Leaf], positions: Positions, block: int) -> bool:
-    """Whether a rate moves no parameter, because its roles on each cancel: anything satisfies such a law."""
-    total: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-    for number, rate, own in positions.roles(block):
-        leaf = leaves[number]
-        sizes = [size if axis in leaf.axes else 1 for axis, size in enumerate(leaf.view)]
-        rates = torch.zeros(math.prod(sizes))
-        rates[own] = rate
-        total[leaf.parameter] = total[leaf.parameter] + rates.reshape(sizes).expand(leaf.view).reshape(-1)
-    return all(not bool(rates.any()) for rates in total.values())
 
 
 Breaks = tuple[tuple[str, float], ...]
