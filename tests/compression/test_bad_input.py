@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.errors import InputError
+from equipoise.errors import EquipoiseError, InputError, StoreError
 
 MODEL = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
 X, Y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1])
@@ -116,3 +116,21 @@ def test_a_model_that_cannot_be_read_has_its_layers_factorised():
     assert any("cannot be read" in note for note in small.notes)
     assert [move.kind for move in small.moves] == ["factorise"]
     assert small.ok
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_layer_of_width_zero_and_a_tolerance_without_bound_are_no_trouble():
+    small = eq.compress(nn.Sequential(nn.Linear(3, 0), nn.ReLU(), nn.Linear(0, 2)), (X, None), 0.1)
+    assert small.kept.output_change == 0
+    assert eq.compress(MODEL, (X, None), 1e300).ok
+
+
+def test_inputs_of_the_methods_and_files_are_checked(tmp_path):
+    small = eq.compress(MODEL, (X, Y), 0.0)
+    with pytest.raises(InputError, match=r"expected X= to be a Float\[Tensor, .*found 'x'"):
+        small.radius("x")
+    with pytest.raises(EquipoiseError, match="expected inputs that the model accepts"):
+        small.bound(torch.randn(2, 9))
+    pytest.importorskip("onnxscript")
+    with pytest.raises(StoreError, match=r"expected to write .*/missing/small.onnx"):
+        small.to_onnx(tmp_path / "missing" / "small.onnx")

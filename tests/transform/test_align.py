@@ -49,6 +49,23 @@ class Gated(nn.Module):
         return self.outward(self.cell(hidden[:, -1])[0])
 
 
+class Started(nn.Module):
+    """Recurrent layers whose initial states are trained, for each layer and direction."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(3, 4, num_layers=2, batch_first=True), nn.GRU(4, 3, bidirectional=True)
+        shapes = (2, 1, 4), (2, 1, 4), (2, 1, 3)
+        self.hidden, self.memory, self.start = (nn.Parameter(torch.randn(shape)) for shape in shapes)
+        self.outward = L(6, 2)
+
+    def forward(self, x):
+        states = [each.expand(-1, len(x), -1).contiguous() for each in (self.hidden, self.memory)]
+        seen = self.lstm(x, tuple(states))[0].transpose(0, 1)
+        return self.outward(self.gru(seen, self.start.expand(-1, len(x), -1).contiguous())[0][-1])
+
+
+STARTED = Network("started", Started, noise(3, 4, 3), 0)
 GATED = Network("gated", Gated, noise(3, 4, 3), 0)
 LLAMA = Network("llama", lambda: case("llama").build(), case("llama").inputs, 0)
 TIED = Network("tied gpt", lambda: case("gpt, tied").build(), case("gpt, tied").inputs, 0)
@@ -64,6 +81,7 @@ FOUND = {  # parts of the group, by kind: permutations, heads, rotations, signs
     "llama": (2, 1, 2, 6),
     "tied gpt": (2, 1, 2, 2),
     "gated": (7, 0, 0, 7),
+    "started": (4, 0, 0, 4),
     "odd": (2, 0, 0, 2),
 }
 
@@ -85,7 +103,7 @@ def moved(model, inputs, seed=3):
     return other
 
 
-EVERY = [*NETWORKS, GPT, LLAMA, TIED, GATED, ODD]
+EVERY = [*NETWORKS, GPT, LLAMA, TIED, GATED, STARTED, ODD]
 SLOW = [each for each in EVERY if each.name in ("geometric", "mixed", "gpt", "tied gpt")]
 
 

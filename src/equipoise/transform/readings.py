@@ -189,7 +189,9 @@ def _recurrent(gates: int, cell: Gates) -> Reference:
         runs: list[tuple[Tensor, Tensor]] = []
         for layer in range(layers):
             places = [size * number for number in range(layer * directions, (layer + 1) * directions)]
-            runs += [_cells(steps, weights[at : at + size], bool(biases), gates, cell) for at in places]
+            for at in places:
+                starts = [each[len(runs)] for each in (start, *rest)]
+                runs.append(_cells(steps, weights[at : at + size], bool(biases), gates, cell, starts))
             steps = torch.cat([hidden for hidden, _ in runs[-directions:]], -1)
         final = [_at_one_time([run[place] for run in runs], start.shape[1]) for place in range(1 + len(rest))]
         return (steps.transpose(0, 1) if first else steps), *final
@@ -201,16 +203,19 @@ def _at_one_time(runs: Sequence[Tensor], batch: int) -> Tensor:
     return torch.stack([each.flatten(0, -2)[:1].expand(batch, -1) for each in runs])
 
 
-def _cells(x: Tensor, weights: Sequence[Tensor], biases: bool, gates: int, cell: Gates) -> tuple[Tensor, Tensor]:
-    """Hidden states, and the states of the cells that they are projected from; those at the start are left out."""
+def _cells(
+    x: Tensor, weights: Sequence[Tensor], biases: bool, gates: int, cell: Gates, starts: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Hidden states, and the states of the cells that they are projected from; those at the start move with them."""
+    first, *cells = (each[:1].abs() for each in starts)  # of one example: packed batches have their steps in its place
     inward, across, *others = weights
     own = others[:2] if biases else (None, None)
     projection = others[2 if biases else 0 :]
 
     def hidden(*preactivations: Tensor) -> tuple[Tensor, Tensor]:
         parts = zip(*(each.chunk(gates, -1) for each in preactivations), strict=True)
-        found = cell([reduce(torch.add, part) for part in parts])
-        return F.linear(found, projection[0]) if projection else found, found
+        found = reduce(torch.add, cells, cell([reduce(torch.add, part) for part in parts]))
+        return (F.linear(found, projection[0]) if projection else found) + first, found
 
     written = F.linear(x, inward, own[0])
     return hidden(written, F.linear(hidden(written)[0], across, own[1]))
