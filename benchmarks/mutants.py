@@ -31,7 +31,7 @@ from cosmic_ray.ast import get_ast
 from cosmic_ray.mutating import MutationVisitor
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 120  # of computing; a mutant that takes more never ends
+PATIENCE = 3  # times the computing of the tests as they are; a mutant that takes more never ends
 OPERATORS = (
     "NumberReplacer",
     "AddNot",
@@ -136,11 +136,13 @@ class Trial:
     deadline: float
     out: Path | None
     results: Counter[str]
+    limit: int = 3600  # seconds of computing
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Try the mutants until time is up."""
         assert self.outcome(session, None) == "survived", "the quick tests pass before anything is changed"
+        self.limit = 10 + PATIENCE * int(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime)
         for mutant in self.sample:
             if time.monotonic() > self.deadline:
                 break
@@ -167,7 +169,7 @@ class Trial:
 
     def tested(self, session: pytest.Session, mutant: Mutant | None) -> int:
         """The exit code of the process that runs the tests."""
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (self.limit, self.limit))
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)

@@ -17,6 +17,7 @@ from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Objective
 
 _NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under e^-25 of the heaviest
+_ASTRAY = 0.03  # of the longest way of a potential over a step, by which its end may be predicted wrong
 _SUPPORTS = 1e-6  # share of the heaviest above which an example of the last step enters the next
 _ENTERING = 8  # violations that may enter at once, or half as many as there are rows: the worst hold up the others
 _UNSEEN = 1e-3  # relative margin by which an example outside the active set may fall below the others in a step
@@ -102,7 +103,7 @@ def predicted_active_set(predictor: StepPredictor, span: float) -> Rows:
     after = predictor.potential + span * predictor.rates
     travelled = span * predictor.fastest
     near = (predictor.potential - predictor.potential.min() < _NEGLIGIBLE) | (
-        after - after.min() < _NEGLIGIBLE + 0.01 * travelled
+        after - after.min() < _NEGLIGIBLE + _ASTRAY * travelled
     )
     return near.nonzero().squeeze(1)
 

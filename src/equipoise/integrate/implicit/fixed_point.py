@@ -45,6 +45,7 @@ class ImplicitStep:
     iterations: int
     visited: int
     temperature: float = 1.0
+    off: float = math.nan  # by how much of ‖w‖ the velocity of the start missed the end, at the first iterate
 
 
 def solve_implicit_step(
@@ -68,7 +69,8 @@ def solve_implicit_step(
     )
     while True:
         changes.append(float((last.end - entered).norm()) / norm)
-        enough = _PRECISE if step.precise else _enough(changes[0], step.size)
+        off = changes[0] if step.off is None else step.off
+        enough = _PRECISE if step.precise else _enough(off, step.size)
         # The first iterate kept the slopes of the step before: it is none of the same map, nor ever the last.
         if _finished(changes, enough) and not (paths is None and objective.margins.kinks and changes[-1] < 1):
             break
@@ -89,6 +91,7 @@ def solve_implicit_step(
         converged=changes[-1] <= max(enough, _TOLERABLE, _SHARE * error),
         iterations=len(changes),
         visited=(len(changes) + learnt) * objective.count,
+        off=off,
     )
 
 

@@ -1,6 +1,6 @@
 """The implicit step as a problem: where it starts, what it covers, and one iterate of its solution (T6.1, T6.2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -52,6 +52,8 @@ class StepProblem:
     span: float  # h
     order: int = 2
     precise: bool = False  # solved to more digits, for a step that is cut to end at a goal
+    guess: Weights | None = None  # the end, where the step has been solved on fewer potentials
+    off: float | None = None  # by how much of ‖w‖ the velocity of the start missed the end then
 
     @property
     def size(self) -> float:
@@ -60,8 +62,12 @@ class StepProblem:
 
     @property
     def predicted_end(self) -> Weights:
-        """`w₀ + h v` with the velocity of the start."""
-        return self.state.weights + self.span * self.predictor.velocity
+        """`w₀ + h v` with the velocity of the start, or a better guess."""
+        return self.state.weights + self.span * self.predictor.velocity if self.guess is None else self.guess
+
+    def resumed(self, end: Weights, slopes: Slopes, dual: Tensor, off: float) -> "StepProblem":
+        """The step from its solution on fewer potentials."""
+        return replace(self, state=replace(self.state, slopes=slopes, dual=dual), guess=end, off=off)
 
     def restricted(self, objective: Objective, rows: Rows | None) -> "ActiveProblem":
         """The step on some of the potentials; `objective` is the objective on these `rows`."""

@@ -230,9 +230,12 @@ def solve_entropic(step: StepProblem) -> ImplicitStep:
         solved = replace(solved, visited=visited, temperature=temperature)
         if not solved.converged:
             return solved
-        out = violations(objective.potential(objective.margins.evaluate(solved.weights)), rows)
+        end = objective.margins.evaluate(solved.weights)
+        out = violations(objective.potential(end), rows)
         if len(out) == 0:
             return solved
+        slopes = _merged(local_slopes(objective.margins, end), objective, solved)
+        step = step.resumed(solved.weights, slopes, solved.dual, solved.off)
         rows = torch.cat([rows, out]).sort().values
 
 
