@@ -30,7 +30,7 @@ from cosmic_ray import plugins
 from cosmic_ray.ast import get_ast
 from cosmic_ray.mutating import MutationVisitor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 3  # times the computing of the tests as they are; a mutant that takes more never ends
 OPERATORS = (
     "NumberReplacer",
@@ -90,7 +90,7 @@ class Mutant:
         changed = {name: code for (name, line), code in after.items() if before.get((name, line)) != code}
         taken = False
         for function in gc.get_objects():
-            if isinstance(function, FunctionType) and function.__code__.co_filename == str(ROOT / self.path):
+            if type(function) is FunctionType and function.__code__.co_filename == str(ROOT / self.path):
                 code = changed.get(function.__code__.co_qualname)
                 if code is not None and code.co_freevars == function.__code__.co_freevars:
                     function.__code__, taken = code, True
@@ -158,14 +158,17 @@ class Trial:
         return True
 
     def outcome(self, session: pytest.Session, mutant: Mutant | None) -> str:
-        """'survived', 'killed' or 'timeout'; 'outside' of a mutant that changes no function."""
+        """'survived', 'killed' or 'timeout'; 'outside' where no function changes, 'not tried' at an error."""
         child = os.fork()
         if child == 0:
-            os._exit(self.tested(session, mutant))
+            try:
+                os._exit(self.tested(session, mutant))
+            finally:  # nothing that is raised may reach the loop of the parent
+                os._exit(4)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             return "timeout" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "killed"
-        return {0: "survived", 3: "outside"}.get(os.WEXITSTATUS(status), "killed")
+        return {0: "survived", 1: "killed", 3: "outside"}.get(os.WEXITSTATUS(status), "not tried")
 
     def tested(self, session: pytest.Session, mutant: Mutant | None) -> int:
         """The exit code of the process that runs the tests."""
@@ -199,7 +202,7 @@ def main() -> None:
     trial = Trial(sample, time.monotonic() + arguments.seconds, arguments.out, Counter())
     options = ["-x", "-q", "-s", "-p", "no:cacheprovider", "-m", "not slow and not long"]
     pytest.main([*options, *room.tests], plugins=[trial])
-    tried = trial.results.total() - trial.results["outside"]
+    tried = trial.results.total() - trial.results["outside"] - trial.results["not tried"]
     noticed = tried - trial.results["survived"]
     print(f"{arguments.room}: {noticed} of {tried} noticed ({noticed / max(tried, 1):.0%}); {dict(trial.results)}")
     sys.exit(0)
