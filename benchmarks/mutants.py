@@ -201,7 +201,7 @@ def main() -> None:
     sample = random.Random(arguments.seed).sample(everything, min(arguments.count, len(everything)))
     trial = Trial(sample, time.monotonic() + arguments.seconds, arguments.out, Counter())
     options = ["-x", "-q", "-s", "-p", "no:cacheprovider", "-m", "not slow and not long"]
-    pytest.main([*options, *room.tests], plugins=[trial])
+    pytest.main([*options, *room.tests, room.source], plugins=[trial])  # and the examples in docstrings
     tried = trial.results.total() - trial.results["outside"] - trial.results["not tried"]
     noticed = tried - trial.results["survived"]
     print(f"{arguments.room}: {noticed} of {tried} noticed ({noticed / max(tried, 1):.0%}); {dict(trial.results)}")

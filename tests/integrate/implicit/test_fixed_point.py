@@ -11,7 +11,7 @@ from equipoise.integrate.implicit.step_problem import StepPredictor, StepProblem
 from equipoise.integrate.margins.protocol import local_slopes
 from equipoise.integrate.problem import build_problem
 from equipoise.integrate.steppers import EntropicMidpoint
-from equipoise.integrate.steppers.entropic_midpoint import solve_entropic
+from equipoise.integrate.steppers.entropic_midpoint import solve_entropic, solve_trapezoidal
 from equipoise.networks import mlp
 
 SPANS = (0.3, 0.7)  # plain iteration converges within sixty passes in the first, and not in the second
@@ -47,6 +47,16 @@ def test_the_midpoint_converges_to_rounding_also_where_its_map_hardly_contracts(
     assert mismatch < 50 * 2.3e-16
     assert missed_by(start, attempt, span, end)[0] < 1e-14
     assert iterations < 40
+
+
+def test_a_step_that_does_not_converge_says_so(start):
+    objective, state = start
+    predictor = StepPredictor.at(objective, state)
+    short, long = (
+        solve_trapezoidal(StepProblem(objective, state, predictor, size / predictor.speed)) for size in (0.01, 30.0)
+    )
+    assert short.converged
+    assert not long.converged
 
 
 def test_a_midpoint_that_cannot_be_had_is_given_up_soon(start):
