@@ -10,6 +10,7 @@ from torch import nn
 from equipoise import data
 from equipoise.errors import InputError
 from equipoise.graph.capture import capture
+from equipoise.integrate.goals import Steps
 from equipoise.integrate.loop import flow
 from equipoise.integrate.margins.protocol import ParameterLayout
 from equipoise.integrate.margins.readout import BinaryReadout
@@ -20,6 +21,7 @@ from equipoise.losses import Exponential
 from equipoise.networks import mlp
 from equipoise.theorems.certificate import certify
 from equipoise.theorems.evidence import LAW_TOLERANCE
+from equipoise.theorems.evidence_builder import evidence_of_run
 
 LAYERS = ["layer2.weight", "layer3.weight", "layer4.weight"]
 
@@ -293,3 +295,15 @@ def test_float32_is_judged_by_its_own_rounding():
     assert law.tolerance == pytest.approx(LAW_TOLERANCE * 2.0**29, rel=1e-2)  # and what midpoints missed
     final = run.final | {"layer1.weight": run.final["layer1.weight"] * 1.01}
     assert "weights of the run" in certify(replace(run, final=final)).failed
+
+
+def test_the_slack_of_a_law_is_twice_what_missed_midpoints_may_move_it_by():
+    digits, network = data.load("digits", classes=(0, 1, 2), n=12), mlp([64, 5, 3], seed=0)
+    run = flow(network, digits, loss="cross_entropy", until=Steps(3), observe=[])
+    evidence = replace(evidence_of_run(run), missed=1e-6)
+    norm = math.sqrt(sum(float(each.square().sum()) for each in evidence.final.values()))
+    rows = max(map(len, evidence.final.values()))
+    assert {law.kind for law in evidence.exact_laws} == {"vertex", "shift"}
+    for law in evidence.exact_laws:
+        most = 2e-6 * math.sqrt(rows) / norm if law.kind == "shift" else 4e-6 / norm
+        assert evidence.slack(law.name) == pytest.approx(most, rel=0.02)

@@ -3,9 +3,11 @@
 import itertools
 
 import pytest
+import torch
 
 from equipoise.data import load
 from equipoise.integrate.implicit import active_set
+from equipoise.integrate.implicit.dual_weights import TrapezoidalWeights
 from equipoise.integrate.implicit.fixed_point import ImplicitStep, converge_midpoint
 from equipoise.integrate.implicit.step_problem import StepPredictor, StepProblem
 from equipoise.integrate.margins.protocol import local_slopes
@@ -57,6 +59,19 @@ def test_a_step_that_does_not_converge_says_so(start):
     )
     assert short.converged
     assert not long.converged
+
+
+def test_the_trapezoidal_rule_is_in_doubt_by_half_the_difference_of_its_ends(start):
+    objective, state = start
+    predictor = StepPredictor.at(objective, state)
+    after = objective.margins.evaluate(state.weights + 0.1 * predictor.velocity)
+    linearization = objective.linearize(state.weights, state.slopes)
+    ends = [objective.cotangents(each) for each in (state.evaluation, after)]
+    for order, mean in ((1, ends[1]), (2, (ends[0] + ends[1]) / 2)):
+        rule = TrapezoidalWeights(objective, order)
+        found, doubt, _ = rule.average(linearization, state.evaluation, after, None, 0.0)
+        torch.testing.assert_close(found, mean)
+        torch.testing.assert_close(doubt, (ends[1] - ends[0]) / 2)
 
 
 def test_a_midpoint_that_cannot_be_had_is_given_up_soon(start):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from equipoise.graph.piecewise import secant_slope
-from equipoise.integrate.implicit.kink_crossing import implicit_slope
+from equipoise.graph.piecewise import Largest, secant_slope
+from equipoise.integrate.implicit.kink_crossing import KinkPath, implicit_slope, implicit_slopes
 
 NEGATIVE = [0.0, 0.3, -1.0]
 
@@ -49,3 +49,16 @@ def test_a_pair_that_slides_settles_where_plain_iteration_flips_for_ever():
         settling = implicit_slope(before, 0.7 - settling, settling, torch.full_like(settling, 1.3), 0.0)
     assert flips == {0.0, 1.0}
     assert abs(float(settling) - 0.7) < 1e-9
+
+
+def test_the_secant_weights_of_a_maximum_stay_whatever_their_stiffness():
+    """Windows of four, of several channels; those that keep their maximum, and those that change it."""
+    generator = torch.Generator().manual_seed(2)
+    kink = Largest((2,))
+    before, after = torch.randn(2, 40, 3, 4, generator=generator, dtype=torch.float64)
+    rates = after - before
+    secant = kink.secant(before, after)
+    stiffness = torch.rand(40, 3, generator=generator, dtype=torch.float64)
+    found = implicit_slopes(kink, KinkPath(before, after, rates, rates), secant, stiffness)
+    assert torch.allclose(found, secant, rtol=0, atol=1e-9)
+    assert torch.allclose((found * (after - before)).sum(-1), after.amax(-1) - before.amax(-1), rtol=0, atol=1e-9)
