@@ -156,3 +156,19 @@ def test_it_trains_digits_in_two_lines():
     optimizer = LowRankGD(model.parameters(), rank=4, oracle=loss, lr=1.0)
     values = [float(optimizer.step()) for _ in range(40)]
     assert values[-1] < 0.1 * values[0]
+
+
+def test_a_batch_norm_in_training_mode_is_differentiated_and_its_statistics_stay():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 1)).double()
+    X, y = torch.randn(20, 4).double(), torch.randn(20, 1).double()
+    loss = oracle(model, lambda model: (model(X) - y).square().mean())
+    optimizer = LowRankGD(model.parameters(), sum(each.numel() for each in model.parameters()), loss, lr=0.1)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    twin = copy.deepcopy(model)
+    descent = torch.optim.SGD(twin.parameters(), lr=0.1)
+    (twin(X) - y).square().mean().backward()
+    descent.step()
+    optimizer.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

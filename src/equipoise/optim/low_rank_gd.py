@@ -24,7 +24,10 @@ Refresh = Literal["never", "converged", "residual"]
 
 
 def oracle(model: nn.Module, closure: Callable[[nn.Module], Tensor]) -> Oracle:
-    """The loss of a model as a function of its trained parameters.
+    """The loss of a model as a function of its trained parameters, which leaves its buffers as they are.
+
+    The running statistics of a BatchNorm in training mode are therefore not those of the data: call the model on them
+    before it is evaluated.
 
     Args:
         model: whose `parameters()` that require gradients are the arguments, in their order.
@@ -40,7 +43,12 @@ def oracle(model: nn.Module, closure: Callable[[nn.Module], Tensor]) -> Oracle:
     """
     names = [f"model.{name}" for name, parameter in model.named_parameters() if parameter.requires_grad]
     module = _Closure(model, closure)
-    return lambda tensors: functional_call(module, dict(zip(names, tensors, strict=True)), ())
+
+    def loss(tensors: Sequence[Tensor]) -> Tensor:
+        copies = {name: buffer.clone() for name, buffer in module.named_buffers()}  # which it may update in place
+        return functional_call(module, copies | dict(zip(names, tensors, strict=True)), ())
+
+    return loss
 
 
 class _Closure(nn.Module):
