@@ -6,6 +6,7 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.compression import approximate
+from equipoise.compression import selection as selection_module
 from equipoise.compression.approximate import Factorisation
 from equipoise.compression.costs import CostModel, operations
 from equipoise.compression.data import DataBatches, SecondMoment, outputs, visit
@@ -91,7 +92,9 @@ def test_the_error_of_selected_channels_is_that_of_least_squares(place):
         assert smaller(X).shape == (60, 3)
 
 
-def test_the_error_of_selected_neurons_is_that_of_least_squares():
+@pytest.mark.parametrize("wide", [1000, 8])  # neurons, above which their contributions decide
+def test_the_error_of_selected_neurons_is_that_of_least_squares(wide, monkeypatch):
+    monkeypatch.setattr(selection_module, "_WIDE", wide)
     model, X, _ = trained()
     model, X = model.double(), X.double()
     hidden = hidden_layers(model, capture(model, X[:2]))[1]

@@ -28,6 +28,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured
 from equipoise.transform.unit_groups import HeadGroup, UnitSlices, exchangeable
 
+_WIDE = 1000  # neurons: above, a lasso of their whole columns takes hours, and one of their contributions seconds
 PENALTIES = 16  # of the lasso, from all channels to one
 RIDGE = 1e-12  # of the mean variance, with which the readers are fitted
 SAME = 1e-10  # relative change of outputs between heads left out and heads of zeros
@@ -308,7 +309,7 @@ def _path(read: Tensor, gram: Tensor, inputs: Tensor) -> Iterator[Int64[Tensor, 
     """All channels, and fewer and fewer of them, as a lasso leaves them at growing penalties."""
     count = len(inputs)
     yield torch.arange(count)
-    alone = inputs.shape[1] == 1
+    alone = inputs.shape[1] == 1 and count <= _WIDE
     for kept in _neurons(read, gram, inputs[:, 0]) if alone else _contributing(_contributions(read, gram, inputs)):
         if 0 < len(kept) < count:
             count = len(kept)
