@@ -246,6 +246,7 @@ READ = {  # weights whose input has elements that depend on each other
     "a pool taken off after a sum": (lambda: pooled(lambda x, y, pool: x + pool - y), noise(2, 2, 6)),
     "taken off a sum with its pool": (lambda: pooled(lambda x, y, pool: y - (x.exp() + (pool + x))), noise(2, 2, 6)),
     "two pools of it": (lambda: pooled(lambda x, y, pool: x + pool + pool.clone() - y), noise(2, 2, 6)),
+    "one pool of it twice": (lambda: pooled(lambda x, y, pool: x + (pool + pool) - y), noise(2, 2, 6)),
     "a pool that is added": (lambda: pooled(lambda x, y, pool: x + pool + y), noise(2, 2, 6)),
     "a pool taken off twice": (lambda: pooled(lambda x, y, pool: torch.sub(x + pool, y, alpha=2)), noise(2, 2, 6)),
     "a pool that counts its padding": (
@@ -253,6 +254,25 @@ READ = {  # weights whose input has elements that depend on each other
         noise(2, 2, 6),
     ),
 }
+
+
+def test_long_sums_are_followed_at_once():
+    """A sum of 1,500 summands, and one whose paths double at each of 60 steps."""
+
+    def forward(m, x):
+        y, many, doubled = m.n(x), x, x
+        for _ in range(1500):
+            many = many + x
+        for _ in range(60):
+            doubled = doubled + (doubled + x)
+        return (many + doubled + F.avg_pool1d(y, 3, 1, 1, count_include_pad=False) - y).tanh()
+
+    (law,) = (
+        each
+        for each in invariances(Net(forward, {"n": nn.GroupNorm(1, 2)}).double(), noise(2, 2, 6)(), verify=False)
+        if each.kind == "shift"
+    )
+    assert law.parameters == ("n.bias",)
 
 
 class Twice(nn.Module):

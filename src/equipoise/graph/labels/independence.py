@@ -6,7 +6,7 @@ in another of its roles, may its quantity follow: the bias of a query, say, whos
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -65,9 +65,10 @@ def _values(
     weights = {leaf.parameter: math.prod(leaf.view) for leaf in own.values()}
     draws = len(rates) + _SPARE
     draws = draws if draws * sum(weights.values()) <= _LARGEST else 1
-    generator = np.random.default_rng(0)
-    squares = {name: generator.random((size, draws)) for name, size in weights.items()}
-    sums = {number: _summed(leaf, squares) for number, leaf in own.items()}
+    generator, sums = np.random.default_rng(0), {}
+    for name, size in weights.items():  # one parameter at a time: they may be large
+        squares = generator.random((size, draws))
+        sums |= {number: _summed(leaf, squares) for number, leaf in own.items() if leaf.parameter == name}
     values, sizes = np.zeros((2, len(rates), draws))
     for row, roles in enumerate(moved):
         for number, rate, places in roles:
@@ -77,11 +78,11 @@ def _values(
     return values, sizes
 
 
-def _summed(leaf: Leaf, squares: Mapping[str, Float64[ndarray, "weights draws"]]) -> Float64[ndarray, "places draws"]:
-    """Squares of the weights in each place of a role."""
-    own = squares[leaf.parameter]
+def _summed(leaf: Leaf, squares: Float64[ndarray, "weights draws"]) -> Float64[ndarray, "places draws"]:
+    """Sums of the squares of a parameter's weights over each place of a role."""
+    draws = squares.shape[1]
     rest = tuple(axis for axis in range(len(leaf.view)) if axis not in leaf.axes)
-    return own.reshape(*leaf.view, own.shape[1]).sum(rest).reshape(-1, own.shape[1])
+    return squares.reshape(*leaf.view, draws).sum(rest).reshape(-1, draws)
 
 
 def _leading(values: Float64[ndarray, "n draws"], sizes: Float64[ndarray, "n draws"]) -> Bool[ndarray, " n"]:

@@ -1,7 +1,8 @@
 """Operations on each element by itself: piecewise linear, powers, sums, products, and those with no symmetry."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
@@ -203,7 +204,7 @@ def quotient_added(algebra: Algebra, signal: Signal, left: Signal, right: Signal
 def ignored_by_centring(site: Site) -> Sources:
     """`x - mean(x)`, `x - max(x)` or `y + pool(x) - x`, written by hand: both nodes together ignore a shift."""
     own = operator_of(site.node).is_a(Trait.CENTRE)
-    for centre in [site.node] if own else [each for tensor in site.tensors() for each in _summands(tensor)]:
+    for centre in [site.node] if own else _summands(site.tensors()):
         whole = replace(site, node=centre)
         axes = _axes_of_centre(whole) if operator_of(centre).is_a(Trait.CENTRE) else None
         if axes is None:
@@ -213,29 +214,48 @@ def ignored_by_centring(site: Site) -> Sources:
             yield source, along(site.shape_of(source), axes)
 
 
-def _summands(node: fx.Node) -> Iterator[fx.Node]:
-    """A value, and those that it is the sum of."""
-    node = _undetached(node)
-    yield node
-    if operation_name(node.target) == "add":
-        yield from (each for argument in node.all_input_nodes for each in _summands(argument))
+def _summands(values: Iterable[fx.Node]) -> Counter[fx.Node]:
+    """The values, and those that they are the sum of, each as often as it occurs there."""
+    found = Counter(map(_undetached, values))
+    reached, queue = set(found), list(found)
+    while queue:
+        fresh = {*_terms(queue.pop())} - reached
+        reached |= fresh
+        queue += fresh
+    for node in sorted(reached, reverse=True):  # after all sums that it occurs in
+        for term in _terms(node):
+            found[term] += found[node]
+    return found
+
+
+def _terms(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a sum adds; none of another value."""
+    terms = node.args[:2] if operation_name(node.target) == "add" else ()
+    return [_undetached(term) for term in terms if isinstance(term, fx.Node)]
 
 
 def _subtracted(value: fx.Node, source: fx.Node, site: Site) -> bool:
     """Whether all readers of a value subtract the source from it, or it from the source, some after adding others."""
-    for reader in [each for user in value.users for each in _detached_readers(user, site)]:
-        name = operation_name(reader.target)
-        adds = name == "add" and len(reader.args) == 2 and not reader.kwargs
-        if not (_subtracts(reader, source) if name == "sub" else adds and _subtracted(reader, source, site)):
-            return False
+    queue, seen = [value], {value}
+    while queue:
+        for reader in [each for user in queue.pop().users for each in _detached_readers(user, site)]:
+            name = operation_name(reader.target)
+            adds = name == "add" and len(reader.args) == 2 and not reader.kwargs
+            if not (adds or (name == "sub" and _subtracts(reader, source))):
+                return False
+            if adds and reader not in seen:
+                seen.add(reader)
+                queue.append(reader)
     return True
 
 
 def _subtracts(node: fx.Node, source: fx.Node) -> bool:
-    """Whether a difference is one between a value and a sum in which one mean, maximum or pool of it occurs."""
-    parts = [each for argument in node.all_input_nodes for each in _summands(argument)]
-    centres = [each for each in parts if operator_of(each).is_a(Trait.CENTRE) and source in each.all_input_nodes[:1]]
-    return len(node.args) == 2 and not node.kwargs and source in node.args and len(centres) == 1
+    """Whether a difference is one between a value and a sum in which one mean, maximum or pool of it occurs, once."""
+    if len(node.args) != 2 or node.kwargs or source not in node.args:
+        return False
+    parts = _summands(node.all_input_nodes)
+    own = (each for each in parts if operator_of(each).is_a(Trait.CENTRE) and source in each.all_input_nodes[:1])
+    return sum(parts[each] for each in own) == 1
 
 
 def _axes_of_centre(site: Site) -> Sequence[int] | None:
