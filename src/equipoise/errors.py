@@ -6,7 +6,7 @@ _LONGEST = 2000  # characters of what was expected, found, or is to be typed
 def visible(text: str) -> str:
     r"""The text with everything that does not show escaped: control characters, marks of direction, lone surrogates.
 
-    What is left is what a terminal prints as it stands, on one line, and what any encoding of Unicode can write.
+    The result is one line that a terminal prints unchanged and any encoding of Unicode can write.
 
     >>> print(visible("layer.0 \x1b[2J\u202e ok"))
     layer.0 \x1b[2J\u202e ok

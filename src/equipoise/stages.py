@@ -165,7 +165,7 @@ class _Display:
 
 
 def _count(progress: "Progress", task: "TaskID") -> str:
-    """What is done of how much; nothing where neither is counted."""
+    """Progress as `done/total`, `done` alone without a total; empty where neither is counted."""
     found = next(each for each in progress.tasks if each.id == task)
     if found.total is None:
         return f"{found.completed:.0f}" if found.completed else ""

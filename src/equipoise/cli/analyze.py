@@ -9,6 +9,7 @@ import pandas as pd
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import equipoise as eq
 from equipoise.checkpoint import Row, aligned_checkpoints, records
@@ -19,7 +20,7 @@ from equipoise.page.checkpoint import checkpoint_page
 from equipoise.page.render import require_libraries
 from equipoise.page.words import plain
 from equipoise.stages import show_progress, stage
-from equipoise.transform import AlignReport
+from equipoise.transform import Aligned, AlignReport
 
 _COLUMNS = {  # what the terminal has room for
     "stable_rank": "stable rank",
@@ -76,18 +77,13 @@ def analyze(
         module: `package.module:factory` for --align; the factory returns (model, example_inputs).
     """
     refuse_ignored("--fast", {f"--method {method}": fast and method not in ("auto", "fast")})
-    for path, option in ((parquet, "--parquet"), (html, "--html")):
-        require_writable(path, option)
-    if parquet is not None:
-        _require_pyarrow()
-    if html is not None:
-        require_libraries()
-    first, second, moved = (source, other, None)
-    if _asks_for_alignment(align, other, module, adapter):
-        subject = made_by(str(module))
-        with show_progress(quiet=quiet), own_output():
-            first, moved = aligned_checkpoints(subject.model, subject.inputs, source, Path(str(other)))
+    _require_outputs(parquet, html)
+    first, second, moved = source, other, None
+    if align:
+        first, moved = _aligned(source, other, module, adapter, quiet)
         second = moved.model
+    else:
+        refuse_ignored("a comparison without --align", {"--module": module is not None})
     with show_progress(quiet=quiet), stage("reading the checkpoint") as current:
         table = eq.analyze(
             first,
@@ -108,8 +104,8 @@ def analyze(
         _write_parquet(table, parquet)
     if html is not None:
         checkpoint_page(table, html, label=str(source), other=sources["other"])
-    aligned = {} if moved is None else {"aligned": _summary(moved.report)}
     if json:
+        aligned = {} if moved is None else {"aligned": _summary(moved.report)}
         say(line({**sources, **aligned, "rows": records(table)}))
         return 0
     _show(table, two=other is not None)
@@ -118,11 +114,24 @@ def analyze(
     return 0
 
 
-def _asks_for_alignment(align: bool, other: Path | None, module: str | None, adapter: Path | None) -> bool:
-    """Whether --align is given, with all that it needs."""
-    if not align:
-        refuse_ignored("a comparison without --align", {"--module": module is not None})
-        return False
+def _require_outputs(parquet: Path | None, html: Path | None) -> None:
+    """Refuse files that could not be written, before the work."""
+    for path, option in ((parquet, "--parquet"), (html, "--html")):
+        require_writable(path, option)
+    if parquet is not None and find_spec("pyarrow") is None:
+        raise InputError(
+            expected="pyarrow, which writes Parquet",
+            found="it is not installed",
+            remedy="pip install 'equipoise[parquet]'",
+        )
+    if html is not None:
+        require_libraries()
+
+
+def _aligned(
+    source: Path, other: Path | None, module: str | None, adapter: Path | None, quiet: bool
+) -> tuple[nn.Module, Aligned]:
+    """The first checkpoint as a model, and the second aligned with it."""
     refuse_ignored("--align", {"--adapter": adapter is not None})
     if other is None:
         raise InputError(
@@ -134,21 +143,14 @@ def _asks_for_alignment(align: bool, other: Path | None, module: str | None, ada
             found="no --module",
             remedy="type --module package.module:factory, whose factory returns (model, example_inputs)",
         )
-    return True
+    subject = made_by(module)
+    with show_progress(quiet=quiet), own_output():
+        return aligned_checkpoints(subject.model, subject.inputs, source, other)
 
 
 def _summary(report: AlignReport) -> dict[str, object]:
     kept: dict[str, object] = {name: value for name, value in vars(report).items() if isinstance(value, float | int)}
     return kept | {"moves": [vars(each) for each in report.moves]}
-
-
-def _require_pyarrow() -> None:
-    if find_spec("pyarrow") is None:
-        raise InputError(
-            expected="pyarrow, which writes Parquet",
-            found="it is not installed",
-            remedy="pip install 'equipoise[parquet]'",
-        )
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a smaller form of some layers costs: parameters, operations, or measured seconds."""
+"""Costs of a smaller form of some layers: parameters, operations, or measured seconds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

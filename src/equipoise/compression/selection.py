@@ -130,7 +130,7 @@ class HeadChannels:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """What writes queries, keys and values, and what reads the heads."""
+        """The layers that write queries, keys and values, and the one that reads the heads."""
         return *self.written, self.reader
 
     def parts(self, model: nn.Module, costs: CostModel, size: int) -> list[Part]:

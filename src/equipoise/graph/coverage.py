@@ -7,7 +7,7 @@ leaves alone end at a gain.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import fx
@@ -17,6 +17,8 @@ from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops import operation_name, operator_of
 from equipoise.graph.ops.operator import Movement, Trait
 from equipoise.graph.propagate import SymmetryPropagation, Unmatched, summed
+
+_LINEAR = Trait.PRODUCT | Trait.CONVOLUTION
 
 
 @dataclass(frozen=True)
@@ -199,14 +201,10 @@ def _normed_map(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, .
     """Parameters of a linear map whose vectors only a map of normed weight reads: rotations leave its norms alone."""
     if operation_name(node.target) not in ("_weight_norm", "_weight_norm_interface"):
         return ()
-    linear = Trait.PRODUCT | Trait.CONVOLUTION
     for reader in _after(node):
-        for source in reader.all_input_nodes if operator_of(reader).is_a(linear) else ():
-            vector = _unmoved(source)
-            if not isinstance(vector, fx.Node) or not operator_of(vector).is_a(linear):
-                continue
+        for vector in _linear_maps(reader.all_input_nodes) if operator_of(reader).is_a(_LINEAR) else ():
             trained = propagation.upstream(vector)
-            if trained and all(operator_of(each).is_a(linear) for each in _after(vector)):
+            if trained and all(operator_of(each).is_a(_LINEAR) for each in _after(vector)):
                 return tuple(dict.fromkeys([*trained, *propagation.upstream(node)]))
     return ()
 
@@ -214,22 +212,23 @@ def _normed_map(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, .
 def _skip(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
     """Parameters around a sum of a vector and a trained linear map of it: `W + I`, whose laws are not of `W` alone."""
     name = operation_name(node.target)
-    if name == "addmm":
-        vectors, products = [_unmoved(node.args[0])], [node]
-    elif name in ("add", "sub"):
-        vectors = [_unmoved(argument) for argument in node.args[:2]]
-        products = [each for each in vectors if isinstance(each, fx.Node)]
-    else:
+    if name not in ("add", "sub", "addmm"):
         return ()
-    for product in products:
-        operator = operator_of(product)
+    summands = node.args[: 1 if name == "addmm" else 2]
+    vectors = {each for each in map(_unmoved, summands) if isinstance(each, fx.Node)}
+    for product in _linear_maps([node] if name == "addmm" else summands):
         factors = product.all_input_nodes
-        trained = [each for each in factors if _made_of_weights(propagation, each)]
-        read = [_unmoved(each) for each in factors if each not in trained]
-        mapped = operator.is_a(Trait.PRODUCT | Trait.CONVOLUTION) and trained
-        if mapped and any(vector in read for vector in vectors if isinstance(vector, fx.Node)):
+        read = {_unmoved(each) for each in factors if not _made_of_weights(propagation, each)}
+        trained = any(_made_of_weights(propagation, each) for each in factors)
+        if trained and vectors & read:
             return tuple(dict.fromkeys([*propagation.upstream(node), *propagation.upstream(product)]))
     return ()
+
+
+def _linear_maps(values: Iterable[object]) -> list[fx.Node]:
+    """The linear maps whose results these values are, their elements moved or all multiplied by one number."""
+    sources = map(_unmoved, values)
+    return [each for each in sources if isinstance(each, fx.Node) and operator_of(each).is_a(_LINEAR)]
 
 
 def _rows_of_tokens(

@@ -19,7 +19,7 @@ from equipoise.graph.ops.rules import Degree, LinearDegree, Mixed
 
 @dataclass(frozen=True)
 class Homogeneity:
-    """The degree `L` in all weights together, or the operation that stands in the way."""
+    """The degree `L` in all weights together, or the operation that prevents one."""
 
     degree: int | None
     obstacle: str = ""

@@ -1,8 +1,8 @@
 """A captured network run with fixed weights in place of its kinks (T6.2), or recording its pre-activations.
 
-Piecewise-linear operations are kinks, each with a linear stand-in (`graph/piecewise.py`). Whatever else depends on the
-weights must be differentiable almost everywhere and is known by name; it is taken at the midpoint as it is. Anything
-unknown is refused.
+Piecewise-linear operations are kinks, each replaced by a linear map (`graph/piecewise.py`). All else that depends on
+the weights must be differentiable almost everywhere and is known by name; it is taken at the midpoint as it is.
+Anything unknown is refused.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -19,9 +19,8 @@ from torch.fx.node import Argument
 
 from equipoise.graph.labels.shift_groups import dense
 from equipoise.graph.ops import operator_of
-from equipoise.graph.ops.operator import Trait
+from equipoise.graph.ops.operator import Site, Trait
 from equipoise.graph.ops.rules import STILL, Exchanged, Parts, Rates, added
-from equipoise.graph.ops.site import Site
 from equipoise.graph.propagate import SymmetryPropagation
 from equipoise.graph.shifts import find_shifts
 

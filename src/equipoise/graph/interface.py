@@ -71,7 +71,7 @@ class Member:
 
     @cached_property
     def single(self) -> bool:
-        """Whether each slice is one number, and they stand in their order."""
+        """Whether each slice is one number, in the order of the parameter."""
         return self.lines == math.prod(self.view) and list(self.axes) == sorted(self.axes)
 
     @cached_property

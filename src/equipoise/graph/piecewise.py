@@ -1,4 +1,4 @@
-"""Piecewise-linear operations and the linear maps that stand in for them along a step (T6.2).
+"""Piecewise-linear operations and the linear maps that replace them along a step (T6.2).
 
 Each is replaced by a map that is linear in its input, with weights `α` fixed for the step: a slope for each neuron of a
 rectifier, convex weights on each window of a maximum. Chosen as the secant between the two ends of the step they carry

@@ -17,9 +17,8 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops import operation_name, operator_of
 from equipoise.graph.ops.contraction import dot, dotted, einsum_terms
-from equipoise.graph.ops.operator import Movement, SymmetryRule, Trait
-from equipoise.graph.ops.pointwise import FLOOR, TINY
-from equipoise.graph.ops.site import Unreadable
+from equipoise.graph.ops.operator import Movement, SymmetryRule, Trait, Unreadable
+from equipoise.graph.ops.pointwise import FLOOR
 from equipoise.stages import staged
 
 Reference: TypeAlias = Callable[..., object]
@@ -27,6 +26,7 @@ Value: TypeAlias = object
 """A signal, several of them, or what is no tensor."""
 
 EPS = 1e-5  # of a normalisation that names none
+TINY = 1e-2  # constants below this, added under a square root, are read as an `eps`
 BATCH = 2  # the size that a free batch dimension is read with
 _MAP = Trait.PRODUCT | Trait.TABLE
 _ENTERED = frozenset({"mul", "add", "cat", "_weight_norm"})  # through which a parameter is followed to a linear map

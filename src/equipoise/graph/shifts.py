@@ -28,8 +28,7 @@ from equipoise.graph.labels.relations import LARGEST, ONE, Combinations, Relatio
 from equipoise.graph.labels.shift_groups import SEEN, Groups, Rows, along, common
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops import operation_name, operator_of
-from equipoise.graph.ops.operator import Movement, Sources, Trait
-from equipoise.graph.ops.site import Site, Unreadable, element_numbers
+from equipoise.graph.ops.operator import Movement, Site, Sources, Trait, Unreadable, element_numbers
 from equipoise.graph.precision import narrow_nodes, narrowest
 from equipoise.graph.propagate import SymmetryPropagation
 

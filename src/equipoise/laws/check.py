@@ -161,7 +161,7 @@ def audit(
 def _suspects(
     laws: Sequence[Law], failed: Sequence[Law], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
-    """Parameters in most of the failing laws: those in fewest others first, then whose terms look like the defect.
+    """Parameters in most of the failing laws: those in fewest others first, then those whose terms resemble the defect.
 
     A gradient off by a factor makes the defect of every law proportional to its own term.
     """

@@ -142,7 +142,7 @@ class Laws(Sequence[Law]):
         """The bias that the `eps` of normalisations adds to each law that is not exact, unit by unit.
 
         `-2 eps ∂L/∂eps`, and for BatchNorm so `eps/(σ² + eps) · γ G_γ`: with this taken off, the residual is at
-        rounding. `data` and `loss` as for `check`. Laws whose units cannot be told from those of a normalisation are
+        rounding. `data` and `loss` as for `check`. Laws whose units cannot be matched with those of a normalisation are
         left out, and all of them where the model draws random numbers. Raises `InputError` for data of shapes other
         than those that the model was read with.
 
@@ -295,7 +295,7 @@ class Laws(Sequence[Law]):
     def _total_defects(
         self, model: nn.Module, losses: Sequence[tuple[object, Callable[[object], Tensor]]]
     ) -> dict[str, Tensor]:
-        """Those of a sum of losses; none where one of them cannot be told, as for shapes other than those read."""
+        """Those of a sum of losses; none where one of them cannot be computed, as for shapes other than those read."""
         total: dict[str, Tensor] = {}
         try:
             for inputs, function in losses:

@@ -26,13 +26,13 @@ def defects(
 ) -> dict[str, Float[Tensor, " units"]]:
     """The value that `law.identity` must have for each unit of each law that is not exact, by name; in one pass.
 
-    Laws whose units are not those of the normalisations that they pass are left out: the shares cannot be told apart.
+    Laws whose units are not those of the normalisations that they pass are left out: their shares cannot be separated.
     So are all laws where the graph draws random numbers, which would not be those of the gradient.
     """
     if any(operator_of(node).draws(node) for node in captured.graph.nodes):
         return {}
     nodes = {node.name: node for node in captured.graph.nodes}
-    known = [law for law in laws if not law.exact and _tellable(law, captured, nodes)]
+    known = [law for law in laws if not law.exact and _separable(law, captured, nodes)]
     if not known:
         return {}
     tables = {law.name: _unit_of_row(law) for law in known if _by_row(law, captured, nodes)}
@@ -63,7 +63,7 @@ def defects(
     return {name: -2 * slope for name, slope in zip(logarithms, slopes, strict=True)}
 
 
-def _tellable(law: Law, captured: Captured, nodes: Mapping[str, fx.Node]) -> bool:
+def _separable(law: Law, captured: Captured, nodes: Mapping[str, fx.Node]) -> bool:
     places, units = [nodes[place] for place, _ in law.interface.breaks], law.interface.blocks
     eps = [operator_of(node).eps for node in places]
     written = all(each is not None and each.compute is not None for each in eps)

@@ -225,7 +225,7 @@ class ProcessGroup:
         return Census(found, tuple(name for name in found if abs(off[name]) > SAME * found[name] ** 0.5))
 
     def _contrast(self, weight: Tensor) -> Tensor:
-        """What sums to zero over all processes if copies are the same: a sum of the first, less the others' mean."""
+        """Terms that sum to zero over all processes if copies agree: a sum of the first, less the others' mean."""
         copies, held = self._copies(Layout.of(weight)), local(weight)
         if copies.count == 1:
             return held.new_zeros((), dtype=torch.float64)

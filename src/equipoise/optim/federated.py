@@ -175,7 +175,7 @@ def anchor_parameters(model: nn.Module, count: int, spread: float = 1.0, seed: i
 def server_weights(
     model: nn.Module, examples: Examples, server: Examples, loss: LossFunction, anchors: Sequence[Parameters]
 ) -> Float[Tensor, " r"]:
-    """What a client sends: weights of the server's points whose gradients are nearest to its own, at all anchors.
+    """The message of a client: weights of the server's points whose gradients are nearest to its own, at all anchors.
 
     Args:
         model: the model.

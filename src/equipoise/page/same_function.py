@@ -11,7 +11,7 @@ from equipoise.compression import Agreement, Compressed, Move
 from equipoise.page.canvas import canvas, counted, fitted
 from equipoise.page.render import embedded, render
 from equipoise.page.words import plain
-from equipoise.transform import Aligned, Balanced
+from equipoise.transform import Aligned, Balanced, BalanceReport
 
 NO_BREAK = "\u00a0"
 BEFORE, AFTER = "var(--other-1)", "var(--other-0)"
@@ -47,33 +47,6 @@ def result_page(result: object) -> str:
 def _of_balanced(result: Balanced) -> str:
     report = result.report
     ranges = report.objective == "range"
-    laws = [(each.law, each.before, each.after) for each in report.laws]
-    weights = [
-        (each.name, each.largest_before, each.largest_after)
-        if ranges
-        else (each.name, each.norm_before, each.norm_after)
-        for each in report.weights
-    ]
-    size = "largest entry" if ranges else "norm"
-    figures = [
-        _pairs(
-            "laws",
-            "Conserved quantities",
-            "‖C‖ / ‖w‖² of every law that moved, in the order of the table: the gradient of ½‖w‖² along its symmetry, "
-            "zero at the least norm.",
-            "‖C‖ / ‖w‖²",
-            laws,
-            across="law",
-        ),
-        _pairs(
-            "weights",
-            f"The {size} of every parameter",
-            "In the order in which the model lists them. A parameter without a symmetry keeps its own.",
-            size,
-            weights,
-            across="parameter",
-        ),
-    ]
     return _page(
         "balance",
         "The same function with weights of equal ranges" if ranges else "The same function with weights of least norm",
@@ -91,34 +64,63 @@ def _of_balanced(result: Balanced) -> str:
             ("laws moved", plain(len(report.laws)), f"{plain(report.sweeps)} sweeps, {plain(report.seconds)} s"),
             ("goal", "reached" if report.balanced else "not reached", "for every law that could move"),
         ],
-        figures,
-        [
-            _table(
-                "laws-table",
-                "Laws",
-                "Norm of the conserved quantity over ‖w‖².",
-                ("", "law", "kind", "conserved", "before", "after"),
-                [
-                    (n + 1, each.law, each.kind, each.count, each.before, each.after)
-                    for n, each in enumerate(report.laws)
-                ],
-            ),
-            _table(
-                "left-alone",
-                "Left alone",
-                "What does not move, and why.",
-                ("law or parameters", "reason"),
-                [(each.name, each.reason) for each in report.immovable],
-            ),
-            _table(
-                "vanished",
-                "Vanished",
-                "Directions that nothing writes or nothing reads any longer: an exact compression.",
-                ("law", "unit", "directions"),
-                [(each.law, each.unit, each.count) for each in report.vanished],
-            ),
-        ],
+        _balance_figures(report),
+        _balance_tables(report),
     )
+
+
+def _balance_figures(report: BalanceReport) -> list[Plot | None]:
+    """Laws and parameters before and after."""
+    if report.objective == "range":
+        size, weights = "largest entry", [(w.name, w.largest_before, w.largest_after) for w in report.weights]
+    else:
+        size, weights = "norm", [(w.name, w.norm_before, w.norm_after) for w in report.weights]
+    return [
+        _pairs(
+            "laws",
+            "Conserved quantities",
+            "‖C‖ / ‖w‖² of every law that moved, in the order of the table: the gradient of ½‖w‖² along its symmetry, "
+            "zero at the least norm.",
+            "‖C‖ / ‖w‖²",
+            [(law.law, law.before, law.after) for law in report.laws],
+            across="law",
+        ),
+        _pairs(
+            "weights",
+            f"The {size} of every parameter",
+            "In the order in which the model lists them. A parameter without a symmetry keeps its own.",
+            size,
+            weights,
+            across="parameter",
+        ),
+    ]
+
+
+def _balance_tables(report: BalanceReport) -> list[ResultTable]:
+    """Laws that moved, what could not move, and directions that vanished."""
+    return [
+        _table(
+            "laws-table",
+            "Laws",
+            "Norm of the conserved quantity over ‖w‖².",
+            ("", "law", "kind", "conserved", "before", "after"),
+            [(n + 1, each.law, each.kind, each.count, each.before, each.after) for n, each in enumerate(report.laws)],
+        ),
+        _table(
+            "left-alone",
+            "Left alone",
+            "What does not move, and why.",
+            ("law or parameters", "reason"),
+            [(each.name, each.reason) for each in report.immovable],
+        ),
+        _table(
+            "vanished",
+            "Vanished",
+            "Directions that nothing writes or nothing reads any longer: an exact compression.",
+            ("law", "unit", "directions"),
+            [(each.law, each.unit, each.count) for each in report.vanished],
+        ),
+    ]
 
 
 @result_page.register

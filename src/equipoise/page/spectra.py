@@ -74,7 +74,7 @@ def families(tables: Sequence[pd.DataFrame]) -> list[Family]:
 def _role(name: str) -> tuple[str, tuple[int, ...]]:
     """A name with its indices as stars, and the indices: numbers between dots, and in words above the last of those.
 
-    Below it a number in a word tells roles apart, as in `layers.0.linear1` and `layers.0.linear2`; where no number is
+    Below it a number in a word distinguishes roles, as in `layers.0.linear1` and `layers.0.linear2`; where no number is
     between dots, those in words count layers, as in `fc1` and `fc2`.
 
     >>> _role("layers.12.linear1.weight"), _role("fc2.weight")

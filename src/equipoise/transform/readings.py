@@ -130,7 +130,7 @@ def _batch_norm(x: Tensor, gain: Tensor | None, bias: Tensor | None, *_: object)
 
 
 def _centred(x: Tensor, shape: Sequence[int], gain: Tensor | None = None, bias: Tensor | None = None, *_: object):
-    """What subtracts a mean keeps the sign of all that it is taken over alone."""
+    """Subtracting a mean keeps only a sign that all the elements it is taken over share."""
     axes = tuple(range(-len(shape), 0))
     return _affine(x.abs().sum(axes, keepdim=True).expand(x.shape), gain, bias)
 

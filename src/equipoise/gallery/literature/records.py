@@ -70,7 +70,7 @@ def paper_row(paper: Paper, full: bool, seed: int, outcome: Outcome, seconds: fl
 
 
 def command_of(key: str, full: bool, seed: int | None = None) -> str:
-    """What to type to run a case again.
+    """The command that runs a case again.
 
     >>> command_of("yunis2024approaching", True, 1)
     'equipoise gallery run yunis2024approaching --full --seeds 1'

@@ -11,7 +11,7 @@ from equipoise.measure.spectrum import spectrum
 
 @dataclass(frozen=True)
 class RandomProduct:
-    """Square Gaussian matrices, one after another."""
+    """A product of square Gaussian matrices."""
 
     width: int = 32
     depth: int = 16

@@ -13,7 +13,7 @@ from equipoise.optim.low_rank_gd import Refresh
 
 @dataclass(frozen=True)
 class RotatingSubspace:
-    """`½ Σ_i c_i log cosh` of projections whose targets lie further and further away: one after another settles."""
+    """`½ Σ_i c_i log cosh` of projections whose targets lie further and further away: they converge in turn."""
 
     size: int = 200
     active: int = 8

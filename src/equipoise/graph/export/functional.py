@@ -23,7 +23,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Functional:
-    """What was left out when a graph was made functional."""
+    """Side effects dropped when a graph was made functional."""
 
     updates_buffers: bool
 
@@ -151,7 +151,7 @@ class Replacement:
 
 
 Form: TypeAlias = Callable[[fx.Node], Replacement | fx.Node | None]
-"""What an operation is rewritten to, which may be one of its arguments; None where it cannot be."""
+"""The form to rewrite an operation to, which may be one of its arguments; None where it has none."""
 
 
 def _rewrite(graph: fx.Graph, node: fx.Node) -> None:

@@ -10,6 +10,7 @@ one demands that nothing it reads moves, which is always sound, and is listed by
 """
 
 from equipoise.graph.ops import (
+    arithmetic,
     attention,
     contraction,
     convolution,
@@ -25,6 +26,7 @@ from equipoise.graph.ops.operator import OPERATORS, Operator, operation_name, op
 __all__ = [
     "OPERATORS",
     "Operator",
+    "arithmetic",
     "attention",
     "contraction",
     "convolution",

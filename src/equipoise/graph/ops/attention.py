@@ -12,10 +12,19 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.shift_groups import Groups, Rows, along, dense
 from equipoise.graph.labels.signal import Role, Signal
 from equipoise.graph.ops import rules
+from equipoise.graph.ops.arithmetic import ignored_by_centring
 from equipoise.graph.ops.contraction import matmul
-from equipoise.graph.ops.operator import IgnoringRule, Operator, Regularity, Sources, Trait, declare
-from equipoise.graph.ops.pointwise import ignored_by_centring, lawless
-from equipoise.graph.ops.site import Site, element_numbers
+from equipoise.graph.ops.operator import (
+    IgnoringRule,
+    Operator,
+    Regularity,
+    Site,
+    Sources,
+    Trait,
+    declare,
+    element_numbers,
+)
+from equipoise.graph.ops.pointwise import lawless
 
 
 def attention(

@@ -14,9 +14,18 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.shift_groups import LETTERS, Groups, Rows, broadcast_terms, contracted, dense, spread
 from equipoise.graph.labels.signal import Role, Signal, is_zero, reshaped
 from equipoise.graph.ops import rules
-from equipoise.graph.ops.operator import Contraction, Operator, Regularity, Shape, ShiftRule, Sources, Trait, declare
-from equipoise.graph.ops.pointwise import add
-from equipoise.graph.ops.site import Site
+from equipoise.graph.ops.arithmetic import add
+from equipoise.graph.ops.operator import (
+    Contraction,
+    Operator,
+    Regularity,
+    Shape,
+    ShiftRule,
+    Site,
+    Sources,
+    Trait,
+    declare,
+)
 
 # Symmetries -----------------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,9 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.shift_groups import LETTERS, Groups, Rows, dense, factor, spread
 from equipoise.graph.labels.signal import Signal, reshaped
 from equipoise.graph.ops import rules
+from equipoise.graph.ops.arithmetic import add
 from equipoise.graph.ops.contraction import contract, swapped
-from equipoise.graph.ops.operator import Operator, Regularity, ShiftRule, Sources, Trait, declare
-from equipoise.graph.ops.pointwise import add
-from equipoise.graph.ops.site import Site
+from equipoise.graph.ops.operator import Operator, Regularity, ShiftRule, Site, Sources, Trait, declare
 
 Sizes: TypeAlias = int | str | Sequence[int]
 

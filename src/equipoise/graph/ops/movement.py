@@ -19,15 +19,17 @@ from equipoise.graph.ops.operator import (
     Movement,
     Operator,
     Regularity,
+    Site,
     Sources,
     Summands,
     SymmetryRule,
     Trait,
+    Unreadable,
     declare,
+    element_numbers,
     operator_of,
     rest,
 )
-from equipoise.graph.ops.site import Site, Unreadable, element_numbers
 
 aten = torch.ops.aten
 Moved: TypeAlias = Signal | tuple[Signal, ...]

@@ -12,19 +12,20 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.shift_groups import Groups, Rows, along, dense, spread
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops import rules
+from equipoise.graph.ops.arithmetic import add, multiply
 from equipoise.graph.ops.operator import (
     Eps,
     IgnoringRule,
     Operator,
     Regularity,
     ShiftRule,
+    Site,
     Sources,
     SymmetryRule,
     Trait,
     declare,
+    element_numbers,
 )
-from equipoise.graph.ops.pointwise import add, multiply
-from equipoise.graph.ops.site import Site, element_numbers
 
 # Symmetries -----------------------------------------------------------------------------------------------------------
 

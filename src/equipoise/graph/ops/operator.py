@@ -3,8 +3,10 @@
 An operation of ATen has a name without overload (`relu`). What is declared of it is a value, `Operator`; a fact that is
 left out is not known, and the pass that needs it says so or demands the most: an operation without `symmetry` holds
 still all that it reads, one without `degree` ends a proof of homogeneity, one without `lift` cannot be decomposed.
+Rules of shifts read a `Site`, a node at which an operation is applied, with what is known of every tensor.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
@@ -14,13 +16,15 @@ import torch
 from numpy import ndarray
 from scipy.sparse import csr_array
 from torch import Tensor, fx
+from torch.fx.node import Argument, map_arg
 
 from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.shift_groups import Groups, Rows
 from equipoise.graph.labels.signal import Signal
 from equipoise.graph.ops.rules import DegreeRule, ExchangeRule, LiftRule
-from equipoise.graph.ops.site import Site
 from equipoise.graph.piecewise import Piecewise
+
+# Kinds of operations --------------------------------------------------------------------------------------------------
 
 
 class Regularity(Enum):
@@ -68,6 +72,96 @@ class Trait(Flag):
     SLICEWISE = auto()  # normalises each slice along the last axes by itself
     RECURRENT = auto()  # layers with two biases of which only the sum is used
 
+
+# Sites ----------------------------------------------------------------------------------------------------------------
+
+
+class Unreadable(ValueError):
+    """A form of an operation that its declaration does not read; nothing that it reads may then move."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node, and the signal of every node of its graph; with `through_detach`, `detach` is the identity."""
+
+    node: fx.Node
+    signals: Mapping[fx.Node, object]
+    through_detach: bool = False
+
+    @property
+    def args(self) -> tuple[Argument, ...]:
+        """The arguments of the node."""
+        return self.node.args
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its result, or of the first of several."""
+        return self.shape_of(self.node)
+
+    def shape_of(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape of another value."""
+        signal = self.signals[node]
+        signal = signal[0] if isinstance(signal, (tuple, list)) and signal else signal
+        return signal.shape if isinstance(signal, Signal) else ()
+
+    def signal(self, node: fx.Node) -> Signal:
+        """The signal of a node that computes one tensor."""
+        signal = self.signals[node]
+        return signal if isinstance(signal, Signal) else Signal(self.shape_of(node))
+
+    def value(self, node: fx.Node) -> Tensor | None:
+        """The tensor itself, where it depends on neither inputs nor parameters."""
+        return self.signal(node).value
+
+    def tensors(self, count: int = 2) -> Iterator[fx.Node]:
+        """Those of the first arguments that other nodes compute."""
+        return (argument for argument in self.args[:count] if isinstance(argument, fx.Node))
+
+    def source(self) -> fx.Node:
+        """The first of these."""
+        return next(self.tensors())
+
+    def tensor(self, place: int) -> fx.Node | None:
+        """The argument at a place, if another node computes it."""
+        argument = self.args[place] if len(self.args) > place else None
+        return argument if isinstance(argument, fx.Node) else None
+
+    def integer(self, place: int, default: int = 0) -> int:
+        """The argument at a place, an integer."""
+        argument = self.args[place] if len(self.args) > place else default
+        return int(argument) if isinstance(argument, (int, float)) else default
+
+    def integers(self, place: int, default: Sequence[int] = ()) -> list[int]:
+        """The argument at a place, integers or a single one."""
+        argument = self.args[place] if len(self.args) > place else None
+        if isinstance(argument, int) and not isinstance(argument, bool):
+            return [argument]
+        return [int(each) for each in argument] if isinstance(argument, (list, tuple)) else list(default)  # pyright: ignore[reportArgumentType]
+
+    def plain(self, arguments: Sequence[Argument]) -> list[Argument]:
+        """Arguments with values in place of nodes; raises `Unreadable` where one depends on the data."""
+        return [map_arg(argument, self._held) for argument in arguments]  # pyright: ignore[reportArgumentType]
+
+    def _held(self, node: fx.Node) -> object:
+        signal = self.signals[node]
+        if not isinstance(signal, Signal):
+            return signal
+        if signal.value is None:
+            raise Unreadable("by the data")
+        return signal.value
+
+
+def element_numbers(shape: Sequence[int]) -> Tensor:
+    """`0, 1, …` in a shape.
+
+    >>> element_numbers((2, 2))
+    tensor([[0, 1],
+            [2, 3]])
+    """
+    return torch.arange(math.prod(shape)).reshape(tuple(shape))
+
+
+# Rules ----------------------------------------------------------------------------------------------------------------
 
 SymmetryRule: TypeAlias = Callable[..., "Signal | tuple[Signal, ...]"]
 """`rule(algebra, *args, **kwargs)`: restrict the generators of the arguments and return how the result moves."""
@@ -123,6 +217,9 @@ class Eps:
     defaults: tuple[object, ...] = ()
     compute: EpsRule | None = None
     units: Callable[[fx.Node], int] | None = None
+
+
+# Declarations ---------------------------------------------------------------------------------------------------------
 
 
 def _never(node: fx.Node) -> bool:
@@ -214,6 +311,9 @@ def operator_of(node: fx.Node) -> Operator:
     [<Regularity.BENT: 4>]
     """
     return OPERATORS.get(operation_name(node.target), _UNKNOWN)
+
+
+# Common to the rules --------------------------------------------------------------------------------------------------
 
 
 def moving(argument: object) -> bool:

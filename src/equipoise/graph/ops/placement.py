@@ -13,8 +13,18 @@ from equipoise.graph.labels.shift_groups import LARGEST, LETTERS, Groups, Rows, 
 from equipoise.graph.labels.signal import Role, Signal, is_zero
 from equipoise.graph.ops import rules
 from equipoise.graph.ops.movement import Moved, paired, relabelled
-from equipoise.graph.ops.operator import Operator, Regularity, Sources, Trait, declare, operation_name, rest
-from equipoise.graph.ops.site import Site, Unreadable, element_numbers
+from equipoise.graph.ops.operator import (
+    Operator,
+    Regularity,
+    Site,
+    Sources,
+    Trait,
+    Unreadable,
+    declare,
+    element_numbers,
+    operation_name,
+    rest,
+)
 
 aten = torch.ops.aten
 

@@ -17,19 +17,21 @@ from equipoise.graph.labels.algebra import Algebra
 from equipoise.graph.labels.shift_groups import Groups, Rows, along, dense
 from equipoise.graph.labels.signal import ZERO, Role, Signal
 from equipoise.graph.ops import rules
+from equipoise.graph.ops.arithmetic import add, ignored_by_centring
 from equipoise.graph.ops.movement import Moved
 from equipoise.graph.ops.operator import (
     OPERATORS,
     CombinationRule,
     Operator,
     Regularity,
+    Site,
     Sources,
     Summands,
     Trait,
     declare,
+    element_numbers,
 )
-from equipoise.graph.ops.pointwise import add, ignored_by_centring, larger_of, smaller_of
-from equipoise.graph.ops.site import Site, element_numbers
+from equipoise.graph.ops.pointwise import larger_of, smaller_of
 from equipoise.graph.piecewise import Largest, Piecewise, Pooled
 
 Axes: TypeAlias = int | Sequence[int] | None
