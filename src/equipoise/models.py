@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equipoise.errors import InputError
+from equipoise.modes import callers_device
 
 
 def copied_model(model: nn.Module) -> nn.Module:
@@ -63,6 +64,7 @@ def require_values(model: nn.Module) -> None:
 
 def call_model(model: nn.Module, inputs: object) -> object:
     """The result of a model on a tensor, a sequence of arguments, or a mapping of keywords."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(inputs) if isinstance(inputs, Tensor) else model(*cast(Sequence[object], inputs))
+    with callers_device():
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(inputs) if isinstance(inputs, Tensor) else model(*cast(Sequence[object], inputs))

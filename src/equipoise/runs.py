@@ -6,6 +6,7 @@ from torch import nn
 
 from equipoise.arguments import checked
 from equipoise.integrate.run import Run
+from equipoise.modes import default_modes
 from equipoise.monitor import Log
 from equipoise.monitor.alarms import Alarm
 from equipoise.sinks.disk import KIND as WATCHED
@@ -14,6 +15,7 @@ from equipoise.store import Record, Store
 
 
 @checked
+@default_modes()
 def load(folder: str | Path, model: nn.Module | None = None, data: object = None) -> Run | Log:
     """Read a run of `eq.flow`, or the log of `eq.watch`, back from its folder.
 

@@ -9,9 +9,11 @@ from torch import nn
 from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
 from equipoise.laws import Audit, invariances
+from equipoise.modes import default_modes
 
 
 @checked
+@default_modes(autocast=True)
 def assert_laws(
     model: nn.Module,
     x: Inputs,

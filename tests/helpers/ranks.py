@@ -62,6 +62,8 @@ def wrapped(model, kind, size):
     from torch.distributed.fsdp import fully_shard
 
     rank, layers = dist.get_rank(), [layer for layer in model.children() if len(list(layer.parameters()))]
+    if isinstance(model, Tokens):
+        layers = [model.mix, model.block, [model.first, model.second], model.head]  # tied: in one group
     if kind == "ddp":
         return nn.parallel.DistributedDataParallel(model), (rank, size)
     if kind == "fsdp" or kind == "columns":

@@ -1,10 +1,13 @@
-"""Autocast that begins inside `forward`, as trainers put it there, changes neither the laws nor their names."""
+"""Autocast inside `forward` or around the training loop changes neither the laws nor their names."""
+
+import contextlib
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import equipoise as eq
 from equipoise.laws import invariances
 from equipoise.monitor.context import read_laws
 
@@ -76,3 +79,36 @@ def test_laws_are_those_without_autocast(kind):
     plain, cast = invariances(kind(), X), read_laws(within_autocast(kind()), X)
     assert len(plain) > 0
     assert [(law.name, law.kind, law.count) for law in cast] == [(law.name, law.kind, law.count) for law in plain]
+
+
+def trained(cache, one_block):
+    """A training under autocast that also spans the optimizer's steps: losses and log."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 1))
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05), []
+    region = lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=cache)  # noqa: E731
+    with eq.watch(model, optimizer, every=2, quiet=True) as log, region() if one_block else contextlib.nullcontext():
+        for _ in range(6):
+            with region():
+                optimizer.zero_grad()
+                loss = (model(X)[:, 0] - 1).square().mean()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+    return losses, log
+
+
+@pytest.mark.parametrize(("cache", "one_block"), [(True, False), (False, True)])
+def test_steps_inside_autocast_raise_no_false_alarm(cache, one_block):
+    losses, log = trained(cache, one_block)
+    assert losses[-1] < losses[0]
+    assert (log.alarms, log.notes, log.off) == ([], [], {})
+
+
+@pytest.mark.filterwarnings("ignore::equipoise.TrainingAlarm")
+def test_weights_that_autocast_keeps_from_before_the_step_are_found():
+    """One block around the whole loop: torch casts each weight once, and the loss never moves."""
+    losses, log = trained(cache=True, one_block=True)
+    assert len(set(losses)) == 1
+    assert log.alarms
+    assert any("call step() outside it" in str(note) for note in log.notes)

@@ -79,6 +79,7 @@ KINDS = [
     pytest.param("ddp of tp", "network", 4, marks=SLOW),
     pytest.param("columns", "network", 2, marks=SLOW),
     pytest.param("tp", "tokens", 2, marks=SLOW),
+    pytest.param("fsdp", "tokens", 2, marks=SLOW),
 ]
 
 

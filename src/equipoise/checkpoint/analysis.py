@@ -20,12 +20,14 @@ from equipoise.checkpoint.table import Columns, side_by_side
 from equipoise.checkpoint.workers import rows_of
 from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs
+from equipoise.modes import default_modes
 
 METHODS = ("auto", "gram", "svd", "fast")
 Progress: TypeAlias = Callable[[str, int, int], None]  # name of a tensor that is done, numbers done, numbers in all
 
 
 @checked
+@default_modes()
 def analyze(
     source: object,
     other: object = None,

@@ -28,11 +28,13 @@ from equipoise.compression.verification import (
 )
 from equipoise.errors import InputError, StoreError
 from equipoise.graph.capture import capture
+from equipoise.modes import default_modes
 
 Data = tuple[Inputs, Tensor | None]
 
 
 @checked_except("data", "tolerance")
+@default_modes()
 def plan(
     model: nn.Module,
     data: Data,
@@ -70,6 +72,7 @@ def plan(
 
 
 @checked
+@default_modes()
 def apply(plan: Plan, model: nn.Module, holdout: Data | None = None) -> "Compressed":
     """Make the moves of a plan on a copy of the model that it was made for.
 
@@ -95,6 +98,7 @@ def apply(plan: Plan, model: nn.Module, holdout: Data | None = None) -> "Compres
 
 
 @checked_except("data", "tolerance")
+@default_modes()
 def compress(
     model: nn.Module,
     data: Data,
@@ -205,6 +209,7 @@ class Compressed:
         return agreement(exporting.evaluating(self.original), exporting.evaluating(self.model), examples, labels)
 
     @checked
+    @default_modes()
     def radius(self, X: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
         """The distance from each example of the data within which the smaller model is the original, exactly.
 
@@ -230,6 +235,7 @@ class Compressed:
         return found
 
     @checked
+    @default_modes()
     def bound(self, X: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
         """A bound of `‖f'(x) - f(x)‖₁` at any inputs, from the weights alone (T10; Gonon et al. 2024).
 

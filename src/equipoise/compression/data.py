@@ -149,9 +149,10 @@ class PatternHash:
         on = output.detach().movedim(self.axis, -1).flatten(0, -2) > 0
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(0)
-            self.sums = torch.zeros(2, on.shape[1], dtype=torch.int64)
+            self.sums = torch.zeros(2, on.shape[1], dtype=torch.int64, device="cpu")
         for place in range(2):
-            keys = torch.randint(-(2**63), 2**63 - 1, (len(on), 1), generator=self._generator).to(on.device)
+            keys = torch.randint(-(2**63), 2**63 - 1, (len(on), 1), generator=self._generator, device="cpu")
+            keys = keys.to(on.device)
             self.sums[place] += torch.where(on, keys, 0).sum(0).cpu()
 
     def classes(self, left: Int64[Tensor, " left"] | None = None) -> list[Int64[Tensor, " members"]]:

@@ -16,6 +16,7 @@ from equipoise.decomposition.tree import Leaves, SignTree, unroll
 from equipoise.decomposition.units import UnitGraph, read_units
 from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs, capture
+from equipoise.modes import default_modes
 
 MAX_PATHS = 100_000
 """Paths that are unrolled unless more are asked for: a tree of these takes a second and some ten megabytes."""
@@ -104,6 +105,7 @@ class Decomposition:
 
 
 @checked
+@default_modes()
 def decompose(model: nn.Module, example_inputs: Inputs | None = None, *, max_paths: int = MAX_PATHS) -> Decomposition:
     """The decomposition of a network of linear maps, ReLUs, maxima and skips; biases are edges from a constant (T5).
 

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from equipoise.arguments import checked
 from equipoise.errors import InputError
+from equipoise.modes import default_modes
 from equipoise.theorems.direction import LimitDirection, extrapolate
 from equipoise.theorems.evidence_builder import FinishedRun, run_points
 from equipoise.theorems.weights import Point
 
 
 @checked
+@default_modes()
 def sign_changes(run: FinishedRun) -> pd.DataFrame:
     """For each parameter: when its signs changed last, and how many may still change; one row each.
 

@@ -3,11 +3,14 @@
 from torch import nn
 
 from equipoise.arguments import checked
+from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs
+from equipoise.modes import default_modes
 from equipoise.transform import balance
 
 
 @checked
+@default_modes()
 def balanced_(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """Balance a model in place: the same function, weights of least norm, every conserved quantity zero.
 
@@ -22,7 +25,8 @@ def balanced_(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         The same module.
 
     Raises:
-        InputError, CaptureError: as `eq.balance`; the model is then unchanged.
+        InputError: as `eq.balance`, and for weights created in inference mode; the model is then unchanged.
+        CaptureError: as `eq.balance`.
 
     >>> import torch, equipoise as eq
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
@@ -31,5 +35,12 @@ def balanced_(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     >>> [float(value.abs().max()) < 1e-12 for value in laws.value(model).values()]
     [True]
     """
+    created = next((name for name, weight in model.named_parameters() if weight.is_inference()), None)
+    if created is not None:
+        raise InputError(
+            expected="weights that can be changed in place",
+            found=f"{created}, created in torch.inference_mode()",
+            remedy="create the model outside it, or pass copy.deepcopy(model)",
+        )
     model.load_state_dict(balance(model, example_inputs).model.state_dict())
     return model

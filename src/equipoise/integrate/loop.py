@@ -31,6 +31,7 @@ from equipoise.integrate.steppers import EntropicMidpoint, Stepper
 from equipoise.integrate.steppers.chebyshev import shorter
 from equipoise.integrate.termination import STALL_STEPS, Termination, instant, require_tail, unreached
 from equipoise.losses import Loss
+from equipoise.modes import default_modes
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
 from equipoise.store import Store
 from equipoise.threads import one_thread
@@ -115,6 +116,7 @@ def flow(
     )
 
 
+@default_modes()
 def run_flow(
     model: nn.Module,
     data: object,
@@ -166,6 +168,7 @@ def _goals(save_at: object) -> tuple[Goal, ...]:
 
 
 @checked
+@default_modes()
 def resume(
     folder: str | Path,
     model: nn.Module | None = None,

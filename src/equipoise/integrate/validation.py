@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from equipoise.errors import InputError, one_line
 from equipoise.graph.capture import Captured
+from equipoise.models import call_model, require_values
 
 
 def require_parameters(model: nn.Module) -> None:
@@ -16,6 +17,7 @@ def require_parameters(model: nn.Module) -> None:
         raise InputError(
             expected="a model with parameters", found="none", remedy="pass a network with weights to train"
         )
+    require_values(model)
     for name, parameter in parameters.items():
         if not parameter.is_floating_point():
             raise InputError(
@@ -23,7 +25,7 @@ def require_parameters(model: nn.Module) -> None:
                 found=f"{name} of dtype {parameter.dtype}",
                 remedy="register what is not trained as a buffer",
             )
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter.detach()).all()):
             raise InputError(
                 expected="finite weights",
                 found=f"NaN or infinite entries in {name}",
@@ -49,7 +51,7 @@ def outputs_of_two(model: nn.Module, inputs: Tensor) -> Tensor:
     given = inputs[:2].clone()
     try:
         with torch.no_grad():
-            output = model(given)
+            output = call_model(model, given)
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(
             expected="inputs that the model accepts",
@@ -94,7 +96,7 @@ def require_trainable(model: nn.Module, captured: Captured, inputs: Tensor) -> N
 
 def _output(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
-        output = model(inputs)
+        output = call_model(model, inputs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise _unlike(one_line(error)) from None
     if not output.requires_grad:

@@ -34,6 +34,7 @@ from equipoise.laws.law import Law, Parameters, gradients_of, named
 from equipoise.laws.norm_eps import defects
 from equipoise.laws.predict import Prediction, predict_drift
 from equipoise.models import copied_model
+from equipoise.modes import default_modes
 
 SLACK = 100.0
 """How far a law that an `eps` breaks may be off, in units of what the `eps` is known to add in one process."""
@@ -95,6 +96,7 @@ class Laws(Sequence[Law]):
 
     # Numbers --------------------------------------------------------------------------------------------------------
 
+    @default_modes()
     def value(self, parameters: Parameters) -> dict[str, Tensor]:
         """Every conserved quantity, by the name of its law, of a module or of a mapping of names to tensors.
 
@@ -106,6 +108,7 @@ class Laws(Sequence[Law]):
         weights = named(parameters)
         return self.plan.layout.tensors(self.plan(weights).values, weights)
 
+    @default_modes(autocast=True)
     def residual(
         self,
         parameters: Parameters,
@@ -138,6 +141,7 @@ class Laws(Sequence[Law]):
         known = zip(self.laws, found.tolist(), strict=True)
         return {law.name: _figure(residual, [weights[name] for name in law.parameters]) for law, residual in known}
 
+    @default_modes(autocast=True)
     def defects(self, model: nn.Module, data: object, loss: LossLike = None) -> dict[str, Tensor]:
         """The bias that the `eps` of normalisations adds to each law that is not exact, unit by unit.
 
@@ -168,6 +172,7 @@ class Laws(Sequence[Law]):
                 remedy="derive the laws with these inputs",
             ) from error
 
+    @default_modes(autocast=True)
     def by_unit(self, parameters: Parameters, gradients: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
         """One row for each head, neuron or group of every law: its number in the law, its count and its own residual.
 
@@ -182,6 +187,7 @@ class Laws(Sequence[Law]):
         slopes = gradients_of(parameters, self._aliases) if gradients is None else gradients
         return formatting.by_unit(self.laws, named(parameters), slopes)
 
+    @default_modes()
     def predict_drift(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Prediction]:
         """The change of every conserved quantity that the next `optimizer.step()` will make (T2.2).
 
@@ -200,6 +206,7 @@ class Laws(Sequence[Law]):
         """
         return predict_drift(self.laws, model, optimizer, self._aliases)
 
+    @default_modes(autocast=True)
     def audit(self, model: nn.Module, *, defects: Mapping[str, Tensor] | None = None) -> Audit:
         """Compare the residual of every law with rounding, after `backward()`; name the parameter to suspect.
 
@@ -242,6 +249,7 @@ class Laws(Sequence[Law]):
         known = {law.name: law for law in derive(captured, self.options)[0]}
         return replace(self, laws=tuple(known.get(law.name, law) for law in self.laws), captured=captured)
 
+    @default_modes(autocast=True)
     def check(
         self,
         model: nn.Module,
@@ -271,6 +279,7 @@ class Laws(Sequence[Law]):
         laws = self._read_again(twin, cast(Inputs, objective(data, loss)[0]))
         return laws.check_in_place(twin, data, loss, backward)
 
+    @default_modes(autocast=True)
     def check_in_place(
         self, model: nn.Module, data: object, loss: LossLike, backward: Callable[[nn.Module], object] | None
     ) -> Audit:
@@ -305,6 +314,7 @@ class Laws(Sequence[Law]):
             return {}
         return total
 
+    @default_modes()
     def given(self, activity: Mapping[str, Tensor]) -> "Laws":
         """The laws of the piece that the training set stays on: co-active neurons may mix (T2, T2.1).
 
@@ -332,6 +342,7 @@ class Laws(Sequence[Law]):
         coverage = replace(coverage, refuted=self.coverage.refuted, untested=self.coverage.untested)
         return replace(self, laws=tuple(law for law in laws if law.name not in false), coverage=coverage)
 
+    @default_modes()
     def activity(self, model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
         """The on/off state of every piecewise linear unit on these inputs, by the name of its node."""
         captured, states = self._graph, {}
@@ -346,6 +357,7 @@ class Laws(Sequence[Law]):
             captured.run(dict(model.named_parameters()), *inputs, intercept=record)
         return states
 
+    @default_modes()
     def completeness(self, *, seed: int = 0) -> object:
         """How many independent laws there can be, by T2.3, beside how many these are; for small models only."""
         from equipoise.laws.completeness import completeness

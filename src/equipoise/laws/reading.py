@@ -16,6 +16,7 @@ from equipoise.laws.derive import Between, DerivationOptions, derive
 from equipoise.laws.law import Law
 from equipoise.laws.self_test import self_test
 from equipoise.models import require_readable
+from equipoise.modes import default_modes
 from equipoise.stages import stage
 
 
@@ -24,6 +25,7 @@ class FalseLaw(UserWarning):
 
 
 @checked
+@default_modes(autocast=True)
 def invariances(
     model: nn.Module,
     example_inputs: Inputs,

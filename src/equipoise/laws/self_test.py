@@ -57,7 +57,7 @@ def self_test(
         return (), f"{size / 1e6:.0f} million parameters, more than {LIMIT / 1e6:.0f} (verify=True tests them too)"
     devices = {weight.device for weight in own.values() if weight.is_cuda}
     reason = ""
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+    with torch.random.fork_rng(devices):
         for as_given in (False, True):
             torch.manual_seed(0)
             try:

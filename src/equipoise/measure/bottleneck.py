@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.errors import InputError
+from equipoise.modes import default_modes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class JacobianSpectrum:
         return torch.where(counted, self.values.clamp(min=torch.finfo(self.values.dtype).tiny).log(), 0.0).sum(1)
 
 
+@default_modes()
 def jacobian_spectrum(f: Callable[[Tensor], Tensor], inputs: Float[Tensor, "n ..."]) -> JacobianSpectrum:
     """Singular values of `∂f(x)/∂x` at each example: the local rank of a trained function (Jacot 2023).
 
@@ -63,6 +65,7 @@ def jacobian_spectrum(f: Callable[[Tensor], Tensor], inputs: Float[Tensor, "n ..
     return JacobianSpectrum(torch.linalg.svdvals(jacobian))
 
 
+@default_modes()
 def linear_representation_cost(matrix: Float[Tensor, "out in"], depth: int, tolerance: float = 1e-12) -> float:
     """`R(A; L) = L Σ s_i^{2/L}`: the least `Σ ‖W_l‖²` of a product of `L` matrices that is `A` (Dai et al. 2021).
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise.errors import InputError
+from equipoise.modes import default_modes
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def centre_mismatch(
     return float((groups.classes[distances.argmin(1)] != truth.to(groups.classes)).double().mean())
 
 
+@default_modes()
 def effective_depth(mismatches: Sequence[float], epsilon: float = 0.01) -> int:
     """The first layer whose nearest-class-centre mismatch is at most `ε` (Galanti et al. 2022).
 

@@ -10,6 +10,7 @@ from equipoise import linalg
 from equipoise.arguments import require_integer
 from equipoise.errors import InputError
 from equipoise.measure.collapse import cluster_variation
+from equipoise.modes import default_modes
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def cluster_rank_bound(
     return RankBound(len(labels.unique()), total / weight_decay)
 
 
+@default_modes()
 def imbalance_rate(
     first: Float[Tensor, "n hidden"], second: Float[Tensor, "hidden m"], product: Float[Tensor, "n m"] | None = None
 ) -> float:

@@ -13,6 +13,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import capture
 from equipoise.graph.evaluate import kinks, recorded, rectified
 from equipoise.models import copied_model
+from equipoise.modes import default_modes
 
 _INSIDE = 1e-9  # relative distance from every plane by which a point is inside a region
 
@@ -55,6 +56,7 @@ class PlaneRegions:
         return float(self.facets[self.inner].double().mean())
 
 
+@default_modes()
 def layer_regions(
     weight: Float[Tensor, "neurons d"], bias: Float[Tensor, " neurons"] | None = None, most: int = 100_000
 ) -> Regions:
@@ -96,6 +98,7 @@ def layer_regions(
     return Regions(signs, torch.tensor(facets, dtype=torch.int64))
 
 
+@default_modes()
 def plane_regions(
     model: nn.Module,
     corner: Float[Tensor, " *shape"],

@@ -10,8 +10,10 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Inputs, capture
 from equipoise.graph.degrees import QuasiHomogeneity
 from equipoise.graph.degrees import quasi_homogeneity as of_graph
+from equipoise.modes import default_modes
 
 
+@default_modes()
 def quasi_homogeneity(model: nn.Module, example_inputs: Inputs, *, ignore_eps: bool = False) -> QuasiHomogeneity:
     """Exponents `λ_p ≥ 0` with `f(ψ_a θ) = e^a f(θ)`, `ψ_a θ_p = e^{a λ_p} θ_p`, of any model that can be read (T11).
 
@@ -38,6 +40,7 @@ def quasi_homogeneity(model: nn.Module, example_inputs: Inputs, *, ignore_eps: b
     return of_graph(capture(model, example_inputs), ignore_eps=ignore_eps)
 
 
+@default_modes()
 def euler_residual(model: nn.Module, inputs: Tensor, exponents: Mapping[str, Rational | float]) -> float:
     """The largest `|Σ_p λ_p ⟨θ_p, ∂_p f(x)⟩ - f(x)|` over examples and outputs, over the largest `|f|`.
 

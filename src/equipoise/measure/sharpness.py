@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from equipoise.errors import InputError
 from equipoise.linalg.hessian import HessianProduct, hessian_product
+from equipoise.modes import default_modes
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class HessianSharpness:
     products: int
 
 
+@default_modes()
 def sharpness(
     model: nn.Module,
     closure: Callable[[nn.Module], Tensor],

@@ -49,7 +49,7 @@ class Example:
     @classmethod
     def of_call(cls, model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> "Example":
         """The example of a call, none of whose arguments is kept."""
-        precision = _autocast()
+        precision = autocast_dtype()
         strange = sorted({kind for leaf in pytree.tree_leaves((args, dict(kwargs))) if (kind := _strange(leaf))})
         if strange:
             reason = f"the model was called with {', '.join(strange)}; pass example_inputs= of plain tensors"
@@ -67,7 +67,7 @@ class Example:
 
 def hollow(tensor: Tensor) -> Tensor:
     """Zeros of the same shape that take no memory."""
-    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    return torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
 
 
 def _strange(leaf: object) -> str:
@@ -81,7 +81,8 @@ def _strange(leaf: object) -> str:
     return "" if leaf.layout is torch.strided else f"a tensor of layout {leaf.layout}"
 
 
-def _autocast() -> torch.dtype | None:
+def autocast_dtype() -> torch.dtype | None:
+    """The dtype that autocast casts to here; None where it is off."""
     kinds = [kind for kind in ("cuda", "cpu") if torch.is_autocast_enabled(kind)]
     return narrowest(*(torch.get_autocast_dtype(kind) for kind in kinds))
 

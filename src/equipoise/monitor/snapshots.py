@@ -16,8 +16,9 @@ from equipoise.errors import one_line
 from equipoise.laws import Laws
 from equipoise.laws.evaluate import LawReadings
 from equipoise.laws.predict import plain_steps
+from equipoise.modes import default_modes
 from equipoise.monitor.alarms import warn
-from equipoise.monitor.context import ModelContext, some, untouched_generators
+from equipoise.monitor.context import ModelContext, autocast_dtype, some, untouched_generators
 from equipoise.monitor.distributed import PeerFailure, ProcessGroup
 from equipoise.monitor.gradients import GradientCheck
 from equipoise.monitor.hooks import held_parameters, in_backward
@@ -180,6 +181,7 @@ class SnapshotTaker:
     tracker: SpectrumTracker | None = None
     before: LawReadings | None = None  # just before the step that is being taken
     judged: frozenset[str] = frozenset()  # the laws that this optimizer holds all of
+    within_autocast: bool = False  # whether the optimizer steps within autocast that caches its casts
     _revision: int = 0
 
     @property
@@ -216,6 +218,7 @@ class SnapshotTaker:
 
     def before_step(self, step: int, optimizer: Optimizer) -> None:
         """Read the laws and gradients, which are judged and recorded after the step."""
+        self.within_autocast = torch.is_autocast_cache_enabled() and autocast_dtype() is not None
         self._safely(partial(self._read_before, step, optimizer))
 
     def after_step(self, step: int, optimizer: Optimizer) -> None:
@@ -248,7 +251,7 @@ class SnapshotTaker:
 
     def _safely(self, act: Callable[[], None]) -> None:
         try:
-            with untouched_generators(), self.model.group.together():
+            with untouched_generators(), default_modes(), self.model.group.together():
                 act()
         except Exception as error:
             self.stop(error)
@@ -381,6 +384,8 @@ class SnapshotTaker:
         found = self.check.judge(laws.before, self.model.example.precision, self.judged)
         if self.check.were_changed(found):
             self.sink.note(step, _CHANGED)
+        if self.within_autocast and any(excess > 1 for excess in found.excess.values()):
+            self.sink.note(step, _CACHED)
         return found
 
     def _snapshot(
@@ -442,6 +447,10 @@ _UNFIT = (
 )
 _LEFT = "a process left the block before its end, or did not come to it: no last snapshot"
 _IN_BACKWARD = "the optimizer steps inside backward(): no law ever has all its gradients, none is judged"
+_CACHED = (
+    "the optimizer steps inside torch.autocast, which caches its casts of the weights until the outermost block ends: "
+    "later forward passes in the same block compute with the weights from before the step; call step() outside it"
+)
 _CHANGED = (
     "gradients were changed between backward and step (clipping by value, noise, another point, by hand): "
     "laws are judged by what backward() left"

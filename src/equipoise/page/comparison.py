@@ -13,6 +13,7 @@ import pandas as pd
 from equipoise.arguments import checked
 from equipoise.errors import InputError
 from equipoise.integrate.run import Run
+from equipoise.modes import default_modes
 from equipoise.monitor import Log
 from equipoise.notebook import notebook, require_matplotlib
 from equipoise.page.material import Material
@@ -180,6 +181,7 @@ class RunComparison:
 
 
 @checked
+@default_modes()
 def compare(*runs: Source, labels: Sequence[str] | None = None) -> RunComparison:
     """Lay runs of `eq.flow`, or trainings of `eq.watch`, over each other.
 

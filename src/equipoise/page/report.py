@@ -6,6 +6,7 @@ from pathlib import Path
 from equipoise.arguments import checked
 from equipoise.compression import Compressed
 from equipoise.integrate.run import Run
+from equipoise.modes import default_modes
 from equipoise.monitor import Log
 from equipoise.page.material import Json, Material
 from equipoise.page.render import embedded, render, require_libraries, write
@@ -18,6 +19,7 @@ SameFunction = Balanced | Aligned | Compressed
 
 
 @checked
+@default_modes()
 def report(
     run_or_folder: Run | Log | SameFunction | str | os.PathLike[str],
     path: str | os.PathLike[str] = "report.html",

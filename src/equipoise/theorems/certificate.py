@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from equipoise.arguments import checked
 from equipoise.laws import Laws
 from equipoise.losses import Loss
+from equipoise.modes import default_modes
 from equipoise.notebook import notebook
 from equipoise.references import REFERENCES, Reference
 from equipoise.stages import staged
@@ -158,6 +159,7 @@ class Certificate:
 
 
 @checked
+@default_modes()
 def certify(
     run: FinishedRun | nn.Module,
     data: object = None,

@@ -13,6 +13,7 @@ from equipoise.errors import InputError
 from equipoise.graph.capture import Captured, Inputs
 from equipoise.laws import Law, invariances
 from equipoise.models import copied_model
+from equipoise.modes import default_modes
 from equipoise.stages import stage, staged
 from equipoise.transform.compact_group import Rotation, SignChange, Symmetry, with_signs
 from equipoise.transform.head_moves import Element, Heads, planes
@@ -100,6 +101,7 @@ class Aligned:
 
 
 @checked
+@default_modes()
 def align(model: nn.Module, reference: nn.Module, example_inputs: Inputs) -> Aligned:
     """The same function with weights nearest to those of `reference`; a copy is changed, neither of the models.
 

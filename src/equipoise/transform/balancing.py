@@ -13,6 +13,7 @@ from equipoise.arguments import checked
 from equipoise.graph.capture import Inputs
 from equipoise.laws import Law, invariances
 from equipoise.models import copied_model
+from equipoise.modes import default_modes
 from equipoise.stages import stage, staged
 from equipoise.transform.equal_sides import equal_range, least_norm, log_range_gap
 from equipoise.transform.model_function import ModelFunction, require_weights, rounding_of
@@ -123,6 +124,7 @@ class Balanced:
 
 
 @checked
+@default_modes()
 def balance(
     model: nn.Module, example_inputs: Inputs, objective: Objective = "norm", approximate: bool = False
 ) -> Balanced:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from equipoise.errors import CaptureError, InputError, one_line
 from equipoise.graph.export.functional import make_functional
 from equipoise.graph.export.passes import cut_off, guards, inline_regions, placeholders, strip_guards, widen_autocast
+from equipoise.modes import callers_device
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 Arguments: TypeAlias = tuple[Any, ...]
@@ -50,8 +51,14 @@ def arguments(example_inputs: object) -> tuple[Arguments, Keywords]:
         )
     keywords = isinstance(example_inputs, Mapping)
     args = () if keywords else (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    filled = lambda leaf: torch.zeros(leaf.shape, dtype=leaf.dtype) if leaf.is_meta else leaf  # noqa: E731
-    return pytree.tree_map_only(Tensor, filled, (args, dict(example_inputs) if keywords else {}))
+    return pytree.tree_map_only(Tensor, _traceable, (args, dict(example_inputs) if keywords else {}))
+
+
+def _traceable(tensor: Tensor) -> Tensor:
+    """An example input with values, which autograd may keep."""
+    if tensor.is_meta:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def without_cache(model: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
@@ -77,9 +84,12 @@ def _caches_off(model: nn.Module) -> Iterator[None]:
 
 
 def materialised(model: nn.Module) -> nn.Module:
-    """A model on `meta` as one on the CPU whose weights take no memory: export mixes the two devices badly."""
+    """A model on `meta` as one on the CPU whose weights take no memory: export mixes the two devices badly.
+
+    One that was created in inference mode as one that autograd follows.
+    """
     tensors = [*model.parameters(), *model.buffers()]
-    if not any(tensor.is_meta for tensor in tensors):
+    if not any(tensor.is_meta or tensor.is_inference() for tensor in tensors):
         return model
     stand_in = {id(tensor): _hollow(tensor) for tensor in tensors if tensor.is_meta}
     return copy.deepcopy(model, memo=stand_in)
@@ -148,7 +158,7 @@ def _raised(model: nn.Module, args: Arguments, kwargs: Keywords) -> Exception | 
     except Exception:
         return None
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), callers_device():
             twin(*args, **kwargs)
     except Exception as error:
         return error
@@ -168,10 +178,11 @@ def _with_free_batch(model: nn.Module, decompositions: Decompositions, args: Arg
     """Without dynamo, which reads fewer models; with it where that leaves the batch fixed, as `len(x)` does."""
     shapes = _dynamic_shapes(model, args, kwargs)
     export = partial(torch.export.export, model, args, kwargs, dynamic_shapes=shapes)
-    program = export(strict=False)
-    if shapes is not None and _fixed(program, _batch(args, kwargs)):
-        with suppress(Exception):  # the model wants this batch and no other
-            program = export(strict=True)
+    with callers_device():
+        program = export(strict=False)
+        if shapes is not None and _fixed(program, _batch(args, kwargs)):
+            with suppress(Exception):  # the model wants this batch and no other
+                program = export(strict=True)
     cut_off(program.graph_module)
     casts, module = _casts(program.graph_module), program.graph_module
     if not decompositions and not _autocasts(module):

@@ -15,6 +15,7 @@ from equipoise.graph.capture import Inputs
 from equipoise.graph.chain import read_tail
 from equipoise.laws import invariances
 from equipoise.measure.spectrum import spectra
+from equipoise.modes import default_modes
 from equipoise.theorems.assumptions import start_is_lost
 from equipoise.theorems.claims import (
     LIMIT,
@@ -131,6 +132,7 @@ COLUMNS = ["layer", "deficit", "square_norm", "bound", "residual", "growth"]
 
 
 @checked
+@default_modes()
 def forecast(
     model: FinishedRun | nn.Module,
     residual: float = 1e-2,

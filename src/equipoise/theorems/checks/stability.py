@@ -13,6 +13,7 @@ import pandas as pd
 
 from equipoise.arguments import checked
 from equipoise.errors import InputError
+from equipoise.modes import default_modes
 from equipoise.theorems.assumptions import directional_convergence
 from equipoise.theorems.claims import CheckResult, Statement
 from equipoise.theorems.direction import LimitDirection, Undecided, extrapolate
@@ -131,6 +132,7 @@ def _described(seen: Settled, kind: str, event: str, last: float | None) -> str:
 
 
 @checked
+@default_modes()
 def limit_direction(run: FinishedRun) -> LimitDirection | None:
     """Rate and extrapolated limit of `w/‖w‖` along a run, with an uncertainty.
 
@@ -150,6 +152,7 @@ def limit_direction(run: FinishedRun) -> LimitDirection | None:
 
 
 @checked
+@default_modes()
 def undecided_pairs(run: FinishedRun) -> pd.DataFrame:
     """The neuron-example pairs that are on their kink at the limit, `z(x; w̄) = 0` within the uncertainty (T4.1).
 
