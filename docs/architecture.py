@@ -27,6 +27,7 @@ GROUPS = {
         "store",
         "references",
         "models",
+        "modes",
         "threads",
         "jobs",
         "notebook",
