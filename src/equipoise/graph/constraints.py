@@ -200,20 +200,24 @@ class GeneratorConstraints:
 
     def solution(self) -> FreeGenerators:
         """The largest set of generators within all restrictions."""
-        self._settle()
-        root, ratio = self.find(np.arange(len(self._cells)))
-        return FreeGenerators(root, ratio, self._cells.of(np.arange(len(self._cells))), *self._blocks(root, ratio))
+        root, ratio, ties = self._settle()
+        return FreeGenerators(root, ratio, self._cells.of(np.arange(len(self._cells))), *self._blocks(root, ties))
 
-    def _settle(self) -> None:
-        """The coarsest cells in which two coordinates stay together only if everything they are tied to does."""
+    def _settle(self) -> tuple[ndarray, ndarray, ndarray]:
+        """Roots, ratios and ties, after the coarsest split into cells that are tied as a whole.
+
+        Two coordinates stay in one cell only if everything they are tied to does.
+        """
         self._reduce()
         self.single(np.array([root for equation in self._equations for root, _ in equation], np.int64))
-        count = -1
-        while count != (count := self._cells.occupied):
+        while True:
+            before = self._cells.occupied
             self._settle_pairs()
             root, ratio = self.find(np.arange(len(self._cells)))
-            members = self._cells.mixed()
-            self._cells.split(members, self._ties(root, ratio)[root[members]])
+            ties, members = self._ties(root, ratio), self._cells.mixed()
+            self._cells.split(members, ties[root[members]])
+            if self._cells.occupied == before:
+                return root, ratio, ties
 
     def _settle_pairs(self) -> None:
         """The same for direct partners, which separates members of one cell that end at the same root."""
@@ -240,7 +244,17 @@ class GeneratorConstraints:
                 self.balance(roots, weights * ratios)
 
     def _ties(self, root: ndarray, ratio: ndarray) -> Int64[ndarray, " n"]:
-        """By root, a number for what it is tied to: the cells of its members with their signs; its own if none fits.
+        """By root, a number for what it is tied to: the cells of its members with their signs; its own if none fits."""
+        skew = np.zeros(len(root), bool)
+        skew[list(self._skew)] = True
+        owner, cell = self._signed_cells(root, ratio)
+        owners, place = np.unique(owner, return_inverse=True)
+        keys = np.arange(len(root))
+        keys[owners] = len(root) + 2 * alike(len(owners), place, cell) + skew[owners]
+        return keys
+
+    def _signed_cells(self, root: ndarray, ratio: ndarray) -> tuple[ndarray, ndarray]:
+        """Root by root, where a matrix may act: the roots, and the cells of their members, numbered with their signs.
 
         No matrix but a multiple of the identity fits members of one cell, or of other ratios than 1 and -1.
         """
@@ -255,14 +269,9 @@ class GeneratorConstraints:
         own[owner[np.abs(rate) != np.abs(like)]] = True
         own[STILL] = True
         fits = ~own[owner]
-        skew = np.zeros(len(root), np.int64)
-        skew[list(self._skew)] = 1
-        owners, place = np.unique(owner[fits], return_inverse=True)
-        keys = np.arange(len(root))
-        keys[owners] = len(root) + 2 * alike(len(owners), place, 2 * cell[fits] + (rate != like)[fits]) + skew[owners]
-        return keys
+        return owner[fits], (2 * cell + (rate != like))[fits]
 
-    def _blocks(self, root: ndarray, ratio: ndarray) -> tuple[ndarray, ...]:
+    def _blocks(self, root: ndarray, ties: ndarray) -> tuple[ndarray, ...]:
         """Width and kind of each block, and its members, as in `FreeGenerators`."""
         free = np.ones(len(root), bool)
         free[[STILL, *(r for equation in self._equations for r, _ in equation)]] = False
@@ -270,7 +279,7 @@ class GeneratorConstraints:
         roots = roots[free[roots]]
         skew = np.zeros(len(root), bool)
         skew[list(self._skew)] = True
-        block, first = numbered(self._ties(root, ratio)[roots])
+        block, first = numbered(ties[roots])
         order = np.argsort(block, kind="stable")
         block, member = block[order], roots[order]
         width = np.bincount(block, minlength=len(first))

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from equipoise.graph.constraints import STILL, GeneratorConstraints
 from equipoise.graph.labels.ragged import distinct, joined
-from equipoise.graph.labels.signal import INERT, ZERO, Role, Signal, blank, compact, compactly, value_numbers
+from equipoise.graph.labels.signal import (
+    INERT,
+    ZERO,
+    Role,
+    Signal,
+    blank,
+    compact,
+    compactly,
+    patterns,
+    tight,
+    value_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ class Algebra:
             return role
         fibres, coordinates = role.fibres.reshape(-1), role.coordinates.reshape(-1)
         copy = _rank(_pair(fibres, coordinates))
-        return Role(role.coordinates, self._renumbered(_pair(fibres, copy)).reshape(role.fibres.shape))
+        numbered = self._renumbered(_pair(fibres, copy)).reshape(role.fibres.shape)
+        return Role(tight(role.coordinates), tight(numbered))
 
     def _numbered(self, role: Role) -> Role:
         """Number the fibres along axes that broadcasting has added."""
@@ -144,9 +156,7 @@ class Algebra:
         role, key = role.pattern(key.expand(role.coordinates.shape))
         if compact(key).numel() == 1:
             return
-        moving = role.coordinates >= 0
-        fibres = _pair(role.fibres[moving], key[moving])
-        self.symmetry.close(role.coordinates[moving].numpy(), fibres.numpy())
+        self.close(Role(role.coordinates, _pair(role.fibres, key)))
 
     def close(self, role: Role) -> Role:
         """No mixing with what a selection has left out."""
@@ -157,8 +167,7 @@ class Algebra:
 
     def agree(self, left: Role, right: Role, ratio: int) -> None:
         """`generator(left) = ratio · generator(right)` on every element, mixing included."""
-        if left.regular and right.regular:
-            (left, _), (right, _) = left.pattern(right.coordinates), right.pattern(left.coordinates)
+        (left, right), _ = patterns([left, right])
         a, b = left.coordinates, right.coordinates
         self.symmetry.still(a[(a >= 0) & (b == INERT)].numpy())
         self.symmetry.still(b[(b >= 0) & (a == INERT)].numpy())
@@ -336,9 +345,7 @@ class Algebra:
                 if bool((compact(first.coordinates) == ZERO).any()):
                     first, rest = _first_moving(role, axis), role
                 copies = first.moved(lambda labels, like=rest.coordinates: labels.expand_as(like))
-                pairs = _pair(copies.fibres.reshape(-1), rest.fibres.reshape(-1))
-                numbered = pairs.reshape(rest.fibres.shape)
-                self.agree(rest, Role(copies.coordinates, numbered), 1)
+                self.agree(rest, Role(copies.coordinates, _pair(copies.fibres, rest.fibres)), 1)
             role = first
         return role
 
@@ -371,8 +378,7 @@ def _wild(signal: Signal) -> bool:
 def _filled(role: Role, other: Role) -> Role:
     """A role, with the labels of another where it is that of a zero."""
     zero = role.coordinates == ZERO
-    fibres = _pair(role.fibres.reshape(-1), other.fibres.reshape(-1)).reshape(zero.shape)
-    return Role(torch.where(zero, other.coordinates, role.coordinates), fibres)
+    return Role(torch.where(zero, other.coordinates, role.coordinates), _pair(role.fibres, other.fibres))
 
 
 def _axes(role: Role) -> tuple[int, ...]:
@@ -386,8 +392,10 @@ def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _pair(left: Tensor, right: Tensor) -> Tensor:
-    """One number for each pair of numbers."""
-    return torch.from_numpy(joined(left.numpy(), right.numpy()))
+    """One number for each pair of numbers; axes along which both have stride 0 stay so."""
+    small = torch.broadcast_tensors(compact(left), compact(right))
+    found = torch.from_numpy(joined(*(labels.reshape(-1).numpy() for labels in small)))
+    return found.reshape(small[0].shape).expand(left.shape)
 
 
 def _rank(group: Tensor) -> Tensor:

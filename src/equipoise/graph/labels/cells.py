@@ -26,7 +26,9 @@ class GrowingArray:
         """Append values."""
         end = self._length + len(values)
         if end > len(self._store):
-            self._store = np.concatenate([self.values, np.empty(end, self._store.dtype)])
+            store = np.empty(2 * end, self._store.dtype)  # pages that are not written to take no memory
+            store[: self._length] = self.values
+            self._store = store
         self._store[self._length : end] = values
         self._length = end
 

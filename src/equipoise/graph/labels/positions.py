@@ -36,16 +36,8 @@ class Positions:
     @classmethod
     def of(cls, solution: FreeGenerators, leaves: Sequence[Leaf]) -> "Positions":
         """The table of a solution, for the roles `leaves` of its parameters."""
-        sizes = np.array([len(leaf.coordinates) for leaf in leaves], np.int64)
-        coordinates = np.concatenate([np.zeros(0, np.int64), *(each.coordinates for each in leaves)])
-        element, entry = _moved(solution, coordinates)
-        leaf, position = np.repeat(np.arange(len(sizes)), sizes), places(sizes, np.zeros_like(sizes))
-        coordinate, leaf, position = coordinates[element], leaf[element], position[element]
-        block, component = solution.block[entry], solution.component[entry]
-        rate = solution.ratio[coordinate] * solution.rate[entry]
-        copy = np.where(solution.width[block] > 1, solution.cell[coordinate], position)
-
-        slot, seen = numbered(joined(block, leaf, rate))
+        leaf, position, block, component, rate, copy = _entries(solution, leaves)
+        slot, seen = numbered(joined(leaf, rate, block))  # the few values first
         order = np.argsort(block[seen], kind="stable")  # slots by block, in a block as they appear
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
@@ -90,6 +82,20 @@ class Positions:
                 float(self.rate[slot[0]]),
                 torch.from_numpy(index).reshape(len(blocks), count // width, width),
             )
+
+
+def _entries(solution: FreeGenerators, leaves: Sequence[Leaf]) -> tuple[ndarray, ...]:
+    """Every position that a block moves: leaf, position, block, component, rate and copy."""
+    sizes = np.array([len(leaf.coordinates) for leaf in leaves], np.int64)
+    coordinates = np.concatenate([np.zeros(0, np.int64), *(each.coordinates for each in leaves)])
+    element, entry = _moved(solution, coordinates)
+    coordinate = coordinates[element]
+    leaf = np.repeat(np.arange(len(sizes)), sizes)[element]
+    position = places(sizes, np.zeros_like(sizes))[element]
+    block = solution.block[entry]
+    rate = solution.ratio[coordinate] * solution.rate[entry]
+    copy = np.where(solution.width[block] > 1, solution.cell[coordinate], position)
+    return leaf, position, block, solution.component[entry], rate, copy
 
 
 def _moved(solution: FreeGenerators, coordinates: Int64[ndarray, " n"]) -> tuple[ndarray, ndarray]:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from equipoise.graph.labels.ragged import distinct
+
 INERT, ZERO = -1, -2  # labels of elements that do not move, and of zeros (which any linear map leaves alone)
 
 
@@ -38,12 +40,8 @@ class Role:
 
     def pattern(self, *others: Tensor) -> "tuple[Role, *tuple[Tensor, ...]]":
         """One fibre for all: the role at index 0 of axes along which neither it nor the others have a new pattern."""
-        if not self.regular:
-            return self, *others
-        arrays = [self.coordinates, *others]
-        fixed = [axis for axis in range(self.coordinates.ndim) if all(_fixed(array, axis) for array in arrays)]
-        cut = lambda labels: _first(labels, fixed)  # noqa: E731
-        return self.moved(cut), *(cut(other) for other in others)
+        (role,), rest = patterns([self], *others)
+        return role, *rest
 
     @property
     def acting(self) -> Tensor:
@@ -103,6 +101,39 @@ class Signal:
         return axis % max(self.ndim, 1)
 
 
+def patterns(roles: Sequence[Role], *others: Tensor) -> tuple[list[Role], list[Tensor]]:
+    """Roles of one tensor, and other labels of it, at index 0 of the axes along which no pattern is new.
+
+    Along such an axis nothing changes but the numbers of the fibres.
+
+    >>> role = Role(torch.tensor([4, 5]).expand(3, 2), torch.tensor([[0, 0], [1, 1], [2, 2]]))
+    >>> (one,), _ = patterns([role])
+    >>> one.coordinates.tolist(), one.fibres.tolist()
+    ([[4, 5]], [[0, 0]])
+    """
+    regular = all(role.regular for role in roles)
+    roles = list(roles) if regular else [role.moved(tight) for role in roles]
+    arrays = [*(role.coordinates for role in roles), *others]
+    fixed = [
+        axis
+        for axis in range(arrays[0].ndim)
+        if all(_fixed(array, axis) for array in arrays)
+        and (regular or all(_repeated(role.fibres, axis) for role in roles))
+    ]
+    cut = lambda labels: _first(labels, fixed)  # noqa: E731
+    return [role.moved(cut) for role in roles], [cut(other) for other in others]
+
+
+def _repeated(fibres: Tensor, axis: int) -> bool:
+    """Whether fibres at each index along an axis are those at index 0, renumbered: all by one step, to new numbers."""
+    if _fixed(fibres, axis):
+        return True
+    rows = compact(fibres).movedim(axis, 0).flatten(1)
+    steps = rows - rows[:1]
+    alike = bool((steps == steps[:, :1]).all())
+    return alike and len(distinct(rows.numpy())) == len(rows) * len(distinct(rows[0].numpy()))
+
+
 def value_numbers(value: Tensor) -> Int64[Tensor, "..."]:
     """A number for each element of a tensor, equal where the values are.
 
@@ -123,6 +154,19 @@ def compact(labels: Tensor) -> Tensor:
 def compactly(change: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
     """Apply an elementwise change; axes of stride 0 stay so."""
     return change(compact(labels)).expand(labels.shape)
+
+
+def tight(labels: Tensor) -> Tensor:
+    """The same labels, with stride 0 along all axes along which they do not change.
+
+    >>> tight(torch.tensor([[1, 1], [2, 2]])).stride()
+    (1, 0)
+    """
+    small = compact(labels)
+    for axis in range(small.ndim):
+        first = small.narrow(axis, 0, min(1, small.shape[axis]))
+        small = first if torch.equal(small, first.expand_as(small)) else small
+    return small.clone().expand(labels.shape)
 
 
 def reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
