@@ -172,6 +172,7 @@ class Skipped(nn.Module):
         (lambda h, body: body(h) - 0.5 * h, "sub"),
         (lambda h, body: torch.addmm(h, h, body.weight, alpha=0.1), "addmm"),
         (lambda h, body: h + body(h.tanh()), ""),
+        (lambda h, body: torch.addmm(h.tanh(), h, body.weight), ""),
     ],
 )
 def test_a_skip_around_a_linear_map_has_a_line(skip, operation):

@@ -217,7 +217,8 @@ def _skip(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
     summands = node.args[: 1 if name == "addmm" else 2]
     vectors = {each for each in map(_unmoved, summands) if isinstance(each, fx.Node)}
     for product in _linear_maps([node] if name == "addmm" else summands):
-        factors = product.all_input_nodes
+        adds = operation_name(product.target) == "addmm"  # its first argument to the product of the others
+        factors = [each for each in product.args[adds:] if isinstance(each, fx.Node)]
         read = {_unmoved(each) for each in factors if not _made_of_weights(propagation, each)}
         trained = any(_made_of_weights(propagation, each) for each in factors)
         if trained and vectors & read:
