@@ -28,7 +28,6 @@ from equipoise.integrate.recorder import Recorder
 from equipoise.integrate.run import Run, Status
 from equipoise.integrate.state import Progress, State, Step
 from equipoise.integrate.steppers import EntropicMidpoint, Stepper
-from equipoise.integrate.steppers.chebyshev import shorter
 from equipoise.integrate.termination import STALL_STEPS, Termination, instant, require_tail, unreached
 from equipoise.losses import Loss
 from equipoise.modes import default_modes
@@ -291,11 +290,21 @@ class _Loop:
         def distance(taken: Taken) -> float:
             return goal.distance(start, instant(self.problem, taken[0], start.steps + 1))
 
-        begun = goal.distance(start, start)
+        begun, solved = goal.distance(start, start), whole
         if goal.tolerance is None or not begun > 0 >= distance(whole):
             return whole
+
+        def again(size: float) -> Taken | None:
+            nonlocal solved
+            resized = solved[1].resized and solved[1].resized(size)
+            if resized:
+                return resized
+            taken = self.stepper.step(self.problem.objective, progress.state, size)
+            solved = taken or solved
+            return taken
+
         return locate_event(
-            again=lambda size: shorter(self.stepper, self.problem.objective, progress.state, whole, size),
+            again=again,
             sized=lambda taken: taken[1].planned,
             distance=distance,
             whole=whole,

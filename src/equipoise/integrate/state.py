@@ -1,6 +1,7 @@
 """The state of a flow between two steps, its physical time, the record of a step, and the progress of a run."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -91,6 +92,8 @@ class Step:
     mismatch: float = 0.0  # relative distance of w_mid from self-consistency: bounds the drift of laws
     update: Update | None = None  # of a discrete method
     decrease: float = math.nan  # (R - R') / (η ‖∇R‖²) of gradient descent
+    resized: "Callable[[float], tuple[State, Step] | None] | None" = field(default=None, repr=False, compare=False)
+    """The step at another planned size, cheaply; `None` where that would be too coarse."""
 
 
 @dataclass(frozen=True)

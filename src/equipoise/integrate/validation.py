@@ -99,6 +99,7 @@ def _output(model: nn.Module, inputs: Tensor) -> Tensor:
         output = call_model(model, inputs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise _unlike(one_line(error)) from None
+    assert isinstance(output, Tensor)  # as that of two examples
     if not output.requires_grad:
         raise InputError(
             expected="an output that depends on the weights by differentiable operations",

@@ -17,7 +17,7 @@ from equipoise.errors import InputError, Interrupted
 from equipoise.integrate.margins.protocol import local_slopes
 from equipoise.integrate.problem import build_problem
 from equipoise.integrate.steppers import EntropicMidpoint, RungeKuttaChebyshev
-from equipoise.integrate.steppers.chebyshev import _coefficients, _reach, shorter, stabilised_step
+from equipoise.integrate.steppers.chebyshev import _coefficients, _reach, stabilised_step
 from equipoise.networks import mlp, residual_mlp
 
 
@@ -157,7 +157,7 @@ def test_a_goal_is_hit_by_interpolation():
     taken = stepper.step(problem.objective, state)
     for share in (0.2, 0.5, 0.9):
         size = share * taken[1].planned
-        found, step = shorter(stepper, problem.objective, state, taken, size)
+        found, step = taken[1].resized(size)
         anew, _ = stepper.step(problem.objective, state, size)
         assert float((found.weights - anew.weights).norm()) < stepper.rtol * float(anew.weights.norm())
         assert step.planned == size

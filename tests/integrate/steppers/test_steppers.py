@@ -46,6 +46,22 @@ def test_drift_stays_at_rounding_through_kinks():
     assert max(drift(problem, state) for state in states) < 1e-15
 
 
+@pytest.mark.parametrize("until", [-4.0, -1e3], ids=["trapezoid", "entropic"])
+def test_a_step_made_a_little_longer_ends_where_one_taken_anew_does(until):
+    """What is added errs by half the change of the velocity, a tenth here; laws are exact; no longer one is offered."""
+    problem = build_problem(mlp([5, 8, 8, 6, 1], linear_tail=2, seed=1), load("separable", n=40, d=5), "exponential")
+    stepper, objective = EntropicMidpoint(), problem.objective
+    state = advance(problem, stepper, until)[-1]
+    _, step = stepper.step(objective, state, 0.01)
+    for share in (0.99, 1.01):
+        resized, record = step.resized(share * step.planned)
+        anew, planned = stepper.step(objective, state, share * step.planned)
+        assert record.planned == pytest.approx(planned.planned, rel=1e-12)
+        assert float((resized.weights - anew.weights).norm() / state.weights.norm()) < 0.05 * 0.01 * 0.01
+        assert drift(problem, resized) < 1e-15
+    assert step.resized(1.1 * step.planned) is None
+
+
 def test_a_network_with_skips_runs_on_the_general_path():
     problem = build_problem(residual_mlp(5, 6, 4, linear_tail=2, seed=1), load("separable", n=30, d=5), "exponential")
     states = advance(problem, EntropicMidpoint(), -30)

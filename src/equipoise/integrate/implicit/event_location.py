@@ -1,4 +1,4 @@
-"""Event location: the shorter step that ends where a goal lies, taken anew so that the laws stay exact."""
+"""Event location: the shorter step that ends where a goal lies."""
 
 import math
 from collections.abc import Callable

@@ -22,7 +22,6 @@ from equipoise.integrate.state import State
 _ITERATIONS = 60  # after the first, at which a step is given up
 _CONVERGED = 1e-7  # change of w₁ relative to ‖w‖ at which a step has converged, however short
 _NEGLECTED = 0.1  # the same, as a share of what a second-order step neglects
-_PRECISE = 1e-11  # the same for a step that is cut to end at a goal
 _TOLERABLE = 1e-6  # the same, where it falls no further
 _SHARE = 0.05  # of the step's own error, that a step may be off by where it falls no further
 _PATIENCE = 8  # iterations without progress at which a step is given up
@@ -70,7 +69,7 @@ def solve_implicit_step(
     while True:
         changes.append(float((last.end - entered).norm()) / norm)
         off = changes[0] if step.off is None else step.off
-        enough = _PRECISE if step.precise else _enough(off, step.size)
+        enough = _enough(off, step.size)
         # The first iterate kept the slopes of the step before: it is none of the same map, nor ever the last.
         if _finished(changes, enough) and not (paths is None and objective.margins.kinks and changes[-1] < 1):
             break

@@ -51,7 +51,6 @@ class StepProblem:
     predictor: StepPredictor
     span: float  # h
     order: int = 2
-    precise: bool = False  # solved to more digits, for a step that is cut to end at a goal
     guess: Weights | None = None  # the end, where the step has been solved on fewer potentials
     off: float | None = None  # by how much of ‖w‖ the velocity of the start missed the end then
 

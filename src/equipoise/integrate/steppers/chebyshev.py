@@ -9,7 +9,7 @@ value of the start of the run again, to rounding.
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from equipoise.integrate.margins.protocol import Weights, local_slopes
 from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, Step
 from equipoise.integrate.steppers.physical_time import elapsed
-from equipoise.integrate.steppers.protocol import Stepper, check_steps
+from equipoise.integrate.steppers.protocol import check_steps
 
 ROUTE = "chebyshev"
 _DAMPING = 2 / 13  # of Sommeijer, Shampine & Verwer (1998), as is the length 2/3 (1 - 2/15 ε) s² of the stable interval
@@ -104,27 +104,24 @@ def stabilised_step(
                 record = Step(ROUTE, float((weights - state.weights).norm()) / norm, size, tried.error / norm, rejected)
                 after = _advanced(objective, state, weights, end, size / speed, left, passes)
                 cost = passes * _LIGHTER[field.single] * objective.operations / size
-                return replace(
-                    after,
-                    sizes=state.sizes | {ROUTE: grown},
-                    costs=state.costs | {ROUTE: cost},
-                    stiffest=stiffest,
-                ), replace(record, mismatch=left, active=len(after.dual))
+                after = replace(
+                    after, sizes=state.sizes | {ROUTE: grown}, costs=state.costs | {ROUTE: cost}, stiffest=stiffest
+                )
+                record = replace(record, mismatch=left, active=len(after.dual))
+                return after, replace(record, resized=partial(_interpolated, objective, state, after, record))
         wanted, rejected = size * min(factor, 0.7), rejected + 1
     return None
 
 
-def shorter(
-    stepper: Stepper, objective: Objective, state: State, taken: tuple[State, Step], size: float
+def _interpolated(
+    objective: Objective, state: State, after: State, step: Step, size: float
 ) -> tuple[State, Step] | None:
-    """The step from this state, of a smaller size: an explicit one by interpolation, any other taken anew.
+    """A part of the step from `state`, by interpolation; `None` where its laws cannot be restored.
 
     The cubic through both ends with both velocities is as near to the flow as the ends are; laws are restored on it as
     they are there. Two passes, where a step anew takes one for each of its stages.
     """
-    after, step = taken
-    if step.route != ROUTE or after.velocity is None:
-        return stepper.step(objective, state, size)
+    assert after.velocity is not None
     field, share = _Field(objective, single=False), size / step.planned
     known = state.stiffest is not None and state.velocity is not None  # else it is the mean over an implicit step
     start = state.velocity if known and state.velocity is not None else field(state.weights)

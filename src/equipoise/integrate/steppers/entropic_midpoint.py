@@ -7,7 +7,7 @@ converge its midpoint to rounding, and move.
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -39,6 +39,7 @@ _ITERATIONS = {"trapezoid": 25, "entropic": 40}  # iterations above which the ne
 _REACH = 2.0  # how far the fastest margin may move in a trapezoidal step
 _CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
 _RETRIED = 1.2  # growth of the step size of the rule not taken, per accepted step
+_NEARLY = 0.02  # of the size of a step, by which it may be made longer or shorter as it is
 _FAR = 2.0  # times `step_size`, from which an escape step is worth its passes
 _LONGER = 1.3  # growth of its size per accepted step of another kind
 
@@ -151,9 +152,11 @@ class EntropicMidpoint:
         """A step of prescribed length, where no margin moves; shorter at the next try where it is refused."""
         tried = escape(objective, state, predictor, size, self.step_size**3 / 12)
         sizes, visited = tries.sizes, tries.visited + tried.passes * objective.count
-        if tried.accepted and tried.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
+        if tried.accepted:
             longer = sizes["escape"] if size < sizes["escape"] else min(LONGEST, size * tried.factor)
-            return _escaped(objective, state, tried, sizes | {"escape": longer}, tries.rejected, visited), tries
+            after, record = _escaped(objective, state, tried, sizes | {"escape": longer}, tries.rejected, visited)
+            if _consistent(record, state):
+                return (after, record), tries
         return None, _Tries(sizes | {"escape": size * min(tried.factor, 0.7)}, tries.rejected + 1, visited)
 
     def _implicit_step(
@@ -162,18 +165,18 @@ class EntropicMidpoint:
         """An implicit midpoint step by the cheaper rule; of half the size at the next try where it is rejected."""
         rule, sizes = self._cheaper_rule(objective, state, predictor, tries.sizes)
         size = min(sizes[rule], max_size)
-        step = StepProblem(objective, state, predictor, size / predictor.speed, self.order, max_size < math.inf)
+        step = StepProblem(objective, state, predictor, size / predictor.speed, self.order)
         solved = solve_trapezoidal(step) if rule == "trapezoid" else solve_entropic(step)
         visited = tries.visited + solved.visited
         if torch.equal(solved.weights, state.weights):  # the velocity vanishes here, though it did not on the last step
             return None, replace(tries, over=True)
         if solved.converged and solved.error <= self.rtol:
             grown = sizes[rule] if size < sizes[rule] else min(self.step_size, size * self._growth(solved, rule))
-            after, record = _advanced(
-                step, solved, rule, self._next_sizes(predictor, sizes | {rule: grown}, rule), tries.rejected, visited
-            )
-            if record.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps:
-                return (after, record), tries
+            nexts = self._next_sizes(predictor, sizes | {rule: grown}, rule)
+            after, record = _advanced(step, solved, rule, nexts, tries.rejected, visited)
+            if _consistent(record, state):
+                resized = partial(_resized, step, solved, rule, nexts, tries.rejected, after.examples_visited)
+                return (after, replace(record, resized=resized)), tries
             visited = after.examples_visited
         halved = size / 2
         return None, _Tries(sizes | {rule: halved}, tries.rejected + 1, visited, over=halved < self.smallest)
@@ -267,6 +270,33 @@ def _advanced(
     active = len(solved.dual if solved.rows is None else solved.rows)
     size = length / float(state.weights.norm())
     return after, Step(rule, size, step.size, solved.error, rejected, active, mismatch)
+
+
+def _resized(
+    step: StepProblem,
+    solved: ImplicitStep,
+    rule: str,
+    sizes: dict[str, float],
+    rejected: int,
+    visited: int,
+    size: float,
+) -> Taken | None:
+    """The step over nearly the same span, `None` elsewhere: the weights of its examples and its slopes are kept.
+
+    Both are means over the step, which change by the share `‖Δv‖/‖v‖` of themselves in its whole length; laws are
+    exact for any.
+    """
+    ratio, start = size / step.size, step.state.weights
+    if abs(ratio - 1) > _NEARLY:
+        return None
+    near = replace(solved, weights=start + ratio * (solved.weights - start))
+    after, record = _advanced(replace(step, span=ratio * step.span), near, rule, sizes, rejected, visited)
+    return (after, record) if _consistent(record, step.state) else None
+
+
+def _consistent(record: Step, state: State) -> bool:
+    """Whether `w_mid` is at its fixed point to rounding, so that the laws are exact."""
+    return record.mismatch <= _CONSISTENT * torch.finfo(state.weights.dtype).eps
 
 
 def _merged(local: Slopes, objective: Objective, solved: ImplicitStep) -> Slopes:
