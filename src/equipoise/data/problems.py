@@ -111,7 +111,8 @@ def low_rank_matrix(
     right = left if positive else torch.randn(columns, rank, generator=generator, dtype=torch.float64)
     draws = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
     draws = torch.triu(draws) + torch.triu(draws, 1).T if positive else draws
-    return LowRankMatrix(left @ right.T / rank**0.5, draws < seen)
+    matrix = left @ right.T / rank**0.5
+    return LowRankMatrix((matrix + matrix.T) / 2 if positive else matrix, draws < seen)  # a product may round otherwise
 
 
 @checked
