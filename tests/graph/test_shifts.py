@@ -256,12 +256,13 @@ READ = {  # weights whose input has elements that depend on each other
 }
 
 
-def test_long_sums_are_followed_at_once():
-    """A sum of 1,100 summands, and one whose paths double at each of 60 steps."""
+@pytest.mark.parametrize("count", [60, pytest.param(1100, marks=pytest.mark.slow)])
+def test_long_sums_are_followed_at_once(count):
+    """A sum of many summands, more than calls may be nested, and one whose paths double at each of 60 steps."""
 
     def forward(m, x):
         y, many, doubled = m.n(x), x, x
-        for _ in range(1100):
+        for _ in range(count):
             many = many + x
         for _ in range(60):
             doubled = doubled + (doubled + x)

@@ -101,7 +101,7 @@ class Relation:
 
 
 def relations(
-    readings: Sequence[tuple[Combinations, Int64[ndarray, "rows width"]]], *, constant: bool = False
+    readings: Sequence[tuple[Combinations, Int64[ndarray, "_ width"]]], *, constant: bool = False
 ) -> list[Relation]:
     """Independent relations that hold in every row of every reading, given the numbers of its elements.
 

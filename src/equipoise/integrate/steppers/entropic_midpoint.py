@@ -39,7 +39,7 @@ _ITERATIONS = {"trapezoid": 25, "entropic": 40}  # iterations above which the ne
 _REACH = 2.0  # how far the fastest margin may move in a trapezoidal step
 _CONSISTENT = 500  # roundings by which w_mid may miss itself: smooth networks converge in small steps only
 _RETRIED = 1.2  # growth of the step size of the rule not taken, per accepted step
-_NEARLY = 0.02  # of the size of a step, by which it may be made longer or shorter as it is
+_NEARLY = 2e-3  # of the size of a step, by which it may be made longer or shorter as it is
 _FAR = 2.0  # times `step_size`, from which an escape step is worth its passes
 _LONGER = 1.3  # growth of its size per accepted step of another kind
 
