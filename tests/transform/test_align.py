@@ -104,7 +104,11 @@ def moved(model, inputs, seed=3):
 
 
 EVERY = [*NETWORKS, GPT, LLAMA, TIED, GATED, STARTED, ODD]
-SLOW = [each for each in EVERY if each.name in ("geometric", "mixed", "gpt", "tied gpt", "gated", "transformer without norms")]
+SLOW = [
+    each
+    for each in EVERY
+    if each.name in ("geometric", "mixed", "gpt", "tied gpt", "gated", "transformer without norms")
+]
 
 
 @pytest.mark.parametrize("network", sampled(EVERY, SLOW), ids=lambda network: network.name)

@@ -21,6 +21,7 @@ from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import State, Step
 from equipoise.integrate.steppers.physical_time import elapsed
 from equipoise.integrate.steppers.protocol import check_steps
+from equipoise.transform.restoring import Restored
 
 ROUTE = "chebyshev"
 _DAMPING = 2 / 13  # of Sommeijer, Shampine & Verwer (1998), as is the length 2/3 (1 - 2/15 ε) s² of the stable interval
@@ -98,12 +99,12 @@ def stabilised_step(
         factor = min(_GROWS, max(_SHRINKS, _SAFETY / math.sqrt(worse))) if worse > 0 else _GROWS
         if worse <= 1:
             weights, end = tried.end.clone(), tried.velocity.clone()
-            left = _restored(objective, weights, end)
+            left, operations = _restored(objective, weights, end)
             if left <= _restorable(weights):
                 grown = state.sizes.get(ROUTE, _FIRST) if size < wanted else min(step_size, size * factor)
                 record = Step(ROUTE, float((weights - state.weights).norm()) / norm, size, tried.error / norm, rejected)
                 after = _advanced(objective, state, weights, end, size / speed, left, passes)
-                cost = passes * _LIGHTER[field.single] * objective.operations / size
+                cost = (passes * _LIGHTER[field.single] * objective.operations + operations) / size
                 after = replace(
                     after, sizes=state.sizes | {ROUTE: grown}, costs=state.costs | {ROUTE: cost}, stiffest=stiffest
                 )
@@ -128,7 +129,7 @@ def _interpolated(
     span = step.planned / float(start.norm()) * float(state.weights.norm())
     weights = _cubic(share, state.weights, span * start, after.weights, span * after.velocity)
     assert objective.conserved is not None
-    left = objective.conserved.restore(objective.margins.layout.views(weights))
+    left = objective.conserved.restore(objective.margins.layout.views(weights)).left
     if not left <= _restorable(weights):
         return None
     ends = _advanced(objective, state, weights, field(weights), share * span, left, 1)
@@ -243,8 +244,8 @@ def _tried(field: _Field, start: Weights, velocity: Weights, span: float, stages
     return _Tried(now, last, float((0.8 * (start - now) + 0.4 * span * (velocity + last)).norm()))
 
 
-def _restored(objective: Objective, weights: Weights, velocity: Weights) -> float:
-    """Every law restored in place, the velocity carried along; the largest `‖C - C₀‖/‖w‖²` left."""
+def _restored(objective: Objective, weights: Weights, velocity: Weights) -> Restored:
+    """Every law restored in place, the velocity carried along."""
     assert objective.conserved is not None
     views = objective.margins.layout.views
     return objective.conserved.restore(views(weights), views(velocity))
