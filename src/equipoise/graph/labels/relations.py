@@ -139,7 +139,9 @@ def _solutions(row: ndarray, entry: ndarray, value: ndarray, width: int) -> Iter
     links = coo_array((np.ones(len(row)), (row, count + entry)), shape=(count + width,) * 2)
     component = connected_components(links, directed=False)[1]
     equations = csr_array((value, (row, entry)), shape=(count, width))
-    for number in np.unique(component[count:]):
+    alone = np.bincount(component[count:], minlength=component.max() + 1)[component[count:]] == 1
+    alone[np.setdiff1d(np.arange(width), entry[value != 0])] = False  # an entry that vanishes is a relation
+    for number in np.unique(component[count:][~alone]):
         entries = np.flatnonzero(component[count:] == number)
         own = equations[np.flatnonzero(component[:count] == number)][:, entries]
         candidates = [np.ones(len(entries))] if len(entries) > SOLVED else _kernel(own.toarray())
