@@ -28,7 +28,6 @@ GROUPS = {
         "references",
         "models",
         "modes",
-        "threads",
         "jobs",
         "notebook",
         "stages",

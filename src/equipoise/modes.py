@@ -1,4 +1,4 @@
-"""Torch's modes of a thread: the library computes under their defaults, and calls a model under its caller's."""
+"""Torch's modes: the library computes under their defaults, and calls a model under its caller's; threads."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -52,3 +52,19 @@ def callers_device() -> Iterator[None]:
         if device is not None and device.type != "meta":
             stack.enter_context(device)
         yield
+
+
+@contextmanager
+def one_thread(where: bool = True) -> Iterator[None]:
+    """Run torch on this thread alone, `where` that is wanted.
+
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if where else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

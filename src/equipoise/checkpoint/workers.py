@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from equipoise.checkpoint.row_plan import RowPlan
 from equipoise.checkpoint.spectra.measures import Row, Settings
 from equipoise.checkpoint.spectra.workspace import release_workspace
-from equipoise.threads import one_thread
+from equipoise.modes import one_thread
 
 _ONE_CORE = 1024  # on the shorter side: up to here threads within one decomposition cost more than they bring
 _INLINE = 1 << 12  # numbers: below, handing a matrix to another thread takes longer than measuring it

@@ -30,10 +30,9 @@ from equipoise.integrate.state import Progress, State, Step
 from equipoise.integrate.steppers import EntropicMidpoint, Stepper
 from equipoise.integrate.termination import STALL_STEPS, Termination, instant, require_tail, unreached
 from equipoise.losses import Loss
-from equipoise.modes import default_modes
+from equipoise.modes import default_modes, one_thread
 from equipoise.observers import Activity, Alignment, Defect, Drift, Margin, Observer, Signs, Spectrum
 from equipoise.store import Store
-from equipoise.threads import one_thread
 
 _SHORT = 2e8  # operations of a pass over the data, below which threads cost more than they save
 

@@ -1,7 +1,7 @@
 """Which rates conserve a quantity of their own: one that is neither constant nor a combination of others.
 
-Most are told apart by where they act. Only where every parameter that a rate moves is moved by another one as well, or
-in another of its roles, may its quantity follow: the bias of a query, say, whose rows and whose columns are scaled.
+Most are distinguished by where they act. Only where every parameter that a rate moves is moved by another one as well,
+or in another of its roles, may its quantity follow: the bias of a query, say, whose rows and whose columns are scaled.
 """
 
 import math

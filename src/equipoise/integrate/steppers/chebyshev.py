@@ -202,7 +202,7 @@ def _stages(stiffness: float) -> int:
 
 
 def _reach(stages: int) -> float:
-    """The largest `h ρ` for which so many stages are stable."""
+    """The largest `h ρ` for which this number of stages is stable."""
     return (stages**2 - 1) / _STABLE
 
 
@@ -215,7 +215,7 @@ class _Coefficients(NamedTuple):
 
 @cache
 def _coefficients(stages: int) -> _Coefficients:
-    """The coefficients of RKC with so many stages, from Chebyshev polynomials and two derivatives at `w₀ > 1`."""
+    """The coefficients of RKC with these stages, from Chebyshev polynomials and two derivatives at `w₀ > 1`."""
     at = 1 + _DAMPING / stages**2
     value, slope, curvature = [1.0, at], [0.0, 1.0], [0.0, 0.0]
     for _ in range(2, stages + 1):

@@ -1,4 +1,4 @@
-"""Steps of prescribed length for the escape from a saddle, where margins stand still (T6.2).
+"""Steps of prescribed length for the escape from a saddle, where margins do not move (T6.2).
 
 Near a saddle at zero every margin is as good as zero, `softmax(-u)` stays what it is, and the flow is that of one
 homogeneous function: its direction settles, its length grows by a factor in every unit of time. A step that is a share
@@ -22,7 +22,7 @@ from equipoise.integrate.objective import Objective
 from equipoise.integrate.state import PhysicalTime, State, velocity_at
 
 LONGEST = 8.0  # ‖Δw‖/‖w‖ of one step
-_STILL = 0.01  # how far a potential may move in a step for `softmax(-u)` to stand still
+_STILL = 0.01  # how far a potential may move in a step for `softmax(-u)` to stay as it is
 _CONTRACTING = 1 / 3  # the largest ratio of successive changes of the end, which is half the step times a growth rate
 _RESOLVED = 1e4  # roundings above which such a ratio is no noise
 _PASSES = 30
@@ -44,7 +44,7 @@ class Escape(NamedTuple):
     accepted: bool
 
     def time(self, before: float, after: float) -> PhysicalTime:
-        """The physical time of the step, from `log R` at both ends, over which it all but stands still."""
+        """The physical time of the step, from `log R` at both ends, over which it hardly changes."""
         log_risk, error = (before + after) / 2, self.span_error + self.span * abs(before - after) / 2
         return PhysicalTime(math.log(self.span) - log_risk, math.log(max(error, sys.float_info.min)) - log_risk)
 
