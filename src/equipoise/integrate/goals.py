@@ -1,5 +1,6 @@
 """Goals of a flow, to stop or to keep its weights at: located to tolerance, not overshot."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -40,8 +41,8 @@ class Goal(Protocol):
 class LogLoss:
     """Until `log R` is at most `value`: natural logarithm of the mean loss. Hit to 1e-8 of the value.
 
-    >>> LogLoss(-1e6).distance(None, Instant(log_loss=-2e6, growth=1.0, steps=10, separation=-3.0))
-    -1.0
+    >>> round(LogLoss(-1e6).distance(None, Instant(log_loss=-2e6, growth=1.0, steps=10, separation=-3.0)), 6)
+    -0.693147
     """
 
     value: float | int
@@ -51,8 +52,9 @@ class LogLoss:
         require_real("the loss of a goal", self.value, "pass eq.LogLoss(-1e6), or type --until log_loss=-1e6")
 
     def distance(self, start: Instant, now: Instant) -> float:
-        """`(log R - value) / max(1, |value|)`."""
-        return (now.log_loss - self.value) / max(1.0, abs(self.value))
+        """`arsinh(log R) - arsinh(value)`, nearly linear in the growth; near it `(log R - value) / max(1, |value|)`."""
+        scale = math.hypot(1.0, self.value) / max(1.0, abs(self.value))
+        return scale * (math.asinh(now.log_loss) - math.asinh(self.value))
 
     def describe(self) -> str:
         """`log_loss=…`."""
