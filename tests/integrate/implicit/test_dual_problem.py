@@ -35,6 +35,20 @@ def test_warm_start_from_the_wrong_vertex_still_arrives():
     )
 
 
+def test_where_newton_fails_from_the_start_the_temperature_is_lowered():
+    """A matrix of low rank, twelve potentials of which the start weighs one: more than a solution's sixty steps."""
+    generator = torch.Generator().manual_seed(70)
+    factor = 1e4 * torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    linear = 1e5 * torch.randn(12, generator=generator, dtype=torch.float64)
+    start = torch.full((12,), 1e-13, dtype=torch.float64)
+    start[1] = 1.0
+    found = entropic_minimum(DenseOperator(factor @ factor.T), linear, DualStart(start))
+    assert found.converged
+    assert found.iterations > 60
+    expected = torch.softmax(-(linear + factor @ (factor.T @ found.weights)), 0)
+    assert float((found.weights - expected).abs().max()) <= 1e-5
+
+
 @pytest.mark.parametrize(("order", "pick"), [(1, lambda p: p[0]), (2, lambda p: p[1] + p[2] - p[0])])
 def test_order_of_the_time_average(order, pick):
     quadratic, linear, uniform = problem(6, 1, 2.0)
