@@ -18,6 +18,7 @@ from equipoise.integrate.margins.protocol import local_slopes
 from equipoise.integrate.problem import build_problem
 from equipoise.integrate.steppers import EntropicMidpoint, RungeKuttaChebyshev
 from equipoise.integrate.steppers.chebyshev import _coefficients, _reach, stabilised_step
+from equipoise.integrate.steppers.handover import next_is_explicit
 from equipoise.networks import mlp, residual_mlp
 
 
@@ -162,6 +163,22 @@ def test_a_goal_is_hit_by_interpolation():
         assert float((found.weights - anew.weights).norm()) < stepper.rtol * float(anew.weights.norm())
         assert step.planned == size
         assert (found.examples_visited - taken[0].examples_visited) / problem.objective.count < 2
+
+
+@pytest.mark.parametrize(("operations", "asked"), [(1.0, False), (0.001, True)])
+def test_where_explicit_steps_cost_many_passes_there_is_a_question_before_each(operations, asked):
+    """As where laws of wide layers are restored beside few examples."""
+    problem, questions = flowing("relu"), []
+    state = replace(
+        RungeKuttaChebyshev().init(problem.objective, problem.weights),
+        taken=3,  # no multiple of those between two questions
+        costs={"chebyshev": 10.0},
+        sizes={"chebyshev": 0.05},
+        stiffest=problem.weights,
+    )
+    explicit = next_is_explicit(state, operations, lambda: questions.append(1) or 0.1)
+    assert bool(questions) == asked
+    assert explicit != asked
 
 
 def test_steps_are_handed_over_where_implicit_ones_cost_less():

@@ -101,7 +101,8 @@ class EntropicMidpoint:
             return self._implicit(objective, state, StepPredictor.at(objective, state), max_size)
         predictor = cache(lambda: StepPredictor.at(objective, state))
         iteration = cache(lambda: self._iteration(objective, state, predictor()))
-        if not next_is_explicit(state, lambda: 0.0 if margins_at_rest(predictor(), self.step_size) else iteration()[0]):
+        asked = lambda: 0.0 if margins_at_rest(predictor(), self.step_size) else iteration()[0]  # noqa: E731
+        if not next_is_explicit(state, objective.operations, asked):
             taken = self._implicit(objective, state, predictor(), max_size, state.costs.get(ROUTE, math.inf))
             if taken is not None:
                 return after_implicit(taken, state, objective, *iteration())

@@ -16,6 +16,7 @@ from equipoise.integrate.steppers.chebyshev import ROUTE
 
 _LONG = 1e9  # operations of a pass, below which steps are so short that the choice is not worth its cost
 _ASKED = 8  # explicit steps between two questions
+_DEAR = 100.0  # passes that an explicit step has cost, from which there is a question before each: it costs two
 _ITERATIONS = 25.0  # of an implicit step, before one was taken
 _REMEMBERED = 0.9  # of the difference from that, per explicit step
 _WORSE = 4.0  # than an explicit step, after implicit ones were given up
@@ -27,17 +28,21 @@ def may_be_explicit(objective: Objective, asked: bool | None) -> bool:
     return objective.conserved is not None and (objective.operations > _LONG if asked is None else asked)
 
 
-def next_is_explicit(state: State, iteration: Callable[[], float]) -> bool:
-    """Whether the next step is an explicit one; `iteration` counts the operations of an implicit iteration over size.
+def next_is_explicit(state: State, operations: float, iteration: Callable[[], float]) -> bool:
+    """Whether the next step is an explicit one.
 
-    It is zero at a saddle, which steps of prescribed length leave.
+    Args:
+        state: before the step.
+        operations: of a pass.
+        iteration: counts the operations of an implicit iteration over its size; zero at a saddle, which steps of
+            prescribed length leave.
 
     >>> import torch
     >>> from equipoise.integrate.margins.protocol import MarginEvaluation
     >>> zero = torch.zeros(1)
     >>> costs = {"chebyshev": 9.0, "implicit": 3.0}
     >>> after_implicit_step = State(zero, MarginEvaluation(zero, ()), (), zero, costs=costs)
-    >>> next_is_explicit(after_implicit_step, lambda: 1.0)
+    >>> next_is_explicit(after_implicit_step, 1.0, lambda: 1.0)
     False
     """
     explicit = state.costs.get(ROUTE)
@@ -45,7 +50,8 @@ def next_is_explicit(state: State, iteration: Callable[[], float]) -> bool:
         return iteration() > 0
     if state.stiffest is None:  # the last step was implicit
         return explicit < state.costs["implicit"]
-    return state.taken % _ASKED != 0 or explicit <= state.costs.get("iterations", _ITERATIONS) * iteration()
+    asked = state.taken % _ASKED == 0 or explicit * state.sizes.get(ROUTE, 0.0) > _DEAR * operations
+    return not asked or explicit <= state.costs.get("iterations", _ITERATIONS) * iteration()
 
 
 def after_explicit(taken: tuple[State, Step]) -> tuple[State, Step]:
