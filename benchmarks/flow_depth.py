@@ -265,8 +265,11 @@ def figure(panels, path):
     for axes, (label, found) in zip(row, panels.items(), strict=True):
         for (method, seconds), mark in zip(found.items(), "Dos^v", strict=True):
             axes.loglog(list(seconds), list(seconds.values()), marker=mark, label=LABELS[method])
+        measured = sorted({each for seconds in found.values() for each in seconds})
         axes.set(xlabel=label)
-        axes.grid(visible=True, which="both", alpha=0.3)
+        axes.set_xticks(measured, [f"{each:g}" for each in measured])
+        axes.minorticks_off()
+        axes.grid(visible=True, alpha=0.3)
     row[0].set(ylabel="seconds")
     row[0].legend()
     chart.suptitle("Time to depth at equal error")
