@@ -280,7 +280,7 @@ class _Loop:
         if taken is not None and self.stepper.continuous:
             for goal in (self.termination.goal, *(() if self.save_at == EVERY_QUARTER else pending)):
                 taken = self._cut(goal, progress, taken)
-        return taken
+        return taken and (taken[0], replace(taken[1], resized=None))  # with all that it keeps for that
 
     def _cut(self, goal: Goal, progress: Progress, whole: Taken) -> Taken:
         """The step, or one in its place that ends at the goal if it passes it."""
