@@ -245,12 +245,10 @@ class GeneratorConstraints:
 
     def _ties(self, root: ndarray, ratio: ndarray) -> Int64[ndarray, " n"]:
         """By root, a number for what it is tied to: the cells of its members with their signs; its own if none fits."""
-        skew = np.zeros(len(root), bool)
-        skew[list(self._skew)] = True
         owner, cell = self._signed_cells(root, ratio)
         owners, place = np.unique(owner, return_inverse=True)
         keys = np.arange(len(root))
-        keys[owners] = len(root) + 2 * alike(len(owners), place, cell) + skew[owners]
+        keys[owners] = len(root) + 2 * alike(len(owners), place, cell) + np.isin(owners, [*self._skew])
         return keys
 
     def _signed_cells(self, root: ndarray, ratio: ndarray) -> tuple[ndarray, ndarray]:
@@ -277,14 +275,12 @@ class GeneratorConstraints:
         free[[STILL, *(r for equation in self._equations for r, _ in equation)]] = False
         roots = root[numbered(root)[1]]
         roots = roots[free[roots]]
-        skew = np.zeros(len(root), bool)
-        skew[list(self._skew)] = True
         block, first = numbered(ties[roots])
         order = np.argsort(block, kind="stable")
         block, member = block[order], roots[order]
         width = np.bincount(block, minlength=len(first))
         component = np.arange(len(block)) - (np.cumsum(width) - width)[block]
-        skews = skew[roots[first]]
+        skews = np.isin(roots[first], [*self._skew])
         kept = ~skews | (width > 1)  # one component has no antisymmetric matrix
         inside, number = kept[block], np.cumsum(kept) - 1
         rows = [{r: Fraction(w) for r, w in each if r not in self._skew} for each in sorted(self._equations)]

@@ -219,8 +219,8 @@ def _skip(node: fx.Node, propagation: SymmetryPropagation) -> tuple[str, ...]:
     for product in _linear_maps([node] if name == "addmm" else summands):
         adds = operation_name(product.target) == "addmm"  # its first argument to the product of the others
         factors = [each for each in product.args[adds:] if isinstance(each, fx.Node)]
-        read = {_unmoved(each) for each in factors if not _made_of_weights(propagation, each)}
-        trained = any(_made_of_weights(propagation, each) for each in factors)
+        trained = [each for each in factors if _made_of_weights(propagation, each)]
+        read = {_unmoved(each) for each in factors if each not in trained}
         if trained and vectors & read:
             return tuple(dict.fromkeys([*propagation.upstream(node), *propagation.upstream(product)]))
     return ()
