@@ -158,8 +158,17 @@ def met(rank, size, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
 
 
+KEPT = []  # to the end of the process
+
+
 def parted():
+    """The group outlives a model in `DistributedDataParallel`.
+
+    That model would otherwise end the group while it holds the interpreter's lock, for which the thread of gloo may
+    wait: in torch 2.13 neither goes on then.
+    """
     dist.barrier()
+    KEPT.append(dist.group.WORLD)
     dist.destroy_process_group()
 
 
