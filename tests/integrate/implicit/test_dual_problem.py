@@ -121,3 +121,25 @@ def test_a_factor_of_a_nearby_problem_serves_and_one_of_a_far_one_is_made_again(
     assert far.factor is not found.factor
     expected = entropic_minimum(DenseOperator(quadratic), linear.flip(0), DualStart(uniform))
     assert torch.allclose(far.weights, expected.weights, atol=1e-6)
+
+
+def test_factors_are_counted_and_a_solution_that_costs_more_is_given_up():
+    quadratic, linear, uniform = problem(30, 6, 1e9)
+    operator, factors = DenseOperator(quadratic), []
+
+    class Counted(DenseOperator):
+        def factor(self, weights, temperature):
+            factors.append(super().factor(weights, temperature))
+            return factors[-1]
+
+    whole = entropic_minimum(Counted(operator.matrix), linear, DualStart(uniform))
+    assert whole.converged
+    assert len(factors) > 3
+    assert whole.operations == sum(len(each.heavy) ** 3 / 3 for each in factors)
+    most = sum(each.operations for each in factors[:2])
+    half = entropic_minimum(operator, linear, DualStart(uniform), most=most)
+    assert not half.converged
+    assert most < half.operations == most + factors[2].operations
+    average = extrapolated_average(operator, linear, 0 * linear, (DualStart(uniform),) * 3, most=most)
+    assert not any(each.converged for each in average)
+    assert sum(each.operations for each in average) < whole.operations

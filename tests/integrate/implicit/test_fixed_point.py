@@ -1,6 +1,7 @@
 """A step converges where plain iteration would not, and on a kernel of low rank as on all of it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,23 @@ def test_a_step_that_does_not_converge_says_so(start):
     assert not long.converged
 
 
+@pytest.mark.parametrize("solve", [solve_trapezoidal, solve_entropic])
+def test_a_solution_is_given_up_once_it_has_cost_what_it_is_worth(start, solve):
+    objective, state = start
+    predictor = StepPredictor.at(objective, state)
+    step = StepProblem(objective, state, predictor, 0.1 / predictor.speed)
+    whole = solve(step)
+    assert whole.converged
+    assert whole.operations >= whole.iterations * whole.objective.operations
+    half = solve(replace(step, worth=whole.operations / 2))
+    assert not half.converged
+    assert 1 < half.iterations < whole.iterations
+    assert half.operations < whole.operations
+    bare = solve(replace(step, worth=0.0))
+    assert not bare.converged
+    assert bare.iterations == 1
+
+
 def test_the_trapezoidal_rule_is_in_doubt_by_half_the_difference_of_its_ends(start):
     objective, state = start
     predictor = StepPredictor.at(objective, state)
@@ -69,7 +87,7 @@ def test_the_trapezoidal_rule_is_in_doubt_by_half_the_difference_of_its_ends(sta
     ends = [objective.cotangents(each) for each in (state.evaluation, after)]
     for order, mean in ((1, ends[1]), (2, (ends[0] + ends[1]) / 2)):
         rule = TrapezoidalWeights(objective, order)
-        found, doubt, _ = rule.average(linearization, state.evaluation, after, None, 0.0)
+        found, doubt, *_ = rule.average(linearization, state.evaluation, after, None, 0.0)
         torch.testing.assert_close(found, mean)
         torch.testing.assert_close(doubt, (ends[1] - ends[0]) / 2)
 

@@ -6,12 +6,12 @@ which converges where no potential without a column moves others much by itself.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.integrate.implicit.operators import cholesky_operations, gram_operations
 from equipoise.integrate.implicit.step_problem import StepPredictor
 from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Objective
@@ -25,6 +25,7 @@ _LARGEST = 4000  # columns of a kernel
 _FEWEST = 64  # landmarks
 _ALONE = 0.1  # how far a potential that is no landmark may move others in a step
 _LIGHT = 1e-5  # share of the weights that Newton's method does not factorise
+_DECOMPOSED = 9.0  # operations of eigenvalues and eigenvectors over the cube of their number
 _FORMED = 0.5  # kernels for each iteration: later ones reuse the last
 _VERIFIED = 0.1  # passes over all examples for each over the active ones
 
@@ -60,32 +61,29 @@ def landmarks(objective: Objective, predictor: StepPredictor, dual: Tensor, span
     return None if 2 * len(places) > len(rows) else places
 
 
-class Operations(NamedTuple):
-    """Operations of one iteration of an implicit step."""
+def implicit_operations(objective: Objective, predictor: StepPredictor, dual: Tensor, span: float) -> float:
+    """Operations of one iteration of an implicit step: a pass over its examples, kernel, and one factor of that.
 
-    passes: float  # the active examples, forward and backward
-    kernel: float  # with its factor; infinite where it is too large
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.passes + self.kernel
-
-
-def implicit_operations(objective: Objective, predictor: StepPredictor, dual: Tensor, span: float) -> Operations:
-    """Operations of one iteration of an implicit step."""
-    rows, layout = predicted_active_set(predictor, span), objective.margins.layout
+    Infinite where the kernel is too large.
+    """
+    rows = predicted_active_set(predictor, span)
     places = landmarks(objective, predictor, dual, span, rows)
     columns = len(rows if places is None else places)
     passes = (len(objective.examples(rows)) / objective.count + _VERIFIED) * objective.operations
     if columns > _LARGEST:
-        return Operations(passes, math.inf)
+        return math.inf
     if places is None:
-        factored = covering_count(_expected(predictor, dual, span, rows), _LIGHT) ** 3 / 3
+        factored = cholesky_operations(covering_count(_expected(predictor, dual, span, rows), _LIGHT))
     else:
-        factored = 2.0 * len(rows) * columns**2
-    formed = 2.0 * len(rows) * (columns * layout.widths + layout.size)
-    return Operations(passes, factored + _FORMED * formed)
+        factored = gram_operations(len(rows), columns) + cholesky_operations(columns)
+    return passes + factored + _FORMED * forming_operations(objective, len(rows), places)
+
+
+def forming_operations(objective: Objective, rows: int, places: Rows | None) -> float:
+    """Operations of forming the kernel of this number of rows, through the columns at `places` where these are some."""
+    layout, columns = objective.margins.layout, rows if places is None else len(places)
+    through = 0.0 if places is None else gram_operations(rows, columns) + _DECOMPOSED * columns**3
+    return 2.0 * rows * (columns * layout.widths + layout.size) + through
 
 
 def covering_count(weights: Float[Tensor, " rows"], uncovered: float) -> int:

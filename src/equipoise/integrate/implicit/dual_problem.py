@@ -8,6 +8,7 @@ whose optimality condition is `p = softmax(-(b + A p)/T)`. With `A` up to 1e14 i
 and with `A` small it is a softmax; Newton's method in `log p` covers both.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ class DualSolution:
     iterations: int
     converged: bool
     factor: ShiftedFactor | None = None  # the last of Newton's method
+    operations: float = 0.0  # of all its factors
 
     @property
     def start(self) -> DualStart:
@@ -72,12 +74,13 @@ def entropic_minimum(
     start: DualStart,
     temperature: float = 1.0,
     tolerance: float = TOLERANCE,
+    most: float = math.inf,
 ) -> DualSolution:
     """The minimum of `½ pᵀAp + bᵀp + T Σ p log p` over the simplex (T6.1), warm-started.
 
     `operator` is `A`, `linear` is `b`. When Newton's method fails from `start`, the temperature is lowered to `T` in
     factors of 20 from the scale of `A`. `tolerance` is the residual `Σ p |b + Ap + T log p + λ| / T` at which an
-    iterate is a solution.
+    iterate is a solution; `most` the operations of factors after which it is given up.
 
     >>> from equipoise.integrate.implicit.operators import DenseOperator
     >>> zeros, start = DenseOperator(torch.zeros(2, 2).double()), DualStart(torch.tensor([0.9, 0.1]).double())
@@ -86,14 +89,20 @@ def entropic_minimum(
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     linear = linear - linear.min()
-    found = _newton(operator, linear, start, temperature, tolerance)
-    if found.converged:
+    found = _newton(operator, linear, start, temperature, tolerance, most)
+    if found.converged or found.operations > most:
         return found
-    weights, iterations = torch.full_like(linear, 1 / len(linear)), found.iterations
+    weights, iterations, operations = torch.full_like(linear, 1 / len(linear)), found.iterations, found.operations
     for rung in _rungs(operator, linear, temperature):
-        found = _newton(operator, linear, DualStart(weights), rung, tolerance)
-        weights, iterations = found.weights, iterations + found.iterations
-    return replace(found, iterations=iterations)
+        found = _newton(operator, linear, DualStart(weights), rung, tolerance, most - operations)
+        weights, iterations, operations = (
+            found.weights,
+            iterations + found.iterations,
+            operations + found.operations,
+        )
+        if operations > most:
+            break
+    return replace(found, iterations=iterations, operations=operations)
 
 
 def extrapolated_average(
@@ -103,20 +112,25 @@ def extrapolated_average(
     start: tuple[DualStart, DualStart, DualStart],
     temperature: float = 1.0,
     tolerance: float = TOLERANCE,
+    most: float = math.inf,
 ) -> tuple[DualSolution, DualSolution, DualSolution]:
     """One implicit Euler step over `[0, h]`, and two over its halves, of `du/dτ = K softmax(-u) + drift/h`.
 
     The time average of `softmax(-u)` is `p̄ = p_a + p_b - p_1` to second order (T6.1); `p_1` alone is first.
     Returned as `(p_1, p_a, p_b)`. `operator` is `hK`, `initial` is `u(0)`, `start` three warm starts. Solved in
-    float64, also for a network in float32: the problem is small, and its weights are near zero and one.
+    float64, also for a network in float32: the problem is small, and its weights are near zero and one. `most` bounds
+    the operations of all factors; what is not solved within them has not converged.
     """
     given = initial.dtype
     operator, initial, drift = operator.double(), initial.double(), drift.double()
     whole_start, first_start, second_start = (one._replace(weights=one.weights.double()) for one in start)
     half = operator.scaled(0.5)
-    whole = entropic_minimum(operator, initial + drift, whole_start, temperature, tolerance)
-    first = entropic_minimum(half, initial + drift / 2, first_start, temperature, tolerance)
-    second = entropic_minimum(half, initial + drift + half.matmul(first.weights), second_start, temperature, tolerance)
+    whole = entropic_minimum(operator, initial + drift, whole_start, temperature, tolerance, most)
+    most -= whole.operations
+    first = entropic_minimum(half, initial + drift / 2, first_start, temperature, tolerance, most)
+    most -= first.operations
+    moved = initial + drift + half.matmul(first.weights)
+    second = entropic_minimum(half, moved, second_start, temperature, tolerance, most)
     whole, first, second = (replace(found, weights=found.weights.to(given)) for found in (whole, first, second))
     return whole, first, second
 
@@ -131,10 +145,10 @@ def _rungs(operator: SymmetricOperator, linear: Tensor, temperature: float) -> l
 
 
 def _newton(
-    operator: SymmetricOperator, linear: Tensor, start: DualStart, temperature: float, tolerance: float
+    operator: SymmetricOperator, linear: Tensor, start: DualStart, temperature: float, tolerance: float, most: float
 ) -> DualSolution:
-    """Newton's method in `log p`, with steps that stay positive; stops where rounding does."""
-    weights, factor = _normalised(start.weights.clamp(min=_FLOOR)), start.factor
+    """Newton's method in `log p`, with steps that stay positive; stops where rounding does, or beyond `most`."""
+    weights, factor, operations = _normalised(start.weights.clamp(min=_FLOOR)), start.factor, 0.0
     epsilon = torch.finfo(linear.dtype).eps
     rounding = 4 * epsilon * (linear + operator.diagonal + operator.matmul(weights).abs())
     slope = _slope(operator, linear, weights, temperature)
@@ -144,14 +158,17 @@ def _newton(
         floor = float(weights @ rounding) / temperature
         before, residual = residual, float(weights @ slope.abs()) / temperature
         if residual <= max(tolerance, floor):
-            return DualSolution(weights, residual, iteration, True, factor)
+            return DualSolution(weights, residual, iteration, True, factor, operations)
+        if operations > most:
+            return DualSolution(weights, residual, iteration, False, factor, operations)
         if factor is None or residual > _CHORD * before:
             factor = operator.factor(weights, temperature)
+            operations += factor.operations
         direction = factor.direction(slope)
         if not bool(torch.isfinite(direction).all()):
-            return DualSolution(weights, residual, iteration, False)
+            return DualSolution(weights, residual, iteration, False, operations=operations)
         weights, slope = _advance(operator, linear, weights, slope, direction, temperature, floor)
-    return DualSolution(weights, residual, _ITERATIONS, False)
+    return DualSolution(weights, residual, _ITERATIONS, False, operations=operations)
 
 
 def _slope(operator: SymmetricOperator, linear: Tensor, weights: Tensor, temperature: float) -> Tensor:

@@ -1,12 +1,14 @@
 """The weights `p̄` of the examples over a step: by the trapezoidal rule, or from the dual problem (T6.1)."""
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.integrate.implicit.active_set import forming_operations
 from equipoise.integrate.implicit.dual_problem import DualStart, extrapolated_average
 from equipoise.integrate.implicit.operators import DenseOperator, LowRankOperator, SymmetricOperator
 from equipoise.integrate.implicit.step_problem import WarmStart
@@ -16,7 +18,14 @@ from equipoise.integrate.objective import Cotangents, Objective, PotentialLinear
 
 _STEADY = 3e-3  # tolerance of the dual problem below which the kernel of the last iterate serves
 
-Averaged = tuple[Cotangents, Cotangents, WarmStart | None]  # Dᵀ p̄, Dᵀ (p̄ - p of lower order), the next warm start
+
+class Average(NamedTuple):
+    """`p̄` over a step, as cotangents of the margins."""
+
+    mean: Cotangents  # Dᵀ p̄
+    doubt: Cotangents  # Dᵀ (p̄ - p of lower order)
+    warm_start: WarmStart | None = None  # of the next iterate
+    operations: float = 0.0  # of kernels and their factors
 
 
 class DualWeights(Protocol):
@@ -29,7 +38,8 @@ class DualWeights(Protocol):
         after: MarginEvaluation,
         warm_start: WarmStart | None,
         tolerance: float,
-    ) -> Averaged:
+        most: float = math.inf,
+    ) -> Average:
         """`p̄` as cotangents of the margins.
 
         Args:
@@ -38,6 +48,7 @@ class DualWeights(Protocol):
             after: the same at its end, as far as it is known.
             warm_start: the dual problem of the iterate before; None at the first.
             tolerance: residual at which the dual problem is solved.
+            most: operations of factors after which it is given up.
         """
         ...
 
@@ -56,11 +67,12 @@ class TrapezoidalWeights:
         after: MarginEvaluation,
         warm_start: WarmStart | None,
         tolerance: float,
-    ) -> Averaged:
+        most: float = math.inf,
+    ) -> Average:
         """The mean of both ends, and half their difference; there is no dual problem."""
         start, end = self.objective.cotangents(before), self.objective.cotangents(after)
         mean = end if self.order == 1 else (start + end) / 2
-        return mean, (end - start) / 2, None
+        return Average(mean, (end - start) / 2)
 
 
 @dataclass(frozen=True)
@@ -84,23 +96,28 @@ class EntropicWeights:
         after: MarginEvaluation,
         warm_start: WarmStart | None,
         tolerance: float,
-    ) -> Averaged:
+        most: float = math.inf,
+    ) -> Average:
         """The extrapolated average, its difference to first order, and the solutions to start from."""
         u0, u1 = self.objective.potential(before), self.objective.potential(after)
+        serves = warm_start is not None and tolerance < _STEADY
+        formed = 0.0 if serves else forming_operations(self.objective, len(u0), self.landmarks)
         if warm_start is None:
             cold = DualStart(self.cold_start)
             kernel, drift, starts = self._kernel(linearization), torch.zeros_like(u0), (cold, cold, cold)
         else:
-            kernel = warm_start.kernel if tolerance < _STEADY else self._kernel(linearization)
+            kernel = warm_start.kernel if serves else self._kernel(linearization)
             # The part of u₁ - u₀ that the frozen kernel does not explain: with it the margins end where they are
             drift, starts = u1 - u0 - self.span * kernel.matmul(warm_start.mean), warm_start.solutions
-        found = extrapolated_average(kernel.scaled(self.span), u0, drift, starts, self.temperature, tolerance)
+        scaled, limits = kernel.scaled(self.span), (tolerance, most - formed)
+        found = extrapolated_average(scaled, u0, drift, starts, self.temperature, *limits)
         whole, first, second = (solution.weights for solution in found)
         second_order = first + second - whole
         mean = whole if self.order == 1 else second_order
         solutions = (found[0].start, found[1].start, found[2].start)
         doubt = linearization.cotangents(second_order - whole)
-        return linearization.cotangents(mean), doubt, WarmStart(kernel, solutions, mean)
+        operations = formed + sum(solution.operations for solution in found)
+        return Average(linearization.cotangents(mean), doubt, WarmStart(kernel, solutions, mean), operations)
 
     def _kernel(self, linearization: PotentialLinearization) -> SymmetricOperator:
         """`K`, or its approximation from the columns of the landmarks: what that lacks is in the drift."""

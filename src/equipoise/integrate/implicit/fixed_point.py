@@ -43,8 +43,14 @@ class ImplicitStep:
     converged: bool
     iterations: int
     visited: int
+    kernels: float = 0.0  # operations of kernels and their factors
     temperature: float = 1.0
     off: float = math.nan  # by how much of ‖w‖ the velocity of the start missed the end, at the first iterate
+
+    @property
+    def operations(self) -> float:
+        """Operations of its solution."""
+        return self.iterations * self.objective.operations + self.kernels
 
 
 def solve_implicit_step(
@@ -59,25 +65,26 @@ def solve_implicit_step(
         dual_weights: the rule for `p̄`.
 
     Returns:
-        The step, converged or given up.
+        The step, converged or given up: also where it takes more operations than it is worth.
     """
     active, norm = step.restricted(objective, rows), float(step.state.weights.norm())
-    entered, paths, history, changes = step.predicted_end, None, Anderson(), []
-    last = _iterate(
-        active, objective.margins.evaluate(entered), entered, active.slopes, None, dual_weights, _tolerance([], step)
-    )
+    entered, paths, history, changes, kernels = step.predicted_end, None, Anderson(), [], 0.0
+    after, slopes, warm_start = objective.margins.evaluate(entered), active.slopes, None
     while True:
+        left = step.worth - kernels - (len(changes) + 1) * objective.operations
+        last = _iterate(active, after, entered, slopes, warm_start, dual_weights, _tolerance(changes, step), left)
+        kernels, left = kernels + last.operations, left - last.operations
         changes.append(float((last.end - entered).norm()) / norm)
         off = changes[0] if step.off is None else step.off
         enough = _enough(off, step.size)
         # The first iterate kept the slopes of the step before: it is none of the same map, nor ever the last.
-        if _finished(changes, enough) and not (paths is None and objective.margins.kinks and changes[-1] < 1):
+        first = paths is None and objective.margins.kinks and changes[-1] < 1
+        if left < 0 or (_finished(changes, enough) and not first):
             break
         history, guess = (history, last) if paths is None else _accelerated(history, entered, last, paths.kinks)
         entered, after = guess.end, objective.margins.evaluate(guess.end)
         paths = paths or KinkPaths.of(active, guess, after)
-        slopes = paths.slopes(guess, after)
-        last = _iterate(active, after, entered, slopes, guess.warm_start, dual_weights, _tolerance(changes, step))
+        slopes, warm_start = paths.slopes(guess, after), guess.warm_start
     error, learnt, dual = last.error(step), 2 if paths and paths.kinks else 0, step.state.dual
     return ImplicitStep(
         objective=objective,
@@ -87,9 +94,10 @@ def solve_implicit_step(
         weights=last.end,
         dual=dual if rows is None or last.warm_start is None else last.warm_start.scattered(rows, dual),
         error=error,
-        converged=changes[-1] <= max(enough, _TOLERABLE, _SHARE * error),
+        converged=left >= 0 and changes[-1] <= max(enough, _TOLERABLE, _SHARE * error),
         iterations=len(changes),
         visited=(len(changes) + learnt) * objective.count,
+        kernels=kernels,
         off=off,
     )
 
@@ -102,12 +110,21 @@ def _iterate(
     warm_start: WarmStart | None,
     dual_weights: DualWeights,
     tolerance: float,
+    most: float,
 ) -> Iterate:
     """The map of the fixed point: from an end of the step, by midpoint and `p̄`, to the next."""
     start, span = active.step.state.weights, active.step.span
     linearization = active.objective.linearize((start + end) / 2, slopes)
-    cotangents, doubt, warm_start = dual_weights.average(linearization, active.before, after, warm_start, tolerance)
-    return Iterate(start + span * linearization.vjp(cotangents), slopes, warm_start, cotangents, doubt, linearization)
+    found = dual_weights.average(linearization, active.before, after, warm_start, tolerance, most)
+    return Iterate(
+        end=start + span * linearization.vjp(found.mean),
+        slopes=slopes,
+        warm_start=found.warm_start,
+        cotangents=found.mean,
+        doubt=found.doubt,
+        operations=found.operations,
+        linearization=linearization,
+    )
 
 
 def _accelerated(

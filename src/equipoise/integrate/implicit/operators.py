@@ -45,6 +45,11 @@ class ShiftedFactor(ABC):
 
     root: Float[Tensor, " a"]  # √p
 
+    @property
+    @abstractmethod
+    def operations(self) -> float:
+        """The operations that it took."""
+
     @abstractmethod
     def solve(self, sides: Float[Tensor, "a sides"]) -> Float[Tensor, "a sides"]:
         """The product of the inverse with `sides`."""
@@ -107,6 +112,11 @@ class DenseFactor(ShiftedFactor):
     diagonal: Float[Tensor, " a"]  # T + p A_ii
     heavy: Rows
     cholesky: Float[Tensor, "heavy heavy"]
+
+    @property
+    def operations(self) -> float:
+        """The operations that it took."""
+        return cholesky_operations(len(self.heavy))
 
     def solve(self, sides: Float[Tensor, "a sides"]) -> Float[Tensor, "a sides"]:
         """The product of the inverse with `sides`."""
@@ -180,11 +190,26 @@ class LowRankFactor(ShiftedFactor):
     temperature: float
     cholesky: Float[Tensor, "r r"]
 
+    @property
+    def operations(self) -> float:
+        """The operations that it took."""
+        return gram_operations(*self.factor_matrix.shape) + cholesky_operations(len(self.cholesky))
+
     def solve(self, sides: Float[Tensor, "a sides"]) -> Float[Tensor, "a sides"]:
         """The product of the inverse with `sides`."""
         root = self.root[:, None]
         inner = torch.cholesky_solve(self.factor_matrix.T @ (root * sides), self.cholesky)
         return (sides - root * (self.factor_matrix @ inner)) / self.temperature
+
+
+def cholesky_operations(rows: int) -> float:
+    """Operations of a Cholesky factor."""
+    return rows**3 / 3
+
+
+def gram_operations(rows: int, columns: int) -> float:
+    """Operations of `Fᵀ F`, or of the product of `F` with a square matrix."""
+    return 2.0 * rows * columns**2
 
 
 def heavy_rows(stiffness: Float[Tensor, " b"], temperature: float) -> Rows:

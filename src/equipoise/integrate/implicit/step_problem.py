@@ -1,5 +1,6 @@
 """The implicit step as a problem: where it starts, what it covers, and one iterate of its solution (T6.1, T6.2)."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -53,6 +54,7 @@ class StepProblem:
     order: int = 2
     guess: Weights | None = None  # the end, where the step has been solved on fewer potentials
     off: float | None = None  # by how much of ‖w‖ the velocity of the start missed the end then
+    worth: float = math.inf  # operations after which its solution is given up
 
     @property
     def size(self) -> float:
@@ -110,6 +112,7 @@ class Iterate:
     warm_start: WarmStart | None
     cotangents: Cotangents  # Dᵀ p̄
     doubt: Cotangents  # Dᵀ (p̄ - p of lower order)
+    operations: float  # of kernels and their factors
     linearization: PotentialLinearization  # at the midpoint
 
     def error(self, step: StepProblem) -> float:

@@ -53,7 +53,13 @@ class _Tries:
     sizes: dict[str, float]
     rejected: int
     visited: int
+    kernels: float = 0.0  # operations of kernels and their factors
     over: bool = False  # no acceptable step is left
+
+    def operations(self, objective: Objective, state: State) -> float:
+        """Operations of the tries from a state."""
+        passes = (self.visited - state.examples_visited) / objective.count
+        return passes * objective.operations + self.kernels
 
 
 @checked_fields
@@ -101,28 +107,27 @@ class EntropicMidpoint:
             return self._implicit(objective, state, StepPredictor.at(objective, state), max_size)
         predictor = cache(lambda: StepPredictor.at(objective, state))
         iteration = cache(lambda: self._iteration(objective, state, predictor()))
-        asked = lambda: 0.0 if margins_at_rest(predictor(), self.step_size) else iteration()[0]  # noqa: E731
+        asked = lambda: 0.0 if margins_at_rest(predictor(), self.step_size) else iteration()  # noqa: E731
         if not next_is_explicit(state, objective.operations, asked):
             taken = self._implicit(objective, state, predictor(), max_size, state.costs.get(ROUTE, math.inf))
             if taken is not None:
-                return after_implicit(taken, state, objective, *iteration())
-            state = after_refusal(state, iteration()[0])
+                return after_implicit(taken, state, iteration())
+            state = after_refusal(state, iteration())
         taken = stabilised_step(objective, state, self.rtol, self.step_size, self.smallest, max_size)
         if taken is not None:
             return after_explicit(taken)
         state = without_explicit(state)
         taken = self._implicit(objective, state, predictor(), max_size)
-        return taken and after_implicit(taken, state, objective, *iteration())
+        return taken and after_implicit(taken, state, iteration())
 
-    def _iteration(self, objective: Objective, state: State, predictor: StepPredictor) -> tuple[float, float]:
-        """The operations of an iteration of the next implicit step over its size, and the share of its pass in them."""
+    def _iteration(self, objective: Objective, state: State, predictor: StepPredictor) -> float:
+        """The operations of an iteration of the next implicit step over its size."""
         if not 0 < predictor.speed < math.inf:
-            return math.inf, 1.0
+            return math.inf
         rule, sizes = self._cheaper_rule(objective, state, predictor, state.sizes)
         if rule == "trapezoid":
-            return objective.operations / sizes[rule], 1.0
-        operations = implicit_operations(objective, predictor, state.dual, sizes[rule] / predictor.speed)
-        return operations.total / sizes[rule], operations.passes / operations.total
+            return objective.operations / sizes[rule]
+        return implicit_operations(objective, predictor, state.dual, sizes[rule] / predictor.speed) / sizes[rule]
 
     def _implicit(
         self,
@@ -132,19 +137,24 @@ class EntropicMidpoint:
         max_size: float,
         worth: float = math.inf,
     ) -> Taken | None:
-        """One accepted implicit step, or `None`; also where its tries cost more than `worth` for its size."""
+        """One accepted implicit step, or `None`; also where its tries cost more than `worth` for its size.
+
+        One that has begun may go on to twice that: half of it is lost if it is given up.
+        """
         tries = _Tries(dict(state.sizes), 0, state.examples_visited + objective.count)
         while 0 < predictor.speed < math.inf and not tries.over:
-            spent = (tries.visited - state.examples_visited) / objective.count * objective.operations
-            if tries.rejected and spent > worth * max(tries.sizes["trapezoid"], tries.sizes["entropic"]):
+            spent, most = tries.operations(objective, state), worth * max(tries.sizes[rule] for rule in _ITERATIONS)
+            if spent > (most if tries.rejected else 2 * most):
                 return None
             far = min(tries.sizes.get("escape", 0.0), max_size)
             if far >= _FAR * self.step_size and margins_at_rest(predictor, far):
                 taken, tries = self._escape_step(objective, state, predictor, far, tries)
             else:
-                taken, tries = self._implicit_step(objective, state, predictor, max_size, tries)
+                taken, tries = self._implicit_step(objective, state, predictor, max_size, 2 * most - spent, tries)
             if taken is not None:
-                return taken
+                after, record = taken
+                operations = replace(tries, visited=after.examples_visited).operations(objective, state)
+                return after, replace(record, operations=operations)
         return None
 
     def _escape_step(
@@ -158,17 +168,24 @@ class EntropicMidpoint:
             after, record = _escaped(objective, state, tried, sizes | {"escape": longer}, tries.rejected, visited)
             if _consistent(record, state):
                 return (after, record), tries
-        return None, _Tries(sizes | {"escape": size * min(tried.factor, 0.7)}, tries.rejected + 1, visited)
+        shorter = sizes | {"escape": size * min(tried.factor, 0.7)}
+        return None, replace(tries, sizes=shorter, rejected=tries.rejected + 1, visited=visited)
 
     def _implicit_step(
-        self, objective: Objective, state: State, predictor: StepPredictor, max_size: float, tries: _Tries
+        self,
+        objective: Objective,
+        state: State,
+        predictor: StepPredictor,
+        max_size: float,
+        worth: float,
+        tries: _Tries,
     ) -> tuple[Taken | None, _Tries]:
         """An implicit midpoint step by the cheaper rule; of half the size at the next try where it is rejected."""
         rule, sizes = self._cheaper_rule(objective, state, predictor, tries.sizes)
         size = min(sizes[rule], max_size)
-        step = StepProblem(objective, state, predictor, size / predictor.speed, self.order)
+        step = StepProblem(objective, state, predictor, size / predictor.speed, self.order, worth=worth)
         solved = solve_trapezoidal(step) if rule == "trapezoid" else solve_entropic(step)
-        visited = tries.visited + solved.visited
+        visited, tries = tries.visited + solved.visited, replace(tries, kernels=tries.kernels + solved.kernels)
         if torch.equal(solved.weights, state.weights):  # the velocity vanishes here, though it did not on the last step
             return None, replace(tries, over=True)
         if solved.converged and solved.error <= self.rtol:
@@ -180,7 +197,9 @@ class EntropicMidpoint:
                 return (after, replace(record, resized=resized)), tries
             visited = after.examples_visited
         halved = size / 2
-        return None, _Tries(sizes | {rule: halved}, tries.rejected + 1, visited, over=halved < self.smallest)
+        sizes = sizes | {rule: halved}
+        over = halved < self.smallest
+        return None, replace(tries, sizes=sizes, rejected=tries.rejected + 1, visited=visited, over=over)
 
     def _cheaper_rule(
         self, objective: Objective, state: State, predictor: StepPredictor, sizes: dict[str, float]
@@ -195,10 +214,10 @@ class EntropicMidpoint:
         reach = _REACH * predictor.speed / predictor.fastest if predictor.fastest > 0 else math.inf
         if explicit > reach:
             explicit = max(reach, explicit / 2)
-        operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed).total
+        operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed)
         while math.isinf(operations) and implicit > explicit:
             implicit /= 2
-            operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed).total
+            operations = implicit_operations(objective, predictor, state.dual, implicit / predictor.speed)
         cheaper = "entropic" if objective.operations / explicit > operations / implicit else "trapezoid"
         return cheaper, sizes | {"trapezoid": explicit, "entropic": implicit}
 
@@ -222,7 +241,7 @@ def solve_trapezoidal(step: StepProblem) -> ImplicitStep:
 
 def solve_entropic(step: StepProblem) -> ImplicitStep:
     """The step on the potentials that matter; those of the others that turn out to weigh enter, and it is repeated."""
-    objective, visited = step.objective, 0
+    objective, visited, kernels = step.objective, 0, 0.0
     temperature = resolved_temperature(step.predictor.potential)
     rows = initial_active_set(step.predictor, step.state.dual, step.span)
     while True:
@@ -230,8 +249,9 @@ def solve_entropic(step: StepProblem) -> ImplicitStep:
         places = landmarks(objective, step.predictor, dual, step.span, rows)
         weights = EntropicWeights(active, dual[rows], places, step.span, temperature, step.order)
         solved = solve_implicit_step(step, active, rows, weights)
-        visited += solved.visited + objective.count // 3
-        solved = replace(solved, visited=visited, temperature=temperature)
+        visited, kernels = visited + solved.visited + objective.count // 3, kernels + solved.kernels
+        step = replace(step, worth=step.worth - solved.operations - objective.operations / 3)
+        solved = replace(solved, visited=visited, kernels=kernels, temperature=temperature)
         if not solved.converged:
             return solved
         end = objective.margins.evaluate(solved.weights)
@@ -264,6 +284,7 @@ def _advanced(
         sizes=sizes,
         time=elapsed(objective, state, evaluation, length, (length / span, float(velocity.norm()))),
         temperature=solved.temperature,
+        costs=state.costs,
         examples_visited=visited + iterations * solved.objective.count,
         taken=state.taken + 1,
         missed=state.missed + mismatch * float(weights.norm()),
@@ -321,6 +342,7 @@ def _escaped(
         velocity=taken.velocity,
         gradient_norm=float(taken.velocity.norm()),
         sizes=sizes,
+        costs=state.costs,
         time=state.time.later(taken.time(objective.log_risk(state.evaluation), objective.log_risk(taken.evaluation))),
         temperature=state.temperature,
         examples_visited=visited,

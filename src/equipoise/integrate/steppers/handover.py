@@ -49,7 +49,7 @@ def next_is_explicit(state: State, operations: float, iteration: Callable[[], fl
     if explicit is None:
         return iteration() > 0
     if state.stiffest is None:  # the last step was implicit
-        return explicit < state.costs["implicit"]
+        return explicit < state.costs.get("implicit", 0.0)
     asked = state.taken % _ASKED == 0 or explicit * state.sizes.get(ROUTE, 0.0) > _DEAR * operations
     return not asked or explicit <= state.costs.get("iterations", _ITERATIONS) * iteration()
 
@@ -61,21 +61,16 @@ def after_explicit(taken: tuple[State, Step]) -> tuple[State, Step]:
     return replace(state, costs=state.costs | {"iterations": iterations}), step
 
 
-def after_implicit(
-    taken: tuple[State, Step], before: State, objective: Objective, iteration: float, share: float
-) -> tuple[State, Step]:
+def after_implicit(taken: tuple[State, Step], before: State, iteration: float) -> tuple[State, Step]:
     """The step with its cost.
 
     Args:
         taken: the step.
         before: the state before it.
-        objective: on all potentials.
         iteration: the operations of one iteration over the size of the step, as they were expected.
-        share: of the operations of an iteration, those of its pass.
     """
     state, step = taken
-    passes = (state.examples_visited - before.examples_visited) / objective.count
-    cost = passes * objective.operations / share / step.size
+    cost = step.operations / step.size
     return replace(state, costs=before.costs | {"implicit": cost, "iterations": cost / iteration}), step
 
 
