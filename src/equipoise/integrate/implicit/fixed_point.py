@@ -158,8 +158,9 @@ def _finished(changes: Sequence[float], enough: float) -> bool:
     Patience begins after the first iterate, whose slopes are those of the step before: a short step hardly moves by
     them.
     """
-    slow = len(changes) == _PATIENCE and min(changes) > _FALLEN * max(changes)
-    return changes[-1] <= enough or slow or _given_up(changes[1:] or changes, _ITERATIONS)
+    own = changes[1:] or changes
+    slow = len(own) == _PATIENCE and min(own) > _FALLEN * max(own)
+    return changes[-1] <= enough or slow or _given_up(own, _ITERATIONS)
 
 
 def _given_up(changes: Sequence[float], most: int) -> bool:
