@@ -101,73 +101,146 @@ class LawValues:
 
 
 @dataclass(frozen=True, eq=False)
+class _Block:
+    """The block of `H` of one law by itself, `A → S A + A S` with `S = Σ degree² w wᵀ`.
+
+    The weights of a law of whole matrices are turned to where `S` is diagonal: it is then inverted entry by entry.
+    """
+
+    law: Law
+    values: Tensor  # of `S`
+    vectors: Tensor
+    turned: bool
+    exact: bool  # whether this is the block to rounding
+
+    @classmethod
+    def at(cls, law: Law, weights: Weights, free: bool) -> "_Block":
+        """The block at some weights; `free` where no sum is held."""
+        values, vectors = torch.linalg.eigh(_sides(law, law.slices(weights)))
+        whole = type(law.commutant).project is Matrices.project
+        single = len(set(law.parameters)) == len(law.interface.members)
+        turned = free and whole and values.shape[-1] > 1
+        return cls(law, values, vectors, turned, free and whole and single)
+
+    def inwards(self, generator: Tensor) -> Tensor:
+        """A generator in the coordinates of the turned weights."""
+        return self.vectors.mT @ generator @ self.vectors if self.turned else generator
+
+    def outwards(self, generator: Tensor) -> Tensor:
+        """The same in those of the weights."""
+        return self.vectors @ generator @ self.vectors.mT if self.turned else generator
+
+    def product(self, generator: Tensor) -> Tensor:
+        """`S A + A S`, where the weights are turned or `A` is a number."""
+        return (self.values[:, :, None] + self.values[:, None, :]) * generator
+
+    def solve(self, right: Tensor) -> Tensor:
+        """The inverse; zero in directions that `S` does not have."""
+        if self.turned or self.values.shape[-1] == 1:
+            return _over_sums(self.values, right)
+        found = _over_sums(self.values, self.vectors.mT @ right @ self.vectors)
+        return self.law.commutant.project(self.vectors @ found @ self.vectors.mT)
+
+
+@dataclass(frozen=True, eq=False)
 class _System:
     """The equations `H A = R` at some weights, for a generator `A` of each law.
 
-    Of laws of whole matrices the weights are turned to where `S = Σ degree² w wᵀ` is diagonal: the block of `H` of each
-    is then inverted entry by entry.
+    Laws that share no weight, of a chain every other one, are eliminated by their blocks: conjugate gradients on what
+    is left take half as many iterations.
     """
 
-    laws: tuple[Law, ...]
+    blocks: list[_Block]
     shifts: tuple[Law, ...]
     weights: Weights  # turned
     slices: list[list[Tensor]]  # of these, by law
-    spectra: list[tuple[Tensor, Tensor]]  # of `S`, by law
-    turned: list[bool]
+    kept: list[int]
+    eliminated: list[int]
+    apart: bool  # whether those kept share no weight with each other either
 
     @classmethod
     def at(cls, laws: tuple[Law, ...], shifts: tuple[Law, ...], weights: Weights) -> "_System":
         """The system at these weights."""
-        spectra = [torch.linalg.eigh(_sides(law, law.slices(weights))) for law in laws]
-        turned = [not shifts and _is_whole(law) for law in laws]
-        weights = {name: weight.clone() for name, weight in weights.items()} if any(turned) else weights
-        for law, (_, vectors), turns in zip(laws, spectra, turned, strict=True):
-            if turns:
-                rotate(law, weights, vectors.mT)
-        return cls(laws, shifts, weights, [law.slices(weights) for law in laws], spectra, turned)
+        blocks = [_Block.at(law, weights, free=not shifts) for law in laws]
+        if any(block.turned for block in blocks):
+            weights = {name: weight.clone() for name, weight in weights.items()}
+        for block in blocks:
+            if block.turned:
+                rotate(block.law, weights, block.vectors.mT)
+        exact = [number for number, block in enumerate(blocks) if block.exact]
+        eliminated = _apart(laws, exact)
+        kept = [number for number in range(len(laws)) if number not in eliminated]
+        apart = _apart(laws, [number for number in kept if number in exact]) == kept
+        return cls(blocks, shifts, weights, [law.slices(weights) for law in laws], kept, eliminated, apart)
 
     def solve(self, gaps: Generators, tolerance: float) -> tuple[Generators, float]:
         """The generators, and the operations that they took."""
-        products = 0
+        kept, eliminated, products = self.kept, self.eliminated, 0
+        gaps = [block.inwards(gap) for block, gap in zip(self.blocks, gaps, strict=True)]
 
         def product(generators: Generators) -> Generators:
             nonlocal products
             products += 1
-            return self._product(generators)
+            if self.apart:
+                own = [self.blocks[number].product(each) for number, each in zip(kept, generators, strict=True)]
+                moved = self._product(generators, kept, eliminated)
+            else:
+                both = self._product(generators, kept, kept + eliminated)
+                own, moved = both[: len(kept)], both[len(kept) :]
+            return self._less_answer(own, moved)
 
-        frames = [vectors if turns else None for (_, vectors), turns in zip(self.spectra, self.turned, strict=True)]
-        gaps = [gap if frame is None else frame.mT @ gap @ frame for gap, frame in zip(gaps, frames, strict=True)]
-        found = conjugate_gradients(product, gaps, self._law_by_law, tolerance)
-        found = [each if frame is None else frame @ each @ frame.mT for each, frame in zip(found, frames, strict=True)]
-        return found, products * self._operations
+        target = self._less_answer([gaps[number] for number in kept], [gaps[number] for number in eliminated])
+        found = conjugate_gradients(product, target, lambda right: self._inverse(right, kept), tolerance)
+        moved = self._product(found, kept, eliminated)
+        rest = [gaps[number] - each for number, each in zip(eliminated, moved, strict=True)]
+        both = dict(zip(kept + eliminated, found + self._inverse(rest, eliminated), strict=True))
+        generators = [block.outwards(both[number]) for number, block in enumerate(self.blocks)]
+        return generators, (products + 1) * self._operations
 
-    def _product(self, generators: Generators) -> Generators:
-        """`2 P sym(ẇ wᵀ)` for the velocity `ẇ` of these generators, with every sum held."""
-        velocity = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        for law, members, each in zip(self.laws, self.slices, generators, strict=True):
-            add_velocity(law, members, each, velocity)
+    def _less_answer(self, onto_kept: Generators, onto_eliminated: Generators) -> Generators:
+        """What is left on the laws kept when those eliminated have answered."""
+        if not self.eliminated:
+            return onto_kept
+        answer = self._product(self._inverse(onto_eliminated, self.eliminated), self.eliminated, self.kept)
+        return [each - its for each, its in zip(onto_kept, answer, strict=True)]
+
+    def _inverse(self, right: Generators, numbers: list[int]) -> Generators:
+        """The inverse of `H` for each of some laws by itself."""
+        return [self.blocks[number].solve(each) for number, each in zip(numbers, right, strict=True)]
+
+    def _product(self, generators: Generators, moving: list[int], onto: list[int]) -> Generators:
+        """`2 P sym(ẇ wᵀ)` of some laws for the velocity `ẇ` of these generators of others, with every sum held."""
+        if not onto:
+            return []
+        names = self._shared(moving, onto) if not self.shifts else set(self.weights)
+        velocity = {name: torch.zeros_like(self.weights[name]) for name in names}
+        for number, each in zip(moving, generators, strict=True):
+            add_velocity(self.blocks[number].law, self.slices[number], each, velocity)
         for law in self.shifts:
             center(law, velocity)
-        pairs = zip(self.laws, self.slices, strict=True)
-        return [2 * moments_of(law, law.slices(velocity), members) for law, members in pairs]
+        return [2 * moments_of(self.blocks[number].law, velocity, self.slices[number]) for number in onto]
 
-    def _law_by_law(self, right: Generators) -> Generators:
-        """The inverse of `H` for each law by itself, `S A + A S = R`, to precondition by."""
-        each = zip(self.laws, self.spectra, self.turned, right, strict=True)
-        return [
-            _over_sums(values, one) if turns else law.commutant.project(_lyapunov(values, vectors, one))
-            for law, (values, vectors), turns, one in each
-        ]
+    def _shared(self, moving: list[int], onto: list[int]) -> set[str]:
+        """The weights that laws of both kinds are of."""
+        moved, read = (
+            {name for number in each for name in self.blocks[number].law.parameters} for each in (moving, onto)
+        )
+        return moved & read
 
     @property
     def _operations(self) -> float:
-        """Of one product with `H`: two with every member, by its matrices."""
+        """Of one product on the laws kept: two with every member of every law, by its matrices."""
         return sum(4.0 * one.numel() * one.shape[2] for members in self.slices for one in members)
 
 
-def _is_whole(law: Law) -> bool:
-    """Whether a law is one of all matrices on some blocks."""
-    return law.commutant.shape[1] > 1 and type(law.commutant).project is Matrices.project
+def _apart(laws: Sequence[Law], numbers: Sequence[int]) -> list[int]:
+    """Of laws with these numbers as many as come, in their order, without a weight in common."""
+    found, taken = [], set()
+    for number in numbers:
+        if taken.isdisjoint(laws[number].parameters):
+            found.append(number)
+            taken.update(laws[number].parameters)
+    return found
 
 
 def _sides(law: Law, slices: Sequence[Tensor]) -> Tensor:
@@ -176,15 +249,8 @@ def _sides(law: Law, slices: Sequence[Tensor]) -> Tensor:
     return sum((each @ each.mT for each in lines[1:]), lines[0] @ lines[0].mT)
 
 
-def _lyapunov(values: Tensor, vectors: Tensor, right: Tensor) -> Tensor:
-    """`A` with `S A + A S = R`, from the spectrum of `S`; zero in directions that `S` does not have."""
-    if values.shape[-1] == 1:
-        return torch.where(values > 0, right[:, 0] / torch.where(values > 0, 2 * values, 1.0), 0.0)[:, None]
-    return vectors @ _over_sums(values, vectors.mT @ right @ vectors) @ vectors.mT
-
-
 def _over_sums(values: Tensor, right: Tensor) -> Tensor:
-    """The same where `S` is the diagonal matrix of these values."""
+    """`A` with `S A + A S = R` where `S` is the diagonal matrix of these values."""
     sums = values[:, :, None] + values[:, None, :]
     resolved = sums > torch.finfo(values.dtype).eps * sums.amax((1, 2), keepdim=True)
     return torch.where(resolved, right / torch.where(resolved, sums, 1.0), 0.0)

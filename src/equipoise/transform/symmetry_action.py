@@ -13,6 +13,7 @@ from torch import Tensor
 
 from equipoise.graph.interface import Member
 from equipoise.laws import Law
+from equipoise.laws.law import fitting
 
 Weights = dict[str, Tensor]  # by canonical name, contiguous
 Matrices = Float[Tensor, "blocks width width"]
@@ -24,12 +25,19 @@ def moments(law: Law, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -
 
     At `X = Y = w` this is the conserved quantity, and the gradient of `½‖w‖²` along the symmetry.
     """
-    return moments_of(law, law.slices(left), law.slices(right))
+    return moments_of(law, left, law.slices(right))
 
 
-def moments_of(law: Law, left: Sequence[Tensor], right: Sequence[Tensor]) -> Matrices:
-    """The same from the slices of the members."""
-    found = law.commutant.project(law.commutant.moments(left, right, law.degrees))
+def moments_of(law: Law, left: Mapping[str, Tensor], right: Sequence[Tensor]) -> Matrices:
+    """The same from the slices `Y` of the members; what `left` does not have is zero."""
+    pairs = zip(law.interface.members, right, strict=True)
+    present = [(member, own) for member, own in pairs if member.parameter in left]
+    if not present:
+        blocks, width = law.commutant.shape
+        return right[0].new_zeros(blocks, width, width)
+    moved = [member.slices(fitting(member, left)) for member, _ in present]
+    degrees = [member.degree for member, _ in present]
+    found = law.commutant.project(law.commutant.moments(moved, [own for _, own in present], degrees))
     return found if found.shape[-1] == 1 else (found + found.mT) / 2
 
 
@@ -69,11 +77,12 @@ def advance(law: Law, weights: Weights, generator: Matrices) -> None:
 def add_velocity(law: Law, members: Sequence[Tensor], generator: Matrices, velocity: Weights) -> None:
     """Add to `velocity` the derivative of the weights along `e^{tA}` at `t = 0`, for a symmetric generator `A`.
 
-    `members` are the slices of the weights.
+    `members` are the slices of the weights; what `velocity` does not have is left out.
     """
     for member, slices in zip(law.interface.members, members, strict=True):
-        own = _product(member.degree * generator[:, None], slices)
-        _update(member, velocity, lambda sofar, own=own: sofar + own)
+        if member.parameter in velocity:
+            own = _product(member.degree * generator[:, None], slices)
+            _update(member, velocity, lambda sofar, own=own: sofar + own)
 
 
 def _product(matrix: Float[Tensor, "blocks _ width width"], slices: Tensor) -> Tensor:
