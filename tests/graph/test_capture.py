@@ -1,4 +1,5 @@
 import copy
+import resource
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,23 @@ def test_the_place_of_an_error_may_be_in_a_library_whose_name_begins_as_torch():
     with pytest.raises(ZeroDivisionError) as error:
         exec(compile("1 / 0", file, "exec"))
     assert place(error.value) == " at conv.py:1"
+
+
+def test_a_large_model_whose_batch_stays_fixed_is_not_laid_out_in_memory():
+    """Dynamo, which frees a batch read by `len`, copies every weight: here a gigabyte, twice."""
+
+    class Long(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.up, self.across, self.down = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 2)
+
+        def forward(self, x):
+            return self.down(self.across(torch.relu(self.up(x))).reshape(len(x), -1))
+
+    x = torch.zeros(2, 8, device="meta")
+    with torch.device("meta"):
+        small, large = Long(16), Long(16384)
+    kinds = [law.kind for law in invariances(small, x)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert [law.kind for law in invariances(large, x)] == kinds == ["vertex", "linear"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kilobytes

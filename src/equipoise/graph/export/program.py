@@ -30,6 +30,9 @@ Keywords: TypeAlias = dict[str, Any]
 Decompositions: TypeAlias = Mapping[torch._ops.OperatorBase, Callable[..., object]]
 
 
+_COPIED = 1 << 30  # bytes of weights that are copied for a free batch
+
+
 @dataclass(frozen=True)
 class Exported:
     """A functional program, the floating dtypes that its code casts to, and whether it updates buffers."""
@@ -175,12 +178,15 @@ def place(error: Exception) -> str:
 
 
 def _with_free_batch(model: nn.Module, decompositions: Decompositions, args: Arguments, kwargs: Keywords) -> Exported:
-    """Without dynamo, which reads fewer models; with it where that leaves the batch fixed, as `len(x)` does."""
+    """Without dynamo, which reads fewer models; with it where that leaves the batch fixed, as `len(x)` does.
+
+    Dynamo copies every weight, also of a model that is only shapes: large ones are read at the batch as it is.
+    """
     shapes = _dynamic_shapes(model, args, kwargs)
     export = partial(torch.export.export, model, args, kwargs, dynamic_shapes=shapes)
     with callers_device():
         program = export(strict=False)
-        if shapes is not None and _fixed(program, _batch(args, kwargs)):
+        if shapes is not None and _fixed(program, _batch(args, kwargs)) and _weight_bytes(model) <= _COPIED:
             with suppress(Exception):  # the model wants this batch and no other
                 program = export(strict=True)
     cut_off(program.graph_module)
@@ -234,6 +240,11 @@ def _fixed(program: torch.export.ExportedProgram, batch: int | None) -> bool:
     own = set(program.graph_signature.user_inputs)
     values = [node.meta.get("val") for node in placeholders(program.graph) if node.name in own]
     return any(isinstance(value, Tensor) and value.ndim > 0 and str(value.shape[0]) == str(batch) for value in values)
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights, where they are laid out in full."""
+    return sum(weight.numel() * weight.element_size() for weight in (*model.parameters(), *model.buffers()))
 
 
 def _batch(args: Arguments, kwargs: Keywords) -> int | None:
