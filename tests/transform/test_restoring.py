@@ -27,8 +27,9 @@ def scores(model, weights, inputs):
     [
         (lambda: mlp([5, 6, 6, 3], linear_tail=2, bias=True, seed=1), "cross_entropy"),
         (lambda: residual_mlp(5, 6, 4, linear_tail=2, seed=1), None),
+        (lambda: mlp([5, 6, 7, 6, 6, 4], linear_tail=3, seed=1), None),
     ],
-    ids=["classes", "skips"],
+    ids=["classes", "skips", "chain"],
 )
 def test_restored_weights_have_every_value_and_the_same_margins(network, loss):
     model = network()

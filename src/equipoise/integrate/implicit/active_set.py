@@ -15,6 +15,7 @@ from equipoise.integrate.implicit.operators import cholesky_operations, gram_ope
 from equipoise.integrate.implicit.step_problem import StepPredictor
 from equipoise.integrate.margins.readout import Rows
 from equipoise.integrate.objective import Objective
+from equipoise.integrate.state import State
 
 _NEGLIGIBLE = 25.0  # an example whose u exceeds the least by this weighs under e^-25 of the heaviest
 _ASTRAY = 0.03  # of the longest way of a potential over a step, by which its end may be predicted wrong
@@ -77,6 +78,14 @@ def implicit_operations(objective: Objective, predictor: StepPredictor, dual: Te
     else:
         factored = gram_operations(len(rows), columns) + cholesky_operations(columns)
     return passes + factored + _FORMED * forming_operations(objective, len(rows), places)
+
+
+def least_operations(objective: Objective, state: State) -> float:
+    """Operations of an iteration over the size of its step from below: a pass over the examples that weigh now."""
+    potential = objective.potential(state.evaluation)
+    near = (potential - potential.min() < _NEGLIGIBLE).nonzero().squeeze(1)
+    share = len(objective.examples(near)) / objective.count + _VERIFIED if objective.loss.exponential_tail else 1.0
+    return share * objective.operations / max(state.sizes["trapezoid"], state.sizes["entropic"])
 
 
 def forming_operations(objective: Objective, rows: int, places: Rows | None) -> float:

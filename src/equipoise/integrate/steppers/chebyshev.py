@@ -101,10 +101,11 @@ def stabilised_step(
             weights, end = tried.end.clone(), tried.velocity.clone()
             left, operations = _restored(objective, weights, end)
             if left <= _restorable(weights):
+                factor = min(factor, 1.0) if rejected else factor
                 grown = state.sizes.get(ROUTE, _FIRST) if size < wanted else min(step_size, size * factor)
                 record = Step(ROUTE, float((weights - state.weights).norm()) / norm, size, tried.error / norm, rejected)
                 after = _advanced(objective, state, weights, end, size / speed, left, passes)
-                cost = (passes * _LIGHTER[field.single] * objective.operations + operations) / size
+                cost = (passes * _LIGHTER[field.single] * objective.operations + operations) / record.size
                 after = replace(
                     after, sizes=state.sizes | {ROUTE: grown}, costs=state.costs | {ROUTE: cost}, stiffest=stiffest
                 )

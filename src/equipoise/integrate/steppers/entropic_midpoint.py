@@ -14,7 +14,13 @@ import torch
 
 from equipoise.arguments import checked_fields
 from equipoise.errors import InputError
-from equipoise.integrate.implicit.active_set import implicit_operations, initial_active_set, landmarks, violations
+from equipoise.integrate.implicit.active_set import (
+    implicit_operations,
+    initial_active_set,
+    landmarks,
+    least_operations,
+    violations,
+)
 from equipoise.integrate.implicit.dual_problem import resolved_temperature
 from equipoise.integrate.implicit.dual_weights import EntropicWeights, TrapezoidalWeights
 from equipoise.integrate.implicit.fixed_point import ImplicitStep, converge_midpoint, solve_implicit_step
@@ -27,6 +33,8 @@ from equipoise.integrate.steppers.handover import (
     after_explicit,
     after_implicit,
     after_refusal,
+    at_first,
+    is_worth_trying,
     may_be_explicit,
     next_is_explicit,
     without_explicit,
@@ -105,26 +113,28 @@ class EntropicMidpoint:
         """One accepted step, or `None` when no step above `smallest` is acceptable or the velocity vanishes."""
         if not may_be_explicit(objective, self.explicit):
             return self._implicit(objective, state, StepPredictor.at(objective, state), max_size)
-        predictor = cache(lambda: StepPredictor.at(objective, state))
-        iteration = cache(lambda: self._iteration(objective, state, predictor()))
+        first, predictor = at_first(state), cache(lambda: StepPredictor.at(objective, state))
+        iteration = cache(lambda: self._iteration(objective, state, predictor(), first.sizes))
         asked = lambda: 0.0 if margins_at_rest(predictor(), self.step_size) else iteration()  # noqa: E731
-        if not next_is_explicit(state, objective.operations, asked):
-            taken = self._implicit(objective, state, predictor(), max_size, state.costs.get(ROUTE, math.inf))
+        if not next_is_explicit(state, objective.operations, asked, lambda: least_operations(objective, first)):
+            taken = self._implicit(objective, first, predictor(), max_size, state.costs.get(ROUTE, math.inf))
             if taken is not None:
                 return after_implicit(taken, state, iteration())
             state = after_refusal(state, iteration())
         taken = stabilised_step(objective, state, self.rtol, self.step_size, self.smallest, max_size)
         if taken is not None:
-            return after_explicit(taken)
+            return after_explicit(taken, state)
         state = without_explicit(state)
         taken = self._implicit(objective, state, predictor(), max_size)
         return taken and after_implicit(taken, state, iteration())
 
-    def _iteration(self, objective: Objective, state: State, predictor: StepPredictor) -> float:
-        """The operations of an iteration of the next implicit step over its size."""
+    def _iteration(
+        self, objective: Objective, state: State, predictor: StepPredictor, sizes: dict[str, float]
+    ) -> float:
+        """The operations of an iteration of an implicit step over its size."""
         if not 0 < predictor.speed < math.inf:
             return math.inf
-        rule, sizes = self._cheaper_rule(objective, state, predictor, state.sizes)
+        rule, sizes = self._cheaper_rule(objective, state, predictor, sizes)
         if rule == "trapezoid":
             return objective.operations / sizes[rule]
         return implicit_operations(objective, predictor, state.dual, sizes[rule] / predictor.speed) / sizes[rule]
@@ -137,20 +147,21 @@ class EntropicMidpoint:
         max_size: float,
         worth: float = math.inf,
     ) -> Taken | None:
-        """One accepted implicit step, or `None`; also where its tries cost more than `worth` for its size.
+        """One accepted implicit step, or `None`; also where none is worth trying any more.
 
-        One that has begun may go on to twice that: half of it is lost if it is given up.
+        `worth` are the operations of an explicit step over its size; a try may cost twice that before it is given up.
         """
         tries = _Tries(dict(state.sizes), 0, state.examples_visited + objective.count)
         while 0 < predictor.speed < math.inf and not tries.over:
-            spent, most = tries.operations(objective, state), worth * max(tries.sizes[rule] for rule in _ITERATIONS)
-            if spent > (most if tries.rejected else 2 * most):
+            competes = tries.rejected and worth < math.inf
+            if competes and not is_worth_trying(state, self._iteration(objective, state, predictor, tries.sizes)):
                 return None
             far = min(tries.sizes.get("escape", 0.0), max_size)
             if far >= _FAR * self.step_size and margins_at_rest(predictor, far):
                 taken, tries = self._escape_step(objective, state, predictor, far, tries)
             else:
-                taken, tries = self._implicit_step(objective, state, predictor, max_size, 2 * most - spent, tries)
+                most = 2 * worth * max(tries.sizes[rule] for rule in _ITERATIONS)
+                taken, tries = self._implicit_step(objective, state, predictor, max_size, most, tries)
             if taken is not None:
                 after, record = taken
                 operations = replace(tries, visited=after.examples_visited).operations(objective, state)

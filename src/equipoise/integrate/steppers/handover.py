@@ -1,9 +1,10 @@
 """The hand-over between stabilised explicit steps and implicit ones, by what each has cost for its length (T6.4).
 
-Costs are operations over `‖Δw‖/‖w‖`, counted while the steps were taken, so that a resumed run chooses alike. An
-explicit run asks now and then what an implicit step would cost: by the operations of one iteration, times the
-iterations that the last one took. An implicit run that has cost more than the last explicit step goes back to it, and
-so does one attempt at an implicit step that has.
+Costs are operations over `‖Δw‖/‖w‖`, counted while the steps were taken, so that a resumed run chooses alike: over the
+length that a step came, which is a small share of the planned one where explicit stages chatter about kinks. An
+explicit run asks what an implicit step would cost, now and then and where few examples weigh: by the operations of one
+iteration, times the iterations that the last one took. An implicit run that has cost more than explicit steps goes back
+to them, and so does one attempt at an implicit step that has.
 """
 
 import math
@@ -19,7 +20,9 @@ _ASKED = 8  # explicit steps between two questions
 _DEAR = 100.0  # passes that an explicit step has cost, from which there is a question before each: it costs two
 _ITERATIONS = 25.0  # of an implicit step, before one was taken
 _REMEMBERED = 0.9  # of the difference from that, per explicit step
-_WORSE = 4.0  # than an explicit step, after implicit ones were given up
+_LEAP = 2.0  # sizes of the next explicit step
+_RULES = ("trapezoid", "entropic")
+_WORSE = 2.0  # than an explicit step, after implicit ones were given up
 _NEVER = 1e300
 
 
@@ -28,7 +31,9 @@ def may_be_explicit(objective: Objective, asked: bool | None) -> bool:
     return objective.conserved is not None and (objective.operations > _LONG if asked is None else asked)
 
 
-def next_is_explicit(state: State, operations: float, iteration: Callable[[], float]) -> bool:
+def next_is_explicit(
+    state: State, operations: float, iteration: Callable[[], float], least: Callable[[], float] = lambda: math.inf
+) -> bool:
     """Whether the next step is an explicit one.
 
     Args:
@@ -36,6 +41,7 @@ def next_is_explicit(state: State, operations: float, iteration: Callable[[], fl
         operations: of a pass.
         iteration: counts the operations of an implicit iteration over its size; zero at a saddle, which steps of
             prescribed length leave.
+        least: the same from below, without a pass.
 
     >>> import torch
     >>> from equipoise.integrate.margins.protocol import MarginEvaluation
@@ -50,28 +56,53 @@ def next_is_explicit(state: State, operations: float, iteration: Callable[[], fl
         return iteration() > 0
     if state.stiffest is None:  # the last step was implicit
         return explicit < state.costs.get("implicit", 0.0)
-    asked = state.taken % _ASKED == 0 or explicit * state.sizes.get(ROUTE, 0.0) > _DEAR * operations
-    return not asked or explicit <= state.costs.get("iterations", _ITERATIONS) * iteration()
+    dear = explicit * state.sizes.get(ROUTE, 0.0) > _DEAR * operations
+    asked = dear or state.taken % _ASKED == 0 or is_worth_trying(state, least())
+    return not asked or not is_worth_trying(state, iteration())
 
 
-def after_explicit(taken: tuple[State, Step]) -> tuple[State, Step]:
-    """The step, after which the iterations of the last implicit one count for less."""
-    state, step = taken
-    iterations = _ITERATIONS + _REMEMBERED * (state.costs.get("iterations", _ITERATIONS) - _ITERATIONS)
-    return replace(state, costs=state.costs | {"iterations": iterations}), step
+def is_worth_trying(state: State, iteration: float) -> bool:
+    """Whether an implicit step, by the operations of an iteration over its size, costs less than an explicit one."""
+    return state.costs.get("iterations", _ITERATIONS) * iteration < state.costs.get(ROUTE, math.inf)
 
 
-def after_implicit(taken: tuple[State, Step], before: State, iteration: float) -> tuple[State, Step]:
-    """The step with its cost.
+def at_first(state: State) -> State:
+    """The state with the sizes at which implicit steps are tried first, where the last step was explicit.
+
+    The velocity changes as fast for both: what is far beyond the size of an explicit step does not converge.
+    """
+    if state.stiffest is None:
+        return state
+    most = _LEAP * state.sizes[ROUTE]
+    return replace(state, sizes=state.sizes | {rule: min(state.sizes.get(rule, most), most) for rule in _RULES})
+
+
+def after_explicit(taken: tuple[State, Step], before: State) -> tuple[State, Step]:
+    """The step, whose cost counts half, and after which the iterations of the last implicit one count for less.
 
     Args:
         taken: the step.
         before: the state before it.
-        iteration: the operations of one iteration over the size of the step, as they were expected.
     """
     state, step = taken
-    cost = step.operations / step.size
-    return replace(state, costs=before.costs | {"implicit": cost, "iterations": cost / iteration}), step
+    cost, known = state.costs[ROUTE], before.costs.get(ROUTE, _NEVER)
+    iterations = _ITERATIONS + _REMEMBERED * (state.costs.get("iterations", _ITERATIONS) - _ITERATIONS)
+    costs = {ROUTE: cost if known == _NEVER else (cost + known) / 2, "iterations": iterations}
+    return replace(state, costs=state.costs | costs), step
+
+
+def after_implicit(taken: tuple[State, Step], before: State, iteration: float) -> tuple[State, Step]:
+    """The step with its cost: after an explicit one over its planned size, since the velocity there may chatter.
+
+    Args:
+        taken: the step.
+        before: the state before it.
+        iteration: the operations of one iteration over the planned size of the step, as they were expected.
+    """
+    state, step = taken
+    length = step.size if before.stiffest is None else step.planned
+    costs = {"implicit": step.operations / length, "iterations": step.operations / step.planned / iteration}
+    return replace(state, costs=before.costs | costs), step
 
 
 def after_refusal(state: State, iteration: float) -> State:
