@@ -89,10 +89,10 @@ class Step:
     error: float = 0.0  # local error estimate, relative to ‖w‖
     rejected: int = 0
     active: int = 0  # potentials that entered the implicit problem
-    operations: float = 0.0  # of an implicit step, with the tries before it
     mismatch: float = 0.0  # relative distance of w_mid from self-consistency: bounds the drift of laws
     update: Update | None = None  # of a discrete method
     decrease: float = math.nan  # (R - R') / (η ‖∇R‖²) of gradient descent
+    operations: float = 0.0  # of an implicit step, with the tries before it
     resized: "Callable[[float], tuple[State, Step] | None] | None" = field(default=None, repr=False, compare=False)
     """The step at another planned size, cheaply; `None` where that would be too coarse."""
 

@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from equipoise.data import load
 from equipoise.integrate.margins.protocol import MarginEvaluation
+from equipoise.integrate.problem import build_problem
 from equipoise.integrate.state import State, Step
+from equipoise.integrate.steppers import EntropicMidpoint
 from equipoise.integrate.steppers.handover import (
     after_explicit,
     after_implicit,
@@ -16,6 +19,7 @@ from equipoise.integrate.steppers.handover import (
     next_is_explicit,
     without_explicit,
 )
+from equipoise.networks import mlp
 
 ZERO = torch.zeros(1)
 SIZES = {"trapezoid": 0.05, "entropic": 0.001, "escape": 0.05, "chebyshev": 0.004}
@@ -56,3 +60,14 @@ def test_implicit_steps_are_asked_for_where_few_examples_weigh():
     refused = after_refusal(BEFORE, 1.0)
     assert not is_worth_trying(refused, 1.0)
     assert is_worth_trying(refused, 0.4)
+
+
+@pytest.mark.parametrize("depth", [1.0, 300.0])
+def test_the_record_of_an_implicit_step_has_its_mismatch(depth):
+    problem = build_problem(mlp([5, 8, 8, 1], linear_tail=2, seed=1), load("separable", n=20, d=5), "exponential")
+    stepper = EntropicMidpoint()
+    state = stepper.init(problem.objective, problem.weights * depth ** (1 / 3))
+    after, step = stepper.step(problem.objective, state)
+    assert 0 < step.mismatch < 1e-13
+    assert after.missed == pytest.approx(step.mismatch * float(after.weights.norm()))
+    assert step.operations > problem.objective.operations

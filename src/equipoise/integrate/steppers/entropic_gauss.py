@@ -226,6 +226,6 @@ def _advanced(
         taken.error,
         rejected,
         len(taken.rows),
-        taken.mismatch,
+        mismatch=taken.mismatch,
     )
     return after, step

@@ -302,7 +302,7 @@ def _advanced(
     )
     active = len(solved.dual if solved.rows is None else solved.rows)
     size = length / float(state.weights.norm())
-    return after, Step(rule, size, step.size, solved.error, rejected, active, mismatch)
+    return after, Step(rule, size, step.size, solved.error, rejected, active, mismatch=mismatch)
 
 
 def _resized(
@@ -360,5 +360,5 @@ def _escaped(
         taken=state.taken + 1,
         missed=state.missed + taken.mismatch * float(taken.end.norm()),
     )
-    step = Step("escape", taken.size, taken.size, taken.error, rejected, len(after.dual), taken.mismatch)
+    step = Step("escape", taken.size, taken.size, taken.error, rejected, len(after.dual), mismatch=taken.mismatch)
     return after, step
