@@ -81,11 +81,11 @@ def implicit_operations(objective: Objective, predictor: StepPredictor, dual: Te
 
 
 def least_operations(objective: Objective, state: State) -> float:
-    """Operations of an iteration over the size of its step from below: a pass over the examples that weigh now."""
+    """The same from below, without a pass to predict them: of the examples that weigh now, and without a kernel."""
     potential = objective.potential(state.evaluation)
     near = (potential - potential.min() < _NEGLIGIBLE).nonzero().squeeze(1)
     share = len(objective.examples(near)) / objective.count + _VERIFIED if objective.loss.exponential_tail else 1.0
-    return share * objective.operations / max(state.sizes["trapezoid"], state.sizes["entropic"])
+    return share * objective.operations
 
 
 def forming_operations(objective: Objective, rows: int, places: Rows | None) -> float:

@@ -95,11 +95,8 @@ def entropic_minimum(
     weights, iterations, operations = torch.full_like(linear, 1 / len(linear)), found.iterations, found.operations
     for rung in _rungs(operator, linear, temperature):
         found = _newton(operator, linear, DualStart(weights), rung, tolerance, most - operations)
-        weights, iterations, operations = (
-            found.weights,
-            iterations + found.iterations,
-            operations + found.operations,
-        )
+        weights, iterations = found.weights, iterations + found.iterations
+        operations += found.operations
         if operations > most:
             break
     return replace(found, iterations=iterations, operations=operations)

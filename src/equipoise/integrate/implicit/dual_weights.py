@@ -109,8 +109,8 @@ class EntropicWeights:
             kernel = warm_start.kernel if serves else self._kernel(linearization)
             # The part of u₁ - u₀ that the frozen kernel does not explain: with it the margins end where they are
             drift, starts = u1 - u0 - self.span * kernel.matmul(warm_start.mean), warm_start.solutions
-        scaled, limits = kernel.scaled(self.span), (tolerance, most - formed)
-        found = extrapolated_average(scaled, u0, drift, starts, self.temperature, *limits)
+        scaled, most = kernel.scaled(self.span), most - formed
+        found = extrapolated_average(scaled, u0, drift, starts, self.temperature, tolerance, most)
         whole, first, second = (solution.weights for solution in found)
         second_order = first + second - whole
         mean = whole if self.order == 1 else second_order

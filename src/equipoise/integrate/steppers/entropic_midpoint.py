@@ -35,6 +35,7 @@ from equipoise.integrate.steppers.handover import (
     after_refusal,
     at_first,
     is_worth_trying,
+    largest,
     may_be_explicit,
     next_is_explicit,
     without_explicit,
@@ -116,7 +117,8 @@ class EntropicMidpoint:
         first, predictor = at_first(state), cache(lambda: StepPredictor.at(objective, state))
         iteration = cache(lambda: self._iteration(objective, state, predictor(), first.sizes))
         asked = lambda: 0.0 if margins_at_rest(predictor(), self.step_size) else iteration()  # noqa: E731
-        if not next_is_explicit(state, objective.operations, asked, lambda: least_operations(objective, first)):
+        least = lambda: least_operations(objective, state) / largest(first.sizes)  # noqa: E731
+        if not next_is_explicit(state, objective.operations, asked, least):
             taken = self._implicit(objective, first, predictor(), max_size, state.costs.get(ROUTE, math.inf))
             if taken is not None:
                 return after_implicit(taken, state, iteration())
@@ -160,7 +162,7 @@ class EntropicMidpoint:
             if far >= _FAR * self.step_size and margins_at_rest(predictor, far):
                 taken, tries = self._escape_step(objective, state, predictor, far, tries)
             else:
-                most = 2 * worth * max(tries.sizes[rule] for rule in _ITERATIONS)
+                most = 2 * worth * largest(tries.sizes)
                 taken, tries = self._implicit_step(objective, state, predictor, max_size, most, tries)
             if taken is not None:
                 after, record = taken
@@ -208,8 +210,7 @@ class EntropicMidpoint:
                 return (after, replace(record, resized=resized)), tries
             visited = after.examples_visited
         halved = size / 2
-        sizes = sizes | {rule: halved}
-        over = halved < self.smallest
+        sizes, over = sizes | {rule: halved}, halved < self.smallest
         return None, replace(tries, sizes=sizes, rejected=tries.rejected + 1, visited=visited, over=over)
 
     def _cheaper_rule(

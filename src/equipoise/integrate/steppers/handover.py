@@ -66,6 +66,15 @@ def is_worth_trying(state: State, iteration: float) -> bool:
     return state.costs.get("iterations", _ITERATIONS) * iteration < state.costs.get(ROUTE, math.inf)
 
 
+def largest(sizes: dict[str, float]) -> float:
+    """The larger of the sizes of the two implicit rules.
+
+    >>> largest({"trapezoid": 0.01, "entropic": 0.05, "escape": 0.1})
+    0.05
+    """
+    return max(sizes[rule] for rule in _RULES)
+
+
 def at_first(state: State) -> State:
     """The state with the sizes at which implicit steps are tried first, where the last step was explicit.
 
